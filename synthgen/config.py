@@ -1,0 +1,283 @@
+"""Jobs and recipes: YAML files and overrides in, one frozen, validated `Job` out."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from synthgen import registry
+from synthgen.layouts import InfeasibleLayoutError, SamplerSpec
+from synthgen.pipelines import MethodSpec
+from synthgen.scene import SceneSpec
+from synthgen.shards.categories import category_ids
+from synthgen.yamlfile import ConfigError, Document, KeyPath, parse_yaml, read_yaml
+
+__all__ = ["ConfigError", "Job", "OutputSpec", "find_recipe", "load_job", "recipe_names"]
+
+RECIPES = {"layout": "layouts", "pipeline": "pipelines", "job": "jobs"}
+SECTIONS = {"layout": "sampler", "pipeline": "method"}  # each section's key that names its spec
+COMMAND_LINE = "command line"
+
+
+class OutputSpec(BaseModel):
+    """Where the dataset goes and how its pictures are stored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1, description="output folder")
+    shard_size: int = Field(1000, ge=1, le=100_000, description="images a shard")
+    image_format: Literal["jpg", "png", "webp"] = "jpg"
+    quality: int = Field(92, ge=1, le=100, description="of jpg and webp")
+
+    @field_validator("path")
+    @classmethod
+    def is_local(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError("object stores are not supported yet; give a folder")
+        return value
+
+
+class Job(BaseModel):
+    """What to make: one layout recipe, one pipeline recipe, how many, where to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1]
+    name: str = Field(pattern=r"^[\w.-]+$")
+    images: int = Field(ge=1, lt=10**9, description="how many images")
+    seed: int = Field(0, ge=0, lt=2**63)
+    layout: SerializeAsAny[SamplerSpec]
+    scene: SceneSpec = SceneSpec()
+    pipeline: SerializeAsAny[MethodSpec]
+    output: OutputSpec
+    workers: Annotated[int, Field(ge=0)] | tuple[int, int] | None = Field(
+        None, description="how many, or [least, most]; 0: in this process; null: as many as the machine has room for"
+    )
+    batch_size: int = Field(4, ge=1, description="images painted together")
+    chunk: int = Field(32, ge=1, description="windows that go through the network together")
+    threads: int = Field(1, ge=1, description="CPU threads of a worker")
+    max_attempts: int = Field(3, ge=1, description="times that an image is painted before on_reject says what happens")
+    on_reject: Literal["keep", "fail"] = "keep"
+    verify: None = None
+    categories: dict[str, Annotated[int, Field(ge=1)]] = Field(default={}, description="ids of names that COCO lacks")
+
+    @field_validator("workers")
+    @classmethod
+    def least_first(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+        if isinstance(value, tuple) and not 1 <= value[0] <= value[1]:
+            raise ValueError(f"[{value[0]}, {value[1]}] must be [least, most] with 1 <= least <= most")
+        return value
+
+    @property
+    def shards(self) -> int:
+        return -(-self.images // self.output.shard_size)
+
+    def shard_count(self, shard: int) -> int:
+        """How many images shard number `shard` holds."""
+        return min(self.output.shard_size, self.images - shard * self.output.shard_size)
+
+    def ids(self) -> dict[str, int]:
+        """Category ids of the names in the layout."""
+        return category_ids(self.layout.objects, self.categories)
+
+    def resolved(self) -> dict[str, Any]:
+        """The job as plain data, every default written out."""
+        return self.model_dump(mode="json")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that the samples depend on, flat: dotted key to value. How many, where to and how fast are not in it."""
+        data = self.resolved()
+        output = {k: v for k, v in data["output"].items() if k != "path"}
+        parts = {k: data[k] for k in ("seed", "layout", "scene", "pipeline", "categories", "verify")}
+        files = {"pipeline": self.pipeline.fingerprint()}
+        return {**_flat(parts), **_flat({"output": output}), **_flat(files)}
+
+
+def load_job(name: str, overrides: Sequence[str] = ()) -> Job:
+    """Read a job file (a path, or the name of a shipped job), its recipes and `key=value` overrides, and check all.
+
+    Raises:
+        ConfigError: with every problem at once, each as `file:line: key.path: what is wrong`.
+    """
+    document = read_yaml(find_recipe("job", name))
+    if not isinstance(document.data, dict):
+        raise ConfigError([f"{document.place(())}: a job is a mapping of keys to values"])
+    changes = [_parse_override(text) for text in overrides]
+    _apply(document, [c for c in changes if len(c.path) == 1])
+    for section in SECTIONS:
+        _inline(document, section)
+    _apply(document, [c for c in changes if len(c.path) > 1])
+    return _Validation(document).job()
+
+
+def find_recipe(kind: str, name: str) -> Path:
+    """The file of a recipe (kind "layout", "pipeline") or job: a path, or a name looked up here and in the package.
+
+    Raises:
+        ConfigError: there is none; the message lists what exists and where it was looked for.
+    """
+    if name.endswith((".yaml", ".yml")):
+        if Path(name).is_file():
+            return Path(name)
+        raise ConfigError([f"{name}: no such {kind} file"])
+    for folder in _recipe_folders(kind):
+        if re.fullmatch(r"[\w.-]+", name) and (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    looked = ", ".join(str(f) for f in _recipe_folders(kind))
+    hint = _did_you_mean(name, recipe_names(kind))
+    raise ConfigError([f"{name}: no such {kind}{hint}; there are: {', '.join(recipe_names(kind))} (looked in {looked})"])
+
+
+def recipe_names(kind: str) -> list[str]:
+    """Names of the recipes or jobs that can be found from here."""
+    return sorted({p.stem for folder in _recipe_folders(kind) for p in folder.glob("*.yaml")})
+
+
+def _recipe_folders(kind: str) -> list[Path]:
+    package = Path(__file__).parent
+    shipped = package / "recipes" if (package / "recipes").is_dir() else package.parent  # wheel, or checkout
+    return [Path(RECIPES[kind]), shipped / RECIPES[kind]]
+
+
+@dataclass(frozen=True)
+class _Override:
+    path: KeyPath
+    value: Any
+
+
+def _parse_override(text: str) -> _Override:
+    key, equals, value = text.partition("=")
+    if not equals or not key or not all(key.split(".")):
+        raise ConfigError([f"{COMMAND_LINE}: {text!r}: an override is key=value, such as images=1000 or pipeline.steps=12"])
+    return _Override(tuple(key.split(".")), parse_yaml(value, f"{COMMAND_LINE}: {key}").data)
+
+
+def _apply(document: Document, changes: Sequence[_Override]) -> None:
+    """Set each override in the document's data; the keys above it become mappings where they are not there."""
+    for change in changes:
+        node = document.data
+        for i, key in enumerate(change.path[:-1]):
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                dotted = ".".join(map(str, change.path[: i + 1]))
+                raise ConfigError([f"{COMMAND_LINE}: {'.'.join(map(str, change.path))}: {dotted} is not a mapping"])
+        node[change.path[-1]] = change.value
+        for path in [p for p in document.places if p[: len(change.path)] == change.path]:
+            del document.places[path]
+        document.places[change.path] = COMMAND_LINE
+
+
+def _inline(document: Document, section: str) -> None:
+    """Put the named recipe in the place of its name."""
+    name = document.data.get(section)
+    if not isinstance(name, str):
+        return
+    try:
+        recipe = read_yaml(find_recipe(section, name))
+    except ConfigError as error:
+        place = document.place((section,))
+        raise ConfigError(document.problems + [f"{place}: {section}: {p}" for p in error.problems]) from None
+    document.data[section] = recipe.data
+    document.problems += recipe.problems
+    document.places.update({(section, *path): place for path, place in recipe.places.items()})
+
+
+class _Validation:
+    """Validates a document whose recipes are inline, gathering every problem."""
+
+    def __init__(self, document: Document) -> None:
+        self.document, self.problems = document, list(document.problems)
+
+    def job(self) -> Job:
+        data = dict(self.document.data)
+        for section, key in SECTIONS.items():
+            if section in data:
+                data[section] = self.section(section, key)
+        job = self.model(Job, data, (), skip=[s for s in SECTIONS if data.get(s, ...) is None])
+        if job is not None:
+            self.check_together(job)
+        if self.problems or job is None:
+            raise ConfigError(self.problems)
+        return job
+
+    def section(self, section: str, key: str) -> Any:
+        """The spec of a layout or pipeline section; None if it is wrong."""
+        data = self.document.data[section]
+        if not isinstance(data, dict):
+            return self.problem((section,), f"{data!r}: give the name of a recipe, or a mapping")
+        name, known = data.get(key), registry.names(key)
+        if name not in known:
+            what = f"{name!r} is not a {key}{_did_you_mean(str(name), known)}" if key in data else f"missing; it names the {key}"
+            return self.problem((section, key), f"{what}; there are: {', '.join(known)}")
+        return self.model(registry.spec_class(key, str(name)), data, (section,))
+
+    def model(self, model: type[BaseModel], data: Any, path: KeyPath, skip: Sequence[str] = ()) -> Any:
+        try:
+            return model.model_validate(data)
+        except ValidationError as error:
+            for detail in error.errors():
+                if not (path == () and detail["loc"] and detail["loc"][0] in skip):
+                    self.explain(model, detail, path)
+            return None
+
+    def explain(self, model: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> None:
+        """One pydantic error as one line."""
+        where = (*path, *(p for p in detail["loc"] if not str(p).startswith(("function-", "tuple[", "constrained-"))))
+        if detail["type"] == "extra_forbidden":
+            self.problem(where, f"unknown key{_did_you_mean(str(where[-1]), _fields(model, detail['loc'][:-1]))}")
+        elif detail["type"] == "missing":
+            self.problem(where, "missing; this key must be given")
+        elif detail["type"] == "value_error":
+            own_key, _, rest = str(detail["ctx"]["error"]).partition(": ")
+            named = own_key in model.model_fields and not detail["loc"]
+            self.problem((*where, own_key) if named else where, rest if named else str(detail["ctx"]["error"]))
+        else:
+            self.problem(where, f"{detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
+
+    def check_together(self, job: Job) -> None:
+        """What no part can know alone: ids, room, and whether this pipeline can paint these layouts."""
+        try:
+            job.ids()
+        except ValueError as error:
+            self.problem(("layout", "objects"), str(error))
+        try:
+            job.layout.check_feasible()
+        except InfeasibleLayoutError as error:
+            self.problem(("layout", "objects"), str(error).removeprefix("objects: "))
+        for problem in job.pipeline.check(job.layout, job.scene):
+            key, _, text = problem.partition(": ")
+            self.problem(("pipeline", key), text)
+
+    def problem(self, path: KeyPath, text: str) -> None:
+        dotted = ".".join(map(str, path))
+        line = f"{self.document.place(path)}: {dotted}: {text}" if dotted else f"{self.document.place(path)}: {text}"
+        if line not in self.problems:
+            self.problems.append(line)
+
+
+def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that the (nested) model at `loc` knows."""
+    for part in loc:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one: {"a": {"b": 1}} is {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

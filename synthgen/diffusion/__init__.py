@@ -1,0 +1,1 @@
+"""What the diffusion pipelines share: checkpoints, windows, regions, decoding."""

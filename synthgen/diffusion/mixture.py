@@ -1,0 +1,101 @@
+"""Mixture of Diffusers: one noise prediction merged from those of many regions of many images.
+
+Source: Jimenez, "Mixture of Diffusers for scene composition and high resolution image generation" (arXiv 2302.02412):
+eps = sum_i w_i eps_i / sum_i w_i, with eps_i the classifier-free guided prediction on region i of z_t.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of one image's latents with its own prompt.
+
+    Attributes:
+        image: index in the batch.
+        window: x0, y0, x1, y1 in latent cells.
+        prompt: row of the table of text embeddings.
+        negative: row of the table for the unconditional branch.
+        guidance: classifier-free guidance scale; 1 needs no unconditional branch, 0 no conditional one.
+        weight: (h, w) float32, at least 0.
+    """
+
+    image: int
+    window: tuple[int, int, int, int]
+    prompt: int
+    negative: int
+    guidance: float
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """One pass of the network over one region: its share of the merged prediction is `weight * prediction`."""
+
+    image: int
+    window: tuple[int, int, int, int]
+    prompt: int
+    weight: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        x0, y0, x1, y1 = self.window
+        return y1 - y0, x1 - x0
+
+    def of(self, z: Tensor) -> Tensor:
+        """This region's view of (B, C, H, W): (C, h, w)."""
+        x0, y0, x1, y1 = self.window
+        return z[self.image, :, y0:y1, x0:x1]
+
+
+class Mixture:
+    """Merges the regions' predictions; all regions of equal size go through the network together.
+
+    Guidance is linear, eps = (1 - g) eps_uncond + g eps_cond, so each branch is an evaluation of its own with the
+    weight w (1 - g) or w g, and a branch whose factor is 0 is not computed.
+
+    Args:
+        regions: of all images of the batch.
+        embeddings: (P, T, D) table of text embeddings.
+        shape: B, C, H, W of the latents.
+        chunk: evaluations that go through the network at once.
+    """
+
+    def __init__(self, regions: Sequence[Region], embeddings: Tensor, shape: Sequence[int], chunk: int) -> None:
+        self.embeddings = embeddings
+        device = embeddings.device
+        evaluations = [e for region in regions for e in _branches(region, device)]
+        sizes = sorted({e.size for e in evaluations})
+        groups = [[e for e in evaluations if e.size == size] for size in sizes]
+        self.chunks = [group[k : k + chunk] for group in groups for k in range(0, len(group), chunk)]
+        total = torch.zeros(shape[0], 1, *shape[2:], device=device)
+        for e in evaluations:
+            e.of(total).add_(e.weight)
+        self.norm = torch.where(total > 0, 1 / total, torch.zeros_like(total))  # uncovered cells predict 0
+
+    def __call__(self, z: Tensor, predict: Predict) -> Tensor:
+        """The merged prediction (B, C, H, W) float32 for latents of that shape.
+
+        Args:
+            z: latents.
+            predict: (n, C, h, w) latents and (n, T, D) embeddings to predictions (n, C, h, w).
+        """
+        merged = torch.zeros(z.shape, dtype=torch.float32, device=z.device)
+        for chunk in self.chunks:
+            latents = torch.stack([e.of(z) for e in chunk])
+            predictions = predict(latents, self.embeddings[[e.prompt for e in chunk]]).float()
+            for e, prediction in zip(chunk, predictions, strict=True):
+                e.of(merged).addcmul_(e.weight, prediction)
+        return merged * self.norm
+
+
+def _branches(region: Region, device: torch.device) -> list[_Evaluation]:
+    weight, g = region.weight.to(device), region.guidance
+    branches = [(region.prompt, g), (region.negative, 1 - g)]
+    return [_Evaluation(region.image, region.window, prompt, weight * factor) for prompt, factor in branches if factor != 0]

@@ -1,0 +1,100 @@
+"""Checkpoints by name: embedded, in a folder, or on the Hugging Face Hub. Finds and hashes files; loads nothing."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from synthgen.pipelines import MethodSpec, ModelNotFoundError
+
+EMBEDDED = Path(__file__).parent.parent / "models"
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+LICENCES = {"synthgen-tiny": "Apache-2.0"}
+
+
+class ModelSpec(MethodSpec):
+    """A pipeline recipe that names a checkpoint in Stable Diffusion format."""
+
+    model: str = Field("synthgen-tiny", min_length=1, description="embedded checkpoint, folder, or Hugging Face id")
+    variant: str | None = Field(None, pattern=r"^\w+$", description="weights' variant on the Hub, such as fp16")
+    dtype: str = Field("auto", pattern="^(auto|float32|float16|bfloat16)$", description="auto: float16 on a GPU, else float32")
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"model_sha256": folder_hash(find_model(self.model, self.variant))}
+
+    def licence(self) -> str:
+        return LICENCES.get(self.model, f"that of the outputs of the model {self.model}")
+
+
+def find_model(name: str, variant: str | None = None) -> Path:
+    """The local folder of a checkpoint, fetched from the Hub if it is not here.
+
+    Raises:
+        ModelNotFoundError: it is nowhere; or it has no safetensors weights.
+    """
+    for folder in (EMBEDDED / name, Path(name)):
+        if (folder / "model_index.json").is_file():
+            return _with_safetensors(folder, name)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        have = sorted(p.parent.name for p in EMBEDDED.glob("*/model_index.json"))
+        raise ModelNotFoundError(
+            f"model {name!r}: no folder of that name holds a model_index.json, and it is no Hugging Face id (owner/name); "
+            f"embedded: {', '.join(have)}"
+        )
+    return _with_safetensors(_from_hub(name, variant), name)
+
+
+def _from_hub(name: str, variant: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    weights = f"*.{variant}.safetensors" if variant else "*.safetensors"
+    wanted = ["model_index.json", *(f"{part}/{kind}" for part in PARTS for kind in ("*.json", "*.txt", weights))]
+    skipped = ["*non_ema*"] if variant else ["*non_ema*", "*.fp16.*"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=skipped))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        reason = str(error).splitlines()[0][:160]
+        raise ModelNotFoundError(
+            f"model {name!r}: not a local folder, not in the local cache, and not to be had from the Hugging Face Hub "
+            f"({type(error).__name__}: {reason}); check the name and the network, or give a folder with `pipeline.model=FOLDER`"
+        ) from None
+
+
+def _with_safetensors(folder: Path, name: str) -> Path:
+    missing = [part for part in ("unet", "vae", "text_encoder") if not list((folder / part).glob("*.safetensors"))]
+    if missing:
+        raise ModelNotFoundError(
+            f"model {name!r}: {folder} has no safetensors weights for {', '.join(missing)}; "
+            "pickled weights are not loaded: convert them with `save_pretrained(..., safe_serialization=True)`"
+        )
+    return folder
+
+
+def folder_hash(folder: Path) -> str:
+    """sha256 over names and bytes of all files that a checkpoint is loaded from."""
+    digest = hashlib.sha256()
+    for part in PARTS:
+        for file in sorted(p for p in (folder / part).glob("*") if p.suffix in (".json", ".txt", ".safetensors")):
+            with file.open("rb") as stream:
+                digest.update(f"{part}/{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode())
+    return digest.hexdigest()
+
+
+def read_config(folder: Path, part: str) -> dict[str, Any]:
+    """The config.json of a part of a checkpoint."""
+    config: dict[str, Any] = json.loads((folder / part / "config.json").read_text())
+    return config
+
+
+def vae_factor(config: dict[str, Any]) -> int:
+    """Pixels a latent cell: 2 to the number of the autoencoder's halvings."""
+    channels = config.get("block_out_channels") or config["encoder_block_out_channels"]
+    return int(2 ** (len(channels) - 1))
+
+
+def unet_multiple(config: dict[str, Any]) -> int:
+    """Windows must be multiples of this many cells: 2 to the number of the UNet's halvings."""
+    return int(2 ** (len(config["block_out_channels"]) - 1))

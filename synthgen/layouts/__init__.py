@@ -1,0 +1,96 @@
+"""Layouts, and what every sampler of layouts has in common (numpy only).
+
+Each other module of this folder is one sampler: a `Spec` whose `sampler` names it.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Boxes = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The boxes of one picture, before anything is painted.
+
+    Attributes:
+        width, height: canvas in px.
+        boxes: (N, 4) float32, xyxy in px, inside the canvas.
+        categories: N category names, as they stand in the recipe's `objects`.
+        phrases: N prompts, one a box ("a brown dog"); None until the scene is drawn.
+        attributes: N free mappings, kept with the annotation; None if there are none.
+        masks: N COCO run-length encodings ({"size", "counts"}); None if not known.
+        depth: (N,) drawing order, far to near; None means any order.
+        occluded: (N,) hidden fraction in [0, 1]; None means all visible.
+    """
+
+    width: int
+    height: int
+    boxes: Boxes
+    categories: tuple[str, ...]
+    phrases: tuple[str, ...] | None = None
+    attributes: tuple[dict[str, Any], ...] | None = None
+    masks: tuple[dict[str, Any], ...] | None = None
+    depth: NDArray[np.float32] | None = None
+    occluded: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        if self.boxes.shape != (len(self.categories), 4):
+            raise ValueError(f"boxes {self.boxes.shape} do not match {len(self.categories)} categories")
+
+    def __len__(self) -> int:
+        return len(self.categories)
+
+    def with_phrases(self, phrases: tuple[str, ...]) -> "Layout":
+        """The same layout with one prompt a box."""
+        return replace(self, phrases=phrases)
+
+    def coverage(self) -> float:
+        """Sum of box areas over the area of the canvas, in [0, 1] for disjoint boxes."""
+        sides = self.boxes[:, 2:] - self.boxes[:, :2]
+        return float(sides.prod(1).sum() / (self.width * self.height))
+
+
+def overlapping_pairs(boxes: Boxes, gap: float = 0.0) -> int:
+    """Number of pairs among boxes (N, 4) xyxy that are nearer than `gap` px on both axes at once."""
+    low, high = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64)
+    near = ((low[:, None] < high[None] + gap - 1e-3) & (low[None] < high[:, None] + gap - 1e-3)).all(2)
+    return int((near.sum() - len(boxes)) // 2)
+
+
+class InfeasibleLayoutError(ValueError):
+    """The asked boxes do not fit the canvas; the message has the numbers."""
+
+
+def _ascending(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1]:
+        raise ValueError(f"[{value[0]:g}, {value[1]:g}] must be two positive numbers, least first")
+    return value
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
+Count = Annotated[int, Field(ge=0)]
+Side = Annotated[int, Field(ge=16, le=16384)]
+
+
+class SamplerSpec(BaseModel):
+    """A layout recipe: what every sampler reads, and the calls the rest of the program makes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    sampler: str
+    canvas: tuple[Side, Side] = Field((1024, 1024), description="width, height in px")
+    objects: dict[str, Count] = Field(description="how many boxes of each category")
+
+    @abstractmethod
+    def check_feasible(self) -> None:
+        """Raise InfeasibleLayoutError if some sample could not be made as asked."""
+
+    @abstractmethod
+    def sample(self, rng: np.random.Generator) -> Layout:
+        """One layout: a function of the recipe and the generator's state alone."""

@@ -1,0 +1,91 @@
+"""What every layout-conditioned pipeline has in common: its recipe, and what it hands back.
+
+Each other module of this folder is one method: a `Spec` whose `method` names it.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from synthgen.layouts import SamplerSpec
+from synthgen.scene import Scene, SceneSpec
+
+
+class ModelNotFoundError(Exception):
+    """A checkpoint cannot be had; the message says its name, where it was looked for and what to do."""
+
+
+class IncompatibleLayoutError(ValueError):
+    """A layout that this pipeline or checkpoint cannot paint; the message names the argument and the value."""
+
+
+@dataclass(frozen=True)
+class Painting:
+    """A painted scene.
+
+    Attributes:
+        image: (H, W, 3) uint8, RGB.
+        masks: COCO run-length encodings, one a box, where the pipeline knows them.
+    """
+
+    image: NDArray[np.uint8]
+    masks: tuple[dict[str, Any], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What pixels depend on besides the job: kept in the shard's marker.
+
+    Attributes:
+        batch_size: images painted together.
+        chunk: windows that go through the network together.
+        threads: CPU threads of a worker.
+        device: "cpu" or "cuda".
+        versions: of the packages that compute pixels.
+    """
+
+    batch_size: int = 4
+    chunk: int = 32
+    threads: int = 1
+    device: str = "cpu"
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class Painter(Protocol):
+    """A loaded pipeline."""
+
+    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+        """Paint a batch: every scene with its own layout and its own seed."""
+
+
+class MethodSpec(BaseModel):
+    """A pipeline recipe. Specs import no torch: the implementation is imported by `load`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+
+    def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
+        """What stands against painting these layouts with this recipe, each as `key: reason`."""
+        return []
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the pixels depend on, beyond the recipe's own keys: hashes of model files."""
+        return {}
+
+    def licence(self) -> str:
+        """What the images may be used for, as far as this recipe decides it."""
+        return "Apache-2.0"
+
+    @abstractmethod
+    def load(self, scene: SceneSpec, numerics: Numerics) -> Painter:
+        """Load what is needed to paint.
+
+        Raises:
+            ModelNotFoundError: the checkpoint cannot be reached.
+        """

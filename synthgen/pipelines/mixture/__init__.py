@@ -1,0 +1,51 @@
+"""Mixture of Diffusers over a layout: the recipe. The pipeline itself is in `pipeline.py`."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from synthgen.diffusion.models import ModelSpec, find_model, read_config, unet_multiple, vae_factor
+from synthgen.layouts import SamplerSpec
+from synthgen.pipelines import ModelNotFoundError, Numerics
+from synthgen.scene import SceneSpec
+
+if TYPE_CHECKING:
+    from synthgen.pipelines.mixture.pipeline import MixturePainter
+
+Mask = Literal["box", "gaussian", "quartic", "constant"]
+
+
+class Spec(ModelSpec):
+    """One diffusion process a box plus tiled ones for the background, merged at every step (Mixture of Diffusers)."""
+
+    method: Literal["mixture"] = "mixture"
+    steps: int = Field(20, ge=1, le=1000, description="denoising steps")
+    scheduler: Literal["dpm++", "unipc", "ddim", "euler", "lms"] | None = Field("dpm++", description="null: the checkpoint's")
+    guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance in the windows of the boxes")
+    background_guidance_scale: float | None = Field(None, ge=0, description="the same for the background; null: equal")
+    context: float = Field(0.1, ge=0, le=4, description="share of a box's side that its window adds on each side")
+    window: int | None = Field(None, ge=8, description="least window side, px; null: what the checkpoint was trained at")
+    background_window: int | None = Field(None, ge=8, description="side of the background's windows, px; null: as `window`")
+    background_overlap: float = Field(0.25, ge=0, le=0.9, description="share of a background window that the next one covers")
+    background_weight: float = Field(0.05, gt=0, description="weight of the background against 1 inside a box")
+    mask: Mask = Field("box", description="weight over an object's window; box: 1 inside the box, falling off outside")
+
+    def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
+        problems = []
+        if scene.backgrounds is not None:
+            problems.append("method: mixture does not paint into your own pictures; use `pipeline=paste` or drop scene.backgrounds")
+        try:
+            folder = find_model(self.model, self.variant)
+        except ModelNotFoundError as error:
+            return [*problems, f"model: {error}"]
+        factor = vae_factor(read_config(folder, "vae"))
+        least = factor * unet_multiple(read_config(folder, "unet"))
+        for name, side in zip(("width", "height"), sampler.canvas, strict=True):
+            if side % factor or side < least:
+                problems.append(f"model: canvas {name} {side} px must be a multiple of {factor} and at least {least} for {self.model}")
+        return problems
+
+    def load(self, scene: SceneSpec, numerics: Numerics) -> "MixturePainter":
+        from synthgen.pipelines.mixture.pipeline import MixturePainter
+
+        return MixturePainter(self, numerics)

@@ -1,0 +1,256 @@
+"""Mixture of Diffusers over layouts: a diffusers pipeline that paints a batch, every image with its own layout."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LMSDiscreteScheduler,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+)
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import logging as diffusers_logging
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from synthgen.diffusion import masks
+from synthgen.diffusion.mixture import Mixture, Region
+from synthgen.diffusion.models import find_model, unet_multiple, vae_factor
+from synthgen.diffusion.windows import background_windows, object_windows
+from synthgen.layouts import Layout
+from synthgen.pipelines import IncompatibleLayoutError, Numerics, Painting
+from synthgen.pipelines.mixture import Mask, Spec
+from synthgen.scene import Scene, region_prompt
+
+SCHEDULERS = {
+    "dpm++": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "ddim": DDIMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "lms": LMSDiscreteScheduler,
+}
+StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+
+
+class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
+    """Paints layouts with any checkpoint in Stable Diffusion format.
+
+    Each box has a window of its own, the box plus context, denoised with the prompt of the box; the background is
+    tiled with windows of constant low weight; every step merges all predictions (`synthgen.diffusion.mixture`).
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+    ) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.factor = vae_factor(vae.config)
+        self.multiple = unet_multiple(unet.config)
+        self.vae.enable_tiling()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        layouts: Sequence[Layout],
+        background: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] = "",
+        num_inference_steps: int = 20,
+        guidance_scale: float = 7.5,
+        background_guidance_scale: float | None = None,
+        context: float = 0.1,
+        window: int | None = None,
+        background_window: int | None = None,
+        background_overlap: float = 0.25,
+        background_weight: float = 0.05,
+        mask: Mask = "box",
+        chunk: int = 32,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        callback_on_step_end: StepEnd | None = None,
+        output_type: str = "pil",
+    ) -> list[Image.Image] | NDArray[np.uint8] | Tensor:
+        """Paint one image a layout.
+
+        Args:
+            layouts: B layouts on one canvas size; their `phrases` are the prompts of the boxes.
+            background: prompt of the background, one or B.
+            negative_prompt: one or B.
+            guidance_scale, background_guidance_scale: classifier-free guidance; None: equal.
+            context, window, background_window, background_overlap, background_weight, mask: see the recipe's keys.
+            chunk: windows that go through the UNet at once.
+            generator: one CPU generator an image, or one for all.
+            callback_on_step_end: called with pipeline, step, timestep and {"latents"}; may return new latents.
+            output_type: "pil", "np" (B, H, W, 3) uint8, or "latent" (B, C, h, w) float32.
+
+        Raises:
+            IncompatibleLayoutError: a canvas or a box that this checkpoint cannot paint.
+        """
+        backgrounds, negatives = (_per_image(p, len(layouts)) for p in (background, negative_prompt))
+        self.check_inputs(layouts, window)
+        prompts = _Prompts()
+        least = self.unet.config.sample_size if window is None else -(-window // (self.factor * self.multiple)) * self.multiple
+        tile = least if background_window is None else -(-background_window // (self.factor * self.multiple)) * self.multiple
+        regions: list[Region] = []
+        for i, layout in enumerate(layouts):
+            objects = object_windows(
+                layout.boxes, (layout.width, layout.height), self.factor, self.multiple, least, context
+            )
+            tiles = background_windows((layout.width, layout.height), self.factor, self.multiple, tile, background_overlap)
+            negative = prompts.row(negatives[i])
+            for box, cells, phrase in zip(layout.boxes, objects.tolist(), _phrases(layout), strict=True):
+                weight = self.object_weight(box, cells, mask)
+                row = prompts.row(region_prompt(phrase, backgrounds[i]))
+                regions.append(Region(i, tuple(cells), row, negative, guidance_scale, weight))
+            low = guidance_scale if background_guidance_scale is None else background_guidance_scale
+            for x0, y0, x1, y1 in tiles.tolist():
+                weight = masks.constant(y1 - y0, x1 - x0) * background_weight
+                regions.append(Region(i, (x0, y0, x1, y1), prompts.row(backgrounds[i]), negative, low, weight))
+        latents = self.prepare_latents(layouts, generator)
+        mixture = Mixture(regions, self.encode_prompts(prompts.texts), latents.shape, chunk)
+        latents = self.denoise(latents, mixture, num_inference_steps, callback_on_step_end)
+        return latents if output_type == "latent" else self.decode(latents, output_type)
+
+    def check_inputs(self, layouts: Sequence[Layout], window: int | None) -> None:
+        """Raise IncompatibleLayoutError for what this checkpoint cannot paint."""
+        sizes = {(layout.width, layout.height) for layout in layouts}
+        if len(sizes) != 1:
+            raise IncompatibleLayoutError(f"layouts: a batch needs one canvas size, got {sorted(sizes)}")
+        for name, side in zip(("width", "height"), sizes.pop(), strict=True):
+            if side % self.factor or side < self.factor * self.multiple:
+                raise IncompatibleLayoutError(
+                    f"layouts: canvas {name} {side} px must be a multiple of {self.factor} and at least {self.factor * self.multiple}"
+                )
+        for n, layout in enumerate(layouts):
+            sides = layout.boxes[:, 2:] - layout.boxes[:, :2]
+            if len(layout) and sides.min() < self.factor:
+                i = int(sides.min(1).argmin())
+                raise IncompatibleLayoutError(f"layouts[{n}].boxes[{i}]: {layout.boxes[i].tolist()} is smaller than a latent cell ({self.factor} px)")
+
+    def object_weight(self, box: NDArray[np.float32], cells: Sequence[int], mask: Mask) -> Tensor:
+        """Weight (h, w) of a box's window (x0, y0, x1, y1 in cells)."""
+        x0, y0, x1, y1 = cells
+        h, w = y1 - y0, x1 - x0
+        if mask == "box":
+            bx0, by0, bx1, by1 = (float(v) / self.factor for v in box)
+            return masks.box(h, w, bx0 - x0, by0 - y0, bx1 - x0, by1 - y0)
+        return {"gaussian": masks.gaussian, "quartic": masks.quartic, "constant": masks.constant}[mask](h, w)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings (P, T, D) of prompts; what is beyond the tokenizer's length is cut off."""
+        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+        return self.text_encoder(tokens.input_ids.to(self._execution_device)).last_hidden_state
+
+    def prepare_latents(self, layouts: Sequence[Layout], generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+        """Initial noise (B, C, h, w) float32, one CPU generator an image: the same on every device."""
+        generators = generator if isinstance(generator, Sequence) else [generator] * len(layouts)
+        shape = (self.unet.config.in_channels, layouts[0].height // self.factor, layouts[0].width // self.factor)
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        return noise.to(self._execution_device)
+
+    def denoise(self, latents: Tensor, mixture: Mixture, steps: int, callback: StepEnd | None) -> Tensor:
+        """Run the schedule on the whole canvas of every image."""
+        self.scheduler.set_timesteps(steps, device=latents.device)
+        latents = latents * self.scheduler.init_noise_sigma
+        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+
+            def predict(x: Tensor, embeddings: Tensor, t: Tensor = t) -> Tensor:
+                x = x.to(self.unet.dtype, memory_format=torch.channels_last)
+                prediction: Tensor = self.unet(x, t, encoder_hidden_states=embeddings).sample
+                return prediction
+
+            noise = mixture(self.scheduler.scale_model_input(latents, t), predict)
+            latents = self.scheduler.step(noise, t, latents).prev_sample
+            if callback is not None:
+                latents = callback(self, i, t, {"latents": latents}).get("latents", latents)
+        return latents
+
+    def decode(self, latents: Tensor, output_type: str) -> list[Image.Image] | NDArray[np.uint8]:
+        """Pictures of latents, one at a time, in overlapping tiles."""
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        scaled = (latents / self.vae.config.scaling_factor + shift).to(self.vae.dtype)
+        pixels = torch.cat([self.vae.decode(z[None]).sample.float().cpu() for z in scaled])
+        pixels = torch.nan_to_num((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
+        arrays: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        return arrays if output_type == "np" else [Image.fromarray(a) for a in arrays]
+
+
+class _Prompts:
+    """The distinct prompts of a batch: each is encoded once."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, int] = {}
+
+    def row(self, text: str) -> int:
+        return self.rows.setdefault(text, len(self.rows))
+
+    @property
+    def texts(self) -> list[str]:
+        return list(self.rows)
+
+
+def _phrases(layout: Layout) -> tuple[str, ...]:
+    return layout.phrases or tuple(f"a {name}" for name in layout.categories)
+
+
+def _per_image(prompt: str | Sequence[str], n: int) -> list[str]:
+    prompts = [prompt] * n if isinstance(prompt, str) else list(prompt)
+    if len(prompts) != n:
+        raise ValueError(f"prompts: {len(prompts)} given for {n} layouts; give one, or one a layout")
+    return prompts
+
+
+class MixturePainter:
+    """The loaded pipeline as the engine calls it."""
+
+    def __init__(self, spec: Spec, numerics: Numerics) -> None:
+        diffusers_logging.set_verbosity_error()
+        self.spec, self.chunk = spec, numerics.chunk
+        dtype = {"auto": torch.float16 if numerics.device == "cuda" else torch.float32}.get(spec.dtype) or getattr(torch, spec.dtype)
+        folder = find_model(spec.model, spec.variant)
+        self.pipeline = MixturePipeline.from_pretrained(
+            folder, torch_dtype=dtype, variant=spec.variant, use_safetensors=True, local_files_only=True
+        ).to(numerics.device)
+        if spec.scheduler is not None:
+            self.pipeline.scheduler = SCHEDULERS[spec.scheduler].from_config(self.pipeline.scheduler.config)
+        self.pipeline.unet.to(memory_format=torch.channels_last)
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+        spec = self.spec
+        images = self.pipeline(
+            [scene.layout for scene in scenes],
+            background=[scene.background for scene in scenes],
+            negative_prompt=[scene.negative for scene in scenes],
+            num_inference_steps=spec.steps,
+            guidance_scale=spec.guidance_scale,
+            background_guidance_scale=spec.background_guidance_scale,
+            context=spec.context,
+            window=spec.window,
+            background_window=spec.background_window,
+            background_overlap=spec.background_overlap,
+            background_weight=spec.background_weight,
+            mask=spec.mask,
+            chunk=self.chunk,
+            generator=[_generator(seed) for seed in seeds],
+            output_type="np",
+        )
+        return [Painting(image) for image in images]
+
+
+def _generator(seed: np.random.SeedSequence) -> torch.Generator:
+    return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))

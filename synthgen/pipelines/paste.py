@@ -1,0 +1,204 @@
+"""Cut-outs pasted at the boxes over backgrounds.
+
+Source: Dwibedi, Misra, Hebert, "Cut, Paste and Learn" (arXiv 1708.01642).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from pycocotools import mask as coco_mask
+from pydantic import Field
+
+from synthgen.assets import ASSETS
+from synthgen.layouts import SamplerSpec
+from synthgen.pipelines import MethodSpec, Numerics, Painting
+from synthgen.scene import Scene, SceneSpec, pictures
+
+ASPECT_TOLERANCE = 0.1  # of the logarithm of width / height
+NEAREST = 6  # cut-outs to choose from when none is within the tolerance
+SHIPPED = ("train", "heldout")
+
+
+class Spec(MethodSpec):
+    """Cut-outs (RGBA, one subfolder a category) pasted at the boxes over backgrounds: exact labels and masks."""
+
+    method: Literal["paste"] = "paste"
+    cutouts: str = Field("train", description="folder of cut-outs, one subfolder a category; or train | heldout: those that ship")
+    grounds: str = Field("train", description="folder of backgrounds; or train | heldout: those that ship")
+    shadow: float = Field(0.4, ge=0, le=1, description="darkness of the shadow where an object stands")
+
+    @property
+    def cutout_folder(self) -> Path:
+        return ASSETS / "cutouts" / self.cutouts if self.cutouts in SHIPPED else Path(self.cutouts)
+
+    def ground_folder(self, scene: SceneSpec) -> Path:
+        if scene.backgrounds is not None:
+            return Path(scene.backgrounds)
+        return ASSETS / "grounds" / self.grounds if self.grounds in SHIPPED else Path(self.grounds)
+
+    def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
+        folder = self.cutout_folder
+        missing = [name for name in sampler.objects if not pictures(folder / name)]
+        have = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+        problems = [f"cutouts: no cut-outs of {name!r} in {self.cutouts!r}; it has {have}" for name in missing]
+        if not pictures(self.ground_folder(scene)):
+            problems.append(f"grounds: no pictures in {self.grounds!r}")
+        return problems
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"cutouts_sha256": files_hash(pictures(self.cutout_folder))}
+
+    def licence(self) -> str:
+        shipped = self.cutouts in SHIPPED and self.grounds in SHIPPED
+        return "Apache-2.0" if shipped else f"that of the cut-outs ({self.cutouts}) and backgrounds ({self.grounds})"
+
+    def load(self, scene: SceneSpec, numerics: Numerics) -> "PastePainter":
+        return PastePainter(self.cutout_folder, self.ground_folder(scene), self.shadow)
+
+
+class PastePainter:
+    """Pastes cut-outs; needs no model and no GPU."""
+
+    def __init__(self, cutouts: Path, grounds: Path, shadow: float = 0.4) -> None:
+        self.cutouts = {p.name: [CutOut(f) for f in pictures(p)] for p in sorted(cutouts.iterdir()) if p.is_dir()}
+        self.grounds = pictures(grounds)
+        self.shadow = shadow
+
+    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+        return [self.paint(scene, np.random.default_rng(seed)) for scene, seed in zip(scenes, seeds, strict=True)]
+
+    def paint(self, scene: Scene, rng: np.random.Generator) -> Painting:
+        """One scene, painted from far to near; masks are what of each object stays visible."""
+        layout = scene.layout
+        canvas = ground(choose_by_words(self.grounds, scene.background, rng), layout.width, layout.height, rng)
+        boxes = np.round(layout.boxes).astype(int)
+        order = np.argsort(boxes[:, 3] if layout.depth is None else -layout.depth, kind="stable")
+        alphas: dict[int, NDArray[np.bool_]] = {}
+        for i in order:
+            cutout = choose_cutout(self.cutouts[layout.categories[i]], scene.phrases[i], boxes[i], rng)
+            alphas[int(i)] = stamp(canvas, cutout, boxes[i], self.shadow)
+        return Painting(np.asarray(canvas), visible_masks(boxes, alphas, order, (layout.height, layout.width)))
+
+
+class CutOut:
+    """One RGBA picture of an object; its aspect is read at once, its pixels when they are first needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with Image.open(path) as image:
+            self.log_aspect = float(np.log(image.width / image.height))
+
+    def pixels(self) -> Image.Image:
+        return _load_rgba(self.path)
+
+
+@lru_cache(maxsize=2048)
+def _load_rgba(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGBa")  # premultiplied: resizing must not bleed hidden colours into the edge
+
+
+@lru_cache(maxsize=64)
+def _load_rgb(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def words(path: Path) -> set[str]:
+    """What a file's name says of the picture: `white-and-black_0_0012.webp` is {white, and, black}."""
+    return set(path.stem.split("_")[0].lower().split("-"))
+
+
+def choose_by_words(files: list[Path], prompt: str, rng: np.random.Generator) -> Path:
+    """A random file among those whose names share the most words with the prompt."""
+    asked = set(prompt.lower().replace(",", " ").split())
+    score = [len(words(f) & asked) - 0.1 * len(words(f) - asked) for f in files]
+    best = [f for f, s in zip(files, score, strict=True) if s == max(score)] if max(score) > 0 else files
+    return best[int(rng.integers(len(best)))]
+
+
+def choose_cutout(cutouts: list[CutOut], phrase: str, box: NDArray[np.int_], rng: np.random.Generator) -> Image.Image:
+    """A cut-out that fits the phrase and the box's aspect, at the box's size, mirrored half of the time."""
+    asked = set(phrase.lower().split())
+    score = [len(words(c.path) & asked) - 0.1 * len(words(c.path) - asked) for c in cutouts]
+    named = [c for c, s in zip(cutouts, score, strict=True) if s == max(score)] if max(score) > 0 else cutouts
+    w, h = int(box[2] - box[0]), int(box[3] - box[1])
+    named = sorted(named, key=lambda c: abs(c.log_aspect - np.log(w / h)))
+    near = sum(abs(c.log_aspect - np.log(w / h)) < ASPECT_TOLERANCE for c in named)
+    picked = named[int(rng.integers(max(near, min(NEAREST, len(named)))))].pixels()
+    if rng.random() < 0.5:
+        picked = picked.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return picked.resize((w, h), Image.Resampling.BOX if w * 2 < picked.width else Image.Resampling.BICUBIC).convert("RGBA")
+
+
+def ground(path: Path, width: int, height: int, rng: np.random.Generator) -> Image.Image:
+    """A random part of a background picture at the canvas' size; a smaller picture is continued by mirroring."""
+    pixels = _load_rgb(path)
+    if rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    pad = [(0, max(0, height - pixels.shape[0])), (0, max(0, width - pixels.shape[1])), (0, 0)]
+    y, x = (int(rng.integers(n + 1)) for n in (max(pixels.shape[0] - height, 0), max(pixels.shape[1] - width, 0)))
+    if pad[0][1] or pad[1][1]:  # where the mirrors stand differs from picture to picture
+        pixels = np.roll(pixels, rng.integers(0, 4096, 2), (0, 1)) if is_seamless(pixels) else pixels
+        pixels = np.pad(pixels, pad, mode="wrap" if is_seamless(pixels) else "symmetric")
+    return Image.fromarray(np.ascontiguousarray(pixels[y : y + height, x : x + width]))
+
+
+def is_seamless(pixels: NDArray[np.uint8]) -> bool:
+    """Whether (H, W, 3) continues at the opposite edge: the step over the edge is like the steps inside."""
+    p = pixels.astype(np.int16)
+    over = np.abs(p[0] - p[-1]).mean() + np.abs(p[:, 0] - p[:, -1]).mean()
+    inside = np.abs(np.diff(p[::16], axis=1)).mean() + np.abs(np.diff(p[:, ::16], axis=0)).mean()
+    return bool(over < 1.5 * inside + 2)
+
+
+def stamp(canvas: Image.Image, cutout: Image.Image, box: NDArray[np.int_], shadow: float) -> NDArray[np.bool_]:
+    """Paste a cut-out of the box's size, over the shadow it casts on the ground; returns its mask (h, w)."""
+    if shadow > 0:
+        cast_shadow(canvas, box, shadow)
+    canvas.paste(cutout, (int(box[0]), int(box[1])), cutout)
+    return np.asarray(cutout)[..., 3] >= 128
+
+
+def cast_shadow(canvas: Image.Image, box: NDArray[np.int_], darkness: float) -> None:
+    """Darken a soft ellipse at the foot of the box."""
+    x0, y0, x1, y1 = (int(v) for v in box)
+    w, h = x1 - x0, y1 - y0
+    yy, xx = np.mgrid[0:h, 0:w]
+    r = ((xx - w / 2) / (0.5 * w)) ** 2 + ((yy - 0.93 * h) / (0.16 * h)) ** 2
+    alpha = Image.fromarray((np.clip(1.2 - r, 0, 1) * darkness * 255).astype(np.uint8))
+    canvas.paste((0, 0, 0), (x0, y0), alpha.filter(ImageFilter.GaussianBlur(max(1.0, h / 40))))
+
+
+def visible_masks(
+    boxes: NDArray[np.int_], alphas: dict[int, NDArray[np.bool_]], order: NDArray[np.intp], size: tuple[int, int]
+) -> tuple[dict[str, Any], ...]:
+    """Run-length encodings of what stays visible of each object when they are painted in `order`."""
+    owner = np.full(size, -1, np.int32)
+    for i in order:
+        x0, y0, x1, y1 = boxes[i]
+        owner[y0:y1, x0:x1][alphas[int(i)]] = i
+    return tuple(encode_mask(owner, i, boxes[i]) for i in range(len(boxes)))
+
+
+def encode_mask(owner: NDArray[np.int32], i: int, box: NDArray[np.int_]) -> dict[str, Any]:
+    """COCO run-length encoding of `owner == i`, which is all inside the box."""
+    mask = np.zeros(owner.shape, np.uint8, order="F")
+    x0, y0, x1, y1 = box
+    mask[y0:y1, x0:x1] = owner[y0:y1, x0:x1] == i
+    rle = coco_mask.encode(mask)
+    return {"size": [int(v) for v in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def files_hash(files: list[Path]) -> str:
+    """sha256 over the names and bytes of files."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.parent.name}/{file.name}\0".encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,31 @@
+"""Samplers and methods by name: modules of this package, or entry points of another one."""
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+PACKAGES = {"sampler": "synthgen.layouts", "method": "synthgen.pipelines"}
+
+
+def names(kind: str) -> list[str]:
+    """Names of the known samplers (kind "sampler") or methods (kind "method")."""
+    folder = Path(__file__).parent / PACKAGES[kind].split(".")[1]
+    return sorted({m.name for m in iter_modules([str(folder)])} | set(_plugins(kind)))
+
+
+def spec_class(kind: str, name: str) -> Any:
+    """The `Spec` of a sampler or method, without importing any other one.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    if name not in names(kind):
+        raise KeyError(name)
+    plugins = _plugins(kind)
+    return plugins[name].load() if name in plugins else import_module(f"{PACKAGES[kind]}.{name}").Spec
+
+
+def _plugins(kind: str) -> dict[str, Any]:
+    return {e.name: e for e in entry_points(group=PACKAGES[kind])}

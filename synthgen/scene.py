@@ -1,0 +1,92 @@
+"""A scene: one layout and the words for what is in it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from synthgen.layouts import Layout
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+Choice = str | tuple[str, ...]
+
+
+class SceneSpec(BaseModel):
+    """What is in the picture, whatever paints it; a list is drawn from, per box or per image."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    object: Choice = Field("a {category}", description="prompt of a box; a list is drawn from for each box")
+    background: Choice = Field("", description="prompt of the background; a list is drawn from for each image")
+    negative: str = Field("", description="what the picture must not show")
+    backgrounds: str | None = Field(None, description="folder of your own pictures to paint the objects into")
+
+    @field_validator("object", "background")
+    @classmethod
+    def not_empty(cls, value: Choice) -> Choice:
+        if not isinstance(value, str) and not value:
+            raise ValueError("the list is empty; give at least one prompt")
+        return value
+
+    @field_validator("object")
+    @classmethod
+    def names_only_category(cls, value: Choice) -> Choice:
+        for prompt in _options(value):
+            try:
+                prompt.format(category="")
+            except (KeyError, IndexError, ValueError):
+                raise ValueError(f"{prompt!r}: only {{category}} is replaced") from None
+        return value
+
+    @field_validator("backgrounds")
+    @classmethod
+    def holds_pictures(cls, value: str | None) -> str | None:
+        if value is not None and not pictures(Path(value)):
+            raise ValueError(f"{value!r} is not a folder with pictures ({', '.join(PICTURE_SUFFIXES)})")
+        return value
+
+    def draw(self, layout: Layout, rng: np.random.Generator) -> "Scene":
+        """The scene of one layout: a function of the spec, the layout and the generator's state."""
+        background = _pick(self.background, rng)
+        phrases = tuple(_pick(self.object, rng).format(category=name) for name in layout.categories)
+        return Scene(layout.with_phrases(phrases), background, self.negative)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A layout whose boxes have prompts, and the prompt of what is round them."""
+
+    layout: Layout
+    background: str
+    negative: str = ""
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        return self.layout.phrases or tuple(f"a {name}" for name in self.layout.categories)
+
+    @property
+    def prompt(self) -> str:
+        """One line that says what is in the picture: counts of each category, then the background."""
+        counts = {name: self.layout.categories.count(name) for name in dict.fromkeys(self.layout.categories)}
+        objects = ", ".join(f"{count} {name}" for name, count in counts.items())
+        return ", ".join(part for part in (objects, self.background) if part)
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The picture files below a folder, in a fixed order; empty if there is no such folder."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES) if folder.is_dir() else []
+
+
+def _options(value: Choice) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
+
+
+def _pick(value: Choice, rng: np.random.Generator) -> str:
+    options = _options(value)
+    return options[int(rng.integers(len(options)))]
+
+
+def region_prompt(phrase: str, background: str) -> str:
+    """The prompt of the window round one box: the object first, then what it stands on."""
+    return f"{phrase}, {background}" if background else phrase

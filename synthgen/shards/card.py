@@ -1,0 +1,161 @@
+"""The dataset card: README.md with the schema that loaders need, and a contact sheet with the boxes drawn."""
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+from synthgen.shards.sample import annotations_of
+from synthgen.shards.shard import read_members, shard_path
+from synthgen.shards.store import replacing, write_text
+
+SHEET_IMAGES = 8
+SHEET_COLUMNS = 4
+SHEET_TILE = 480
+COLOURS = ("#ff3b30", "#0a84ff", "#ffd60a", "#bf5af2", "#64d2ff", "#ff9f0a", "#30d158", "#ffffff")
+
+FEATURES = """\
+  - name: {image}
+    dtype: image
+  - name: json
+    struct:
+    - name: index
+      dtype: int64
+    - name: key
+      dtype: string
+    - name: width
+      dtype: int64
+    - name: height
+      dtype: int64
+    - name: prompt
+      dtype: string
+    - name: seed
+      dtype: int64
+    - name: attempt
+      dtype: int64
+    - name: annotations
+      list:
+      - name: bbox
+        list: float64
+      - name: category_id
+        dtype: int64
+      - name: category
+        dtype: string
+      - name: phrase
+        dtype: string
+      - name: area
+        dtype: float64
+      - name: iscrowd
+        dtype: int64
+{segmentation}  - name: __key__
+    dtype: string
+  - name: __url__
+    dtype: string
+"""
+SEGMENTATION = """\
+      - name: segmentation
+        struct:
+        - name: size
+          list: int64
+        - name: counts
+          dtype: string
+"""
+
+
+def draw_boxes(image: Image.Image, boxes: Iterable[Iterable[float]], categories: Iterable[str], scale: float) -> Image.Image:
+    """A copy of the picture at `scale`, with boxes (xywh in px of the original) in a colour for each category."""
+    small = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(small)
+    colour: dict[str, str] = {}
+    for (x, y, w, h), category in zip(boxes, categories, strict=True):
+        line = colour.setdefault(category, COLOURS[len(colour) % len(COLOURS)])
+        draw.rectangle((x * scale, y * scale, (x + w) * scale, (y + h) * scale), outline=line)
+    return small
+
+
+def contact_sheet(pictures: list[Image.Image], columns: int = SHEET_COLUMNS, tile: int = SHEET_TILE) -> Image.Image:
+    """Pictures side by side on dark ground, each in a square of `tile` px."""
+    columns = max(1, min(columns, len(pictures)))
+    rows = max(1, -(-len(pictures) // columns))
+    sheet = Image.new("RGB", (columns * tile, rows * tile), "#202020")
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % columns * tile, i // columns * tile))
+    return sheet
+
+
+def write_contact_sheet(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Write `contact_sheet.jpg` of the first images, read from their shard."""
+    wanted = {f"{row['key']}.{row['image_format']}": row for row in rows[:SHEET_IMAGES]}
+    pictures = []
+    for number in sorted({int(row["shard"]) for row in wanted.values()}):
+        for name, data in read_members(shard_path(out, number, ".tar")):
+            if name in wanted:
+                with Image.open(io.BytesIO(data)) as image:
+                    boxes = annotations_of(wanted[name])
+                    scale = (SHEET_TILE - 6) / max(image.size)
+                    pictures.append(draw_boxes(image, [b["bbox"] for b in boxes], [b["category"] for b in boxes], scale))
+    with replacing(out / "contact_sheet.jpg") as temporary:
+        contact_sheet(pictures).save(temporary, "JPEG", quality=88)
+
+
+def write_card(out: Path, name: str, facts: Mapping[str, Any], image_format: str, has_masks: bool) -> None:
+    """Write README.md: the header that `datasets` reads, the figures, and how to load the shards."""
+    features = FEATURES.format(image=image_format, segmentation=SEGMENTATION if has_masks else "")
+    table = "\n".join(f"| {key} | {_escape(value)} |" for key, value in facts.items())
+    write_text(out / "README.md", CARD.format(name=name, features=features, table=table, image=image_format))
+
+
+def _escape(value: Any) -> str:
+    """Text that cannot leave its cell of a Markdown table."""
+    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return text.replace("|", "\\|").replace("\n", " ").replace("`", "'")
+
+
+CARD = """\
+---
+pretty_name: {name}
+task_categories:
+- object-detection
+tags:
+- synthetic
+- synthgen
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: shards/*.tar
+dataset_info:
+  features:
+{features}---
+
+# {name}
+
+Synthetic images with boxes known by construction, made by synthgen.
+
+![The first images, with their boxes](contact_sheet.jpg)
+
+| | |
+| --- | --- |
+{table}
+
+## Reading it
+
+```python
+import webdataset as wds
+dataset = wds.WebDataset("shards/{{000000..{{last}}}}.tar").decode("pil").to_tuple("{image}", "json")
+```
+
+```python
+from pycocotools.coco import COCO
+coco = COCO("annotations/instances.json")  # image id = sample index + 1
+```
+
+```python
+from datasets import load_dataset
+dataset = load_dataset(".", split="train")
+```
+
+Boxes are `[x, y, width, height]` in pixels. `manifest.parquet` has one row a sample.
+"""

@@ -1,0 +1,161 @@
+"""The check of a dataset: every shard against its marker, every picture decoded, every box inside, COCO loads."""
+
+import contextlib
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from synthgen.shards.dataset import DatasetInfo, read_info
+from synthgen.shards.sample import annotations_of, sample_key
+from synthgen.shards.shard import Marker, read_marker, read_members, shard_name, shard_path
+from synthgen.shards.store import digest
+
+REQUIRED = ("job.yaml", "dataset.json", "index.json", "manifest.parquet", "README.md", "annotations/instances.json")
+
+
+def check_dataset(out: Path) -> tuple[list[str], dict[str, int]]:
+    """All faults of an output folder, each as `file: what`, and the counts of what was looked at."""
+    info = read_info(out)
+    if info is None:
+        return [f"{out}: no dataset here (dataset.json is missing or damaged)"], {"images": 0, "boxes": 0, "shards": 0}
+    checked = _Checked()
+    faults = [f"{name}: missing" for name in REQUIRED if not (out / name).exists()]
+    numbers = sorted({int(p.stem) for p in (out / "shards").iterdir() if p.stem.isdigit()}) if (out / "shards").is_dir() else []
+    for number in numbers:
+        faults += list(check_shard(out, number, checked))
+    faults += list(check_whole(out, info, checked))
+    boxes = sum(len(a) for a in checked.annotations.values())
+    return faults, {"images": len(checked.annotations), "boxes": boxes, "shards": len(numbers)}
+
+
+class _Checked:
+    """What the shards hold, as far as it is compared with the files beside them."""
+
+    def __init__(self) -> None:
+        self.annotations: dict[int, list[dict[str, Any]]] = {}
+        self.hashes: dict[int, str] = {}
+        self.samples: dict[str, int] = {}  # samples a shard
+
+
+def check_shard(out: Path, number: int, checked: _Checked) -> Iterator[str]:
+    """Faults of one shard: sizes and digests, members, pictures, boxes, and its table against its tar."""
+    name = shard_name(number)
+    marker = read_marker(out, number)
+    if marker is None:
+        yield f"shards/{name}.json: no valid marker, or a file of the shard is missing or of another size"
+        return
+    tar, parquet = shard_path(out, number, ".tar"), shard_path(out, number, ".parquet")
+    for path, wanted in ((tar, marker.sha256), (parquet, marker.parquet_sha256)):
+        if digest(path) != wanted:
+            yield f"shards/{path.name}: its bytes are not those that were committed (sha256)"
+    try:
+        members = dict(read_members(tar))
+        rows = pq.read_table(parquet).to_pylist()
+    except (tarfile.TarError, EOFError, OSError, pa.ArrowException) as error:
+        yield f"shards/{name}: cannot be read: {error}"
+        return
+    checked.samples[f"shards/{name}.tar"] = len(rows)
+    yield from _check_members(name, marker, members, rows, checked)
+
+
+def _check_members(
+    name: str, marker: Marker, members: dict[str, bytes], rows: list[dict[str, Any]], checked: _Checked
+) -> Iterator[str]:
+    indices = list(range(marker.first_index, marker.first_index + marker.count))
+    if [row["index"] for row in rows] != indices:
+        yield f"shards/{name}.parquet: its rows are not samples {indices[0]} to {indices[-1]}"
+    wanted = {f"{row['key']}.{suffix}" for row in rows for suffix in (row["image_format"], "json")}
+    if wanted != set(members):
+        yield f"shards/{name}.tar: members differ from the table: {sorted(wanted ^ set(members))[:4]}"
+        return
+    for row in rows:
+        for fault in check_sample(row, members[f"{row['key']}.{row['image_format']}"], members[f"{row['key']}.json"]):
+            yield f"shards/{name}.tar: {row['key']}: {fault}"
+        checked.annotations[row["index"]] = annotations_of(row)
+        checked.hashes[row["index"]] = row["image_sha256"]
+
+
+def check_sample(row: dict[str, Any], picture: bytes, record: bytes) -> Iterator[str]:
+    """Faults of one sample."""
+    if row["key"] != sample_key(row["index"]):
+        yield f"key does not match index {row['index']}"
+    try:
+        with Image.open(io.BytesIO(picture)) as image:
+            image.load()
+            if image.size != (row["width"], row["height"]):
+                yield f"picture is {image.size}, its row says {row['width']} x {row['height']}"
+    except (OSError, ValueError, SyntaxError) as error:  # what pillow raises for damaged pictures
+        yield f"picture does not decode: {error}"
+    if hashlib.sha256(picture).hexdigest() != row["image_sha256"]:
+        yield "picture differs from its row (sha256)"
+    try:
+        annotations = json.loads(record)["annotations"]
+    except (ValueError, KeyError, TypeError):
+        yield "json cannot be read"
+        return
+    if annotations != annotations_of(row):
+        yield "json and row have different annotations"
+    for annotation in annotations_of(row):
+        x, y, w, h = annotation["bbox"]
+        if not (w > 0 and h > 0 and x >= 0 and y >= 0 and x + w <= row["width"] + 1e-3 and y + h <= row["height"] + 1e-3):
+            yield f"box {annotation['bbox']} is not inside the picture"
+
+
+def check_whole(out: Path, info: DatasetInfo, checked: _Checked) -> Iterator[str]:
+    """Faults of the dataset as a whole: counts, indices, and the files made from the shards."""
+    found = sorted(checked.annotations)
+    if found != list(range(len(found))):
+        missing = sorted(set(range(found[-1] + 1)) - set(found))
+        yield f"shards: samples {missing[:5]} are missing"
+    if len(found) != info.images:
+        yield f"shards: {len(found)} images, the job asks for {info.images}"
+    yield from _check_manifest(out, checked)
+    yield from _check_index(out, checked)
+    yield from _check_coco(out, info, checked)
+
+
+def _check_manifest(out: Path, checked: _Checked) -> Iterator[str]:
+    try:
+        table = pq.read_table(out / "manifest.parquet", columns=["index", "image_sha256"])
+    except (OSError, pa.ArrowException) as error:
+        yield f"manifest.parquet: cannot be read: {error}"
+        return
+    if dict(zip(table["index"].to_pylist(), table["image_sha256"].to_pylist(), strict=True)) != checked.hashes:
+        yield "manifest.parquet: its rows differ from the shards; run `synthgen finalize`"
+
+
+def _check_index(out: Path, checked: _Checked) -> Iterator[str]:
+    try:
+        listed = {s["url"]: s["nsamples"] for s in json.loads((out / "index.json").read_text())["shardlist"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"index.json: cannot be read: {error}"
+        return
+    if listed != checked.samples:
+        yield "index.json: its shards differ from the folder; run `synthgen finalize`"
+
+
+def _check_coco(out: Path, info: DatasetInfo, checked: _Checked) -> Iterator[str]:
+    from pycocotools.coco import COCO
+
+    path = out / "annotations" / "instances.json"
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(str(path))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"annotations/instances.json: cannot be read: {error}"
+        return
+    if {c["name"]: c["id"] for c in coco.dataset["categories"]} != info.category_ids:
+        yield "annotations/instances.json: its categories differ from dataset.json"
+    if [a["id"] for a in coco.dataset["annotations"]] != list(range(1, len(coco.dataset["annotations"]) + 1)):
+        yield "annotations/instances.json: annotation ids are not 1, 2, 3 …"
+    got = {i - 1: [{k: v for k, v in a.items() if k not in ("id", "image_id")} for a in coco.imgToAnns[i]] for i in coco.imgs}
+    if got != checked.annotations:
+        yield "annotations/instances.json: its boxes differ from the shards; run `synthgen finalize`"

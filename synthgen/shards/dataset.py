@@ -1,0 +1,128 @@
+"""The files that make shards a dataset: job, index, annotations, manifest, card."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from synthgen.shards.card import SHEET_IMAGES, write_card, write_contact_sheet
+from synthgen.shards.coco import write_instances
+from synthgen.shards.sample import SCHEMA
+from synthgen.shards.shard import committed, read_marker, read_rows, shard_name, shard_path
+from synthgen.shards.store import replacing, write_text
+
+PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "ray")
+DISTRIBUTION = "synthgen-layouts"
+
+
+class ChangedJobError(Exception):
+    """The output holds another job; the message names the keys that differ."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What the driver tells of the job, and what outlives it in dataset.json."""
+
+    name: str
+    images: int
+    fingerprint: dict[str, Any]
+    category_ids: dict[str, int]
+    image_format: str
+    licence: str
+
+
+def versions() -> dict[str, str]:
+    """Versions of synthgen and of what its pixels depend on, without importing any of them."""
+    found = {}
+    for package in (DISTRIBUTION, *PACKAGES):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_info(out: Path) -> DatasetInfo | None:
+    """What dataset.json says; None if there is none."""
+    try:
+        data = json.loads((out / "dataset.json").read_text())
+        return DatasetInfo(**{name: data[name] for name in DatasetInfo.__dataclass_fields__})
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def write_info(out: Path, info: DatasetInfo, counts: dict[str, Any]) -> None:
+    """Replace dataset.json."""
+    write_text(out / "dataset.json", json.dumps({**vars(info), **counts, "versions": versions()}, indent=1) + "\n")
+
+
+def refuse_changed(out: Path, info: DatasetInfo) -> None:
+    """Raise ChangedJobError if the output was begun with another job, or holds more images than are asked for."""
+    old = read_info(out)
+    if old is None:
+        return
+    here, there = json.loads(json.dumps(info.fingerprint)), old.fingerprint
+    changed = [f"{key}: was {there.get(key)!r}, is {here.get(key)!r}" for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
+    if old.images > info.images:
+        changed.append(f"images: was {old.images}, is {info.images}; a dataset can be extended, not shortened")
+    if changed:
+        raise ChangedJobError(f"{out} holds another job: {'; '.join(changed)}. Give another output.path, or --overwrite")
+
+
+def finalize(out: Path, info: DatasetInfo) -> dict[str, Any]:
+    """Write index, annotations, manifest, card and dataset.json for the shards committed so far.
+
+    Returns:
+        {"images", "boxes", "shards", "bytes", "complete"}: what the dataset now holds.
+    """
+    numbers = committed(out)
+    write_index(out, info.name, numbers)
+    description = f"{info.name}: synthetic images made by synthgen; boxes are known by construction"
+    coco_info = {"description": description, "version": versions().get(DISTRIBUTION, ""), "contributor": "synthgen"}
+    write_instances(out / "annotations" / "instances.json", _rows(out, numbers), info.category_ids, coco_info, info.licence)
+    counts = write_manifest(out, numbers)
+    counts["complete"] = counts["images"] == info.images
+    first = [row for number in numbers[:SHEET_IMAGES] for row in read_rows(out, number)][:SHEET_IMAGES]
+    write_contact_sheet(out, first)
+    has_masks = any(s is not None for row in first for s in row["segmentation"])
+    facts = {"images": counts["images"], "boxes": counts["boxes"], "categories": ", ".join(info.category_ids), "licence": info.licence}
+    model = {k: v for k, v in info.fingerprint.items() if k in ("pipeline.method", "pipeline.model", "seed")}
+    write_card(out, info.name, {**facts, **model}, info.image_format, has_masks)
+    write_info(out, info, counts)
+    return counts
+
+
+def write_index(out: Path, name: str, numbers: list[int]) -> None:
+    """Write index.json, the shard list that `wids` reads."""
+    shards = []
+    for number in numbers:
+        marker = read_marker(out, number)
+        if marker is not None:
+            url = f"shards/{shard_name(number)}.tar"
+            shards.append({"url": url, "md5sum": marker.md5, "nsamples": marker.count, "filesize": marker.bytes})
+    index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": shards}
+    write_text(out / "index.json", json.dumps(index, indent=1) + "\n")
+
+
+def write_manifest(out: Path, numbers: list[int]) -> dict[str, Any]:
+    """Join the shards' tables into manifest.parquet, one shard in memory at a time; returns the totals."""
+    columns = [f for f in SCHEMA if f.name not in ("bbox", "segmentation", "area", "iscrowd")]
+    counts = {"images": 0, "boxes": 0, "shards": len(numbers), "bytes": 0}
+    with replacing(out / "manifest.parquet") as temporary, pq.ParquetWriter(temporary, pa.schema(columns)) as writer:
+        for number in numbers:
+            table = pq.read_table(shard_path(out, number, ".parquet"), columns=[c.name for c in columns])
+            writer.write_table(table)
+            counts["images"] += table.num_rows
+            counts["boxes"] += sum(table["n_boxes"].to_pylist())
+            counts["bytes"] += shard_path(out, number, ".tar").stat().st_size
+    return counts
+
+
+def _rows(out: Path, numbers: list[int]) -> Iterator[dict[str, Any]]:
+    for number in numbers:
+        yield from read_rows(out, number)

@@ -1,0 +1,91 @@
+"""One sample: a picture and what is known of it, and its forms as JSON and as a row of a table."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+ANNOTATION_COLUMNS = {
+    "bbox": pa.list_(pa.float64()),
+    "category_id": pa.int64(),
+    "category": pa.string(),
+    "phrase": pa.string(),
+    "area": pa.float64(),
+    "iscrowd": pa.int64(),
+    "score": pa.float64(),
+    "segmentation": pa.string(),
+}
+SCHEMA = pa.schema(
+    [
+        ("index", pa.int64()),
+        ("key", pa.string()),
+        ("shard", pa.string()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("attempt", pa.int64()),
+        ("n_boxes", pa.int64()),
+        *((name, pa.list_(kind)) for name, kind in ANNOTATION_COLUMNS.items()),
+        ("image_format", pa.string()),
+        ("image_bytes", pa.int64()),
+        ("image_sha256", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A finished sample.
+
+    Attributes:
+        image: encoded picture.
+        annotations: one mapping a box, as COCO has them: bbox xywh in px, category_id, category, area, iscrowd, …
+    """
+
+    index: int
+    width: int
+    height: int
+    prompt: str
+    seed: int
+    attempt: int
+    annotations: tuple[dict[str, Any], ...]
+    image: bytes
+    image_format: str
+
+    @property
+    def key(self) -> str:
+        return sample_key(self.index)
+
+    def json(self) -> bytes:
+        """What `<key>.json` holds."""
+        fields = ("index", "key", "width", "height", "prompt", "seed", "attempt")
+        record = {name: getattr(self, name) for name in fields}
+        return json.dumps({**record, "annotations": list(self.annotations)}).encode()
+
+    def row(self, shard: str) -> dict[str, Any]:
+        """The same as one row of SCHEMA; `segmentation` is the counts of the run-length encoding."""
+        columns = {name: [a.get(name) for a in self.annotations] for name in ANNOTATION_COLUMNS}
+        columns["segmentation"] = [(a.get("segmentation") or {}).get("counts") for a in self.annotations]
+        plain = {n: getattr(self, n) for n in ("index", "key", "width", "height", "prompt", "seed", "attempt", "image_format")}
+        hashes = {"image_bytes": len(self.image), "image_sha256": hashlib.sha256(self.image).hexdigest()}
+        return {**plain, "shard": shard, "n_boxes": len(self.annotations), **columns, **hashes}
+
+
+def sample_key(index: int) -> str:
+    """The name of a sample inside its shard: nine digits, no dots (a WebDataset key ends at the first dot)."""
+    return f"{index:09d}"
+
+
+def annotations_of(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The annotations of a row of SCHEMA, in COCO's form; what is not known is left out."""
+    size = [row["height"], row["width"]]
+    result = []
+    for i in range(row["n_boxes"]):
+        annotation = {name: row[name][i] for name in ANNOTATION_COLUMNS if row[name][i] is not None}
+        if "segmentation" in annotation:
+            annotation["segmentation"] = {"size": size, "counts": annotation["segmentation"]}
+        result.append(annotation)
+    return result

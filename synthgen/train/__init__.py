@@ -1,0 +1,1 @@
+"""Training of checkpoints from pasted scenes."""
