@@ -21,6 +21,10 @@ class ModelSpec(MethodSpec):
     variant: str | None = Field(None, pattern=r"^\w+$", description="weights' variant on the Hub, such as fp16")
     dtype: str = Field("auto", pattern="^(auto|float32|float16|bfloat16)$", description="auto: float16 on a GPU, else float32")
 
+    @property
+    def uses_torch(self) -> bool:
+        return True
+
     def fingerprint(self) -> dict[str, Any]:
         return {"model_sha256": folder_hash(find_model(self.model, self.variant))}
 

@@ -60,8 +60,9 @@ class Spec(SamplerSpec):
 
 def draw_sides(spec: Spec, rng: np.random.Generator, n: int) -> Floats:
     """Widths and heights (n, 2) in whole px: longer side uniform in `size`, aspect log-uniform in `aspect`."""
-    longer = rng.uniform(*spec.size, n)
-    aspect = np.exp(rng.uniform(*np.log(spec.aspect), n))
+    u = rng.random((n, 2))  # row by row: the first boxes do not depend on how many follow
+    longer = spec.size[0] + u[:, 0] * (spec.size[1] - spec.size[0])
+    aspect = np.exp(np.log(spec.aspect[0]) + u[:, 1] * np.log(spec.aspect[1] / spec.aspect[0]))
     sides = np.stack([longer * np.minimum(aspect, 1), longer / np.maximum(aspect, 1)], 1)
     return np.maximum(np.floor(sides), 1)
 
@@ -158,6 +159,8 @@ def largest_feasible(spec: Spec, most: int) -> int:
     sure = int((width + spec.gap) // cell) * int((height + spec.gap) // cell)
     if sure >= most:
         return most
+    shorter = spec.size[0] / max(spec.aspect[1], 1 / spec.aspect[0])
+    most = min(most, int((width + spec.gap) * (height + spec.gap) / (spec.size[0] * shorter)))  # by area alone
     fits = [shelf_count(draw_sides(spec, np.random.default_rng(k), most), spec) for k in range(FEASIBILITY_DRAWS)]
     return max(sure, min(fits))
 

@@ -70,6 +70,11 @@ class MethodSpec(BaseModel):
 
     method: str
 
+    @property
+    def uses_torch(self) -> bool:
+        """Whether painting runs on torch, and so on a GPU where there is one."""
+        return False
+
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
         """What stands against painting these layouts with this recipe, each as `key: reason`."""
         return []

@@ -56,9 +56,13 @@ def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
-    """L1 + 2 L2 + L1 of the image gradients: edges are what a small dog is made of."""
+    """L1 + 2 L2 + L1 of the image gradients + 4 L1 of the picture at a quarter of its size.
+
+    Edges are what a small dog is made of; without the last term its colour drowns in the detail of the grass.
+    """
     edges = sum(((a - b).abs().mean() for a, b in zip(gradients(y), gradients(x), strict=True)), x.new_zeros(()))
-    return (y - x).abs().mean() + 2 * F.mse_loss(y, x) + edges
+    colour = F.avg_pool2d(y - x, 4).abs().mean()
+    return (y - x).abs().mean() + 2 * F.mse_loss(y, x) + edges + 4 * colour
 
 
 @torch.no_grad()

@@ -1,0 +1,7 @@
+"""`python -m synthgen`."""
+
+import sys
+
+from synthgen.cli import main
+
+sys.exit(main())

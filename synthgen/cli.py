@@ -1,0 +1,204 @@
+"""The commands. Whatever is heavy is imported by the command that needs it."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from synthgen import __version__
+
+EXIT_FAULT, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+Result = tuple[int, dict[str, Any], list[str]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 faults or failure, 2 bad input, 130 interrupted."""
+    args = parser().parse_args(argv)
+    try:
+        status, data, lines = args.command(args)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        lines = _bad_input(error)
+        if not lines:
+            raise
+        status, data = EXIT_USAGE, {"error": lines}
+        print(*(f"synthgen: {line}" for line in lines), sep="\n", file=sys.stderr)
+        lines = []
+    if args.json:
+        print(json.dumps(data))
+    elif lines:
+        print(*lines, sep="\n")
+    return int(status)
+
+
+def _bad_input(error: Exception) -> list[str]:
+    """The lines that say what is wrong with what the user gave; empty if the error is not of that kind."""
+    from synthgen.config import ConfigError
+    from synthgen.layouts import InfeasibleLayoutError
+    from synthgen.pipelines import IncompatibleLayoutError, ModelNotFoundError
+    from synthgen.shards.dataset import ChangedJobError
+    from synthgen.shards.lock import LockedError
+
+    if isinstance(error, ConfigError):
+        return error.problems
+    kinds = (ChangedJobError, LockedError, ModelNotFoundError, IncompatibleLayoutError, InfeasibleLayoutError)
+    return [str(error)] if isinstance(error, kinds) else []
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="synthgen", description="Labelled detection datasets that do not exist yet.")
+    top.add_argument("--version", action="version", version=f"synthgen {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], Result], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=run)
+        sub.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
+        return sub
+
+    def job_command(name: str, run: Callable[[argparse.Namespace], Result], text: str) -> argparse.ArgumentParser:
+        sub = command(name, run, text)
+        sub.add_argument("job", metavar="JOB", help="job file, or the name of a shipped job")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as images=1000 pipeline.steps=12")
+        return sub
+
+    sub = job_command("run", run_command, "make the dataset, or what is missing of it")
+    sub.add_argument("--address", help="address of a running Ray cluster (default: RAY_ADDRESS, else Ray on this machine)")
+    sub.add_argument("--overwrite", action="store_true", help="remove the dataset that is in the output folder first")
+    sub = job_command("preview", preview_command, "draw sampled layouts; loads no model")
+    sub.add_argument("-n", type=int, default=8, help="how many layouts (default 8)")
+    sub.add_argument("-o", "--output", type=Path, help="PNG to write (default: preview-NAME.png)")
+    sub = job_command("plan", plan_command, "time a few images and tell what the whole job will take")
+    sub.add_argument("--address", help=argparse.SUPPRESS)
+    for name, run, text in (
+        ("check", check_command, "look for anything wrong with a dataset"),
+        ("finalize", finalize_command, "write the dataset files for what is committed so far"),
+    ):
+        command(name, run, text).add_argument("out", type=Path, metavar="OUT", help="output folder")
+    command("list", list_command, "samplers, methods and recipes")
+    return top
+
+
+def run_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"output", "images", "boxes", "shards", "bytes", "complete", "made", "seconds", "interrupted"}."""
+    from synthgen.config import load_job
+    from synthgen.engine.pool import ShardFailedError
+    from synthgen.engine.run import run
+
+    job = load_job(args.job, args.overrides)
+    bar = _ProgressBar()
+    try:
+        result = run(job, args.address, args.overwrite, bar.open)
+    except ShardFailedError as error:
+        text = f"{error}\nAll finished shards are kept; run the same command again to go on."
+        return EXIT_FAULT, {"error": [str(error)]}, [text]
+    finally:
+        bar.close()
+    data = {"output": job.output.path, **result.counts, "made": result.made, "seconds": round(result.seconds, 3)}
+    data["interrupted"] = result.interrupted
+    if result.interrupted:
+        overrides = "".join(f" {o}" for o in args.overrides)
+        text = f"stopped; {data['images']} of {job.images} images are done. To go on: synthgen run {args.job}{overrides}"
+        return EXIT_INTERRUPTED, data, [text]
+    rate = f", {result.made} made now at {result.made / result.seconds:.2f} images/s" if result.made else ", all were there"
+    return 0, data, [f"{job.output.path}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards{rate}"]
+
+
+class _ProgressBar:
+    """Images done, images/s and time left, on stderr."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def open(self, total: int, done: int) -> Callable[[int], None]:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, initial=done, unit="image", smoothing=0.05, dynamic_ncols=True)
+        return self.advance
+
+    def advance(self, images: int) -> None:
+        self.bar.update(images)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def preview_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"path", "layouts", "boxes", "coverage"}."""
+    from synthgen.config import ConfigError, load_job
+    from synthgen.engine.worker import draw_scene
+    from synthgen.preview import write_preview
+
+    if args.n < 1:
+        raise ConfigError([f"command line: -n: {args.n} must be at least 1"])
+    job = load_job(args.job, args.overrides)
+    layouts = [draw_scene(job, i).layout for i in range(args.n)]
+    path = args.output or Path(f"preview-{job.name}.png")
+    write_preview(path, layouts)
+    coverage = sum(layout.coverage() for layout in layouts) / len(layouts)
+    data = {"path": str(path), "layouts": len(layouts), "boxes": sum(map(len, layouts)), "coverage": round(coverage, 4)}
+    return 0, data, [f"{path}: {data['layouts']} layouts, {data['boxes']} boxes, mean coverage {coverage:.1%}"]
+
+
+def plan_command(args: argparse.Namespace) -> Result:
+    """`--json`: the fields of `synthgen.engine.plan.Plan`."""
+    from dataclasses import asdict
+
+    from synthgen.config import load_job
+    from synthgen.engine.plan import plan
+
+    estimate = plan(load_job(args.job, args.overrides), args.address)
+    return 0, asdict(estimate), estimate.lines()
+
+
+def check_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"ok", "faults", "images", "boxes", "shards"}."""
+    from synthgen.shards.check import check_dataset
+
+    faults, counts = check_dataset(args.out)
+    data = {"ok": not faults, "faults": faults, **counts}
+    summary = f"{counts['images']} images, {counts['boxes']} boxes, {counts['shards']} shards"
+    if faults:
+        return EXIT_FAULT, data, [*faults, f"{args.out}: {len(faults)} faults in {summary}"]
+    return 0, data, [f"ok: {summary}"]
+
+
+def finalize_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"output", "images", "boxes", "shards", "bytes", "complete"}."""
+    from synthgen.config import ConfigError
+    from synthgen.shards.dataset import finalize, read_info
+    from synthgen.shards.lock import Lock
+
+    info = read_info(args.out)
+    if info is None:
+        raise ConfigError([f"{args.out}: no dataset here (dataset.json is missing or damaged)"])
+    with Lock(args.out):
+        counts = finalize(args.out, info)
+    done = "complete" if counts["complete"] else f"{info.images - counts['images']} images are still missing"
+    return 0, {"output": str(args.out), **counts}, [f"{args.out}: {counts['images']} images, {counts['boxes']} boxes; {done}"]
+
+
+def list_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"samplers": {name: text}, "methods": {name: text}, "layouts": [], "pipelines": [], "jobs": []}."""
+    from synthgen import registry
+    from synthgen.config import RECIPES, recipe_names
+
+    data: dict[str, Any] = {}
+    for kind in registry.PACKAGES:
+        data[f"{kind}s"] = {name: _first_line(registry.spec_class(kind, name)) for name in registry.names(kind)}
+    for kind, folder in RECIPES.items():
+        data[folder] = recipe_names(kind)
+    lines = []
+    for heading, entries in data.items():
+        lines.append(f"{heading}:")
+        lines += [f"  {n:<16}{entries[n]}" for n in entries] if isinstance(entries, dict) else [f"  {n}" for n in entries]
+    return 0, data, lines
+
+
+def _first_line(thing: Any) -> str:
+    return str(thing.__doc__).splitlines()[0]

@@ -1,0 +1,129 @@
+"""The driver: what is missing is made, committed as it comes, and finalised."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from synthgen.config import Job
+from synthgen.engine.pool import open_pool
+from synthgen.engine.worker import Progress
+from synthgen.shards.dataset import ChangedJobError, DatasetInfo, finalize, read_info, refuse_changed, write_info
+from synthgen.shards.lock import Lock
+from synthgen.shards.shard import commit, committed, read_marker, withdraw
+from synthgen.shards.store import clean, replacing
+
+Report = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did.
+
+    Attributes:
+        made: images painted by this run.
+        interrupted: stopped by Ctrl-C.
+        counts: what the dataset now holds (`finalize`).
+    """
+
+    made: int
+    seconds: float
+    interrupted: bool
+    counts: dict[str, Any]
+
+
+def dataset_info(job: Job) -> DatasetInfo:
+    """What dataset.json keeps of a job."""
+    return DatasetInfo(job.name, job.images, job.fingerprint(), job.ids(), job.output.image_format, job.pipeline.licence())
+
+
+def missing_shards(job: Job, out: Path) -> list[int]:
+    """Shards that are not there, or hold another number of images than they should (an extended last one)."""
+    there = {number: marker.count for number in committed(out) if (marker := read_marker(out, number)) is not None}
+    return [number for number in range(job.shards) if there.get(number) != job.shard_count(number)]
+
+
+def run(job: Job, address: str | None = None, overwrite: bool = False, report: Callable[[int, int], Report] | None = None) -> RunResult:
+    """Make the dataset of a job, or what is missing of it.
+
+    Args:
+        address: of a running Ray cluster.
+        overwrite: remove what the output folder holds of another job first.
+        report: called with (all images, images already there) once; its result with each number of new ones.
+
+    Raises:
+        ChangedJobError: the output holds another job.
+        LockedError: another run works on it.
+        ShardFailedError: a shard could not be made; all that was committed stays.
+    """
+    out, info = Path(job.output.path).absolute(), dataset_info(job)
+    refuse_foreign(out)
+    if not overwrite:
+        refuse_changed(out, info)
+    began = time.perf_counter()
+    with Lock(out) as lock:
+        clean(out)
+        if overwrite:
+            remove_dataset(out)
+        refuse_changed(out, info)
+        begin(job, out, info)
+        todo = missing_shards(job, out)
+        for number in todo:
+            withdraw(out, number)
+        made, interrupted = make(job, out, todo, lock, address, report)
+        clean(out)
+        counts = finalize(out, info)
+    return RunResult(made, time.perf_counter() - began, interrupted, counts)
+
+
+def make(
+    job: Job, out: Path, todo: list[int], lock: Lock, address: str | None, report: Callable[[int, int], Report] | None
+) -> tuple[int, bool]:
+    """Make and commit shards; returns how many images, and whether a Ctrl-C ended it."""
+    tell = report(job.images, job.images - sum(job.shard_count(n) for n in todo)) if report else None
+    made, pool = 0, None
+    try:
+        if not todo:
+            return 0, False
+        pool = open_pool(job, out, address)
+        for event in pool.run(todo):
+            if isinstance(event, Progress):
+                if tell:
+                    tell(event.images)
+            else:
+                lock.check()
+                commit(out, event)
+                made += event.marker.count
+        return made, False
+    except KeyboardInterrupt:
+        return made, True
+    finally:
+        if pool is not None:
+            pool.close()
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise ChangedJobError if the folder holds something that is not a dataset of ours."""
+    if out.exists() and (not out.is_dir() or ((out / "shards").exists() and read_info(out) is None)):
+        raise ChangedJobError(f"{out} exists and is not a synthgen dataset (no readable dataset.json); give another output.path")
+
+
+def begin(job: Job, out: Path, info: DatasetInfo) -> None:
+    """Write job.yaml and dataset.json before the first shard, so that a resumed run knows what it goes on with."""
+    old = read_info(out)
+    if old is None or old != info:
+        write_info(out, info, {"images_done": 0, "complete": False})
+    with replacing(out / "job.yaml") as temporary, temporary.open("w") as file:
+        YAML(typ="safe", pure=True).dump(job.resolved(), file)
+
+
+def remove_dataset(out: Path) -> None:
+    """Remove what synthgen writes in an output folder, and nothing else."""
+    for folder in ("shards", "annotations"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    for name in ("job.yaml", "dataset.json", "index.json", "manifest.parquet", "README.md", "contact_sheet.jpg", "report.html"):
+        (out / name).unlink(missing_ok=True)

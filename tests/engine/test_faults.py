@@ -1,0 +1,132 @@
+"""Ray workers, kills and interrupts, with real processes: the bytes are those of an undisturbed run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from synthgen.config import Job, load_job
+from synthgen.engine.run import run
+from synthgen.shards.check import check_dataset
+from tests.conftest import shard_bytes
+
+pytestmark = pytest.mark.slow
+LONG = ["images=60", "layout.canvas=[384, 384]", "layout.objects.dog=20"]  # long enough to be killed in
+
+
+@pytest.fixture
+def undisturbed(make_job: Callable[..., Job], tmp_path: Path) -> dict[str, bytes]:
+    """The bytes of the long job, made in this process."""
+    run(make_job(*LONG, f"output.path={tmp_path / 'undisturbed'}"))
+    return shard_bytes(tmp_path / "undisturbed")
+
+
+@pytest.fixture
+def start(job_file: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Start `synthgen run` on the small job in a process of its own."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*overrides: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "synthgen", "run", str(job_file), *overrides, "--json"]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    deadline = time.time() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.time() < deadline
+        time.sleep(0.02)
+
+
+def markers(out: Path) -> int:
+    return len(list((out / "shards").glob("*.json")))
+
+
+def workers_of(driver: int) -> list[int]:
+    """Process ids of the Ray actors that descend from a driver."""
+    parent, name = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            name[int(folder.name)] = (folder / "cmdline").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    found = []
+    for pid, command in name.items():
+        above = pid
+        while above in parent and above != driver:
+            above = parent[above]
+        if above == driver and command.startswith("ray::Worker"):
+            found.append(pid)
+    return found
+
+
+def test_one_and_two_workers_give_the_same_bytes(make_job: Callable[..., Job], checkpoint: Path, tmp_path: Path) -> None:
+    mixture = f"pipeline={{method: mixture, model: {checkpoint}, steps: 2}}"
+    made = {}
+    for workers in (0, 1, 2):
+        out = tmp_path / str(workers)
+        run(make_job(mixture, f"workers={workers}", f"output.path={out}", "layout.canvas=[64, 64]", "layout.objects.dog=2"))
+        made[workers] = shard_bytes(out)
+    assert made[0] == made[1] == made[2]
+    assert len(made[0]) == 6
+
+
+def test_a_killed_driver_is_resumed(start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]) -> None:
+    out = Path(make_job().output.path)
+    first = start(*LONG, "workers=2")
+    wait_for(lambda: markers(out) >= 3, first)
+    first.kill()
+    first.wait()
+    assert markers(out) < 30
+    second = start(*LONG, "workers=2")
+    stdout, stderr = second.communicate(timeout=180)
+    assert second.returncode == 0, stderr
+    assert 0 < json.loads(stdout)["made"] < 60
+    assert shard_bytes(out) == undisturbed
+    assert check_dataset(out)[0] == []
+
+
+def test_a_killed_actor_is_replaced(start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]) -> None:
+    out = Path(make_job().output.path)
+    process = start(*LONG, "workers=2")
+    wait_for(lambda: markers(out) >= 2, process)
+    victims = workers_of(process.pid)
+    assert victims
+    os.kill(victims[0], signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=180)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout)["made"] == 60
+    assert shard_bytes(out) == undisturbed
+    assert check_dataset(out)[0] == []
+
+
+def test_ctrl_c_says_how_to_go_on(job_file: Path, start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]) -> None:
+    out = Path(make_job().output.path)
+    command = [sys.executable, "-m", "synthgen", "run", str(job_file), *LONG, "workers=1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: markers(out) >= 2, process)
+    refused = start(*LONG, "workers=0")
+    assert refused.wait(timeout=60) == 2
+    assert "another run is working on this output" in refused.communicate()[1]
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert f"To go on: synthgen run {job_file} {LONG[0]}" in stdout
+    assert not [p for p in out.rglob("*") if p.name.startswith(".")]
+    assert "images, the job asks for 60" in check_dataset(out)[0][0]
+    run(load_job(str(job_file), LONG))
+    assert shard_bytes(out) == undisturbed

@@ -1,0 +1,146 @@
+"""The driver in one process: resume, extend, refuse, and what a finished dataset holds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from synthgen.config import Job, load_job
+from synthgen.engine.pool import LocalPool, worker_count
+from synthgen.engine.run import missing_shards, run
+from synthgen.shards.check import check_dataset
+from synthgen.shards.dataset import ChangedJobError
+from synthgen.shards.lock import Lock, LockedError
+from tests.conftest import shard_bytes
+
+
+def snapshot(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def test_a_dataset_holds_all_its_files(make_job: Callable[..., Job]) -> None:
+    job = make_job()
+    result = run(job)
+    out = Path(job.output.path)
+    assert (result.made, result.interrupted, result.counts["complete"]) == (6, False, True)
+    assert sorted(snapshot(out)) == [
+        "README.md", "annotations/instances.json", "contact_sheet.jpg", "dataset.json", "index.json", "job.yaml", "manifest.parquet",
+        *(f"shards/00000{n}.{suffix}" for n in range(3) for suffix in ("json", "parquet", "tar")),
+    ]  # fmt: skip
+    assert load_job(str(out / "job.yaml")).resolved() == job.resolved()
+    info = json.loads((out / "dataset.json").read_text())
+    assert (info["images"], info["boxes"], info["licence"]) == (6, 24, "Apache-2.0")
+    assert info["versions"]["synthgen-layouts"]
+    manifest = pq.read_table(out / "manifest.parquet")
+    assert manifest["index"].to_pylist() == list(range(6))
+    assert set(manifest.column_names) >= {"key", "shard", "seed", "attempt", "prompt", "n_boxes", "score", "image_sha256"}
+    assert check_dataset(out)[0] == []
+
+
+def test_a_finished_job_is_left_as_it_is(make_job: Callable[..., Job]) -> None:
+    run(make_job())
+    before = snapshot(Path(make_job().output.path))
+    assert run(make_job()).made == 0
+    assert snapshot(Path(make_job().output.path)) == before
+
+
+def test_only_missing_shards_are_made(make_job: Callable[..., Job]) -> None:
+    job = make_job()
+    run(job)
+    out = Path(job.output.path)
+    before = shard_bytes(out)
+    (out / "shards/000001.json").unlink()
+    (out / "shards/000002.tar").write_bytes(b"cut")
+    assert missing_shards(job, out) == [1, 2]
+    assert run(job).made == 4
+    assert shard_bytes(out) == before
+
+
+def test_extended_equals_fresh(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    run(make_job("images=3"))
+    extended = make_job("images=7")
+    run(extended)
+    fresh = make_job("images=7", f"output.path={tmp_path / 'fresh'}")
+    run(fresh)
+    assert shard_bytes(Path(extended.output.path)) == shard_bytes(tmp_path / "fresh")
+    assert check_dataset(Path(extended.output.path))[0] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=4", "seed: was 3, is 4"),
+        ("layout.gap=5", r"layout.gap: was 4.0, is 5.0"),
+        ("scene.background=sand", "scene.background: was 'a field of grass', is 'sand'"),
+        ("output.image_format=png", "output.image_format: was 'jpg', is 'png'"),
+        ("pipeline.shadow=0.2", "pipeline.shadow: was 0.4, is 0.2"),
+        ("images=2", "images: was 6, is 2; a dataset can be extended, not shortened"),
+    ],
+)
+def test_a_changed_job_is_refused_naming_the_key(make_job: Callable[..., Job], override: str, message: str) -> None:
+    run(make_job())
+    before = snapshot(Path(make_job().output.path))
+    with pytest.raises(ChangedJobError, match=message):
+        run(make_job(override))
+    assert snapshot(Path(make_job().output.path)) == before
+
+
+def test_overwrite_starts_afresh(make_job: Callable[..., Job]) -> None:
+    run(make_job())
+    keep = Path(make_job().output.path) / "notes.txt"
+    keep.write_text("mine")
+    assert run(make_job("seed=4"), overwrite=True).made == 6
+    assert keep.read_text() == "mine"
+
+
+def test_a_folder_of_something_else_is_refused(make_job: Callable[..., Job]) -> None:
+    shards = Path(make_job().output.path) / "shards"
+    shards.mkdir(parents=True)
+    (shards / "mine.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ChangedJobError, match="is not a synthgen dataset"):
+            run(make_job(), overwrite=overwrite)
+    assert (shards / "mine.txt").exists()
+
+
+def test_a_second_run_is_refused_and_writes_nothing(make_job: Callable[..., Job]) -> None:
+    run(make_job())
+    out = Path(make_job().output.path)
+    with Lock(out):
+        before = snapshot(out)
+        with pytest.raises(LockedError, match="another run is working on this output"):
+            run(make_job("images=8"))
+        assert snapshot(out) == before
+
+
+def test_what_a_killed_run_left_is_removed(make_job: Callable[..., Job]) -> None:
+    out = Path(make_job().output.path)
+    (out / ".staging").mkdir(parents=True)
+    (out / ".staging/dead-000000.tar").write_bytes(b"half")
+    (out / ".index.json.dead.tmp").write_bytes(b"half")
+    run(make_job())
+    assert not [p for p in out.rglob("*") if p.name.startswith(".")]
+
+
+def test_ctrl_c_keeps_what_was_committed(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = LocalPool.run
+
+    def interrupted(self: LocalPool, shards: list[int]):  # type: ignore[no-untyped-def]
+        yield from original(self, shards[:1])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalPool, "run", interrupted)
+    result = run(make_job())
+    assert (result.interrupted, result.made, result.counts["complete"]) == (True, 2, False)
+    out = Path(make_job().output.path)
+    assert [fault for fault in check_dataset(out)[0]] == ["shards: 2 images, the job asks for 6"]
+    monkeypatch.undo()
+    assert run(make_job()).made == 4
+    assert check_dataset(out)[0] == []
+
+
+@pytest.mark.parametrize(("workers", "count"), [("1", 1), ("2", 2), ("9", 3), ("[1, 2]", 2)])
+def test_never_more_workers_than_shards(make_job: Callable[..., Job], workers: str, count: int) -> None:
+    assert worker_count(make_job(f"workers={workers}"), None) == count

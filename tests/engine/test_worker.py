@@ -1,0 +1,90 @@
+"""One worker: samples depend on job and index alone; failed images are painted again."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from synthgen.config import Job
+from synthgen.engine.worker import Progress, RejectedImageError, Worker, draw_scene, encode_image, is_picture, seed_sequence
+from synthgen.layouts import InfeasibleLayoutError
+from synthgen.pipelines import Painting
+from synthgen.scene import Scene
+from synthgen.shards.shard import StagedShard, read_members
+
+
+def test_streams_do_not_meet() -> None:
+    keys = [(seed, i, stream, attempt) for seed in (0, 1, 2**40) for i in (0, 1, 256) for stream in (0, 1, 2) for attempt in (0, 1)]
+    states = {tuple(seed_sequence(*key).generate_state(4)) for key in keys}
+    assert len(states) == len(keys)
+
+
+def test_layout_and_scene_are_functions_of_the_index(make_job: Callable[..., Job]) -> None:
+    first, again, other = draw_scene(make_job(), 5), draw_scene(make_job("images=99"), 5), draw_scene(make_job(), 4)
+    np.testing.assert_array_equal(first.layout.boxes, again.layout.boxes)
+    assert first.phrases == again.phrases
+    assert not np.array_equal(first.layout.boxes, other.layout.boxes)
+
+
+def test_a_shard_with_progress(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    job = make_job("images=5", "output.shard_size=3")
+    *progress, staged = Worker(job, tmp_path).make_shard(1)
+    assert progress == [Progress(1, 2)]
+    assert isinstance(staged, StagedShard)
+    assert (staged.marker.count, staged.marker.first_index, staged.marker.attempts) == (2, 3, 2)
+    assert {k: staged.marker.numerics[k] for k in ("batch_size", "chunk", "threads", "device")} == {
+        "batch_size": 2, "chunk": 32, "threads": 1, "device": "cpu",
+    }  # fmt: skip
+    records = [json.loads(data) for name, data in read_members(Path(staged.tar)) if name.endswith(".json")]
+    assert [r["index"] for r in records] == [3, 4]
+    assert records[0]["prompt"] == "4 dog, a field of grass"
+    for annotation in records[0]["annotations"]:
+        assert annotation["phrase"] in ("a brown dog", "a white dog")
+        assert 0 < annotation["area"] <= annotation["bbox"][2] * annotation["bbox"][3]
+
+
+class Flaky:
+    """Paints black at the first `bad` attempts at every odd index."""
+
+    def __init__(self, bad: int) -> None:
+        self.bad, self.calls = bad, 0
+
+    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+        self.calls += 1
+        good = np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)
+        black = [seed.spawn_key[0] % 2 == 1 and seed.spawn_key[2] < self.bad for seed in seeds]
+        return [Painting(good * (0 if b else 1)) for b in black]
+
+
+def test_a_black_image_is_painted_again(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    worker = Worker(make_job(), tmp_path)
+    worker.painter = Flaky(1)
+    _, paintings, attempts = worker.paint([0, 1])
+    assert attempts == [0, 1]
+    assert all(is_picture(p) for p in paintings)
+
+
+def test_on_reject(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    keep = Worker(make_job("max_attempts=2"), tmp_path)
+    keep.painter = Flaky(9)
+    assert keep.paint([0, 1])[2] == [0, 1]
+    fail = Worker(make_job("max_attempts=2", "on_reject=fail"), tmp_path)
+    fail.painter = Flaky(9)
+    with pytest.raises(RejectedImageError, match=r"samples \[1\]: blank after 2 attempts"):
+        fail.paint([0, 1])
+
+
+def test_an_impossible_layout_names_index_and_seed(make_job: Callable[..., Job]) -> None:
+    job = make_job()
+    full = job.layout.model_copy(update={"objects": {"dog": 400}})
+    with pytest.raises(InfeasibleLayoutError, match="sample 2, seed 3: no room for 400 boxes"):
+        draw_scene(job.model_copy(update={"layout": full}), 2)
+
+
+@pytest.mark.parametrize(("image_format", "magic"), [("jpg", b"\xff\xd8"), ("png", b"\x89PNG"), ("webp", b"RIFF")])
+def test_encode_image(image_format: str, magic: bytes) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    assert encode_image(pixels, image_format, 90).startswith(magic)
+    assert encode_image(pixels, image_format, 90) == encode_image(pixels, image_format, 90)

@@ -1,0 +1,175 @@
+"""The mixture pipeline over layouts, with tiny random checkpoints."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from synthgen.layouts import Layout
+from synthgen.layouts.scatter import Spec as ScatterSpec
+from synthgen.pipelines import IncompatibleLayoutError, Numerics
+from synthgen.pipelines.mixture import Spec
+from synthgen.pipelines.mixture.pipeline import MixturePipeline
+from synthgen.scene import SceneSpec
+from tests.conftest import tiny_checkpoint
+
+SCENES = SceneSpec(object=("a brown {category}", "a white {category}"), background="a field of grass")
+
+
+@pytest.fixture(scope="module")
+def pipeline(checkpoint: Path) -> MixturePipeline:
+    loaded = MixturePipeline.from_pretrained(checkpoint, use_safetensors=True)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def layouts(n: int, boxes: int = 3, side: int = 64) -> list[Layout]:
+    spec = ScatterSpec(canvas=(side, side), objects={"dog": boxes}, size=(16, 20), gap=2)
+    drawn = [spec.sample(np.random.default_rng(i)) for i in range(n)]
+    return [SCENES.draw(layout, np.random.default_rng(i)).layout for i, layout in enumerate(drawn)]
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(s) for s in seeds]
+
+
+def latents(pipeline: MixturePipeline, batch: list[Layout], *seeds: int, **options: object) -> Tensor:
+    got = pipeline(batch, background="sand", num_inference_steps=3, generator=generators(*seeds), output_type="latent", **options)
+    assert isinstance(got, Tensor)
+    return got
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
+def test_a_batch_of_four_is_the_four_alone(pipeline: MixturePipeline, guidance: float) -> None:
+    batch = layouts(4)
+    together = latents(pipeline, batch, 0, 1, 2, 3, guidance_scale=guidance)
+    for i in range(4):
+        alone = latents(pipeline, [batch[i]], i, guidance_scale=guidance)
+        assert (together[i] - alone[0]).norm() / alone.norm() < 1e-4
+
+
+def test_the_chunk_does_not_change_the_picture(pipeline: MixturePipeline) -> None:
+    small, large = (latents(pipeline, layouts(2), 0, 1, chunk=chunk) for chunk in (1, 64))
+    assert (small - large).norm() / large.norm() < 1e-4
+
+
+def test_seed_and_prompt_change_the_picture(pipeline: MixturePipeline) -> None:
+    base = latents(pipeline, layouts(1), 0)
+    torch.testing.assert_close(base, latents(pipeline, layouts(1), 0))
+    assert (base - latents(pipeline, layouts(1), 1)).abs().max() > 0.1
+    black = [layouts(1)[0].with_phrases(("a black dog",) * 3)]
+    assert (base - latents(pipeline, black, 0)).abs().max() > 1e-4
+
+
+def test_a_box_changes_only_its_window(pipeline: MixturePipeline) -> None:
+    """One step: where no window of the box is, the merged noise is the background's alone."""
+    box = Layout(64, 64, np.array([[4, 4, 20, 20]], np.float32), ("dog",))
+    bare = Layout(64, 64, np.zeros((0, 4), np.float32), ())
+    one, none = (pipeline([layout], num_inference_steps=1, generator=generators(0), output_type="latent") for layout in (box, bare))
+    changed = ((one - none).abs() > 1e-6).any(1)[0]
+    assert changed[2:10, 2:10].any()
+    assert not changed[16:].any()
+    assert not changed[:, 16:].any()
+
+
+@pytest.mark.parametrize("count", [0, 1, 100])
+def test_any_number_of_boxes(pipeline: MixturePipeline, count: int) -> None:
+    spec = ScatterSpec(canvas=(256, 256), objects={"dog": count}, size=(8, 16), gap=1)
+    images = pipeline([spec.sample(np.random.default_rng(0))], num_inference_steps=1, generator=generators(0), output_type="pil")
+    assert isinstance(images, list)
+    assert isinstance(images[0], Image.Image)
+    assert images[0].size == (256, 256)
+
+
+def test_callback_sees_and_changes_latents(pipeline: MixturePipeline) -> None:
+    steps = []
+
+    def callback(pipe: object, i: int, t: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        steps.append(i)
+        return {"latents": torch.zeros_like(tensors["latents"])} if i == 2 else {}
+
+    assert (latents(pipeline, layouts(1), 0, callback_on_step_end=callback) == 0).all()
+    assert steps == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (Layout(65, 64, np.zeros((0, 4), np.float32), ()), "canvas width 65 px must be a multiple of 2 and at least 4"),
+        (Layout(64, 2, np.zeros((0, 4), np.float32), ()), "canvas height 2 px must be a multiple of 2 and at least 4"),
+        (Layout(64, 64, np.array([[1, 1, 9, 2]], np.float32), ("dog",)), r"layouts\[0\].boxes\[0\]: \[1.0, 1.0, 9.0, 2.0\] is smaller than a latent cell \(2 px\)"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_painted_is_named(pipeline: MixturePipeline, layout: Layout, message: str) -> None:
+    with pytest.raises(IncompatibleLayoutError, match=message):
+        pipeline([layout], num_inference_steps=1)
+
+
+def test_one_canvas_a_batch(pipeline: MixturePipeline) -> None:
+    with pytest.raises(IncompatibleLayoutError, match=r"one canvas size, got \[\(32, 32\), \(64, 64\)\]"):
+        pipeline([*layouts(1), *layouts(1, 0, 32)], num_inference_steps=1)
+
+
+def test_prompts_must_match_layouts(pipeline: MixturePipeline) -> None:
+    with pytest.raises(ValueError, match="2 given for 3 layouts"):
+        pipeline(layouts(3), background=["a", "b"], num_inference_steps=1)
+
+
+@pytest.mark.parametrize(("channels", "halvings"), [(4, 3), (16, 1), (6, 2)])
+def test_other_factors_and_latent_channels(tmp_path: Path, channels: int, halvings: int) -> None:
+    spec = Spec(model=str(tiny_checkpoint(tmp_path, channels, halvings)), steps=2)
+    sampler = ScatterSpec(canvas=(160, 96), objects={"dog": 3}, size=(20, 40), gap=2)
+    assert spec.check(sampler, SCENES) == []
+    painter = spec.load(SCENES, Numerics())
+    scenes = [SCENES.draw(sampler.sample(np.random.default_rng(i)), np.random.default_rng(i)) for i in range(2)]
+    paintings = painter(scenes, [np.random.SeedSequence(i) for i in range(2)])
+    assert [p.image.shape for p in paintings] == [(96, 160, 3)] * 2
+    assert painter.pipeline.factor == 2**halvings
+
+
+@pytest.mark.parametrize("scheduler", ["dpm++", "unipc", "ddim", "euler", "lms", None])
+def test_every_scheduler_paints(checkpoint: Path, scheduler: str | None) -> None:
+    spec = Spec.model_validate({"model": str(checkpoint), "steps": 3, "scheduler": scheduler})
+    layout = layouts(1)[0]
+    scene = SCENES.draw(layout, np.random.default_rng(0))
+    first, second = (spec.load(SCENES, Numerics())([scene], [np.random.SeedSequence(0)])[0].image for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert first.std() > 0
+
+
+@pytest.mark.parametrize("mask", ["box", "gaussian", "quartic", "constant"])
+def test_every_mask_paints(pipeline: MixturePipeline, mask: str) -> None:
+    assert torch.isfinite(latents(pipeline, layouts(1), 0, mask=mask)).all()
+
+
+def test_canvas_that_does_not_fit_the_checkpoint_is_refused_before_loading(checkpoint: Path) -> None:
+    sampler = ScatterSpec(canvas=(101, 100), objects={"dog": 1}, size=(20, 40))
+    assert Spec(model=str(checkpoint)).check(sampler, SCENES) == [
+        f"model: canvas width 101 px must be a multiple of 2 and at least 4 for {checkpoint}"
+    ]
+
+
+def test_large_canvases_decode_in_tiles_without_seams() -> None:
+    """Tiled and whole decode agree, and no column stands out where tiles meet (the embedded autoencoder)."""
+    pipeline = MixturePipeline.from_pretrained(str(Path(__file__).parents[2] / "synthgen/models/synthgen-tiny"), use_safetensors=True)
+    from synthgen.pipelines.paste import Spec as PasteSpec
+
+    sampler = ScatterSpec(canvas=(640, 640), objects={"dog": 20}, size=(56, 88))
+    scene = SCENES.draw(sampler.sample(np.random.default_rng(0)), np.random.default_rng(0))
+    pixels = PasteSpec().load(SCENES, Numerics())([scene], [np.random.SeedSequence(0)])[0].image
+    x = torch.from_numpy(pixels[None].copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+    vae = pipeline.vae.float()
+    with torch.no_grad():
+        vae.disable_tiling()
+        z = vae.encode(x).latent_dist.mode()
+        whole = vae.decode(z).sample
+        vae.enable_tiling()
+        tiled = vae.decode(z).sample
+    error = (tiled - whole).abs().mean((0, 1, 2))  # a column
+    assert error.mean() < 0.02
+    step = (tiled[..., 1:] - tiled[..., :-1]).abs().mean((0, 1, 2))
+    wanted = (whole[..., 1:] - whole[..., :-1]).abs().mean((0, 1, 2))
+    assert (step - wanted).abs().max() < 0.02

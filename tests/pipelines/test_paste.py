@@ -1,0 +1,115 @@
+"""Cut-outs pasted at the boxes: they fill the boxes, masks are exact, words choose the picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from synthgen.assets import ASSETS
+from synthgen.layouts import Layout
+from synthgen.layouts.scatter import Spec as ScatterSpec
+from synthgen.pipelines import Numerics
+from synthgen.pipelines.paste import PastePainter, Spec, choose_by_words, ground
+from synthgen.scene import Scene, SceneSpec, pictures
+
+SCENES = SceneSpec(object=("a brown {category}", "a black {category}"), background="a field of grass")
+
+
+@pytest.fixture(scope="module")
+def painter() -> PastePainter:
+    return Spec(cutouts="heldout", grounds="heldout").load(SCENES, Numerics())
+
+
+def scene(seed: int, **spec: object) -> Scene:
+    sampler = ScatterSpec.model_validate({"canvas": (256, 256), "objects": {"dog": 8}, "size": (30, 70), **spec})
+    return SCENES.draw(sampler.sample(np.random.default_rng(seed)), np.random.default_rng(seed))
+
+
+def seeds(*numbers: int) -> list[np.random.SeedSequence]:
+    return [np.random.SeedSequence(n) for n in numbers]
+
+
+def test_masks_fill_their_boxes(painter: PastePainter) -> None:
+    for n, painting in enumerate(painter([scene(n) for n in range(6)], seeds(*range(6)))):
+        boxes = scene(n).layout.boxes
+        assert painting.image.shape == (256, 256, 3)
+        assert painting.image.dtype == np.uint8
+        assert painting.masks is not None
+        for box, mask in zip(boxes, painting.masks, strict=True):
+            x, y, w, h = coco_mask.toBbox(mask)
+            assert w >= 0.9 * (box[2] - box[0])
+            assert h >= 0.9 * (box[3] - box[1])
+            assert x >= box[0]
+            assert y >= box[1]
+            assert x + w <= box[2]
+            assert y + h <= box[3]
+
+
+def test_batch_is_the_images_alone(painter: PastePainter) -> None:
+    together = painter([scene(1), scene(2)], seeds(5, 6))
+    alone = [painter([scene(1)], seeds(5))[0], painter([scene(2)], seeds(6))[0]]
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        assert a.masks == b.masks
+
+
+def test_nothing_is_pasted_outside_the_boxes() -> None:
+    painter = Spec(cutouts="heldout", grounds="heldout", shadow=0).load(SCENES, Numerics())
+    full = scene(3)
+    empty = Scene(Layout(256, 256, np.zeros((0, 4), np.float32), ()), full.background)
+    pasted, bare = painter([full], seeds(1))[0].image, painter([empty], seeds(1))[0].image
+    changed = (pasted != bare).any(2)
+    for x0, y0, x1, y1 in full.layout.boxes.astype(int):
+        assert changed[y0:y1, x0:x1].any()
+        changed[y0:y1, x0:x1] = False
+    assert not changed.any()
+
+
+def test_the_nearer_object_hides_the_farther(painter: PastePainter) -> None:
+    boxes = np.array([[40, 40, 120, 110], [40, 40, 120, 110]], np.float32)
+    layout = Layout(160, 160, boxes, ("dog", "dog"), ("a dog", "a dog"), depth=np.array([1.0, 9.0], np.float32))
+    masks = painter([Scene(layout, "grass")], seeds(0))[0].masks
+    assert masks is not None
+    both = coco_mask.merge([{**m, "counts": m["counts"].encode()} for m in masks], intersect=True)
+    assert coco_mask.area(both) == 0
+    assert coco_mask.area(masks[0]) > coco_mask.area(masks[1])
+
+
+def test_words_choose_the_picture() -> None:
+    files = [Path(n) for n in ("brown_0.webp", "white_0.webp", "white-and-black_0.webp", "grass_1.webp")]
+    rng = np.random.default_rng(0)
+    picks = {prompt: choose_by_words(files, prompt, rng).name for prompt in ("a white dog", "a white and black dog", "a field of grass")}
+    assert list(picks.values()) == ["white_0.webp", "white-and-black_0.webp", "grass_1.webp"]
+    assert {choose_by_words(files, "a zebra", rng).name for _ in range(60)} == {f.name for f in files}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (700, 300), (1024, 1024)])
+def test_ground_covers_any_canvas(size: tuple[int, int]) -> None:
+    for path in pictures(ASSETS / "grounds" / "heldout")[:3]:
+        assert ground(path, *size, np.random.default_rng(0)).size == size
+
+
+def test_own_backgrounds_are_used(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "red.png")
+    words = SceneSpec(backgrounds=str(tmp_path))
+    painting = Spec(cutouts="heldout", shadow=0).load(words, Numerics())([scene(0, objects={"dog": 1})], seeds(0))[0]
+    assert (painting.image.reshape(-1, 3) == (200, 10, 10)).all(1).mean() > 0.5
+
+
+def test_missing_categories_and_folders_are_named() -> None:
+    sampler = ScatterSpec(objects={"dog": 1, "cat": 1})
+    assert Spec().check(sampler, SCENES) == ["cutouts: no cut-outs of 'cat' in 'train'; it has ['dog']"]
+    assert Spec(cutouts="nowhere", grounds="nowhere").check(ScatterSpec(objects={"dog": 1}), SCENES) == [
+        "cutouts: no cut-outs of 'dog' in 'nowhere'; it has []",
+        "grounds: no pictures in 'nowhere'",
+    ]
+
+
+def test_what_ships_is_large_and_split() -> None:
+    train, heldout = (pictures(ASSETS / "cutouts" / split / "dog") for split in ("train", "heldout"))
+    assert len(train) >= 200
+    assert len(heldout) >= 50
+    assert not {p.name for p in train} & {p.name for p in heldout}
+    assert sum(p.stat().st_size for p in pictures(ASSETS)) <= 6_000_000

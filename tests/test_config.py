@@ -1,0 +1,145 @@
+"""Jobs and recipes: what is read, and the exact message for what is wrong."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from synthgen.config import ConfigError, Job, load_job, recipe_names
+
+GOOD = """\
+version: 1
+name: bad
+images: 4
+layout:
+  sampler: scatter
+  canvas: [128, 128]
+  objects: {dog: 3}
+  size: [20, 30]
+pipeline:
+  method: paste
+output:
+  path: out
+"""
+
+BAD = [
+    ("unknown key", "images: 4", "imges: 4", ["1: images: missing; this key must be given", "3: imges: unknown key; did you mean 'images'?"]),
+    ("wrong type", "images: 4", "images: many", ["3: images: 'many': input should be a valid integer, unable to parse string as an integer"]),
+    ("too small", "images: 4", "images: 0", ["3: images: 0: input should be greater than or equal to 1"]),
+    ("twice", "images: 4", "images: 4\nimages: 5", ["4: images: this key stands twice; keep one"]),
+    ("version", "version: 1", "version: 2", ["1: version: 2: input should be 1"]),
+    ("nested", "  size: [20, 30]", "  sizes: [20, 30]", ["8: layout.sizes: unknown key; did you mean 'size'?"]),
+    ("order", "size: [20, 30]", "size: [30, 20]", ["8: layout.size: [30, 20] must be two positive numbers, least first"]),
+    ("large", "size: [20, 30]", "size: [20, 300]", ["8: layout.size: 300 px is larger than the canvas (128 x 128)"]),
+    ("sampler", "sampler: scatter", "sampler: scater", ["5: layout.sampler: 'scater' is not a sampler; did you mean 'scatter'?; there are: scatter"]),
+    ("no sampler", "  sampler: scatter\n", "", ["4: layout.sampler: missing; it names the sampler; there are: scatter"]),
+    ("method", "method: paste", "method: past", ["10: pipeline.method: 'past' is not a method; did you mean 'paste'?; there are: mixture, paste"]),
+    ("no id", "{dog: 3}", "{wombat: 3}", [
+        "7: layout.objects: 'wombat' is not a COCO category; give it an id: `categories: {wombat: 101}`",
+        "9: pipeline.cutouts: no cut-outs of 'wombat' in 'train'; it has ['dog']",
+    ]),
+    ("no room", "{dog: 3}", "{dog: 99}", ["7: layout.objects: 99 boxes of 20-30 px with gap 8 do not fit 128 x 128; the largest number that does is 15"]),
+    ("store", "path: out", "path: s3://bucket/out", ["12: output.path: object stores are not supported yet; give a folder"]),
+    ("workers", "version: 1", "version: 1\nworkers: [4, 2]", ["2: workers: [4, 2] must be [least, most] with 1 <= least <= most"]),
+    ("scene", "version: 1", "version: 1\nscene: {object: 'a {dog}'}", ["2: scene.object: 'a {dog}': only {category} is replaced"]),
+    ("negative", "size: [20, 30]", "size: [-5, 30]", ["8: layout.size: [-5, 30] must be two positive numbers, least first"]),
+    ("not yaml", "images: 4", "images: [4", ["4: not YAML: expected ',' or ']', but got ':'"]),
+    ("no mapping", GOOD, "- 1\n", ["1: a job is a mapping of keys to values"]),
+    ("empty", GOOD, "", ["job: a job is a mapping of keys to values"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_bad_files(tmp_path: Path, old: str, new: str, expected: list[str]) -> None:
+    path = tmp_path / "job.yaml"
+    assert old in GOOD
+    path.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(ConfigError) as caught:
+        load_job(str(path))
+    assert [p.removeprefix(f"{path}:") for p in caught.value.problems] == expected
+
+
+def test_all_errors_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(GOOD.replace("images: 4", "images: x").replace("size:", "sise:").replace("method: paste", "method: paste\n  shadow: 9"))
+    with pytest.raises(ConfigError) as caught:
+        load_job(str(path), ["seed=-1"])
+    assert [p.split(": ")[1] for p in caught.value.problems] == ["layout.sise", "pipeline.shadow", "images", "seed"]
+
+
+def test_overrides_reach_into_recipes(make_job: Callable[..., Job]) -> None:
+    job = make_job("images=9", "layout.canvas=[256, 192]", "layout.objects.dog=2", "pipeline.shadow=0.1", "scene.background=sand")
+    assert (job.images, job.layout.canvas, job.layout.objects) == (9, (256, 192), {"dog": 2})
+    data = job.resolved()
+    assert data["pipeline"]["shadow"] == 0.1
+    assert data["scene"]["background"] == "sand"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("images", "command line: 'images': an override is key=value, such as images=1000 or pipeline.steps=12"),
+        ("images=-1", "command line: images: -1: input should be greater than or equal to 1"),
+        ("name.x=1", "command line: name.x: name is not a mapping"),
+        ("images=[1", "command line: images:1: not YAML: expected ',' or ']', but got '<stream end>'"),
+    ],
+)
+def test_bad_overrides(make_job: Callable[..., Job], override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_job(override)
+    assert caught.value.problems == [message]
+
+
+def test_unknown_recipe_lists_what_there_is(job_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"pipeline: pastes: no such pipeline; did you mean 'paste'\?; there are: .*mixture-tiny, paste.*looked in"):
+        load_job(str(job_file), ["pipeline=pastes"])
+
+
+@pytest.mark.parametrize("name", ["../secret", "a/b", ".."])
+def test_recipe_names_cannot_leave_their_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match="no such job"):
+        load_job(name)
+
+
+def test_numbers_are_read_as_yaml_1_2(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(GOOD.replace("method: paste", "method: paste\n  shadow: 1e-1"))
+    assert load_job(str(path)).resolved()["pipeline"]["shadow"] == 0.1
+
+
+def test_aliases_cannot_blow_up(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    levels = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))
+    path.write_text(f"a0: &a0 [x]\n{levels}\n")
+    with pytest.raises(ConfigError, match="more than 100000 values"):
+        load_job(str(path))
+
+
+@pytest.mark.parametrize("name", recipe_names("job"))
+def test_shipped_jobs_are_valid(name: str) -> None:
+    assert load_job(name, ["pipeline=paste", "scene.backgrounds=null"]).name == name
+
+
+def test_fingerprint_ignores_how_many_where_and_how_fast(make_job: Callable[..., Job]) -> None:
+    base = make_job().fingerprint()
+    assert make_job("images=7", "output.path=elsewhere", "workers=3").fingerprint() == base
+    changed = make_job("seed=4", "pipeline.shadow=0.1", "output.image_format=png").fingerprint()
+    assert {k for k in base if base[k] != changed[k]} == {"seed", "pipeline.shadow", "output.image_format"}
+    json.dumps(base)
+
+
+def test_a_config_error_imports_no_torch(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(GOOD.replace("method: paste", "method: mixture\n  stepz: 3"))
+    code = (
+        "import sys; from synthgen.cli import main\n"
+        f"status = main(['run', {str(path)!r}])\n"
+        "print(status, [m for m in ('torch', 'ray', 'diffusers', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip() == "2 []"
+    assert done.stderr.strip() == f"synthgen: {path}:11: pipeline.stepz: unknown key; did you mean 'steps'?"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["job.yaml"]
