@@ -179,7 +179,7 @@ def finalize_command(args: argparse.Namespace) -> Result:
         raise ConfigError([f"{args.out}: no dataset here (dataset.json is missing or damaged)"])
     with Lock(args.out):
         counts = finalize(args.out, info)
-    done = "complete" if counts["complete"] else f"{info.images - counts['images']} images are still missing"
+    done = "complete" if counts["complete"] else f"{info.asked - counts['images']} images are still missing"
     return 0, {"output": str(args.out), **counts}, [f"{args.out}: {counts['images']} images, {counts['boxes']} boxes; {done}"]
 
 

@@ -64,7 +64,9 @@ def test_bad_files(tmp_path: Path, old: str, new: str, expected: list[str]) -> N
 
 def test_all_errors_at_once(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
-    path.write_text(GOOD.replace("images: 4", "images: x").replace("size:", "sise:").replace("method: paste", "method: paste\n  shadow: 9"))
+    path.write_text(
+        GOOD.replace("images: 4", "images: x").replace("size:", "sise:").replace("method: paste", "method: paste\n  shadow: 9")
+    )
     with pytest.raises(ConfigError) as caught:
         load_job(str(path), ["seed=-1"])
     assert [p.split(": ")[1] for p in caught.value.problems] == ["layout.sise", "pipeline.shadow", "images", "seed"]
@@ -94,7 +96,10 @@ def test_bad_overrides(make_job: Callable[..., Job], override: str, message: str
 
 
 def test_unknown_recipe_lists_what_there_is(job_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"pipeline: pastes: no such pipeline; did you mean 'paste'\?; there are: .*mixture-tiny, paste.*looked in"):
+    with pytest.raises(
+        ConfigError,
+        match=r"pipeline: pastes: no such pipeline; did you mean 'paste'\?; there are: .*mixture-tiny, paste.*looked in",
+    ):
         load_job(str(job_file), ["pipeline=pastes"])
 
 

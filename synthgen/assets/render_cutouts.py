@@ -109,9 +109,7 @@ class DogStudio:
         rgb = np.zeros((RENDER_SIDE, RENDER_SIDE, 3), np.uint8)
         depth = np.zeros((RENDER_SIDE, RENDER_SIDE), np.float32)
         viewport = mujoco.MjrRect(0, 0, RENDER_SIDE, RENDER_SIDE)
-        mujoco.mjv_updateScene(
-            self.model, self.data, self.option, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self.scene
-        )
+        mujoco.mjv_updateScene(self.model, self.data, self.option, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self.scene)
         mujoco.mjr_render(viewport, self.scene, self.context)
         mujoco.mjr_readPixels(rgb, depth, viewport, self.context)
         far = depth.min() if depth[0, 0] < depth.max() else depth.max()  # newer versions reverse the depth buffer

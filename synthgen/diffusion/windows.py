@@ -6,7 +6,9 @@ from numpy.typing import NDArray
 Windows = NDArray[np.int64]
 
 
-def object_windows(boxes: NDArray[np.float32], canvas: tuple[int, int], factor: int, multiple: int, least: int, context: float) -> Windows:
+def object_windows(
+    boxes: NDArray[np.float32], canvas: tuple[int, int], factor: int, multiple: int, least: int, context: float
+) -> Windows:
     """The window of each box: the box and `context` of its side on each side.
 
     Args:

@@ -43,7 +43,7 @@ class Plan:
         gpu = f", {self.gpu_hours:.2f} GPU-hours" if self.gpu_hours else ""
         return [
             f"{self.images} images in {self.shards} shards, {self.workers} worker(s) on {self.device}",
-            f"time     {self.hours:.2f} hours{gpu} ({self.seconds_per_image:.2f} s an image and worker, timed on {self.timed_images})",
+            f"time     {self.hours:.2f} hours{gpu} ({self.seconds_per_image:.2f} s an image, timed on {self.timed_images})",
             f"disk     {self.gigabytes:.3f} GB",
             f"memory   {self.worker_gigabytes:.2f} GB a worker",
         ]
@@ -74,5 +74,3 @@ def peak_bytes() -> int:
     """Peak resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-

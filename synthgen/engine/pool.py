@@ -97,7 +97,9 @@ class RayPool:
             for stream in ready:
                 yield from self._advance(stream, running, idle, waiting)
 
-    def _advance(self, stream: Any, running: dict[Any, _Task], idle: deque[Any], waiting: deque[tuple[int, int]]) -> Iterator[Event]:
+    def _advance(
+        self, stream: Any, running: dict[Any, _Task], idle: deque[Any], waiting: deque[tuple[int, int]]
+    ) -> Iterator[Event]:
         """Take the next report of one shard; a finished one frees its actor, a failed one goes back to the queue."""
         task = running[stream]
         try:

@@ -47,7 +47,9 @@ def missing_shards(job: Job, out: Path) -> list[int]:
     return [number for number in range(job.shards) if there.get(number) != job.shard_count(number)]
 
 
-def run(job: Job, address: str | None = None, overwrite: bool = False, report: Callable[[int, int], Report] | None = None) -> RunResult:
+def run(
+    job: Job, address: str | None = None, overwrite: bool = False, report: Callable[[int, int], Report] | None = None
+) -> RunResult:
     """Make the dataset of a job, or what is missing of it.
 
     Args:
@@ -116,7 +118,7 @@ def begin(job: Job, out: Path, info: DatasetInfo) -> None:
     """Write job.yaml and dataset.json before the first shard, so that a resumed run knows what it goes on with."""
     old = read_info(out)
     if old is None or old != info:
-        write_info(out, info, {"images_done": 0, "complete": False})
+        write_info(out, info, {"images": 0, "complete": False})
     with replacing(out / "job.yaml") as temporary, temporary.open("w") as file:
         YAML(typ="safe", pure=True).dump(job.resolved(), file)
 

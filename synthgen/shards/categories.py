@@ -10,9 +10,7 @@ COCO_NAMES = (
     "couch potted_plant bed - dining_table - - toilet - tv laptop mouse remote keyboard cell_phone microwave oven "
     "toaster sink refrigerator - book clock vase scissors teddy_bear hair_drier toothbrush"
 )
-COCO_IDS: dict[str, int] = {
-    name.replace("_", " "): i for i, name in enumerate(COCO_NAMES.split(), 1) if name != "-"
-}
+COCO_IDS: dict[str, int] = {name.replace("_", " "): i for i, name in enumerate(COCO_NAMES.split(), 1) if name != "-"}
 
 
 def category_ids(names: Iterable[str], own: Mapping[str, int]) -> dict[str, int]:

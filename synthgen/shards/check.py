@@ -53,9 +53,10 @@ def check_shard(out: Path, number: int, checked: _Checked) -> Iterator[str]:
         yield f"shards/{name}.json: no valid marker, or a file of the shard is missing or of another size"
         return
     tar, parquet = shard_path(out, number, ".tar"), shard_path(out, number, ".parquet")
-    for path, wanted in ((tar, marker.sha256), (parquet, marker.parquet_sha256)):
-        if digest(path) != wanted:
-            yield f"shards/{path.name}: its bytes are not those that were committed (sha256)"
+    damaged = [path for path, wanted in ((tar, marker.sha256), (parquet, marker.parquet_sha256)) if digest(path) != wanted]
+    yield from (f"shards/{path.name}: its bytes are not those that were committed (sha256)" for path in damaged)
+    if damaged:
+        return
     try:
         members = dict(read_members(tar))
         rows = pq.read_table(parquet).to_pylist()
@@ -115,8 +116,8 @@ def check_whole(out: Path, info: DatasetInfo, checked: _Checked) -> Iterator[str
     if found != list(range(len(found))):
         missing = sorted(set(range(found[-1] + 1)) - set(found))
         yield f"shards: samples {missing[:5]} are missing"
-    if len(found) != info.images:
-        yield f"shards: {len(found)} images, the job asks for {info.images}"
+    if len(found) != info.asked:
+        yield f"shards: {len(found)} images, the job asks for {info.asked}"
     yield from _check_manifest(out, checked)
     yield from _check_index(out, checked)
     yield from _check_coco(out, info, checked)

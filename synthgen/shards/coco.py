@@ -9,7 +9,9 @@ from synthgen.shards.sample import annotations_of
 from synthgen.shards.store import replacing
 
 
-def write_instances(path: Path, rows: Iterable[dict[str, Any]], ids: Mapping[str, int], info: dict[str, Any], licence: str) -> None:
+def write_instances(
+    path: Path, rows: Iterable[dict[str, Any]], ids: Mapping[str, int], info: dict[str, Any], licence: str
+) -> None:
     """Write a COCO instances file with image ids index + 1 and annotation ids from 1 (pycocotools ignores id 0).
 
     Args:
@@ -45,4 +47,6 @@ def _write_records(annotations: TextIO, images: TextIO, rows: Iterable[dict[str,
         image = {"id": image_id, "file_name": name, "width": row["width"], "height": row["height"], "license": 1}
         images.write((",\n" if n else "") + json.dumps(image))
         for annotation in annotations_of(row):
-            annotations.write((",\n" if number else "") + json.dumps({"id": (number := number + 1), "image_id": image_id, **annotation}))
+            annotations.write(
+                (",\n" if number else "") + json.dumps({"id": (number := number + 1), "image_id": image_id, **annotation})
+            )

@@ -29,7 +29,7 @@ class DatasetInfo:
     """What the driver tells of the job, and what outlives it in dataset.json."""
 
     name: str
-    images: int
+    asked: int  # images
     fingerprint: dict[str, Any]
     category_ids: dict[str, int]
     image_format: str
@@ -67,9 +67,13 @@ def refuse_changed(out: Path, info: DatasetInfo) -> None:
     if old is None:
         return
     here, there = json.loads(json.dumps(info.fingerprint)), old.fingerprint
-    changed = [f"{key}: was {there.get(key)!r}, is {here.get(key)!r}" for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
-    if old.images > info.images:
-        changed.append(f"images: was {old.images}, is {info.images}; a dataset can be extended, not shortened")
+    changed = [
+        f"{key}: was {there.get(key)!r}, is {here.get(key)!r}"
+        for key in sorted({*here, *there})
+        if here.get(key) != there.get(key)
+    ]
+    if old.asked > info.asked:
+        changed.append(f"images: was {old.asked}, is {info.asked}; a dataset can be extended, not shortened")
     if changed:
         raise ChangedJobError(f"{out} holds another job: {'; '.join(changed)}. Give another output.path, or --overwrite")
 
@@ -86,11 +90,16 @@ def finalize(out: Path, info: DatasetInfo) -> dict[str, Any]:
     coco_info = {"description": description, "version": versions().get(DISTRIBUTION, ""), "contributor": "synthgen"}
     write_instances(out / "annotations" / "instances.json", _rows(out, numbers), info.category_ids, coco_info, info.licence)
     counts = write_manifest(out, numbers)
-    counts["complete"] = counts["images"] == info.images
+    counts["complete"] = counts["images"] == info.asked
     first = [row for number in numbers[:SHEET_IMAGES] for row in read_rows(out, number)][:SHEET_IMAGES]
     write_contact_sheet(out, first)
     has_masks = any(s is not None for row in first for s in row["segmentation"])
-    facts = {"images": counts["images"], "boxes": counts["boxes"], "categories": ", ".join(info.category_ids), "licence": info.licence}
+    facts = {
+        "images": counts["images"],
+        "boxes": counts["boxes"],
+        "categories": ", ".join(info.category_ids),
+        "licence": info.licence,
+    }
     model = {k: v for k, v in info.fingerprint.items() if k in ("pipeline.method", "pipeline.model", "seed")}
     write_card(out, info.name, {**facts, **model}, info.image_format, has_masks)
     write_info(out, info, counts)

@@ -55,7 +55,9 @@ def shard_path(out: Path, number: int, suffix: str) -> Path:
     return out / "shards" / f"{shard_name(number)}{suffix}"
 
 
-def stage(out: Path, number: int, samples: Sequence[Sample], numerics: dict[str, Any], seconds: float, attempts: int) -> StagedShard:
+def stage(
+    out: Path, number: int, samples: Sequence[Sample], numerics: dict[str, Any], seconds: float, attempts: int
+) -> StagedShard:
     """Write tar and table under unique temporary names; the bytes depend on the samples alone."""
     name = shard_name(number)
     tar, parquet = staged(out, f"{name}.tar"), staged(out, f"{name}.parquet")

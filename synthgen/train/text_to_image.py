@@ -169,7 +169,7 @@ class Trainer:
 
     def step(self, x: Tensor, prompts: list[str], generator: torch.Generator) -> float:
         loss = self.loss(x, prompts, generator)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.nets.parameters(), 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad()

@@ -112,7 +112,10 @@ def main() -> None:
         if (step + 1) % 200 == 0 or step + 1 == args.steps:
             with torch.no_grad():
                 mse = F.mse_loss(vae.decode(vae.encode(held_out).latent_dist.mode()).sample, held_out) / 4
-            print(f"step {step + 1} loss {loss.item():.4f} held-out PSNR {-10 * mse.log10():.2f} dB, {time.time() - began:.0f} s", flush=True)
+            print(
+                f"step {step + 1} loss {loss.item():.4f} held-out PSNR {-10 * mse.log10():.2f} dB, {time.time() - began:.0f} s",
+                flush=True,
+            )
             save_state(args.work / "vae_state.pt", parts, step + 1)
     normalise_latents(vae, to_tensor(pool[:64]))
     vae.save_pretrained(args.work / "vae")

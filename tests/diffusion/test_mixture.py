@@ -46,7 +46,9 @@ def random_regions(rng: np.random.Generator, images: int, n: int, side: int, pro
         if rng.random() < 0.3:
             weight = masks.box(h, w, 1.5, 1.0, w - 1.2, h - 0.7)
         guidance = float(rng.choice([0.0, 1.0, 2.5, 7.5]))
-        regions.append(Region(int(rng.integers(images)), (x0, y0, x0 + w, y0 + h), int(rng.integers(1, prompts)), 0, guidance, weight))
+        regions.append(
+            Region(int(rng.integers(images)), (x0, y0, x0 + w, y0 + h), int(rng.integers(1, prompts)), 0, guidance, weight)
+        )
     return regions
 
 

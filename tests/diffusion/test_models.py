@@ -28,7 +28,9 @@ def test_the_hash_covers_every_byte(checkpoint: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nosuchmodel", "./nowhere", "a/b/c"])
 def test_an_unknown_name_lists_the_embedded_ones(name: str) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"no folder of that name holds a model_index.json.*embedded: synthgen-tiny") as caught:
+    with pytest.raises(
+        ModelNotFoundError, match=r"no folder of that name holds a model_index.json.*embedded: synthgen-tiny"
+    ) as caught:
         find_model(name)
     assert "\n" not in str(caught.value)
 

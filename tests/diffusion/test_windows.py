@@ -12,7 +12,7 @@ from synthgen.diffusion.windows import background_windows, object_windows
 def test_object_windows_hold_their_boxes(seed: int, factor: int, multiple: int) -> None:
     rng = np.random.default_rng(seed)
     least = multiple * int(rng.integers(1, 4))
-    canvas = tuple(int(factor * rng.integers(least + 4, 60)) for _ in range(2))
+    canvas = (int(factor * rng.integers(least + 4, 60)), int(factor * rng.integers(least + 4, 60)))
     low = rng.random((6, 2)) * (np.array(canvas) * 0.6)
     boxes = np.concatenate([low, low + rng.random((6, 2)) * (np.array(canvas) * 0.3) + 1], 1).astype(np.float32)
     windows = object_windows(boxes, canvas, factor, multiple, least, 0.1)

@@ -85,7 +85,9 @@ def test_one_and_two_workers_give_the_same_bytes(make_job: Callable[..., Job], c
     assert len(made[0]) == 6
 
 
-def test_a_killed_driver_is_resumed(start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]) -> None:
+def test_a_killed_driver_is_resumed(
+    start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]
+) -> None:
     out = Path(make_job().output.path)
     first = start(*LONG, "workers=2")
     wait_for(lambda: markers(out) >= 3, first)
@@ -100,7 +102,9 @@ def test_a_killed_driver_is_resumed(start: Callable[..., "subprocess.Popen[str]"
     assert check_dataset(out)[0] == []
 
 
-def test_a_killed_actor_is_replaced(start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]) -> None:
+def test_a_killed_actor_is_replaced(
+    start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]
+) -> None:
     out = Path(make_job().output.path)
     process = start(*LONG, "workers=2")
     wait_for(lambda: markers(out) >= 2, process)
@@ -114,7 +118,9 @@ def test_a_killed_actor_is_replaced(start: Callable[..., "subprocess.Popen[str]"
     assert check_dataset(out)[0] == []
 
 
-def test_ctrl_c_says_how_to_go_on(job_file: Path, start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]) -> None:
+def test_ctrl_c_says_how_to_go_on(
+    job_file: Path, start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]
+) -> None:
     out = Path(make_job().output.path)
     command = [sys.executable, "-m", "synthgen", "run", str(job_file), *LONG, "workers=1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

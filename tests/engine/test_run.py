@@ -135,7 +135,7 @@ def test_ctrl_c_keeps_what_was_committed(make_job: Callable[..., Job], monkeypat
     result = run(make_job())
     assert (result.interrupted, result.made, result.counts["complete"]) == (True, 2, False)
     out = Path(make_job().output.path)
-    assert [fault for fault in check_dataset(out)[0]] == ["shards: 2 images, the job asks for 6"]
+    assert check_dataset(out)[0] == ["shards: 2 images, the job asks for 6"]
     monkeypatch.undo()
     assert run(make_job()).made == 4
     assert check_dataset(out)[0] == []

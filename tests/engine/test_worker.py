@@ -16,7 +16,9 @@ from synthgen.shards.shard import StagedShard, read_members
 
 
 def test_streams_do_not_meet() -> None:
-    keys = [(seed, i, stream, attempt) for seed in (0, 1, 2**40) for i in (0, 1, 256) for stream in (0, 1, 2) for attempt in (0, 1)]
+    keys = [
+        (seed, i, stream, attempt) for seed in (0, 1, 2**40) for i in (0, 1, 256) for stream in (0, 1, 2) for attempt in (0, 1)
+    ]
     states = {tuple(seed_sequence(*key).generate_state(4)) for key in keys}
     assert len(states) == len(keys)
 

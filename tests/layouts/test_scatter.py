@@ -80,7 +80,7 @@ def test_evenly_spread() -> None:
     for i in range(60):
         boxes = spec.sample(np.random.default_rng(i)).boxes
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-        counts.append(np.histogram2d(*centre.T, bins=2, range=[[0, 1024], [0, 1024]])[0].ravel())
+        counts.append(np.histogram2d(centre[:, 0], centre[:, 1], bins=2, range=[[0, 1024], [0, 1024]])[0].ravel())
     assert np.var(counts) < 0.5 * 100 * 0.25 * 0.75
 
 

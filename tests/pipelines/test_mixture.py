@@ -1,6 +1,7 @@
 """The mixture pipeline over layouts, with tiny random checkpoints."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,8 +37,10 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(s) for s in seeds]
 
 
-def latents(pipeline: MixturePipeline, batch: list[Layout], *seeds: int, **options: object) -> Tensor:
-    got = pipeline(batch, background="sand", num_inference_steps=3, generator=generators(*seeds), output_type="latent", **options)
+def latents(pipeline: MixturePipeline, batch: list[Layout], *seeds: int, steps: int = 3, **options: Any) -> Tensor:
+    got = pipeline(
+        batch, background="sand", num_inference_steps=steps, generator=generators(*seeds), output_type="latent", **options
+    )
     assert isinstance(got, Tensor)
     return got
 
@@ -68,7 +71,7 @@ def test_a_box_changes_only_its_window(pipeline: MixturePipeline) -> None:
     """One step: where no window of the box is, the merged noise is the background's alone."""
     box = Layout(64, 64, np.array([[4, 4, 20, 20]], np.float32), ("dog",))
     bare = Layout(64, 64, np.zeros((0, 4), np.float32), ())
-    one, none = (pipeline([layout], num_inference_steps=1, generator=generators(0), output_type="latent") for layout in (box, bare))
+    one, none = (latents(pipeline, [layout], 0, steps=1) for layout in (box, bare))
     changed = ((one - none).abs() > 1e-6).any(1)[0]
     assert changed[2:10, 2:10].any()
     assert not changed[16:].any()
@@ -154,7 +157,9 @@ def test_canvas_that_does_not_fit_the_checkpoint_is_refused_before_loading(check
 
 def test_large_canvases_decode_in_tiles_without_seams() -> None:
     """Tiled and whole decode agree, and no column stands out where tiles meet (the embedded autoencoder)."""
-    pipeline = MixturePipeline.from_pretrained(str(Path(__file__).parents[2] / "synthgen/models/synthgen-tiny"), use_safetensors=True)
+    pipeline = MixturePipeline.from_pretrained(
+        str(Path(__file__).parents[2] / "synthgen/models/synthgen-tiny"), use_safetensors=True
+    )
     from synthgen.pipelines.paste import Spec as PasteSpec
 
     sampler = ScatterSpec(canvas=(640, 640), objects={"dog": 20}, size=(56, 88))

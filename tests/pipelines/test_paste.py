@@ -80,7 +80,10 @@ def test_the_nearer_object_hides_the_farther(painter: PastePainter) -> None:
 def test_words_choose_the_picture() -> None:
     files = [Path(n) for n in ("brown_0.webp", "white_0.webp", "white-and-black_0.webp", "grass_1.webp")]
     rng = np.random.default_rng(0)
-    picks = {prompt: choose_by_words(files, prompt, rng).name for prompt in ("a white dog", "a white and black dog", "a field of grass")}
+    picks = {
+        prompt: choose_by_words(files, prompt, rng).name
+        for prompt in ("a white dog", "a white and black dog", "a field of grass")
+    }
     assert list(picks.values()) == ["white_0.webp", "white-and-black_0.webp", "grass_1.webp"]
     assert {choose_by_words(files, "a zebra", rng).name for _ in range(60)} == {f.name for f in files}
 

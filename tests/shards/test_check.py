@@ -13,7 +13,7 @@ from tests.shards.test_shard import write_dataset
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    return write_dataset(tmp_path / "out", [2, 3, 0, 1])
+    return write_dataset(tmp_path / "written", [2, 3, 0, 1])
 
 
 def test_a_good_dataset_has_no_faults(out: Path, dataset: Path) -> None:
@@ -47,20 +47,20 @@ def edit_json(path: Path, change: Callable[[dict], None]) -> None:  # type: igno
     path.write_text(json.dumps(data))
 
 
-FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
+FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("no marker", lambda out: (out / "shards/000001.json").unlink(), "000001.json: no valid marker"),
     ("no card", lambda out: (out / "README.md").unlink(), "README.md: missing"),
     ("old index", lambda out: edit_json(out / "index.json", lambda d: d["shardlist"].pop()), "index.json: its shards differ"),
     ("moved box", lambda out: edit_json(out / "annotations/instances.json", lambda d: d["annotations"][0]["bbox"].__setitem__(0, 9)), "its boxes differ"),
     ("id 0", lambda out: edit_json(out / "annotations/instances.json", lambda d: d["annotations"][0].update(id=0)), "annotation ids are not 1, 2, 3"),
     ("category", lambda out: edit_json(out / "annotations/instances.json", lambda d: d["categories"].pop()), "its categories differ"),
-    ("asked for more", lambda out: edit_json(out / "dataset.json", lambda d: d.update(images=9)), "4 images, the job asks for 9"),
+    ("asked for more", lambda out: edit_json(out / "dataset.json", lambda d: d.update(asked=9)), "4 images, the job asks for 9"),
     ("no manifest", lambda out: (out / "manifest.parquet").write_bytes(b"no"), "manifest.parquet: cannot be read"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("harm", "message"), [f[1:] for f in FAULTS], ids=[f[0] for f in FAULTS])
-def test_faults_are_named(out: Path, harm: Callable[[Path], None], message: str) -> None:
+def test_faults_are_named(out: Path, harm: Callable[[Path], object], message: str) -> None:
     harm(out)
     faults, _ = check_dataset(out)
     assert any(message in fault for fault in faults), faults

@@ -19,7 +19,10 @@ def load(path: Path) -> COCO:
 def average_precision(truth: COCO, kind: str) -> float:
     """AP of predictions that are the truth itself."""
     fields = {"bbox": "bbox", "segm": "segmentation"}[kind]
-    found = [{"image_id": a["image_id"], "category_id": a["category_id"], fields: a[fields], "score": 1.0} for a in truth.dataset["annotations"]]
+    found = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], fields: a[fields], "score": 1.0}
+        for a in truth.dataset["annotations"]
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(found), kind)
         evaluation.evaluate()

@@ -33,7 +33,9 @@ class Spec(ModelSpec):
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
         problems = []
         if scene.backgrounds is not None:
-            problems.append("method: mixture does not paint into your own pictures; use `pipeline=paste` or drop scene.backgrounds")
+            problems.append(
+                "method: mixture does not paint into your own pictures; use `pipeline=paste` or drop scene.backgrounds"
+            )
         try:
             folder = find_model(self.model, self.variant)
         except ModelNotFoundError as error:
@@ -42,7 +44,9 @@ class Spec(ModelSpec):
         least = factor * unet_multiple(read_config(folder, "unet"))
         for name, side in zip(("width", "height"), sampler.canvas, strict=True):
             if side % factor or side < least:
-                problems.append(f"model: canvas {name} {side} px must be a multiple of {factor} and at least {least} for {self.model}")
+                problems.append(
+                    f"model: canvas {name} {side} px must be a multiple of {factor} and at least {least} for {self.model}"
+                )
         return problems
 
     def load(self, scene: SceneSpec, numerics: Numerics) -> "MixturePainter":

@@ -107,9 +107,7 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         tile = least if background_window is None else -(-background_window // (self.factor * self.multiple)) * self.multiple
         regions: list[Region] = []
         for i, layout in enumerate(layouts):
-            objects = object_windows(
-                layout.boxes, (layout.width, layout.height), self.factor, self.multiple, least, context
-            )
+            objects = object_windows(layout.boxes, (layout.width, layout.height), self.factor, self.multiple, least, context)
             tiles = background_windows((layout.width, layout.height), self.factor, self.multiple, tile, background_overlap)
             negative = prompts.row(negatives[i])
             for box, cells, phrase in zip(layout.boxes, objects.tolist(), _phrases(layout), strict=True):
@@ -131,15 +129,17 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         if len(sizes) != 1:
             raise IncompatibleLayoutError(f"layouts: a batch needs one canvas size, got {sorted(sizes)}")
         for name, side in zip(("width", "height"), sizes.pop(), strict=True):
-            if side % self.factor or side < self.factor * self.multiple:
-                raise IncompatibleLayoutError(
-                    f"layouts: canvas {name} {side} px must be a multiple of {self.factor} and at least {self.factor * self.multiple}"
-                )
+            least = self.factor * self.multiple
+            if side % self.factor or side < least:
+                reason = f"must be a multiple of {self.factor} and at least {least}"
+                raise IncompatibleLayoutError(f"layouts: canvas {name} {side} px {reason}")
         for n, layout in enumerate(layouts):
             sides = layout.boxes[:, 2:] - layout.boxes[:, :2]
             if len(layout) and sides.min() < self.factor:
                 i = int(sides.min(1).argmin())
-                raise IncompatibleLayoutError(f"layouts[{n}].boxes[{i}]: {layout.boxes[i].tolist()} is smaller than a latent cell ({self.factor} px)")
+                raise IncompatibleLayoutError(
+                    f"layouts[{n}].boxes[{i}]: {layout.boxes[i].tolist()} is smaller than a latent cell ({self.factor} px)"
+                )
 
     def object_weight(self, box: NDArray[np.float32], cells: Sequence[int], mask: Mask) -> Tensor:
         """Weight (h, w) of a box's window (x0, y0, x1, y1 in cells)."""
@@ -220,7 +220,9 @@ class MixturePainter:
     def __init__(self, spec: Spec, numerics: Numerics) -> None:
         diffusers_logging.set_verbosity_error()
         self.spec, self.chunk = spec, numerics.chunk
-        dtype = {"auto": torch.float16 if numerics.device == "cuda" else torch.float32}.get(spec.dtype) or getattr(torch, spec.dtype)
+        dtype = {"auto": torch.float16 if numerics.device == "cuda" else torch.float32}.get(spec.dtype) or getattr(
+            torch, spec.dtype
+        )
         folder = find_model(spec.model, spec.variant)
         self.pipeline = MixturePipeline.from_pretrained(
             folder, torch_dtype=dtype, variant=spec.variant, use_safetensors=True, local_files_only=True
