@@ -37,13 +37,14 @@ def main(argv: list[str] | None = None) -> int:
 def _bad_input(error: Exception) -> list[str]:
     """The lines that say what is wrong with what the user gave; empty if the error is not of that kind."""
     from synthgen.config import ConfigError
+
+    if isinstance(error, ConfigError):
+        return error.problems
     from synthgen.layouts import InfeasibleLayoutError
     from synthgen.pipelines import IncompatibleLayoutError, ModelNotFoundError
     from synthgen.shards.dataset import ChangedJobError
     from synthgen.shards.lock import LockedError
 
-    if isinstance(error, ConfigError):
-        return error.problems
     kinds = (ChangedJobError, LockedError, ModelNotFoundError, IncompatibleLayoutError, InfeasibleLayoutError)
     return [str(error)] if isinstance(error, kinds) else []
 
@@ -86,10 +87,11 @@ def parser() -> argparse.ArgumentParser:
 def run_command(args: argparse.Namespace) -> Result:
     """`--json`: {"output", "images", "boxes", "shards", "bytes", "complete", "made", "seconds", "interrupted"}."""
     from synthgen.config import load_job
+
+    job = load_job(args.job, args.overrides)  # before the heavy imports: a mistake is told at once
     from synthgen.engine.pool import ShardFailedError
     from synthgen.engine.run import run
 
-    job = load_job(args.job, args.overrides)
     bar = _ProgressBar()
     try:
         result = run(job, args.address, args.overwrite, bar.open)
@@ -131,12 +133,13 @@ class _ProgressBar:
 def preview_command(args: argparse.Namespace) -> Result:
     """`--json`: {"path", "layouts", "boxes", "coverage"}."""
     from synthgen.config import ConfigError, load_job
+
+    job = load_job(args.job, args.overrides)
     from synthgen.engine.worker import draw_scene
     from synthgen.preview import write_preview
 
     if args.n < 1:
         raise ConfigError([f"command line: -n: {args.n} must be at least 1"])
-    job = load_job(args.job, args.overrides)
     layouts = [draw_scene(job, i).layout for i in range(args.n)]
     path = args.output or Path(f"preview-{job.name}.png")
     write_preview(path, layouts)
@@ -150,9 +153,11 @@ def plan_command(args: argparse.Namespace) -> Result:
     from dataclasses import asdict
 
     from synthgen.config import load_job
+
+    job = load_job(args.job, args.overrides)
     from synthgen.engine.plan import plan
 
-    estimate = plan(load_job(args.job, args.overrides), args.address)
+    estimate = plan(job, args.address)
     return 0, asdict(estimate), estimate.lines()
 
 

@@ -21,6 +21,7 @@ from synthgen.pipelines import MethodSpec, Numerics, Painting
 from synthgen.scene import Scene, SceneSpec, pictures
 
 ASPECT_TOLERANCE = 0.1  # of the logarithm of width / height
+OPAQUE = 128  # alpha from which a pixel belongs to the object
 NEAREST = 6  # cut-outs to choose from when none is within the tolerance
 SHIPPED = ("train", "heldout")
 
@@ -83,7 +84,7 @@ class PastePainter:
         for i in order:
             cutout = choose_cutout(self.cutouts[layout.categories[i]], scene.phrases[i], boxes[i], rng)
             alphas[int(i)] = stamp(canvas, cutout, boxes[i], self.shadow)
-        return Painting(np.asarray(canvas), visible_masks(boxes, alphas, order, (layout.height, layout.width)))
+        return Painting(np.array(canvas), visible_masks(boxes, alphas, order, (layout.height, layout.width)))
 
 
 class CutOut:
@@ -134,7 +135,32 @@ def choose_cutout(cutouts: list[CutOut], phrase: str, box: NDArray[np.int_], rng
     picked = named[int(rng.integers(max(near, min(NEAREST, len(named)))))].pixels()
     if rng.random() < 0.5:
         picked = picked.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return picked.resize((w, h), Image.Resampling.BOX if w * 2 < picked.width else Image.Resampling.BICUBIC).convert("RGBA")
+    return fit(picked, w, h).convert("RGBA")
+
+
+def fit(cutout: Image.Image, w: int, h: int) -> Image.Image:
+    """A cut-out (RGBa) at (w, h) whose mask touches all four sides.
+
+    Resizing fades thin tails and ears below half opacity; then it is drawn that much larger and cropped.
+    """
+    image = _resize(cutout, w, h)
+    x0, y0, x1, y1 = _mask_box(image)
+    if (x1 - x0, y1 - y0) == (w, h) or x1 == x0:
+        return image
+    image = _resize(cutout, -(-w * w // (x1 - x0)), -(-h * h // (y1 - y0)))
+    x0, y0, x1, y1 = _mask_box(image)
+    left = min(max((x0 + x1 - w) // 2, 0), image.width - w)
+    top = min(max((y0 + y1 - h) // 2, 0), image.height - h)
+    return image.crop((left, top, left + w, top + h))
+
+
+def _resize(cutout: Image.Image, w: int, h: int) -> Image.Image:
+    return cutout.resize((w, h), Image.Resampling.BOX if w * 2 < cutout.width else Image.Resampling.BICUBIC)
+
+
+def _mask_box(cutout: Image.Image) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of what is at least half opaque."""
+    return cutout.getchannel("a").point(lambda a: 255 * (a >= OPAQUE)).getbbox() or (0, 0, 0, 0)
 
 
 def ground(path: Path, width: int, height: int, rng: np.random.Generator) -> Image.Image:
@@ -163,7 +189,7 @@ def stamp(canvas: Image.Image, cutout: Image.Image, box: NDArray[np.int_], shado
     if shadow > 0:
         cast_shadow(canvas, box, shadow)
     canvas.paste(cutout, (int(box[0]), int(box[1])), cutout)
-    return np.asarray(cutout)[..., 3] >= 128
+    return np.asarray(cutout)[..., 3] >= OPAQUE
 
 
 def cast_shadow(canvas: Image.Image, box: NDArray[np.int_], darkness: float) -> None:

@@ -1,0 +1,108 @@
+"""The commands: what they print, what they exit with, and their --json."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from synthgen import cli
+from tests.test_config import GOOD
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:  # type: ignore[type-arg]
+    status = cli.main([*argv, "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_run_check_finalize(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(job_file.parent / "out")
+    status, data = run_json(capsys, "run", str(job_file))
+    assert status == 0
+    assert set(data) == {"output", "images", "boxes", "shards", "bytes", "complete", "made", "seconds", "interrupted"}
+    assert (data["output"], data["images"], data["boxes"], data["shards"], data["made"]) == (out, 6, 24, 3, 6)
+    assert (data["complete"], data["interrupted"]) == (True, False)
+    assert run_json(capsys, "check", out) == (0, {"ok": True, "faults": [], "images": 6, "boxes": 24, "shards": 3})
+    status, data = run_json(capsys, "finalize", out)
+    assert (status, data["images"], data["complete"]) == (0, 6, True)
+    assert cli.main(["run", str(job_file)]) == 0
+    assert "6 images, 24 boxes, 3 shards, all were there" in capsys.readouterr().out
+
+
+def test_check_exits_1_with_the_list(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tar = dataset / "shards/000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-512])
+    assert cli.main(["check", str(dataset)]) == 1
+    assert "shards/000001.json: no valid marker" in capsys.readouterr().out
+    status, data = run_json(capsys, "check", str(dataset))
+    assert (status, data["ok"]) == (1, False)
+
+
+def test_a_changed_seed_exits_2_naming_it(job_file: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", str(job_file), "seed=9"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"synthgen: {dataset} holds another job: seed: was 3, is 9. Give another output.path")
+    assert captured.err.count("\n") == 1
+
+
+def test_a_model_that_is_nowhere_exits_2_with_one_line(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", str(job_file), "pipeline={method: mixture, model: nosuchmodel}"]) == 2
+    captured = capsys.readouterr()
+    assert "pipeline.model: model 'nosuchmodel': no folder of that name" in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (job_file.parent / "out").exists()
+
+
+def test_preview(job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "preview.png"
+    status, data = run_json(capsys, "preview", str(job_file), "-n", "3", "-o", str(path))
+    assert (status, data["layouts"], data["boxes"], data["path"]) == (0, 3, 12, str(path))
+    assert 0 < data["coverage"] < 1
+    with Image.open(path) as sheet:
+        assert len(set(sheet.getdata())) > 3
+    assert cli.main(["preview", str(job_file), "-n", "0"]) == 2
+
+
+def test_plan_writes_nothing(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, data = run_json(capsys, "plan", str(job_file), "images=1000")
+    assert (status, data["images"], data["shards"], data["device"]) == (0, 1000, 500, "cpu")
+    assert 0 < data["seconds_per_image"] < 60
+    assert data["hours"] == pytest.approx(
+        (data["seconds_per_image"] * 1000 / data["workers"] + data["load_seconds"]) / 3600, abs=0.01
+    )
+    assert data["gigabytes"] > 0
+    assert not (job_file.parent / "out").exists()
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    _, data = run_json(capsys, "list")
+    assert list(data["samplers"]) == ["scatter"]
+    assert list(data["methods"]) == ["mixture", "paste"]
+    assert all(data["methods"].values())
+    assert "100dogs" in data["jobs"]
+    assert "100dogs" in data["layouts"]
+    assert {"mixture-tiny", "mixture-sd15", "paste"} <= set(data["pipelines"])
+
+
+@pytest.mark.parametrize("command", ["check", "finalize"])
+def test_no_dataset(command: str, tmp_path: Path) -> None:
+    assert cli.main([command, str(tmp_path)]) in (1, 2)
+
+
+def test_help_and_config_errors_load_nothing_heavy(tmp_path: Path) -> None:
+    """Half a second is the bound; what is heavy is named rather than timed."""
+    (tmp_path / "job.yaml").write_text(GOOD.replace("images: 4", "images: x"))
+    for argv in (["--help"], ["run", str(tmp_path / "job.yaml")]):
+        code = (
+            "import sys\nfrom synthgen.cli import main\n"
+            f"try: main({argv!r})\nexcept SystemExit: pass\n"
+            "print([m for m in ('torch','ray','pyarrow','transformers','huggingface_hub') if m in sys.modules], file=sys.stderr)"
+        )
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert time.perf_counter() - began < 10
+        assert done.stderr.endswith("[]\n")
