@@ -1,6 +1,7 @@
 """The commands. Whatever is heavy is imported by the command that needs it."""
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -17,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 faults or failure, 2 bad input, 130 interrupted."""
     args = parser().parse_args(argv)
     try:
-        status, data, lines = args.command(args)
+        with contextlib.redirect_stdout(sys.stderr):  # Ray prints there what its workers do; stdout is ours
+            status, data, lines = args.command(args)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Exception as error:

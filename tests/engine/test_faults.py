@@ -79,7 +79,7 @@ def test_one_and_two_workers_give_the_same_bytes(make_job: Callable[..., Job], c
     made = {}
     for workers in (0, 1, 2):
         out = tmp_path / str(workers)
-        run(make_job(mixture, f"workers={workers}", f"output.path={out}", "layout.canvas=[64, 64]", "layout.objects.dog=2"))
+        run(make_job(mixture, f"workers={workers}", f"output.path={out}", "layout.canvas=[96, 96]", "layout.objects.dog=2"))
         made[workers] = shard_bytes(out)
     assert made[0] == made[1] == made[2]
     assert len(made[0]) == 6
@@ -113,7 +113,7 @@ def test_a_killed_actor_is_replaced(
     os.kill(victims[0], signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=180)
     assert process.returncode == 0, stderr
-    assert json.loads(stdout)["made"] == 60
+    assert json.loads(stdout)["made"] == 60, stdout
     assert shard_bytes(out) == undisturbed
     assert check_dataset(out)[0] == []
 
