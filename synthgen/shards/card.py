@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from synthgen.shards.sample import annotations_of
-from synthgen.shards.shard import read_members, shard_path
+from synthgen.shards.shard import read_members, shard_name, shard_path
 from synthgen.shards.store import replacing, write_text
 
 SHEET_IMAGES = 8
@@ -104,7 +104,8 @@ def write_card(out: Path, name: str, facts: Mapping[str, Any], image_format: str
     """Write README.md: the header that `datasets` reads, the figures, and how to load the shards."""
     features = FEATURES.format(image=image_format, segmentation=SEGMENTATION if has_masks else "")
     table = "\n".join(f"| {key} | {_escape(value)} |" for key, value in facts.items())
-    write_text(out / "README.md", CARD.format(name=name, features=features, table=table, image=image_format))
+    last = shard_name(max(facts["shards"] - 1, 0))
+    write_text(out / "README.md", CARD.format(name=name, features=features, table=table, image=image_format, last=last))
 
 
 def _escape(value: Any) -> str:
@@ -144,7 +145,7 @@ Synthetic images with boxes known by construction, made by synthgen.
 
 ```python
 import webdataset as wds
-dataset = wds.WebDataset("shards/{{000000..{{last}}}}.tar").decode("pil").to_tuple("{image}", "json")
+dataset = wds.WebDataset("shards/{{000000..{last}}}.tar").decode("pil").to_tuple("{image}", "json")
 ```
 
 ```python

@@ -97,6 +97,7 @@ def finalize(out: Path, info: DatasetInfo) -> dict[str, Any]:
     facts = {
         "images": counts["images"],
         "boxes": counts["boxes"],
+        "shards": counts["shards"],
         "categories": ", ".join(info.category_ids),
         "licence": info.licence,
     }

@@ -1,0 +1,32 @@
+"""The dataset card."""
+
+import json
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from synthgen.shards.card import write_card
+from synthgen.shards.dataset import finalize, read_info
+
+
+def test_the_card_names_the_last_shard_and_has_a_schema(dataset: Path) -> None:
+    text = (dataset / "README.md").read_text()
+    assert 'wds.WebDataset("shards/{000000..000002}.tar")' in text
+    header = YAML(typ="safe").load(text.split("---")[1])
+    assert [f["name"] for f in header["dataset_info"]["features"]] == ["jpg", "json", "__key__", "__url__"]
+    assert "| images | 6 |" in text
+
+
+def test_text_stays_in_its_cell(tmp_path: Path) -> None:
+    write_card(tmp_path, "x", {"shards": 1, "prompt": "a | b\n# <script>"}, "jpg", False)
+    assert "| prompt | a \\| b # &lt;script&gt; |" in (tmp_path / "README.md").read_text()
+
+
+def test_a_dataset_without_shards_yet_has_its_files(dataset: Path) -> None:
+    for path in (dataset / "shards").iterdir():
+        path.unlink()
+    info = read_info(dataset)
+    assert info is not None
+    counts = finalize(dataset, info)
+    assert (counts["images"], counts["complete"]) == (0, False)
+    assert json.loads((dataset / "annotations/instances.json").read_text())["images"] == []
