@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from synthgen.config import Job
-from synthgen.engine.worker import Progress, Worker
+from synthgen.engine.worker import Progress, RejectedImageError, Worker
 from synthgen.shards.shard import StagedShard
 
 Event = Progress | StagedShard
@@ -39,7 +39,10 @@ class LocalPool:
 
     def run(self, shards: Iterable[int]) -> Iterator[Event]:
         for shard in shards:
-            yield from self.worker.make_shard(shard)
+            try:
+                yield from self.worker.make_shard(shard)
+            except RejectedImageError as error:
+                raise ShardFailedError(f"shard {shard:06d}: {error}") from error
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -10,7 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from synthgen.config import Job
-from synthgen.engine.pool import open_pool
+from synthgen.engine.pool import ShardFailedError, open_pool
 from synthgen.engine.worker import Progress
 from synthgen.shards.dataset import ChangedJobError, DatasetInfo, finalize, read_info, refuse_changed, write_info
 from synthgen.shards.lock import Lock
@@ -60,7 +60,7 @@ def run(
     Raises:
         ChangedJobError: the output holds another job.
         LockedError: another run works on it.
-        ShardFailedError: a shard could not be made; all that was committed stays.
+        ShardFailedError: a shard could not be made; all that was committed stays, and is finalised.
     """
     out, info = Path(job.output.path).absolute(), dataset_info(job)
     refuse_foreign(out)
@@ -76,9 +76,15 @@ def run(
         todo = missing_shards(job, out)
         for number in todo:
             withdraw(out, number)
-        made, interrupted = make(job, out, todo, lock, address, report)
+        failure, made, interrupted = None, 0, False
+        try:
+            made, interrupted = make(job, out, todo, lock, address, report)
+        except ShardFailedError as error:
+            failure = error
         clean(out)
         counts = finalize(out, info)
+        if failure is not None:
+            raise failure
     return RunResult(made, time.perf_counter() - began, interrupted, counts)
 
 

@@ -68,10 +68,10 @@ class Lock:
         try:
             os.link(draft, self.path)
             return True
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # the second: the holder of the lock tidied our draft away
             return False
         finally:
-            draft.unlink()
+            draft.unlink(missing_ok=True)
 
     def _remove_stale(self) -> None:
         """Move the dead driver's lock aside; of several that try, one succeeds, and the rest find a new lock or none."""

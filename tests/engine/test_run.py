@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from synthgen.config import Job, load_job
-from synthgen.engine.pool import LocalPool, worker_count
+from synthgen.engine.pool import LocalPool, ShardFailedError, worker_count
 from synthgen.engine.run import missing_shards, run
 from synthgen.shards.check import check_dataset
 from synthgen.shards.dataset import ChangedJobError
@@ -139,6 +139,19 @@ def test_ctrl_c_keeps_what_was_committed(make_job: Callable[..., Job], monkeypat
     monkeypatch.undo()
     assert run(make_job()).made == 4
     assert check_dataset(out)[0] == []
+
+
+def test_a_shard_that_cannot_be_made_ends_the_run_and_keeps_the_rest(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make_job("images=2", "on_reject=fail"))
+    monkeypatch.setattr("synthgen.engine.worker.is_picture", lambda painting: False)
+    with pytest.raises(ShardFailedError, match=r"shard 000001: samples \[2, 3\]: blank after 3 attempts"):
+        run(make_job("on_reject=fail"))
+    monkeypatch.undo()
+    out = Path(make_job().output.path)
+    assert check_dataset(out)[0] == ["shards: 2 images, the job asks for 6"]
+    assert run(make_job()).made == 4
 
 
 @pytest.mark.parametrize(("workers", "count"), [("1", 1), ("2", 2), ("9", 3), ("[1, 2]", 2)])
