@@ -39,7 +39,7 @@ def draw_layout(layout: Layout) -> Image.Image:
     return draw_boxes(ground, boxes.tolist(), layout.categories, (TILE - 6) / max(ground.size))
 
 
-def histogram(values: NDArray[np.floating], title: str, bins: int = 24) -> Image.Image:
+def histogram(values: NDArray[np.floating], title: str, bins: int = 16) -> Image.Image:
     """Bars of a histogram with its range below."""
     plot = Image.new("RGB", PLOT, PAPER)
     draw = ImageDraw.Draw(plot)
