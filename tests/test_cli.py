@@ -63,7 +63,7 @@ def test_preview(job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (status, data["layouts"], data["boxes"], data["path"]) == (0, 3, 12, str(path))
     assert 0 < data["coverage"] < 1
     with Image.open(path) as sheet:
-        assert len(set(sheet.getdata())) > 3
+        assert len(set(sheet.get_flattened_data())) > 3
     assert cli.main(["preview", str(job_file), "-n", "0"]) == 2
 
 
