@@ -209,6 +209,7 @@ class Trainer:
         """Write the averaged weights as an fp16 Stable Diffusion checkpoint."""
         self.ema.store(self.nets.parameters())
         self.ema.copy_to(self.nets.parameters())
+        self.vae.register_to_config(_name_or_path="synthgen-tiny")  # not the folder that it was loaded from
         pipeline = StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text,
