@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synthgen import __version__
+from synthgen.errors import InputError
 
 EXIT_FAULT, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 Result = tuple[int, dict[str, Any], list[str]]
@@ -22,33 +23,14 @@ def main(argv: list[str] | None = None) -> int:
             status, data, lines = args.command(args)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except Exception as error:
-        lines = _bad_input(error)
-        if not lines:
-            raise
-        status, data = EXIT_USAGE, {"error": lines}
-        print(*(f"synthgen: {line}" for line in lines), sep="\n", file=sys.stderr)
-        lines = []
+    except InputError as error:
+        print(*(f"synthgen: {line}" for line in error.problems), sep="\n", file=sys.stderr)
+        status, data, lines = EXIT_USAGE, {"error": error.problems}, []
     if args.json:
         print(json.dumps(data))
     elif lines:
         print(*lines, sep="\n")
     return int(status)
-
-
-def _bad_input(error: Exception) -> list[str]:
-    """The lines that say what is wrong with what the user gave; empty if the error is not of that kind."""
-    from synthgen.config import ConfigError
-
-    if isinstance(error, ConfigError):
-        return error.problems
-    from synthgen.layouts import InfeasibleLayoutError
-    from synthgen.pipelines import IncompatibleLayoutError, ModelNotFoundError
-    from synthgen.shards.dataset import ChangedJobError
-    from synthgen.shards.lock import LockedError
-
-    kinds = (ChangedJobError, LockedError, ModelNotFoundError, IncompatibleLayoutError, InfeasibleLayoutError)
-    return [str(error)] if isinstance(error, kinds) else []
 
 
 def parser() -> argparse.ArgumentParser:

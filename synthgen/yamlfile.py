@@ -10,16 +10,17 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
+from synthgen.errors import InputError
+
 KeyPath = tuple[str | int, ...]
 MAX_NODES = 100_000  # aliases multiply: a file of a few lines can stand for billions of values
 
 
-class ConfigError(Exception):
-    """Bad input: one line a problem, each with file, line, key, value and what would be right."""
+class ConfigError(InputError):
+    """One line a problem of a job or recipe, each with file, line, key, value and what would be right."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 @dataclass

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from synthgen.errors import InputError
+
 Boxes = NDArray[np.float32]
 
 
@@ -63,7 +65,7 @@ def overlapping_pairs(boxes: Boxes, gap: float = 0.0) -> int:
     return int((near.sum() - len(boxes)) // 2)
 
 
-class InfeasibleLayoutError(ValueError):
+class InfeasibleLayoutError(InputError):
     """The asked boxes do not fit the canvas; the message has the numbers."""
 
 

@@ -12,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from synthgen.errors import InputError
 from synthgen.layouts import SamplerSpec
 from synthgen.scene import Scene, SceneSpec
 
 
-class ModelNotFoundError(Exception):
+class ModelNotFoundError(InputError):
     """A checkpoint cannot be had; the message says its name, where it was looked for and what to do."""
 
 
-class IncompatibleLayoutError(ValueError):
+class IncompatibleLayoutError(InputError):
     """A layout that this pipeline or checkpoint cannot paint; the message names the argument and the value."""
 
 

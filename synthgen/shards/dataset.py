@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from synthgen.errors import InputError
 from synthgen.shards.card import SHEET_IMAGES, write_card, write_contact_sheet
 from synthgen.shards.coco import write_instances
 from synthgen.shards.sample import SCHEMA
@@ -20,7 +21,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "ray")
 DISTRIBUTION = "synthgen-layouts"
 
 
-class ChangedJobError(Exception):
+class ChangedJobError(InputError):
     """The output holds another job; the message names the keys that differ."""
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from synthgen.errors import InputError
 from synthgen.shards.store import write_text
 
 HEARTBEAT = 10.0  # seconds between two signs of life
 STALE = 60.0  # seconds after which a driver that gave none is taken for dead
 
 
-class LockedError(Exception):
+class LockedError(InputError):
     """Another driver works on this output; the message says which."""
 
 
