@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, help="PNG to write (default: preview-NAME.png)")
     sub = job_command("plan", plan_command, "time a few images and tell what the whole job will take")
     sub.add_argument("--address", help=argparse.SUPPRESS)
+    job_command("train", train_command, "train a checkpoint, or go on with it")
     for name, run, text in (
         ("check", check_command, "look for anything wrong with a dataset"),
         ("finalize", finalize_command, "write the dataset files for what is committed so far"),
@@ -143,6 +144,35 @@ def plan_command(args: argparse.Namespace) -> Result:
 
     estimate = plan(job, args.address)
     return 0, asdict(estimate), estimate.lines()
+
+
+def train_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"output", "step", "loss", "seconds", "interrupted", "figures"}."""
+    from dataclasses import asdict
+
+    from synthgen.config import load_training
+
+    spec = load_training(args.job, args.overrides)
+    from tqdm import tqdm
+
+    from synthgen.train.loop import train
+
+    with tqdm(total=spec.steps, unit="step", smoothing=0.05, dynamic_ncols=True) as bar:
+
+        def report(step: int, loss: float) -> None:
+            if not bar.n:
+                bar.n = bar.initial = step - 1  # what an earlier run did
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update(step - bar.n)
+
+        result = train(spec, report)
+    data = {"output": spec.output.path, **asdict(result)}
+    figures = "".join(f", {name} {value:g}" for name, value in result.figures.items())
+    if result.interrupted:
+        overrides = "".join(f" {o}" for o in args.overrides)
+        text = f"stopped after step {result.step} of {spec.steps}. To go on: synthgen train {args.job}{overrides}"
+        return EXIT_INTERRUPTED, data, [text]
+    return 0, data, [f"{spec.output.path}/checkpoint: {result.step} steps, loss {result.loss:.4f}{figures}"]
 
 
 def check_command(args: argparse.Namespace) -> Result:

@@ -15,9 +15,10 @@ from synthgen.layouts import InfeasibleLayoutError, SamplerSpec
 from synthgen.pipelines import MethodSpec
 from synthgen.scene import SceneSpec
 from synthgen.shards.categories import category_ids
+from synthgen.train import TaskSpec
 from synthgen.yamlfile import ConfigError, Document, KeyPath, parse_yaml, read_yaml
 
-__all__ = ["ConfigError", "Job", "OutputSpec", "find_recipe", "load_job", "recipe_names"]
+__all__ = ["ConfigError", "Job", "OutputSpec", "find_recipe", "load_job", "load_training", "recipe_names"]
 
 RECIPES = {"layout": "layouts", "pipeline": "pipelines", "job": "jobs"}
 SECTIONS = {"layout": "sampler", "pipeline": "method"}  # each section's key that names its spec
@@ -95,7 +96,7 @@ class Job(BaseModel):
         output = {k: v for k, v in data["output"].items() if k != "path"}
         parts = {k: data[k] for k in ("seed", "layout", "scene", "pipeline", "categories", "verify")}
         files = {"pipeline": self.pipeline.fingerprint()}
-        return {**_flat(parts), **_flat({"output": output}), **_flat(files)}
+        return {**flat(parts), **flat({"output": output}), **flat(files)}
 
 
 def load_job(name: str, overrides: Sequence[str] = ()) -> Job:
@@ -107,12 +108,27 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> Job:
     document = read_yaml(find_recipe("job", name))
     if not isinstance(document.data, dict):
         raise ConfigError([f"{document.place(())}: a job is a mapping of keys to values"])
+    if "task" in document.data:
+        raise ConfigError([f"{document.place(('task',))}: task: this is a training job; use: synthgen train {name}"])
     changes = [_parse_override(text) for text in overrides]
     _apply(document, [c for c in changes if len(c.path) == 1])
     for section in SECTIONS:
         _inline(document, section)
     _apply(document, [c for c in changes if len(c.path) > 1])
     return _Validation(document).job()
+
+
+def load_training(name: str, overrides: Sequence[str] = ()) -> TaskSpec:
+    """Read a training job (a path, or the name of a shipped one) and `key=value` overrides, and check all.
+
+    Raises:
+        ConfigError: with every problem at once, each as `file:line: key.path: what is wrong`.
+    """
+    document = read_yaml(find_recipe("job", name))
+    if not isinstance(document.data, dict) or "task" not in document.data:
+        raise ConfigError([f"{document.place(())}: not a training job (it names no task); for a dataset: synthgen run {name}"])
+    _apply(document, [_parse_override(text) for text in overrides])
+    return _Validation(document).training()
 
 
 def find_recipe(kind: str, name: str) -> Path:
@@ -205,16 +221,29 @@ class _Validation:
             raise ConfigError(self.problems)
         return job
 
+    def training(self) -> TaskSpec:
+        spec = self.named(self.document.data, "task", ())
+        for problem in spec.check() if spec is not None else []:
+            key, _, text = problem.partition(": ")
+            self.problem((key,), text)
+        if self.problems:
+            raise ConfigError(self.problems)
+        return spec
+
     def section(self, section: str, key: str) -> Any:
         """The spec of a layout or pipeline section; None if it is wrong."""
         data = self.document.data[section]
         if not isinstance(data, dict):
             return self.problem((section,), f"{data!r}: give the name of a recipe, or a mapping")
+        return self.named(data, key, (section,))
+
+    def named(self, data: dict[str, Any], key: str, path: KeyPath) -> Any:
+        """The spec that `data[key]` names, made of the data; None if it is wrong."""
         name, known = data.get(key), registry.names(key)
         if name not in known:
             what = f"{name!r} is not a {key}{_did_you_mean(str(name), known)}" if key in data else f"missing; it names the {key}"
-            return self.problem((section, key), f"{what}; there are: {', '.join(known)}")
-        return self.model(registry.spec_class(key, str(name)), data, (section,))
+            return self.problem((*path, key), f"{what}; there are: {', '.join(known)}")
+        return self.model(registry.spec_class(key, str(name)), data, path)
 
     def model(self, model: type[BaseModel], data: Any, path: KeyPath, skip: Sequence[str] = ()) -> Any:
         try:
@@ -234,7 +263,7 @@ class _Validation:
             self.problem(where, "missing; this key must be given")
         elif detail["type"] == "value_error":
             own_key, _, rest = str(detail["ctx"]["error"]).partition(": ")
-            named = own_key in model.model_fields and not detail["loc"]
+            named = own_key in _fields(model, detail["loc"])
             self.problem((*where, own_key) if named else where, rest if named else str(detail["ctx"]["error"]))
         else:
             self.problem(where, f"{detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
@@ -275,9 +304,9 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one: {"a": {"b": 1}} is {"a.b": 1}."""
-    flat: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, value in data.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
+        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return result

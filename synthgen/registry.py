@@ -1,4 +1,4 @@
-"""Samplers and methods by name: modules of this package, or entry points of another one."""
+"""Samplers, methods and tasks by name: modules of this package, or entry points of another one."""
 
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -6,17 +6,17 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-PACKAGES = {"sampler": "synthgen.layouts", "method": "synthgen.pipelines"}
+PACKAGES = {"sampler": "synthgen.layouts", "method": "synthgen.pipelines", "task": "synthgen.train.tasks"}
 
 
 def names(kind: str) -> list[str]:
-    """Names of the known samplers (kind "sampler") or methods (kind "method")."""
-    folder = Path(__file__).parent / PACKAGES[kind].split(".")[1]
+    """Names of the known samplers (kind "sampler"), methods (kind "method") or training tasks (kind "task")."""
+    folder = Path(__file__).parent.joinpath(*PACKAGES[kind].split(".")[1:])
     return sorted({m.name for m in iter_modules([str(folder)])} | set(_plugins(kind)))
 
 
 def spec_class(kind: str, name: str) -> Any:
-    """The `Spec` of a sampler or method, without importing any other one.
+    """The `Spec` of a sampler, method or task, without importing any other one.
 
     Raises:
         KeyError: there is none of that name.

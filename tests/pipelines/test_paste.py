@@ -102,8 +102,8 @@ def test_own_backgrounds_are_used(tmp_path: Path) -> None:
 
 
 def test_missing_categories_and_folders_are_named() -> None:
-    sampler = ScatterSpec(objects={"dog": 1, "cat": 1})
-    assert Spec().check(sampler, SCENES) == ["cutouts: no cut-outs of 'cat' in 'train'; it has ['dog']"]
+    sampler = ScatterSpec(objects={"dog": 1, "fox": 1})
+    assert Spec().check(sampler, SCENES) == ["cutouts: no cut-outs of 'fox' in 'train'; it has ['ball', 'cat', 'dog', 'tree']"]
     assert Spec(cutouts="nowhere", grounds="nowhere").check(ScatterSpec(objects={"dog": 1}), SCENES) == [
         "cutouts: no cut-outs of 'dog' in 'nowhere'; it has []",
         "grounds: no pictures in 'nowhere'",

@@ -1,0 +1,1 @@
+"""The tasks of `synthgen train`: one recipe a module."""

@@ -1,0 +1,51 @@
+"""Train an autoencoder: the recipe."""
+
+from importlib.util import find_spec
+from typing import Literal
+
+from pydantic import Field
+
+from synthgen.diffusion.models import find_model
+from synthgen.pipelines import ModelNotFoundError
+from synthgen.train import TaskSpec, Trainee
+
+
+class Spec(TaskSpec):
+    """The autoencoder of a checkpoint (AutoencoderKL), on crops of scenes."""
+
+    task: Literal["vae"] = "vae"
+    init: str | None = Field(None, description="checkpoint whose autoencoder is trained on; null: a new one")
+    train: Literal["all", "decoder"] = Field("all", description="decoder: latents stay what a UNet was trained on; needs init")
+    channels: tuple[int, ...] = Field((16, 48, 96), min_length=2, description="of a new one, a level; f = 2^(levels - 1)")
+    latent_channels: int = Field(8, ge=1, description="of a new one")
+    crop: int = Field(64, ge=16, description="side of a training crop, px")
+    latent_noise: float = Field(0.02, ge=0, description="noise added to latents, in their standard deviations")
+    perceptual: float = Field(1.0, ge=0, description="weight of the distance of EfficientNet features; 0: none")
+
+    def check(self) -> list[str]:
+        problems = []
+        if self.train == "decoder" and self.init is None:
+            problems.append("train: decoder needs init: the checkpoint whose latents are kept")
+        if self.perceptual and find_spec("efficientnet_lite_pytorch") is None:
+            problems.append("perceptual: needs `pip install 'synthgen-layouts[train]'`; or give 0")
+        if self.crop % 2 ** (len(self.channels) - 1):
+            factor = 2 ** (len(self.channels) - 1)
+            problems.append(f"crop: {self.crop} px must be a multiple of {factor}, the factor of the channels")
+        if self.crop > self.data.side:
+            problems.append(f"crop: {self.crop} px is larger than data.side, {self.data.side} px")
+        return problems + missing_model("init", self.init)
+
+    def load(self) -> Trainee:
+        from synthgen.train.vae import VaeTrainee
+
+        return VaeTrainee(self)
+
+
+def missing_model(key: str, name: str | None) -> list[str]:
+    """The problem of a key that names a checkpoint which cannot be had; none if it is null."""
+    try:
+        if name is not None:
+            find_model(name)
+    except ModelNotFoundError as error:
+        return [f"{key}: {error}"]
+    return []

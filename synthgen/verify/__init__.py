@@ -1,0 +1,1 @@
+"""Looking at pictures again: what is really in the boxes."""

@@ -1,0 +1,65 @@
+"""Scenes to train on: numbered, captioned after what they show, and the same however they are read."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from synthgen.train import DataSpec
+from synthgen.train.scenes import PastedScenes, Pool, ShardScenes, crop_scene, loaded, open_scenes
+
+
+def test_scenes_are_a_function_of_seed_and_number() -> None:
+    scenes = PastedScenes(160, 0)
+    (scene, picture), (again, same), (_, other) = scenes[3], next(scenes.from_number(3)), PastedScenes(160, 1)[3]
+    np.testing.assert_array_equal(picture, same)
+    assert scene.phrases == again.phrases
+    assert not np.array_equal(picture, other)
+
+
+def test_captions_name_colours_that_the_cut_outs_have() -> None:
+    scenes = PastedScenes(256, 0)
+    assert scenes.colours["dog"] == ["black", "brown", "white", "white and black", "white and brown"]
+    assert "a field of grass" in scenes.grounds
+    for scene, _ in islice(scenes.from_number(0), 20):
+        for phrase, category in zip(scene.phrases, scene.layout.categories, strict=True):
+            assert phrase in {f"a {category}", *(f"a {c} {category}" for c in scenes.colours[category])}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_order_does_not_depend_on_workers(workers: int) -> None:
+    scenes = PastedScenes(96, 0)
+    for k, (_, picture) in enumerate(islice(loaded(scenes, 5, workers), 5), 5):
+        np.testing.assert_array_equal(picture, scenes[k][1])
+
+
+def test_pool_is_a_function_of_the_step() -> None:
+    pool = Pool(PastedScenes(64, 0), DataSpec(side=64, scenes=3, fresh=1), lambda scene, picture: int(picture.sum()))
+    straight = [list(items) for items in islice(pool.steps(0), 120)]
+    assert straight[0] == straight[49] != straight[50]
+    assert [list(items) for items in islice(pool.steps(70), 50)] == straight[70:]
+
+
+def test_shards_as_scenes(dataset: Path) -> None:
+    scenes = open_scenes(DataSpec(shards=str(dataset), side=96), seed=0)
+    assert isinstance(scenes, ShardScenes)
+    first = list(islice(scenes.from_number(0), 8))  # six samples: the last two are of the second round
+    for scene, picture in first:
+        assert picture.shape == (96, 96, 3)
+        assert scene.background == "a field of grass"
+        assert all(p in ("a brown dog", "a white dog") for p in scene.phrases)
+        assert (scene.layout.boxes >= 0).all()
+        assert (scene.layout.boxes <= 96).all()
+    again = list(islice(scenes.from_number(3), 5))
+    np.testing.assert_array_equal(again[2][1], first[5][1])
+
+
+def test_boxes_follow_the_crop() -> None:
+    boxes = [[0, 0, 40, 40], [50, 50, 20, 20], [10, 10, 20, 20]]
+    annotations = [{"bbox": b, "category": "dog", "phrase": f"dog {i}"} for i, b in enumerate(boxes)]
+    record = {"width": 100, "height": 100, "prompt": "3 dog, sand", "annotations": annotations}
+    scene = crop_scene(record, 10, 10, 50, 50)
+    assert scene.phrases == ("dog 0", "dog 2")  # of the second a quarter is inside
+    np.testing.assert_array_equal(scene.layout.boxes, [[0, 0, 30, 30], [0, 0, 20, 20]])
+    assert scene.background == "sand"

@@ -1,0 +1,46 @@
+"""The small detector: its geometry, and any size of picture."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from synthgen.verify.centernet import CenterNet, iou, non_maximum, peaks
+
+
+def test_iou_against_counted_pixels() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 20, (8, 2))
+    boxes = np.concatenate([low, low + rng.integers(1, 20, (8, 2))], 1)
+    maps = np.zeros((8, 40, 40), bool)
+    for m, (x0, y0, x1, y1) in zip(maps, boxes, strict=True):
+        m[y0:y1, x0:x1] = True
+    expected = [[(a & b).sum() / (a | b).sum() for b in maps] for a in maps]
+    np.testing.assert_allclose(iou(boxes, boxes), expected)
+
+
+def test_non_maximum_keeps_the_best() -> None:
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]], np.float32)
+    assert non_maximum(boxes, np.array([0.9, 0.8, 0.7])) == [0, 2]
+
+
+def test_peaks_are_local_maxima() -> None:
+    heat = torch.zeros(2, 8, 8)
+    heat[0, 2, 3], heat[0, 2, 4], heat[1, 6, 6] = 0.9, 0.8, 0.5
+    scores, cells = peaks(heat, 2)
+    torch.testing.assert_close(scores, torch.tensor([0.9, 0.5]))
+    assert cells.tolist() == [[0, 2, 3], [1, 6, 6]]
+
+
+def test_any_size_and_back_from_disk(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = CenterNet(("dog", "cat"), (4, 8, 8, 8)).eval()
+    image = np.random.default_rng(0).integers(0, 256, (70, 101, 3), dtype=np.uint8)
+    found = net.detect(image, most=20)
+    assert (found.boxes >= 0).all()
+    assert (found.boxes <= [101, 70, 101, 70]).all()
+    assert (np.diff(found.scores) <= 0).all()
+    net.save_pretrained(tmp_path)
+    again = CenterNet.from_pretrained(tmp_path).eval().detect(image, most=20)
+    np.testing.assert_allclose(again.boxes, found.boxes, atol=1e-3)
+    assert len(found.at_least(2.0).scores) == 0
