@@ -4,6 +4,7 @@ Each other module of this folder is one sampler: a `Spec` whose `sampler` names 
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -51,6 +52,17 @@ class Layout:
     def with_phrases(self, phrases: tuple[str, ...]) -> "Layout":
         """The same layout with one prompt a box."""
         return replace(self, phrases=phrases)
+
+    def select(self, indices: Sequence[int]) -> "Layout":
+        """The layout of some of the boxes, in the order of the indices."""
+
+        def some(values: Any) -> Any:
+            if values is None:
+                return None
+            return values[list(indices)] if isinstance(values, np.ndarray) else tuple(values[i] for i in indices)
+
+        lists = ("boxes", "categories", "phrases", "attributes", "masks", "depth", "occluded")
+        return replace(self, **{name: some(getattr(self, name)) for name in lists})
 
     def coverage(self) -> float:
         """Sum of box areas over the area of the canvas, in [0, 1] for disjoint boxes."""

@@ -54,6 +54,23 @@ def test_a_batch_of_four_is_the_four_alone(pipeline: MixturePipeline, guidance: 
         assert (together[i] - alone[0]).norm() / alone.norm() < 1e-4
 
 
+def test_guidance_only_in_its_interval(pipeline: MixturePipeline) -> None:
+    def painted(**options: Any) -> Tensor:
+        return latents(pipeline, layouts(1), 0, steps=4, **options)
+
+    plain, guided = painted(guidance_scale=1.0), painted(guidance_scale=5.0)
+    assert torch.equal(painted(guidance_scale=5.0, guidance_interval=(0.0, 0.0)), plain)
+    assert torch.equal(painted(guidance_scale=5.0, guidance_interval=(0.0, 1.0)), guided)
+    rows: list[int] = []
+    hook = pipeline.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    half = painted(guidance_scale=5.0, guidance_interval=(0.25, 0.75), chunk=1000, background_window=64)
+    hook.remove()
+    assert not torch.equal(half, plain)
+    assert not torch.equal(half, guided)
+    steps = np.array(rows).reshape(4, -1).sum(1)
+    assert steps.tolist() == [4, 8, 8, 4]  # three boxes and one tile; twice that where guided
+
+
 def test_the_chunk_does_not_change_the_picture(pipeline: MixturePipeline) -> None:
     small, large = (latents(pipeline, layouts(2), 0, 1, chunk=chunk) for chunk in (1, 64))
     assert (small - large).norm() / large.norm() < 1e-4

@@ -1,8 +1,8 @@
 """Mixture of Diffusers over a layout: the recipe. The pipeline itself is in `pipeline.py`."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from synthgen.diffusion.models import ModelSpec, find_model, read_config, unet_multiple, vae_factor
 from synthgen.layouts import SamplerSpec
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 Mask = Literal["box", "gaussian", "quartic", "constant"]
 
 
+def _inside_unit(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= value[0] <= value[1] <= 1:
+        raise ValueError(f"[{value[0]:g}, {value[1]:g}] must be two shares of the steps in [0, 1], least first")
+    return value
+
+
+Interval = Annotated[tuple[float, float], AfterValidator(_inside_unit)]
+
+
 class Spec(ModelSpec):
     """One diffusion process a box plus tiled ones for the background, merged at every step (Mixture of Diffusers)."""
 
@@ -23,6 +32,9 @@ class Spec(ModelSpec):
     scheduler: Literal["dpm++", "unipc", "ddim", "euler", "lms"] | None = Field("dpm++", description="null: the checkpoint's")
     guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance in the windows of the boxes")
     background_guidance_scale: float | None = Field(None, ge=0, description="the same for the background; null: equal")
+    guidance_interval: Interval = Field(
+        (0.0, 1.0), description="share of the steps, [from, to], that are guided (arXiv 2404.07724); the others cost half"
+    )
     context: float = Field(0.1, ge=0, le=4, description="share of a box's side that its window adds on each side")
     window: int | None = Field(None, ge=8, description="least window side, px; null: what the checkpoint was trained at")
     background_window: int | None = Field(None, ge=8, description="side of the background's windows, px; null: as `window`")

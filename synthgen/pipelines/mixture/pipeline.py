@@ -1,6 +1,7 @@
 """Mixture of Diffusers over layouts: a diffusers pipeline that paints a batch, every image with its own layout."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,7 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         num_inference_steps: int = 20,
         guidance_scale: float = 7.5,
         background_guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         context: float = 0.1,
         window: int | None = None,
         background_window: int | None = None,
@@ -91,6 +93,8 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
             background: prompt of the background, one or B.
             negative_prompt: one or B.
             guidance_scale, background_guidance_scale: classifier-free guidance; None: equal.
+            guidance_interval: share of the steps, [from, to) in [0, 1], that are guided; in the others the guidance scale
+                is 1 and the unconditional branch is not computed (Kynkäänniemi et al., arXiv 2404.07724).
             context, window, background_window, background_overlap, background_weight, mask: see the recipe's keys.
             chunk: windows that go through the UNet at once.
             generator: one CPU generator an image, or one for all.
@@ -119,8 +123,12 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
                 weight = masks.constant(y1 - y0, x1 - x0) * background_weight
                 regions.append(Region(i, (x0, y0, x1, y1), prompts.row(backgrounds[i]), negative, low, weight))
         latents = self.prepare_latents(layouts, generator)
-        mixture = Mixture(regions, self.encode_prompts(prompts.texts), latents.shape, chunk)
-        latents = self.denoise(latents, mixture, num_inference_steps, callback_on_step_end)
+        embeddings = self.encode_prompts(prompts.texts)
+        guided = Mixture(regions, embeddings, latents.shape, chunk)
+        plain = Mixture([replace(r, guidance=1.0) for r in regions], embeddings, latents.shape, chunk)
+        low, high = (round(share * num_inference_steps) for share in guidance_interval)
+        mixtures = [guided if low <= step < high else plain for step in range(num_inference_steps)]
+        latents = self.denoise(latents, mixtures, callback_on_step_end)
         return latents if output_type == "latent" else self.decode(latents, output_type)
 
     def check_inputs(self, layouts: Sequence[Layout], window: int | None) -> None:
@@ -162,9 +170,9 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
         return noise.to(self._execution_device)
 
-    def denoise(self, latents: Tensor, mixture: Mixture, steps: int, callback: StepEnd | None) -> Tensor:
-        """Run the schedule on the whole canvas of every image."""
-        self.scheduler.set_timesteps(steps, device=latents.device)
+    def denoise(self, latents: Tensor, mixtures: Sequence[Mixture], callback: StepEnd | None) -> Tensor:
+        """Run the schedule on the whole canvas of every image, with one mixture a step."""
+        self.scheduler.set_timesteps(len(mixtures), device=latents.device)
         latents = latents * self.scheduler.init_noise_sigma
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
 
@@ -173,7 +181,7 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
                 prediction: Tensor = self.unet(x, t, encoder_hidden_states=embeddings).sample
                 return prediction
 
-            noise = mixture(self.scheduler.scale_model_input(latents, t), predict)
+            noise = mixtures[min(i, len(mixtures) - 1)](self.scheduler.scale_model_input(latents, t), predict)
             latents = self.scheduler.step(noise, t, latents).prev_sample
             if callback is not None:
                 latents = callback(self, i, t, {"latents": latents}).get("latents", latents)
@@ -241,6 +249,7 @@ class MixturePainter:
             num_inference_steps=spec.steps,
             guidance_scale=spec.guidance_scale,
             background_guidance_scale=spec.background_guidance_scale,
+            guidance_interval=spec.guidance_interval,
             context=spec.context,
             window=spec.window,
             background_window=spec.background_window,
