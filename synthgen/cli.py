@@ -60,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
     sub = job_command("plan", plan_command, "time a few images and tell what the whole job will take")
     sub.add_argument("--address", help=argparse.SUPPRESS)
     job_command("train", train_command, "train a checkpoint, or go on with it")
+    sub = command("fit", fit_command, "learn what the layouts of a dataset are like, for the sampler `fit`")
+    sub.add_argument("data", metavar="DATA", help="COCO's instances.json, .jsonl, .parquet, or the output of `synthgen run`")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
     for name, run, text in (
         ("check", check_command, "look for anything wrong with a dataset"),
         ("finalize", finalize_command, "write the dataset files for what is committed so far"),
@@ -127,10 +130,27 @@ def preview_command(args: argparse.Namespace) -> Result:
         raise ConfigError([f"command line: -n: {args.n} must be at least 1"])
     layouts = [draw_scene(job, i).layout for i in range(args.n)]
     path = args.output or Path(f"preview-{job.name}.png")
-    write_preview(path, layouts)
+    write_preview(path, layouts, job.layout.examples())
     coverage = sum(layout.coverage() for layout in layouts) / len(layouts)
     data = {"path": str(path), "layouts": len(layouts), "boxes": sum(map(len, layouts)), "coverage": round(coverage, 4)}
     return 0, data, [f"{path}: {data['layouts']} layouts, {data['boxes']} boxes, mean coverage {coverage:.1%}"]
+
+
+def fit_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"path", "pictures", "boxes", "categories"}."""
+    from synthgen.config import ConfigError
+    from synthgen.layouts.fit import learn
+    from synthgen.shards.store import write_text
+
+    try:
+        model = learn(args.data)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from None
+    write_text(args.output, json.dumps(model) + "\n")
+    boxes = sum(sum(counts.values()) for counts in model["counts"])
+    data = {"path": str(args.output), "pictures": model["pictures"], "boxes": boxes, "categories": list(model["boxes"])}
+    text = f"{args.output}: {model['pictures']} pictures, {boxes} boxes, {len(model['boxes'])} categories"
+    return 0, data, [text, f"use it: synthgen preview JOB layout=fit layout.model={args.output}"]
 
 
 def plan_command(args: argparse.Namespace) -> Result:

@@ -84,7 +84,7 @@ class Job(BaseModel):
 
     def ids(self) -> dict[str, int]:
         """Category ids of the names in the layout."""
-        return category_ids(self.layout.objects, self.categories)
+        return category_ids((name for name, labelled in self.layout.names().items() if labelled), self.categories)
 
     def resolved(self) -> dict[str, Any]:
         """The job as plain data, every default written out."""
@@ -95,7 +95,7 @@ class Job(BaseModel):
         data = self.resolved()
         output = {k: v for k, v in data["output"].items() if k != "path"}
         parts = {k: data[k] for k in ("seed", "layout", "scene", "pipeline", "categories", "verify")}
-        files = {"pipeline": self.pipeline.fingerprint()}
+        files = {"layout": self.layout.fingerprint(), "pipeline": self.pipeline.fingerprint()}
         return {**flat(parts), **flat({"output": output}), **flat(files)}
 
 
@@ -257,6 +257,8 @@ class _Validation:
     def explain(self, model: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> None:
         """One pydantic error as one line."""
         where = (*path, *(p for p in detail["loc"] if not str(p).startswith(("function-", "tuple[", "constrained-"))))
+        if where not in self.document.places and where[-1:] in (("range",), ("count",)):
+            where = where[:-1]  # a short form, such as `size: [56, 88]` for `size: {range: [56, 88]}`
         if detail["type"] == "extra_forbidden":
             self.problem(where, f"unknown key{_did_you_mean(str(where[-1]), _fields(model, detail['loc'][:-1]))}")
         elif detail["type"] == "missing":

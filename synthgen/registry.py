@@ -12,7 +12,7 @@ PACKAGES = {"sampler": "synthgen.layouts", "method": "synthgen.pipelines", "task
 def names(kind: str) -> list[str]:
     """Names of the known samplers (kind "sampler"), methods (kind "method") or training tasks (kind "task")."""
     folder = Path(__file__).parent.joinpath(*PACKAGES[kind].split(".")[1:])
-    return sorted({m.name for m in iter_modules([str(folder)])} | set(_plugins(kind)))
+    return sorted({m.name for m in iter_modules([str(folder)]) if m.name[0] != "_"} | set(_plugins(kind)))
 
 
 def spec_class(kind: str, name: str) -> Any:

@@ -80,7 +80,7 @@ def test_plan_writes_nothing(job_file: Path, capsys: pytest.CaptureFixture[str])
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     _, data = run_json(capsys, "list")
-    assert list(data["samplers"]) == ["scatter"]
+    assert list(data["samplers"]) == ["coco", "crowd", "file", "fit", "grid", "pack", "perspective", "scatter"]
     assert list(data["methods"]) == ["mixture", "paste"]
     assert all(data["methods"].values())
     assert "100dogs" in data["jobs"]

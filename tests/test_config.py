@@ -34,8 +34,8 @@ BAD = [
     ("nested", "  size: [20, 30]", "  sizes: [20, 30]", ["8: layout.sizes: unknown key; did you mean 'size'?"]),
     ("order", "size: [20, 30]", "size: [30, 20]", ["8: layout.size: [30, 20] must be two positive numbers, least first"]),
     ("large", "size: [20, 30]", "size: [20, 300]", ["8: layout.size: 300 px is larger than the canvas (128 x 128)"]),
-    ("sampler", "sampler: scatter", "sampler: scater", ["5: layout.sampler: 'scater' is not a sampler; did you mean 'scatter'?; there are: scatter"]),
-    ("no sampler", "  sampler: scatter\n", "", ["4: layout.sampler: missing; it names the sampler; there are: scatter"]),
+    ("sampler", "sampler: scatter", "sampler: scater", ["5: layout.sampler: 'scater' is not a sampler; did you mean 'scatter'?; there are: coco, crowd, file, fit, grid, pack, perspective, scatter"]),
+    ("no sampler", "  sampler: scatter\n", "", ["4: layout.sampler: missing; it names the sampler; there are: coco, crowd, file, fit, grid, pack, perspective, scatter"]),
     ("method", "method: paste", "method: past", ["10: pipeline.method: 'past' is not a method; did you mean 'paste'?; there are: mixture, paste"]),
     ("no id", "{dog: 3}", "{wombat: 3}", [
         "7: layout.objects: 'wombat' is not a COCO category; give it an id: `categories: {wombat: 101}`",
@@ -74,7 +74,7 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
 
 def test_overrides_reach_into_recipes(make_job: Callable[..., Job]) -> None:
     job = make_job("images=9", "layout.canvas=[256, 192]", "layout.objects.dog=2", "pipeline.shadow=0.1", "scene.background=sand")
-    assert (job.images, job.layout.canvas, job.layout.objects) == (9, (256, 192), {"dog": 2})
+    assert (job.images, job.layout.canvas, job.layout.names()) == (9, (256, 192), {"dog": True})
     data = job.resolved()
     assert data["pipeline"]["shadow"] == 0.1
     assert data["scene"]["background"] == "sand"

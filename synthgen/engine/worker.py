@@ -49,7 +49,7 @@ def draw_scene(job: Job, index: int) -> Scene:
         InfeasibleLayoutError: no layout was found; the message names index and seed.
     """
     try:
-        layout = job.layout.sample(np.random.default_rng(seed_sequence(job.seed, index, LAYOUT_STREAM)))
+        layout = job.layout.sample(np.random.default_rng(seed_sequence(job.seed, index, LAYOUT_STREAM)), index)
     except InfeasibleLayoutError as error:
         raise InfeasibleLayoutError(f"sample {index}, seed {job.seed}: {error}") from None
     return job.scene.draw(layout, np.random.default_rng(seed_sequence(job.seed, index, SCENE_STREAM)))
@@ -152,6 +152,8 @@ def annotations(scene: Scene, painting: Painting, ids: dict[str, int]) -> Iterat
     """COCO annotations of a painted scene; `area` is that of the mask where one is known."""
     layout = scene.layout
     for i, ((x0, y0, x1, y1), category) in enumerate(zip(layout.boxes.tolist(), layout.categories, strict=True)):
+        if layout.labelled is not None and not layout.labelled[i]:
+            continue
         box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": ids[category], "category": category, "phrase": scene.phrases[i]}
         if painting.masks is None:
             yield {**box, "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}

@@ -30,6 +30,7 @@ class Layout:
         masks: N COCO run-length encodings ({"size", "counts"}); None if not known.
         depth: (N,) drawing order, far to near; None means any order.
         occluded: (N,) hidden fraction in [0, 1]; None means all visible.
+        labelled: (N,) whether a box is annotated; None means all. The others are distractors: drawn, not labelled.
     """
 
     width: int
@@ -41,6 +42,7 @@ class Layout:
     masks: tuple[dict[str, Any], ...] | None = None
     depth: NDArray[np.float32] | None = None
     occluded: NDArray[np.float32] | None = None
+    labelled: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         if self.boxes.shape != (len(self.categories), 4):
@@ -61,7 +63,7 @@ class Layout:
                 return None
             return values[list(indices)] if isinstance(values, np.ndarray) else tuple(values[i] for i in indices)
 
-        lists = ("boxes", "categories", "phrases", "attributes", "masks", "depth", "occluded")
+        lists = ("boxes", "categories", "phrases", "attributes", "masks", "depth", "occluded", "labelled")
         return replace(self, **{name: some(getattr(self, name)) for name in lists})
 
     def coverage(self) -> float:
@@ -88,7 +90,6 @@ def _ascending(value: tuple[float, float]) -> tuple[float, float]:
 
 
 Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
-Count = Annotated[int, Field(ge=0)]
 Side = Annotated[int, Field(ge=16, le=16384)]
 
 
@@ -99,12 +100,23 @@ class SamplerSpec(BaseModel):
 
     sampler: str
     canvas: tuple[Side, Side] = Field((1024, 1024), description="width, height in px")
-    objects: dict[str, Count] = Field(description="how many boxes of each category")
+
+    @abstractmethod
+    def names(self) -> dict[str, bool]:
+        """The categories that a layout can hold, and whether each is labelled."""
+
+    def examples(self) -> list[Layout]:
+        """Real layouts that sampled ones should be like, for the preview; none if the recipe follows no data."""
+        return []
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What layouts depend on, beyond the recipe's own keys: hashes of files."""
+        return {}
 
     @abstractmethod
     def check_feasible(self) -> None:
         """Raise InfeasibleLayoutError if some sample could not be made as asked."""
 
     @abstractmethod
-    def sample(self, rng: np.random.Generator) -> Layout:
-        """One layout: a function of the recipe and the generator's state alone."""
+    def sample(self, rng: np.random.Generator, index: int = 0) -> Layout:
+        """One layout: a function of the recipe, the generator's state and the sample's index alone."""

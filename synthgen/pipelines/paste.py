@@ -45,9 +45,10 @@ class Spec(MethodSpec):
 
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
         folder = self.cutout_folder
-        missing = [name for name in sampler.objects if not pictures(folder / name)]
+        missing = [name for name in sampler.names() if not pictures(folder / name)]
         have = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-        problems = [f"cutouts: no cut-outs of {name!r} in {self.cutouts!r}; it has {have}" for name in missing]
+        names = ", ".join(map(repr, missing))
+        problems = [f"cutouts: no cut-outs of {names} in {self.cutouts!r}; it has {have}"] if missing else []
         if not pictures(self.ground_folder(scene)):
             problems.append(f"grounds: no pictures in {self.grounds!r}")
         return problems

@@ -64,11 +64,17 @@ SEGMENTATION = """\
 """
 
 
-def draw_boxes(image: Image.Image, boxes: Iterable[Iterable[float]], categories: Iterable[str], scale: float) -> Image.Image:
+def draw_boxes(
+    image: Image.Image,
+    boxes: Iterable[Iterable[float]],
+    categories: Iterable[str],
+    scale: float,
+    colours: Mapping[str, str] | None = None,
+) -> Image.Image:
     """A copy of the picture at `scale`, with boxes (xywh in px of the original) in a colour for each category."""
     small = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(small)
-    colour: dict[str, str] = {}
+    colour = dict(colours or {})
     for (x, y, w, h), category in zip(boxes, categories, strict=True):
         line = colour.setdefault(category, COLOURS[len(colour) % len(COLOURS)])
         draw.rectangle((x * scale, y * scale, (x + w) * scale, (y + h) * scale), outline=line)

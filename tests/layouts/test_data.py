@@ -1,0 +1,196 @@
+"""Layouts that come from data: replayed, given, or learnt; and data that cannot be read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+from scipy import stats
+
+from synthgen import cli
+from synthgen.layouts import InfeasibleLayoutError, coco, file, fit
+from synthgen.layouts._records import read_entries
+from synthgen.layouts.scatter import Spec as ScatterSpec
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "width": 100,
+        "height": 50,
+        "categories": ["dog", "cat"],
+        "boxes": [[0, 0, 50, 25], [60, 10, 100, 50]],
+        "phrases": ["a", "b"],
+    },
+    {"width": 100, "height": 50, "categories": ["dog"], "bbox": [[10, 10, 20, 30]]},
+    {"width": 100, "height": 50, "categories": [], "boxes": []},
+]
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    path = tmp_path / "layouts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def coco_file(path: Path, **changes: Any) -> Path:
+    data = {
+        "images": [{"id": 1, "width": 100, "height": 50}],
+        "annotations": [{"image_id": 1, "category_id": 18, "bbox": [10, 10, 20, 30]}],
+        "categories": [{"id": 18, "name": "dog"}],
+    }
+    path.write_text(json.dumps({**data, **changes}))
+    return path
+
+
+def test_rows_are_replayed_by_index_and_stretched(lines: Path) -> None:
+    spec = file.Spec(source=str(lines), canvas=(200, 200))
+    rng = np.random.default_rng(0)
+    first, second, third, again = (spec.sample(rng, i) for i in (0, 1, 2, 3))
+    np.testing.assert_array_equal(first.boxes, [[0, 0, 100, 100], [120, 40, 200, 200]])
+    assert (first.categories, first.phrases) == (("dog", "cat"), ("a", "b"))
+    np.testing.assert_array_equal(second.boxes, [[20, 40, 60, 160]])
+    assert len(third) == 0
+    np.testing.assert_array_equal(again.boxes, first.boxes)
+    assert spec.names() == {"dog": True, "cat": True}
+
+
+def test_parquet_is_the_same(lines: Path, tmp_path: Path) -> None:
+    pq.write_table(
+        pa.Table.from_pylist([{k: row.get(k) for k in ("width", "height", "categories", "boxes")} for row in ROWS[::2]]),
+        tmp_path / "t.parquet",
+    )
+    a, b = (file.Spec(source=str(p), canvas=(200, 200)).sample(np.random.default_rng(0)) for p in (lines, tmp_path / "t.parquet"))
+    np.testing.assert_array_equal(a.boxes, b.boxes)
+
+
+def test_masks_give_boxes_and_follow_the_canvas(tmp_path: Path) -> None:
+    from pycocotools import mask as coco_mask
+
+    mask = np.zeros((50, 100), np.uint8, order="F")
+    mask[10:30, 20:60] = 1
+    rle = coco_mask.encode(mask)
+    row = {"width": 100, "height": 50, "categories": ["dog"], "masks": [{"size": [50, 100], "counts": rle["counts"].decode()}]}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
+    layout = file.Spec(source=str(tmp_path / "m.jsonl"), canvas=(200, 100)).sample(np.random.default_rng(0))
+    np.testing.assert_array_equal(layout.boxes, [[40, 20, 120, 60]])
+    assert layout.masks is not None
+    assert coco_mask.area(layout.masks[0]) == 80 * 40
+
+
+def test_document_strings(tmp_path: Path) -> None:
+    """The JSON lines of the documents: label_ID_bbox_X_Y_W_H, sizes from the pictures beside the file."""
+    from PIL import Image
+
+    Image.new("RGB", (640, 480)).save(tmp_path / "a.jpg")
+    row = {"file_name": "a.jpg", "caption": "x", "custom_annotation": ["label_18_bbox_359.17_146.17_112.45_213.57"]}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    (entry,) = read_entries(str(tmp_path / "metadata.jsonl"))
+    assert (entry.width, entry.height, entry.names) == (640, 480, ("dog",))
+    np.testing.assert_allclose(entry.boxes, [[359.17, 146.17, 471.62, 359.74]])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "layouts.jsonl:4: not JSON"),
+        ("[]", "layouts.jsonl:4: '[]' is not a mapping"),
+        ('{"width": 9, "height": 9, "boxes": []}', "layouts.jsonl:4: categories: missing"),
+        ('{"width": 9, "height": 9, "categories": ["dog"], "boxes": [[5, 5, 2, 9]]}', "layouts.jsonl:4: boxes[0]: [5, 5, 2, 9]: x1 must be"),
+        ('{"width": 9, "height": 9, "categories": ["dog"], "bbox": [[5, 5, -2, 9]]}', "layouts.jsonl:4: bbox[0]: [5, 5, -2, 9]: width and height"),
+        ('{"width": 9, "height": 9, "categories": ["dog"], "bbox": []}', "layouts.jsonl:4: categories: 1 names for 0 boxes"),
+        ('{"categories": [], "boxes": []}', "layouts.jsonl:4: give width and height, or a file_name"),
+        ('{"custom_annotation": ["label_0_bbox_1_2_3_4"]}', "layouts.jsonl:4: custom_annotation[0]: 'label_0_bbox_1_2_3_4' is not"),
+    ],
+)  # fmt: skip
+def test_a_broken_line_is_named(lines: Path, line: str, message: str) -> None:
+    lines.write_text(lines.read_text() + line + "\n")
+    with pytest.raises(ValidationError) as caught:
+        file.Spec(source=str(lines))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"annotations": []}, "holds no boxes"),
+        ({"categories": []}, "annotations[0]: category_id 18 is not among the categories"),
+        ({"images": []}, "annotations[0]: image_id 1 is not among the images"),
+        (
+            {"annotations": [{"image_id": 1, "category_id": 18, "bbox": [1, 2, 0, 4]}]},
+            "annotations[0]: [1, 2, 0, 4]: width and height",
+        ),
+    ],
+)
+def test_a_broken_coco_file_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = coco_file(tmp_path / "instances.json", **changes)
+    with pytest.raises(ValidationError) as caught:
+        coco.Spec(source=str(path))
+    assert message in str(caught.value)
+
+
+def test_unknown_and_empty_filters_are_named(tmp_path: Path) -> None:
+    source = str(coco_file(tmp_path / "instances.json"))
+    with pytest.raises(ValidationError, match="'cat' is not in .*; it has dog"):
+        coco.Spec(source=source, categories=("cat",))
+    with pytest.raises(ValidationError, match="no layout of .* has 5 to 9 boxes after the filter"):
+        coco.Spec(source=source, boxes=(5, 9))
+    with pytest.raises(ValidationError, match="'nowhere' is no file"):
+        coco.Spec(source="nowhere")
+
+
+def test_replay_without_variation_is_the_original(tmp_path: Path) -> None:
+    source = str(coco_file(tmp_path / "instances.json"))
+    still = coco.Spec(source=source, canvas=(200, 100), jitter=0, flip=0).sample(np.random.default_rng(0))
+    np.testing.assert_array_equal(still.boxes, [[20, 20, 60, 80]])
+    mirrored = coco.Spec(source=source, canvas=(200, 100), jitter=0, flip=1).sample(np.random.default_rng(0))
+    np.testing.assert_array_equal(mirrored.boxes, [[140, 20, 180, 80]])
+    moved = [coco.Spec(source=source, canvas=(200, 100), jitter=0.1).sample(np.random.default_rng(k)).boxes for k in range(20)]
+    assert len({m.tobytes() for m in moved}) == 20
+    assert all((m >= 0).all() and (m <= [200, 100, 200, 100]).all() for m in moved)
+
+
+def test_fit_is_like_what_it_learnt_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    real = ScatterSpec.model_validate(
+        {"objects": {"dog": [5, 15], "cat": {"count": 3, "probability": 0.5}}, "size": [40, 100], "gap": 4}
+    )
+    layouts = [real.sample(np.random.default_rng(k)) for k in range(120)]
+    rows = [{"width": 1024, "height": 1024, "boxes": x.boxes.tolist(), "categories": list(x.categories)} for x in layouts]
+    (tmp_path / "real.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert cli.main(["fit", str(tmp_path / "real.jsonl"), "-o", str(tmp_path / "fit.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pictures"] == 120
+    assert (tmp_path / "fit.json").stat().st_size < 200_000
+    spec = fit.Spec(model=str(tmp_path / "fit.json"))
+    spec.check_feasible()
+    drawn = [spec.sample(np.random.default_rng((1, k))) for k in range(240)]
+    for what in (lambda x: [len(x)], lambda x: (x.boxes[:, 2] - x.boxes[:, 0]).tolist(), lambda x: x.boxes[:, 0].tolist()):
+        a, b = ([v for x in group for v in what(x)] for group in (layouts, drawn))
+        assert stats.ks_2samp(a, b).pvalue > 1e-3
+    share = np.mean(["cat" in x.categories for x in layouts])
+    assert np.mean(["cat" in x.categories for x in drawn]) == pytest.approx(share, abs=0.12)
+    assert any(x.boxes.tobytes() not in {y.boxes.tobytes() for y in layouts} for x in drawn)
+    assert len(spec.examples()) == 16
+
+
+def test_fit_needs_its_model(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="no such file; write it with: synthgen fit DATA"):
+        fit.Spec(model=str(tmp_path / "none.json"))
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValidationError, match="was not written by `synthgen fit`"):
+        fit.Spec(model=str(tmp_path / "other.json"))
+
+
+def test_fit_refuses_what_finds_no_room(tmp_path: Path) -> None:
+    model = {
+        "format": fit.FORMAT,
+        "counts": [{"dog": 40}],
+        "boxes": {"dog": [[0.5, 0.5, -0.2, -0.2]]},
+        "max_iou": 0.0,
+        "examples": [],
+    }
+    (tmp_path / "fit.json").write_text(json.dumps(model))
+    with pytest.raises(InfeasibleLayoutError, match="40 boxes like those of"):
+        fit.Spec(model=str(tmp_path / "fit.json")).check_feasible()
