@@ -134,9 +134,9 @@ def test_a_broken_coco_file_is_named(tmp_path: Path, changes: dict[str, Any], me
 
 def test_unknown_and_empty_filters_are_named(tmp_path: Path) -> None:
     source = str(coco_file(tmp_path / "instances.json"))
-    with pytest.raises(ValidationError, match="'cat' is not in .*; it has dog"):
+    with pytest.raises(ValidationError, match=r"'cat' is not in .*; it has dog"):
         coco.Spec(source=source, categories=("cat",))
-    with pytest.raises(ValidationError, match="no layout of .* has 5 to 9 boxes after the filter"):
+    with pytest.raises(ValidationError, match=r"no layout of .* has 5 to 9 boxes after the filter"):
         coco.Spec(source=source, boxes=(5, 9))
     with pytest.raises(ValidationError, match="'nowhere' is no file"):
         coco.Spec(source="nowhere")
