@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from synthgen.diffusion.schedulers import SCHEDULERS
+from synthgen.diffusion.windows import object_windows
 from synthgen.layouts import Layout
 from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.pipelines import IncompatibleLayoutError, Numerics
@@ -69,6 +71,38 @@ def test_guidance_only_in_its_interval(pipeline: MixturePipeline) -> None:
     assert not torch.equal(half, guided)
     steps = np.array(rows).reshape(4, -1).sum(1)
     assert steps.tolist() == [4, 8, 8, 4]  # three boxes and one tile; twice that where guided
+
+
+def pictures(n: int, side: int = 64) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("scheduler", ["dpm++", "ddim", "euler", "lms", "unipc"])
+def test_pictures_stay_as_they_are_outside_the_windows(checkpoint: Path, scheduler: str) -> None:
+    pipeline = MixturePipeline.from_pretrained(checkpoint, use_safetensors=True)
+    pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    batch, own = layouts(2, boxes=1), pictures(2)
+    images = pipeline(batch, num_inference_steps=3, pictures=own, window=16, generator=generators(0, 1), output_type="np")
+    for image, picture, layout in zip(images, own, batch, strict=True):
+        ((x0, y0, x1, y1),) = object_windows(layout.boxes, (64, 64), pipeline.factor, pipeline.multiple, 8, 0.1) * pipeline.factor
+        outside = np.ones((64, 64), bool)
+        outside[y0:y1, x0:x1] = False
+        assert outside.sum() > 1000
+        np.testing.assert_array_equal(image[outside], picture[outside])
+        bx0, by0, bx1, by1 = layout.boxes[0].astype(int)
+        assert np.abs(image[by0:by1, bx0:bx1].astype(int) - picture[by0:by1, bx0:bx1]).mean() > 10
+
+
+def test_a_layout_without_boxes_is_the_picture(pipeline: MixturePipeline) -> None:
+    own = pictures(1)
+    images = pipeline(layouts(1, boxes=0), num_inference_steps=2, pictures=own, generator=generators(0), output_type="np")
+    np.testing.assert_array_equal(images, own)
+
+
+def test_pictures_must_match_the_layouts(pipeline: MixturePipeline) -> None:
+    with pytest.raises(IncompatibleLayoutError, match=r"pictures: shape \(1, 64, 64, 3\) must be \(2, 64, 64, 3\)"):
+        pipeline(layouts(2), pictures=pictures(1))
 
 
 def test_the_chunk_does_not_change_the_picture(pipeline: MixturePipeline) -> None:

@@ -11,7 +11,8 @@ from synthgen.assets import ASSETS
 from synthgen.layouts import Layout
 from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.pipelines import Numerics
-from synthgen.pipelines.paste import PastePainter, Spec, choose_by_words, ground
+from synthgen.pipelines._grounds import choose_by_words, ground
+from synthgen.pipelines.paste import PastePainter, Spec
 from synthgen.scene import Scene, SceneSpec, pictures
 
 SCENES = SceneSpec(object=("a brown {category}", "a black {category}"), background="a field of grass")

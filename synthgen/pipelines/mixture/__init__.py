@@ -1,5 +1,6 @@
 """Mixture of Diffusers over a layout: the recipe. The pipeline itself is in `pipeline.py`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -43,11 +44,7 @@ class Spec(ModelSpec):
     mask: Mask = Field("box", description="weight over an object's window; box: 1 inside the box, falling off outside")
 
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
-        problems = []
-        if scene.backgrounds is not None:
-            problems.append(
-                "method: mixture does not paint into your own pictures; use `pipeline=paste` or drop scene.backgrounds"
-            )
+        problems: list[str] = []
         try:
             folder = find_model(self.model, self.variant)
         except ModelNotFoundError as error:
@@ -64,4 +61,4 @@ class Spec(ModelSpec):
     def load(self, scene: SceneSpec, numerics: Numerics) -> "MixturePainter":
         from synthgen.pipelines.mixture.pipeline import MixturePainter
 
-        return MixturePainter(self, numerics)
+        return MixturePainter(self, numerics, Path(scene.backgrounds) if scene.backgrounds is not None else None)

@@ -2,20 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    LMSDiscreteScheduler,
-    UNet2DConditionModel,
-    UniPCMultistepScheduler,
-)
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import logging as diffusers_logging
 from numpy.typing import NDArray
@@ -24,21 +16,18 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from synthgen.diffusion import masks
+from synthgen.diffusion.keep import KeptPictures, masks_of
 from synthgen.diffusion.mixture import Mixture, Region
 from synthgen.diffusion.models import find_model, unet_multiple, vae_factor
+from synthgen.diffusion.prompts import Prompts, per_image, phrases_of
+from synthgen.diffusion.schedulers import SCHEDULERS
 from synthgen.diffusion.windows import background_windows, object_windows
 from synthgen.layouts import Layout
 from synthgen.pipelines import IncompatibleLayoutError, Numerics, Painting
+from synthgen.pipelines._grounds import choose_by_words, ground
 from synthgen.pipelines.mixture import Mask, Spec
-from synthgen.scene import Scene, region_prompt
+from synthgen.scene import Scene, pictures, region_prompt
 
-SCHEDULERS = {
-    "dpm++": DPMSolverMultistepScheduler,
-    "unipc": UniPCMultistepScheduler,
-    "ddim": DDIMScheduler,
-    "euler": EulerDiscreteScheduler,
-    "lms": LMSDiscreteScheduler,
-}
 StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
@@ -81,6 +70,7 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         background_overlap: float = 0.25,
         background_weight: float = 0.05,
         mask: Mask = "box",
+        pictures: NDArray[np.uint8] | None = None,
         chunk: int = 32,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         callback_on_step_end: StepEnd | None = None,
@@ -96,6 +86,7 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
             guidance_interval: share of the steps, [from, to) in [0, 1], that are guided; in the others the guidance scale
                 is 1 and the unconditional branch is not computed (Kynkäänniemi et al., arXiv 2404.07724).
             context, window, background_window, background_overlap, background_weight, mask: see the recipe's keys.
+            pictures: (B, H, W, 3) uint8 to paint the objects into: outside the boxes' windows they stay as they are.
             chunk: windows that go through the UNet at once.
             generator: one CPU generator an image, or one for all.
             callback_on_step_end: called with pipeline, step, timestep and {"latents"}; may return new latents.
@@ -104,35 +95,54 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         Raises:
             IncompatibleLayoutError: a canvas or a box that this checkpoint cannot paint.
         """
-        backgrounds, negatives = (_per_image(p, len(layouts)) for p in (background, negative_prompt))
-        self.check_inputs(layouts, window)
-        prompts = _Prompts()
-        least = self.unet.config.sample_size if window is None else -(-window // (self.factor * self.multiple)) * self.multiple
-        tile = least if background_window is None else -(-background_window // (self.factor * self.multiple)) * self.multiple
-        regions: list[Region] = []
+        backgrounds, negatives = (per_image(p, len(layouts)) for p in (background, negative_prompt))
+        self.check_inputs(layouts, window, pictures)
+        prompts, least = Prompts(), self.unet.config.sample_size if window is None else self.cells(window)
+        objects: list[Region] = []
+        tiles: list[Region] = []
         for i, layout in enumerate(layouts):
-            objects = object_windows(layout.boxes, (layout.width, layout.height), self.factor, self.multiple, least, context)
-            tiles = background_windows((layout.width, layout.height), self.factor, self.multiple, tile, background_overlap)
             negative = prompts.row(negatives[i])
-            for box, cells, phrase in zip(layout.boxes, objects.tolist(), _phrases(layout), strict=True):
-                weight = self.object_weight(box, cells, mask)
-                row = prompts.row(region_prompt(phrase, backgrounds[i]))
-                regions.append(Region(i, tuple(cells), row, negative, guidance_scale, weight))
+            windows = object_windows(layout.boxes, (layout.width, layout.height), self.factor, self.multiple, least, context)
+            for box, cells, phrase in zip(layout.boxes, windows.tolist(), phrases_of(layout), strict=True):
+                row, weight = prompts.row(region_prompt(phrase, backgrounds[i])), self.object_weight(box, cells, mask)
+                objects.append(Region(i, tuple(cells), row, negative, guidance_scale, weight))
+            side = least if background_window is None else self.cells(background_window)
             low = guidance_scale if background_guidance_scale is None else background_guidance_scale
-            for x0, y0, x1, y1 in tiles.tolist():
+            for x0, y0, x1, y1 in self.tiles(layout, side, background_overlap) if pictures is None else ():
                 weight = masks.constant(y1 - y0, x1 - x0) * background_weight
-                regions.append(Region(i, (x0, y0, x1, y1), prompts.row(backgrounds[i]), negative, low, weight))
+                tiles.append(Region(i, (x0, y0, x1, y1), prompts.row(backgrounds[i]), negative, low, weight))
         latents = self.prepare_latents(layouts, generator)
         embeddings = self.encode_prompts(prompts.texts)
-        guided = Mixture(regions, embeddings, latents.shape, chunk)
-        plain = Mixture([replace(r, guidance=1.0) for r in regions], embeddings, latents.shape, chunk)
-        low, high = (round(share * num_inference_steps) for share in guidance_interval)
-        mixtures = [guided if low <= step < high else plain for step in range(num_inference_steps)]
-        latents = self.denoise(latents, mixtures, callback_on_step_end)
-        return latents if output_type == "latent" else self.decode(latents, output_type)
+        guided = Mixture(objects + tiles, embeddings, latents.shape, chunk)
+        plain = Mixture([replace(r, guidance=1.0) for r in objects + tiles], embeddings, latents.shape, chunk)
+        first, last = (round(share * num_inference_steps) for share in guidance_interval)
+        mixtures = [guided if first <= step < last else plain for step in range(num_inference_steps)]
+        kept = None if pictures is None else self.keep(pictures, latents, objects)
+        latents = self.denoise(latents, mixtures, callback_on_step_end, kept)
+        return latents if output_type == "latent" else self.decode(latents, output_type, kept)
 
-    def check_inputs(self, layouts: Sequence[Layout], window: int | None) -> None:
+    def cells(self, side: int) -> int:
+        """The least side of a window in cells that holds `side` px and that the UNet can halve."""
+        return -(-side // (self.factor * self.multiple)) * self.multiple
+
+    def tiles(self, layout: Layout, side: int, overlap: float) -> list[tuple[int, int, int, int]]:
+        """Windows of the background, x0, y0, x1, y1 in cells."""
+        found = background_windows((layout.width, layout.height), self.factor, self.multiple, side, overlap)
+        return [(x0, y0, x1, y1) for x0, y0, x1, y1 in found.tolist()]
+
+    def keep(self, pictures: NDArray[np.uint8], noise: Tensor, objects: Sequence[Region]) -> KeptPictures:
+        """The pictures, encoded, and where they may change."""
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(noise.device, self.vae.dtype) / 127.5 - 1
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        means = torch.cat([self.vae.encode(p[None]).latent_dist.mode() for p in pixels]).float()
+        mask, windows = (m.to(noise.device) for m in masks_of(objects, noise.shape))
+        return KeptPictures(pictures, (means - shift) * self.vae.config.scaling_factor, noise, mask, windows)
+
+    def check_inputs(self, layouts: Sequence[Layout], window: int | None, pictures: NDArray[np.uint8] | None = None) -> None:
         """Raise IncompatibleLayoutError for what this checkpoint cannot paint."""
+        if pictures is not None and pictures.shape != (len(layouts), layouts[0].height, layouts[0].width, 3):
+            want = f"({len(layouts)}, {layouts[0].height}, {layouts[0].width}, 3)"
+            raise IncompatibleLayoutError(f"pictures: shape {pictures.shape} must be {want}: one a layout, at its size")
         sizes = {(layout.width, layout.height) for layout in layouts}
         if len(sizes) != 1:
             raise IncompatibleLayoutError(f"layouts: a batch needs one canvas size, got {sorted(sizes)}")
@@ -170,11 +180,14 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
         return noise.to(self._execution_device)
 
-    def denoise(self, latents: Tensor, mixtures: Sequence[Mixture], callback: StepEnd | None) -> Tensor:
+    def denoise(
+        self, latents: Tensor, mixtures: Sequence[Mixture], callback: StepEnd | None, kept: KeptPictures | None = None
+    ) -> Tensor:
         """Run the schedule on the whole canvas of every image, with one mixture a step."""
         self.scheduler.set_timesteps(len(mixtures), device=latents.device)
         latents = latents * self.scheduler.init_noise_sigma
-        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+        times = self.scheduler.timesteps
+        for i, t in enumerate(self.progress_bar(times)):
 
             def predict(x: Tensor, embeddings: Tensor, t: Tensor = t) -> Tensor:
                 x = x.to(self.unet.dtype, memory_format=torch.channels_last)
@@ -183,51 +196,32 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
 
             noise = mixtures[min(i, len(mixtures) - 1)](self.scheduler.scale_model_input(latents, t), predict)
             latents = self.scheduler.step(noise, t, latents).prev_sample
+            if kept is not None:
+                latents = kept.blend(latents, self.scheduler, times[i + 1] if i + 1 < len(times) else None)
             if callback is not None:
                 latents = callback(self, i, t, {"latents": latents}).get("latents", latents)
         return latents
 
-    def decode(self, latents: Tensor, output_type: str) -> list[Image.Image] | NDArray[np.uint8]:
+    def decode(
+        self, latents: Tensor, output_type: str, kept: KeptPictures | None = None
+    ) -> list[Image.Image] | NDArray[np.uint8]:
         """Pictures of latents, one at a time, in overlapping tiles."""
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         scaled = (latents / self.vae.config.scaling_factor + shift).to(self.vae.dtype)
         pixels = torch.cat([self.vae.decode(z[None]).sample.float().cpu() for z in scaled])
         pixels = torch.nan_to_num((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
         arrays: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        arrays = arrays if kept is None else kept.paste_back(arrays)
         return arrays if output_type == "np" else [Image.fromarray(a) for a in arrays]
-
-
-class _Prompts:
-    """The distinct prompts of a batch: each is encoded once."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, int] = {}
-
-    def row(self, text: str) -> int:
-        return self.rows.setdefault(text, len(self.rows))
-
-    @property
-    def texts(self) -> list[str]:
-        return list(self.rows)
-
-
-def _phrases(layout: Layout) -> tuple[str, ...]:
-    return layout.phrases or tuple(f"a {name}" for name in layout.categories)
-
-
-def _per_image(prompt: str | Sequence[str], n: int) -> list[str]:
-    prompts = [prompt] * n if isinstance(prompt, str) else list(prompt)
-    if len(prompts) != n:
-        raise ValueError(f"prompts: {len(prompts)} given for {n} layouts; give one, or one a layout")
-    return prompts
 
 
 class MixturePainter:
     """The loaded pipeline as the engine calls it."""
 
-    def __init__(self, spec: Spec, numerics: Numerics) -> None:
+    def __init__(self, spec: Spec, numerics: Numerics, backgrounds: Path | None = None) -> None:
         diffusers_logging.set_verbosity_error()
         self.spec, self.chunk = spec, numerics.chunk
+        self.grounds = pictures(backgrounds) if backgrounds is not None else []
         dtype = {"auto": torch.float16 if numerics.device == "cuda" else torch.float32}.get(spec.dtype) or getattr(
             torch, spec.dtype
         )
@@ -256,11 +250,23 @@ class MixturePainter:
             background_overlap=spec.background_overlap,
             background_weight=spec.background_weight,
             mask=spec.mask,
+            pictures=self.pictures(scenes, seeds),
             chunk=self.chunk,
             generator=[_generator(seed) for seed in seeds],
             output_type="np",
         )
         return [Painting(image) for image in images]
+
+    def pictures(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> NDArray[np.uint8] | None:
+        """The user's pictures to paint into, (B, H, W, 3); None if there are none."""
+        if not self.grounds:
+            return None
+        found = []
+        for scene, seed in zip(scenes, seeds, strict=True):
+            rng = np.random.default_rng(seed)
+            path = choose_by_words(self.grounds, scene.background, rng)
+            found.append(np.asarray(ground(path, scene.layout.width, scene.layout.height, rng)))
+        return np.stack(found)
 
 
 def _generator(seed: np.random.SeedSequence) -> torch.Generator:
