@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
 
@@ -194,3 +196,45 @@ def test_fit_refuses_what_finds_no_room(tmp_path: Path) -> None:
     (tmp_path / "fit.json").write_text(json.dumps(model))
     with pytest.raises(InfeasibleLayoutError, match="40 boxes like those of"):
         fit.Spec(model=str(tmp_path / "fit.json")).check_feasible()
+
+
+@st.composite
+def random_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Rows as a file has them: pictures of any size with any boxes inside, at least one box in all."""
+    rows = []
+    for _ in range(draw(st.integers(1, 5))):
+        width, height = draw(st.integers(20, 800)), draw(st.integers(20, 800))
+        boxes = []
+        for _ in range(draw(st.integers(0, 6))):
+            x0, y0 = draw(st.floats(0, width - 10)), draw(st.floats(0, height - 10))
+            boxes.append([x0, y0, draw(st.floats(x0 + 2, width)), draw(st.floats(y0 + 2, height))])
+        names = draw(st.lists(st.sampled_from(["dog", "cat", "cow"]), min_size=len(boxes), max_size=len(boxes)))
+        rows.append({"width": width, "height": height, "boxes": boxes, "categories": names})
+    rows.append({"width": 100, "height": 100, "boxes": [[10.0, 10.0, 60.0, 70.0]], "categories": ["dog"]})
+    return rows
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(random_rows(), st.integers(0, 2**32), st.tuples(st.integers(64, 600), st.integers(64, 600)))
+def test_any_data_gives_layouts_on_the_canvas(
+    tmp_path: Path, rows: list[dict[str, Any]], seed: int, canvas: tuple[int, int]
+) -> None:
+    source, model = tmp_path / f"{seed}.jsonl", tmp_path / f"{seed}.json"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model.write_text(json.dumps(fit.learn(str(source))))
+    for spec in (
+        file.Spec(source=str(source), canvas=canvas),
+        coco.Spec(source=str(source), canvas=canvas, least=1, boxes=(0, 100)),
+        fit.Spec(model=str(model), canvas=canvas),
+    ):
+        try:
+            layout = spec.sample(np.random.default_rng(seed), index=seed)
+        except InfeasibleLayoutError as error:
+            assert "boxes after" in str(error)  # noqa: PT017
+            continue
+        assert (layout.boxes >= 0).all()
+        assert (layout.boxes <= [*canvas, *canvas]).all()
+        assert (layout.boxes[:, 2:] > layout.boxes[:, :2]).all()
+        assert set(layout.categories) <= set(spec.names())
+        again = spec.sample(np.random.default_rng(seed), index=seed)
+        np.testing.assert_array_equal(layout.boxes, again.boxes)
