@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from synthgen import registry
 from synthgen.layouts import InfeasibleLayoutError, SamplerSpec
 from synthgen.pipelines import MethodSpec
+from synthgen.pipelines.tiling.document import as_job, is_tiling_document
 from synthgen.scene import SceneSpec
 from synthgen.shards.categories import category_ids
 from synthgen.train import TaskSpec
@@ -108,6 +109,8 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> Job:
     document = read_yaml(find_recipe("job", name))
     if not isinstance(document.data, dict):
         raise ConfigError([f"{document.place(())}: a job is a mapping of keys to values"])
+    if is_tiling_document(document.data):
+        as_job(document, name)
     if "task" in document.data:
         raise ConfigError([f"{document.place(('task',))}: task: this is a training job; use: synthgen train {name}"])
     changes = [_parse_override(text) for text in overrides]
@@ -137,7 +140,7 @@ def find_recipe(kind: str, name: str) -> Path:
     Raises:
         ConfigError: there is none; the message lists what exists and where it was looked for.
     """
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith((".yaml", ".yml", ".json")):
         if Path(name).is_file():
             return Path(name)
         raise ConfigError([f"{name}: no such {kind} file"])

@@ -10,6 +10,7 @@ import pytest
 from synthgen.config import Job
 from synthgen.engine.worker import Progress, RejectedImageError, Worker, draw_scene, encode_image, is_picture, seed_sequence
 from synthgen.layouts import InfeasibleLayoutError
+from synthgen.layouts._objects import ObjectSpec
 from synthgen.pipelines import Painting
 from synthgen.scene import Scene
 from synthgen.shards.shard import StagedShard, read_members
@@ -80,7 +81,7 @@ def test_on_reject(make_job: Callable[..., Job], tmp_path: Path) -> None:
 
 def test_an_impossible_layout_names_index_and_seed(make_job: Callable[..., Job]) -> None:
     job = make_job()
-    full = job.layout.model_copy(update={"objects": {"dog": 400}})
+    full = job.layout.model_copy(update={"objects": {"dog": ObjectSpec(count=(400, 400))}})
     with pytest.raises(InfeasibleLayoutError, match="sample 2, seed 3: no room for 400 boxes"):
         draw_scene(job.model_copy(update={"layout": full}), 2)
 
@@ -90,3 +91,12 @@ def test_encode_image(image_format: str, magic: bytes) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
     assert encode_image(pixels, image_format, 90).startswith(magic)
     assert encode_image(pixels, image_format, 90) == encode_image(pixels, image_format, 90)
+
+
+def test_distractors_are_painted_but_not_labelled(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    job = make_job("layout.objects={dog: 2, ball: {count: 2, label: false}}", "output.shard_size=1")
+    *_, staged = Worker(job, tmp_path).make_shard(0)
+    assert isinstance(staged, StagedShard)
+    record = json.loads(dict(read_members(Path(staged.tar)))["000000000.json"])
+    assert [a["category"] for a in record["annotations"]] == ["dog", "dog"]
+    assert "2 ball" in record["prompt"]

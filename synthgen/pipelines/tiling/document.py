@@ -1,0 +1,41 @@
+"""The configuration files of `generate_grid_from_json.py` (Mixture of Diffusers' repository) as jobs of ours."""
+
+from pathlib import Path
+from typing import Any
+
+from synthgen.yamlfile import Document
+
+KEYS = {"gc": "guidance_scale", "gc_tiles": "guidance_scale_tiles"}  # what is called otherwise there
+DEFAULTS = {"tile_height": 512, "tile_width": 512, "tile_row_overlap": 256, "tile_col_overlap": 256}
+
+
+def is_tiling_document(data: Any) -> bool:
+    """Whether parsed data is such a file: a prompt, and none of a job's own keys."""
+    return isinstance(data, dict) and "prompt" in data and not {"version", "layout", "pipeline"} & set(data)
+
+
+def as_job(document: Document, name: str) -> None:
+    """Replace the document's data by the job that it stands for: one picture without boxes."""
+    data, stem = document.data, Path(name).stem
+    pipeline = {"method": "tiling", **{KEYS.get(key, key): value for key, value in data.items() if value is not None}}
+    document.places.update({("pipeline", KEYS.get(str(p[0]), p[0]), *p[1:]): at for p, at in list(document.places.items()) if p})
+    document.places.update({("pipeline",): document.place(()), ("layout", "canvas"): document.place(("prompt",))})
+    document.data = {
+        "version": 1,
+        "name": stem,
+        "images": 1,
+        "seed": data.get("seed") or 0,
+        "layout": {"sampler": "scatter", "canvas": canvas(data), "objects": {}},
+        "pipeline": pipeline,
+        "output": {"path": f"out/{stem}", "image_format": "png", "shard_size": 1},
+        "batch_size": 1,
+    }
+
+
+def canvas(data: dict[str, Any]) -> list[int]:
+    """Width and height of the picture; of a file whose keys are wrong some size, for its errors are told elsewhere."""
+    prompt, tile = data["prompt"], {**DEFAULTS, **{k: data[k] for k in DEFAULTS if isinstance(data.get(k), int)}}
+    rows = len(prompt) if isinstance(prompt, list) else 1
+    columns = len(prompt[0]) if isinstance(prompt, list) and prompt and isinstance(prompt[0], list) else 1
+    width = tile["tile_width"] + (columns - 1) * (tile["tile_width"] - tile["tile_col_overlap"])
+    return [width, tile["tile_height"] + (rows - 1) * (tile["tile_height"] - tile["tile_row_overlap"])]

@@ -1,0 +1,247 @@
+"""Mixture of Diffusers over a grid of prompts: `StableDiffusionTilingPipeline` of the source document, in batches.
+
+Source: Jimenez, arXiv 2302.02412, and its repository's README (the arguments, their meaning and order).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import logging as diffusers_logging
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from synthgen.diffusion import masks
+from synthgen.diffusion.mixture import Mixture, Region
+from synthgen.diffusion.models import find_model, unet_multiple, vae_factor
+from synthgen.diffusion.prompts import Prompts
+from synthgen.diffusion.schedulers import SCHEDULERS
+from synthgen.pipelines import IncompatibleLayoutError, Numerics, Painting
+from synthgen.pipelines.tiling import Reroll, Spec
+from synthgen.scene import Scene
+
+Window = tuple[int, int, int, int]
+StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+
+
+class TilingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
+    """One picture from a grid of prompts, with any checkpoint in Stable Diffusion format."""
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+    ) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.factor = vae_factor(vae.config)
+        self.vae.enable_tiling()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[Sequence[str]],
+        negative_prompt: str = "",
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        eta: float = 0.0,
+        seed: int | Sequence[int] | None = None,
+        tile_height: int = 512,
+        tile_width: int = 512,
+        tile_row_overlap: int = 256,
+        tile_col_overlap: int = 256,
+        guidance_scale_tiles: Sequence[Sequence[float | None]] | None = None,
+        seed_tiles: Sequence[Sequence[int | None]] | None = None,
+        seed_tiles_mode: str | Sequence[Sequence[str]] = "full",
+        seed_reroll_regions: Sequence[Reroll] = (),
+        cpu_vae: bool = False,
+        chunk: int = 8,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        callback_on_step_end: StepEnd | None = None,
+        output_type: str = "pil",
+    ) -> list[Image.Image] | NDArray[np.uint8] | Tensor:
+        """Paint one image a seed.
+
+        Args:
+            prompt: one, or rows of equally many.
+            seed: general seed, one or B; None: `generator`.
+            tile_height, tile_width, tile_row_overlap, tile_col_overlap: px.
+            guidance_scale_tiles: of each tile; None: guidance_scale.
+            seed_tiles: of each tile's initial noise; None: as the canvas has it.
+            seed_tiles_mode: "full": the whole tile; "exclusive": what no other tile covers; for all or for each tile.
+            seed_reroll_regions: (row0, row1, col0, col1, seed) in px; set last.
+            cpu_vae: decode on the CPU.
+            generator: one CPU generator an image, or one.
+            output_type: "pil", "np" (B, H, W, 3) uint8, or "latent".
+
+        Raises:
+            ValueError: grids that do not agree.
+            IncompatibleLayoutError: tile sizes that this checkpoint cannot paint.
+        """
+        grid = Spec.model_validate(
+            {
+                "prompt": prompt,
+                "tile_height": tile_height,
+                "tile_width": tile_width,
+                "tile_row_overlap": tile_row_overlap,
+                "tile_col_overlap": tile_col_overlap,
+                "guidance_scale_tiles": guidance_scale_tiles,
+                "seed_tiles": seed_tiles,
+                "seed_tiles_mode": seed_tiles_mode,
+            }
+        )
+        self.check_inputs(grid)
+        tiles = list(self.tiles(grid))
+        noise = torch.stack([self.noise(grid, g, tiles, seed_reroll_regions) for g in _generators(seed, generator)])
+        prompts, regions = Prompts(), []
+        for image in range(len(noise)):
+            for row, column, (x0, y0, x1, y1) in tiles:
+                own = None if guidance_scale_tiles is None else guidance_scale_tiles[row][column]
+                texts = prompts.row(grid.prompt[row][column]), prompts.row(negative_prompt)
+                weight = masks.gaussian(y1 - y0, x1 - x0)
+                regions.append(Region(image, (x0, y0, x1, y1), *texts, guidance_scale if own is None else own, weight))
+        mixture = Mixture(regions, self.encode_prompts(prompts.texts), noise.shape, chunk)
+        latents = self.denoise(noise.to(self._execution_device), mixture, num_inference_steps, eta, callback_on_step_end)
+        return latents if output_type == "latent" else self.decode(latents, output_type, cpu_vae)
+
+    def check_inputs(self, grid: Spec) -> None:
+        """Raise IncompatibleLayoutError for tiles that this checkpoint cannot paint."""
+        step = self.factor * unet_multiple(self.unet.config)
+        for key, of in (
+            ("tile_height", step),
+            ("tile_width", step),
+            ("tile_row_overlap", self.factor),
+            ("tile_col_overlap", self.factor),
+        ):
+            if getattr(grid, key) % of:
+                raise IncompatibleLayoutError(f"{key}: {getattr(grid, key)} must be a multiple of {of} for this checkpoint")
+
+    def tiles(self, grid: Spec) -> Iterator[tuple[int, int, Window]]:
+        """Row, column and window (x0, y0, x1, y1 in cells) of each tile."""
+        h, w = grid.tile_height // self.factor, grid.tile_width // self.factor
+        down, right = h - grid.tile_row_overlap // self.factor, w - grid.tile_col_overlap // self.factor
+        for row in range(grid.shape[0]):
+            for column in range(grid.shape[1]):
+                yield row, column, (column * right, row * down, column * right + w, row * down + h)
+
+    def noise(
+        self, grid: Spec, generator: torch.Generator, tiles: list[tuple[int, int, Window]], rerolls: Sequence[Reroll]
+    ) -> Tensor:
+        """Initial noise (C, h, w): the canvas', then the tiles', then the reroll regions'."""
+        width, height = (side // self.factor for side in grid.canvas)
+        channels = self.unet.config.in_channels
+        noise = torch.randn((channels, height, width), generator=generator)
+        covered = torch.zeros(height, width)
+        for _, _, (x0, y0, x1, y1) in tiles:
+            covered[y0:y1, x0:x1] += 1
+        for row, column, (x0, y0, x1, y1) in tiles if grid.seed_tiles is not None else ():
+            seed = grid.seed_tiles[row][column]  # type: ignore[index]  # not None in this loop
+            if seed is None:
+                continue
+            mode = grid.seed_tiles_mode if isinstance(grid.seed_tiles_mode, str) else grid.seed_tiles_mode[row][column]
+            own = torch.randn((channels, y1 - y0, x1 - x0), generator=torch.Generator().manual_seed(seed))
+            part = noise[:, y0:y1, x0:x1]
+            part.copy_(torch.where((covered[y0:y1, x0:x1] == 1) | (mode == "full"), own, part))
+        for row0, row1, col0, col1, seed in rerolls:
+            y0, y1, x0, x1 = (v // self.factor for v in (row0, row1, col0, col1))
+            part = noise[:, y0:y1, x0:x1]
+            part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(seed)))
+        return noise
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings (P, T, D) of prompts; what is beyond the tokenizer's length is cut off."""
+        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+        return self.text_encoder(tokens.input_ids.to(self._execution_device)).last_hidden_state
+
+    def denoise(self, latents: Tensor, mixture: Mixture, steps: int, eta: float, callback: StepEnd | None) -> Tensor:
+        """Run the schedule on the whole canvas of every image."""
+        self.scheduler.set_timesteps(steps, device=latents.device)
+        latents = latents * self.scheduler.init_noise_sigma
+        extra = {"eta": eta} if "eta" in signature(self.scheduler.step).parameters else {}
+        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+
+            def predict(x: Tensor, embeddings: Tensor, t: Tensor = t) -> Tensor:
+                x = x.to(self.unet.dtype, memory_format=torch.channels_last)
+                prediction: Tensor = self.unet(x, t, encoder_hidden_states=embeddings).sample
+                return prediction
+
+            noise = mixture(self.scheduler.scale_model_input(latents, t), predict)
+            latents = self.scheduler.step(noise, t, latents, **extra).prev_sample
+            if callback is not None:
+                latents = callback(self, i, t, {"latents": latents}).get("latents", latents)
+        return latents
+
+    def decode(self, latents: Tensor, output_type: str, cpu_vae: bool) -> list[Image.Image] | NDArray[np.uint8]:
+        """Pictures of latents, one at a time, in overlapping tiles."""
+        device, dtype = self.vae.device, self.vae.dtype
+        if cpu_vae:
+            self.vae.to("cpu", torch.float32)
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        scaled = (latents / self.vae.config.scaling_factor + shift).to(self.vae.device, self.vae.dtype)
+        pixels = torch.cat([self.vae.decode(z[None]).sample.float().cpu() for z in scaled])
+        self.vae.to(device, dtype)
+        arrays: NDArray[np.uint8] = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+        return arrays if output_type == "np" else [Image.fromarray(a) for a in arrays]
+
+
+def _generators(
+    seed: int | Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> list[torch.Generator]:
+    if seed is not None:
+        return [torch.Generator().manual_seed(s) for s in ([seed] if isinstance(seed, int) else seed)]
+    if isinstance(generator, Sequence):
+        return list(generator)
+    return [generator if generator is not None else torch.Generator().manual_seed(torch.seed())]
+
+
+class TilingPainter:
+    """The loaded pipeline as the engine calls it."""
+
+    def __init__(self, spec: Spec, numerics: Numerics) -> None:
+        diffusers_logging.set_verbosity_error()
+        self.spec, self.chunk = spec, numerics.chunk
+        auto = torch.float16 if numerics.device == "cuda" else torch.float32
+        dtype = auto if spec.dtype == "auto" else getattr(torch, spec.dtype)
+        folder = find_model(spec.model, spec.variant)
+        self.pipeline = TilingPipeline.from_pretrained(
+            folder, torch_dtype=dtype, variant=spec.variant, use_safetensors=True, local_files_only=True
+        ).to(numerics.device)
+        if spec.scheduler is not None:
+            self.pipeline.scheduler = SCHEDULERS[spec.scheduler].from_config(self.pipeline.scheduler.config)
+        self.pipeline.unet.to(memory_format=torch.channels_last)
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+        spec = self.spec
+        numbers = [int(seed.generate_state(1, np.uint64)[0] >> 1) if spec.seed is None else spec.seed for seed in seeds]
+        images = self.pipeline(
+            spec.prompt,
+            negative_prompt=spec.negative_prompt,
+            num_inference_steps=spec.steps,
+            guidance_scale=spec.guidance_scale,
+            eta=spec.eta,
+            seed=numbers,
+            tile_height=spec.tile_height,
+            tile_width=spec.tile_width,
+            tile_row_overlap=spec.tile_row_overlap,
+            tile_col_overlap=spec.tile_col_overlap,
+            guidance_scale_tiles=spec.guidance_scale_tiles,
+            seed_tiles=spec.seed_tiles,
+            seed_tiles_mode=spec.seed_tiles_mode,
+            seed_reroll_regions=spec.seed_reroll_regions,
+            cpu_vae=spec.cpu_vae,
+            chunk=self.chunk,
+            output_type="np",
+        )
+        return [Painting(image) for image in images]

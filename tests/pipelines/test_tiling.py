@@ -1,0 +1,223 @@
+"""The tiling pipeline: the source document's arguments and files, against an independent evaluation of its formulas."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from synthgen import cli
+from synthgen.config import ConfigError, load_job
+from synthgen.pipelines import IncompatibleLayoutError
+from synthgen.pipelines.tiling import Spec
+from synthgen.pipelines.tiling.pipeline import TilingPipeline
+from tests.conftest import tiny_checkpoint
+
+TILES: dict[str, Any] = {"tile_height": 32, "tile_width": 48, "tile_row_overlap": 16, "tile_col_overlap": 32}
+GRID = [["grass", "sand", "gravel"], ["snow", "soil", "grass"]]
+FOREST = {
+    "cpu_vae": True,
+    "gc": 8,
+    "gc_tiles": None,
+    "prompt": [["a forest, ukiyo-e", "a forest, by velazquez", "a forest, cubist style"]],
+    "scheduler": "lms",
+    "seed": 639688656,
+    "steps": 2,
+    "tile_col_overlap": 32,
+    "tile_height": 64,
+    "tile_row_overlap": 32,
+    "tile_width": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> TilingPipeline:
+    loaded = TilingPipeline.from_pretrained(tiny_checkpoint(tmp_path_factory.mktemp("tiny")), use_safetensors=True)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def noise(pipeline: TilingPipeline, seed: int = 0, rerolls: Any = (), **options: Any) -> Tensor:
+    grid = Spec.model_validate({"prompt": GRID, **TILES, **options})
+    return pipeline.noise(grid, torch.Generator().manual_seed(seed), list(pipeline.tiles(grid)), rerolls)
+
+
+def latents(pipeline: TilingPipeline, **options: Any) -> Tensor:
+    got = pipeline(GRID, output_type="latent", **{**TILES, "seed": 0, "num_inference_steps": 2, **options})
+    assert isinstance(got, Tensor)
+    return got
+
+
+def test_canvas_is_a_tile_and_what_the_others_do_not_overlap(pipeline: TilingPipeline) -> None:
+    images = pipeline(GRID, num_inference_steps=1, seed=0, output_type="np", **TILES)
+    assert isinstance(images, np.ndarray)
+    assert images.shape == (1, 32 + 16, 48 + 2 * 16, 3)
+    assert Spec.model_validate({"prompt": GRID, **TILES}).canvas == (80, 48)
+
+
+class Linear(nn.Module):
+    """A stub UNet: a fixed random linear map of latents and prompt."""
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        self.a, self.b = torch.randn(channels, channels, generator=g), torch.randn(channels, dim, generator=g)
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+
+    def forward(self, x: Tensor, t: Any, encoder_hidden_states: Tensor) -> Any:
+        a, b = self.a.to(x.dtype), self.b.to(x.dtype)
+        out = torch.einsum("ij,njhw->nihw", a, x) + (encoder_hidden_states.mean(1) @ b.T)[..., None, None]
+        return type("Output", (), {"sample": out})()
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
+def test_one_step_against_the_formulas_in_float64(pipeline: TilingPipeline, guidance: float) -> None:
+    """eps = sum_i w_i eps_i / sum_i w_i over tiles with gaussian weights, variance 0.01, centred on the tile."""
+    stub, real = Linear(pipeline.unet.config.in_channels, 16), pipeline.unet
+    stub.config = real.config
+    z, merged = noise(pipeline).double(), None
+    pipeline.unet = stub
+    seen: list[Tensor] = []
+    step = pipeline.scheduler.step
+    pipeline.scheduler.step = lambda eps, *args, **more: seen.append(eps) or step(eps, *args, **more)  # type: ignore[func-returns-value]
+    try:
+        latents(pipeline, guidance_scale=guidance)
+    finally:
+        pipeline.unet = real
+        pipeline.scheduler.step = step
+    embeddings = {p: pipeline.encode_prompts([p]).double() for p in {*GRID[0], *GRID[1], ""}}
+    numerator, denominator = torch.zeros_like(z), torch.zeros(z.shape[1:], dtype=torch.float64)
+    f = pipeline.factor
+    for r, row in enumerate(GRID):
+        for c, prompt in enumerate(row):
+            y, x, h, w = r * 16 // f, c * 16 // f, 32 // f, 48 // f
+            crop = z[None, :, y : y + h, x : x + w]
+            uncond, cond = (stub(crop, 0, embeddings[p]).sample[0] for p in ("", prompt))
+            at = [torch.arange(n, dtype=torch.float64) for n in (h, w)]
+            gauss = [torch.exp(-((v - (n - 1) / 2) ** 2) / (n * n * 2 * 0.01)) for v, n in zip(at, (h, w), strict=True)]
+            weight = torch.outer(*gauss)
+            numerator[:, y : y + h, x : x + w] += weight * (uncond + guidance * (cond - uncond))
+            denominator[y : y + h, x : x + w] += weight
+    merged = numerator / denominator
+    assert (seen[0][0].double() - merged).norm() / merged.norm() < 1e-5
+
+
+def test_a_batch_is_its_images_alone(pipeline: TilingPipeline) -> None:
+    both = latents(pipeline, seed=[3, 4])
+    for i, seed in enumerate((3, 4)):
+        alone = latents(pipeline, seed=seed)
+        assert (both[i] - alone[0]).norm() / alone.norm() < 1e-4
+
+
+def test_tile_seeds_full_and_exclusive(pipeline: TilingPipeline) -> None:
+    seeds = [[7, None, None], [None, None, None]]
+    f = pipeline.factor
+    plain, full, exclusive = (
+        noise(pipeline),
+        noise(pipeline, seed_tiles=seeds),
+        noise(pipeline, seed_tiles=seeds, seed_tiles_mode="exclusive"),
+    )
+    changed = [(n != plain).any(0) for n in (full, exclusive)]
+    assert changed[0][: 32 // f, : 48 // f].all()
+    assert changed[0].sum() == (32 // f) * (48 // f)
+    assert changed[1].sum() == (16 // f) * (16 // f)  # what neither the tile to the right nor the one below covers
+    assert torch.equal(full[:, : 16 // f, : 16 // f], exclusive[:, : 16 // f, : 16 // f])
+
+
+def test_exclusive_differs_from_full_on_one_row(pipeline: TilingPipeline) -> None:
+    grid: dict[str, Any] = {"prompt": [["a", "b"]], "seed_tiles": [[7, None]]}
+    assert not torch.equal(noise(pipeline, **grid), noise(pipeline, **grid, seed_tiles_mode="exclusive"))
+
+
+def test_modes_can_be_given_a_tile(pipeline: TilingPipeline) -> None:
+    seeds = [[7, None, None], [None, None, 8]]
+    mixed = noise(pipeline, seed_tiles=seeds, seed_tiles_mode=[["full"] * 3, ["full", "full", "exclusive"]])
+    first, last = noise(pipeline, seed_tiles=seeds), noise(pipeline, seed_tiles=seeds, seed_tiles_mode="exclusive")
+    assert torch.equal(mixed[:, :8, :8], first[:, :8, :8])
+    assert torch.equal(mixed[:, -2:], last[:, -2:])
+
+
+def test_reroll_regions_come_last(pipeline: TilingPipeline) -> None:
+    f, seeds = pipeline.factor, [[7, None, None], [None, None, None]]
+    tiles = noise(pipeline, seed_tiles=seeds)
+    rerolled = noise(pipeline, seed_tiles=seeds, rerolls=[(0, 16, 16, 48, 5)])
+    changed = (tiles != rerolled).any(0)
+    assert changed[: 16 // f, 16 // f : 48 // f].all()
+    assert changed.sum() == (16 // f) * (32 // f)
+
+
+def test_guidance_of_tiles(pipeline: TilingPipeline) -> None:
+    one, all_the_same = latents(pipeline, guidance_scale=3.0), latents(pipeline, guidance_scale_tiles=[[3.0] * 3] * 2)
+    assert torch.equal(one, all_the_same)
+    one = latents(pipeline, guidance_scale=3.0, num_inference_steps=1)
+    tiles = [[None, None, None], [None, None, 9.0]]
+    other = latents(pipeline, guidance_scale=3.0, guidance_scale_tiles=tiles, num_inference_steps=1)
+    corner = 16 // pipeline.factor
+    assert torch.equal(other[..., :corner, :corner], one[..., :corner, :corner])
+    assert not torch.equal(other, one)
+
+
+def test_cpu_vae_and_eta_and_callback(pipeline: TilingPipeline) -> None:
+    steps: list[int] = []
+
+    def count(pipe: Any, i: int, t: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        steps.append(i)
+        return values
+
+    images = pipeline(GRID, num_inference_steps=2, seed=0, cpu_vae=True, eta=0.5, callback_on_step_end=count, **TILES)
+    assert (images[0].size, steps) == ((80, 48), [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": [["a"], ["a", "b"]]}, "rows of equally many prompts"),
+        ({"seed_tiles": [[1, 2]]}, "seed_tiles: must have 2 rows of 3"),
+        ({"tile_row_overlap": 32}, "tile_row_overlap: must be less than tile_height, 32"),
+    ],
+)
+def test_grids_must_agree(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Spec.model_validate({"prompt": GRID, **TILES, **options})
+
+
+def test_tiles_must_fit_the_checkpoint(pipeline: TilingPipeline) -> None:
+    with pytest.raises(IncompatibleLayoutError, match="tile_height: 33 must be a multiple of"):
+        pipeline(GRID, **{**TILES, "tile_height": 33})
+
+
+def test_the_documents_file_runs_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "linearForest.json"
+    path.write_text(json.dumps(FOREST, indent=4))
+    assert cli.main(["run", str(path), "workers=0", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["output"], data["images"], data["boxes"]) == ("out/linearForest", 1, 0)
+    assert cli.main(["check", "out/linearForest"]) == 0
+    job = load_job(str(path))
+    assert job.layout.canvas == (64 + 2 * 32, 64)
+    assert isinstance(job.pipeline, Spec)
+    assert (job.pipeline.guidance_scale, job.pipeline.scheduler, job.pipeline.seed) == (8, "lms", 639688656)
+
+
+def test_mistakes_in_such_a_file_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "grid.json"
+    path.write_text(json.dumps({**FOREST, "tile_width": 50, "stepz": 3}, indent=1))
+    with pytest.raises(ConfigError) as caught:
+        load_job(str(path))
+    assert any("stepz: unknown key; did you mean 'steps'?" in p and p.startswith(f"{path}:") for p in caught.value.problems)
+    path.write_text(json.dumps({**FOREST, "tile_width": 50}, indent=1))
+    with pytest.raises(ConfigError, match=r"grid.json:\d+: pipeline.tile_width: 50 must be a multiple of 16 for synthgen-tiny"):
+        load_job(str(path))
+
+
+def test_tiling_paints_no_boxes() -> None:
+    with pytest.raises(ConfigError, match="tiling paints no boxes"):
+        load_job("100dogs", ["pipeline=tiling-tiny"])
+    spec = load_job("100dogs", ["pipeline=tiling-tiny", "layout.objects={}", "layout.canvas=[512, 256]"]).pipeline
+    assert np.prod(spec.canvas) == 512 * 256  # type: ignore[attr-defined]
