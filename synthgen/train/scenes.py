@@ -25,7 +25,7 @@ Picture = NDArray[np.uint8]
 Item = TypeVar("Item")
 REFRESH = 50  # steps after which the pool takes new scenes
 EMPTY_SHARE = 0.15  # scenes of ground alone
-DOGS_SHARE = 0.6  # of the others: dogs alone
+DOGS_SHARE = 0.7  # of the others: dogs alone
 PLAIN_SHARE = 0.15  # captions that name no colour
 GRASS_SHARE = 0.45  # it is what most jobs ask for
 SIZES = (40, 210)  # longer side of a box, px
@@ -77,7 +77,7 @@ class PastedScenes:
 
     def layout_spec(self, rng: np.random.Generator) -> ScatterSpec:
         """A sampler of boxes of one size class, small ones more often, that covers about a third of the canvas."""
-        small = float(np.exp(rng.uniform(*np.log(SIZES)))) if rng.random() < 0.5 else float(rng.uniform(48, 80))
+        small = float(np.exp(rng.uniform(*np.log(SIZES)))) if rng.random() < 0.35 else float(rng.uniform(48, 80))
         small = max(8.0, min(small, SIZES[1] - 24, self.side / 2 - 24))
         room = int(self.side**2 * rng.uniform(0.15, 0.4) / (small + 12) ** 2)
         names = ["dog"] if rng.random() < DOGS_SHARE else sorted(self.colours)
@@ -183,8 +183,8 @@ class _Striped(IterableDataset[tuple[Scene, Picture]]):
 
 def relight(picture: Picture, rng: np.random.Generator) -> Picture:
     """The same scene (H, W, 3) uint8 in another light: exposure, gamma and a slight cast."""
-    gain = rng.uniform(0.75, 1.12) * rng.normal(1, 0.03, 3)
-    return np.clip(255 * (picture / 255.0) ** rng.uniform(0.85, 1.2) * gain, 0, 255).astype(np.uint8)
+    gain = rng.uniform(0.85, 1.1) * rng.normal(1, 0.02, 3)
+    return np.clip(255 * (picture / 255.0) ** rng.uniform(0.9, 1.1) * gain, 0, 255).astype(np.uint8)
 
 
 def _named(stem: str) -> str:

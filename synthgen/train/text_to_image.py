@@ -32,7 +32,7 @@ from synthgen.train.vae import to_pixels, to_tensor
 
 LEAST, MOST = 64, 256  # window sides, px
 CONTEXT = 0.1  # share of a box's side round it, as the mixture pipeline's default
-GROUND_SHARE, SCENE_SHARE = 0.25, 0.15  # of the batches: ground alone; any window, with the names of all that is in it
+GROUND_SHARE, SCENE_SHARE = 0.2, 0.08  # of the batches: ground alone; any window, with the names of all that is in it
 NAMED = 4  # objects that a scene window's caption names at most
 BATCH_AREA = 80 * 80  # px of a window at which a batch has its full size; a batch of larger windows is smaller
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
