@@ -17,7 +17,7 @@ Result = tuple[int, dict[str, Any], list[str]]
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 faults or failure, 2 bad input, 130 interrupted."""
-    args = parser().parse_args(argv)
+    args = parse(argv)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Ray prints there what its workers do; stdout is ours
             status, data, lines = args.command(args)
@@ -31,6 +31,16 @@ def main(argv: list[str] | None = None) -> int:
     elif lines:
         print(*lines, sep="\n")
     return int(status)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; `key=value` may stand before and after options, which argparse alone would not take."""
+    args, rest = parser().parse_known_args(argv)
+    if rest and (not hasattr(args, "overrides") or any(r.startswith("-") or "=" not in r for r in rest)):
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 def parser() -> argparse.ArgumentParser:

@@ -81,7 +81,7 @@ def test_plan_writes_nothing(job_file: Path, capsys: pytest.CaptureFixture[str])
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     _, data = run_json(capsys, "list")
     assert list(data["samplers"]) == ["coco", "crowd", "file", "fit", "grid", "pack", "perspective", "scatter"]
-    assert list(data["methods"]) == ["mixture", "paste"]
+    assert list(data["methods"]) == ["mixture", "paste", "tiling"]
     assert all(data["methods"].values())
     assert "100dogs" in data["jobs"]
     assert "100dogs" in data["layouts"]
@@ -106,3 +106,11 @@ def test_help_and_config_errors_load_nothing_heavy(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert time.perf_counter() - began < 10
         assert done.stderr.endswith("[]\n")
+
+
+def test_overrides_may_stand_on_both_sides_of_options(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, data = run_json(capsys, "run", str(job_file), "images=2", "--overwrite", "output.shard_size=1")
+    assert (status, data["images"], data["shards"]) == (0, 2, 2)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["run", str(job_file), "--overwrite", "nonsense"])
+    assert "unrecognized arguments: nonsense" in capsys.readouterr().err
