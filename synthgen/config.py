@@ -61,7 +61,7 @@ class Job(BaseModel):
         None, description="how many, or [least, most]; 0: in this process; null: as many as the machine has room for"
     )
     batch_size: int = Field(4, ge=1, description="images painted together")
-    chunk: int = Field(32, ge=1, description="windows that go through the network together")
+    chunk: int = Field(32, ge=1, description="windows that go through the network together; of large ones fewer")
     threads: int = Field(1, ge=1, description="CPU threads of a worker")
     max_attempts: int = Field(3, ge=1, description="times that an image is painted before on_reject says what happens")
     on_reject: Literal["keep", "fail"] = "keep"

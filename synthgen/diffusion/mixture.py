@@ -64,16 +64,17 @@ class Mixture:
         regions: of all images of the batch.
         embeddings: (P, T, D) table of text embeddings.
         shape: B, C, H, W of the latents.
-        chunk: evaluations that go through the network at once.
+        cells: latent cells that go through the network at once; at least one region does. Small chunks of large
+            windows stay in a CPU's cache.
     """
 
-    def __init__(self, regions: Sequence[Region], embeddings: Tensor, shape: Sequence[int], chunk: int) -> None:
+    def __init__(self, regions: Sequence[Region], embeddings: Tensor, shape: Sequence[int], cells: int) -> None:
         self.embeddings = embeddings
         device = embeddings.device
         evaluations = [e for region in regions for e in _branches(region, device)]
         sizes = sorted({e.size for e in evaluations})
         groups = [[e for e in evaluations if e.size == size] for size in sizes]
-        self.chunks = [group[k : k + chunk] for group in groups for k in range(0, len(group), chunk)]
+        self.chunks = [part for group in groups for part in _parts(group, cells)]
         total = torch.zeros(shape[0], 1, *shape[2:], device=device)
         for e in evaluations:
             e.of(total).add_(e.weight)
@@ -93,6 +94,12 @@ class Mixture:
             for e, prediction in zip(chunk, predictions, strict=True):
                 e.of(merged).addcmul_(e.weight, prediction)
         return merged * self.norm
+
+
+def _parts(group: list[_Evaluation], cells: int) -> list[list[_Evaluation]]:
+    h, w = group[0].size
+    n = max(1, cells // (h * w))
+    return [group[k : k + n] for k in range(0, len(group), n)]
 
 
 def _branches(region: Region, device: torch.device) -> list[_Evaluation]:

@@ -57,7 +57,7 @@ def test_agrees_with_float64(seed: int) -> None:
     rng = np.random.default_rng(seed)
     z, table = rng.normal(size=(3, CHANNELS, 20, 20)), rng.normal(size=(5, TOKENS, DIM))
     regions = random_regions(rng, 3, 25, 20, 5)
-    mixture = Mixture(regions, torch.tensor(table, dtype=torch.float32), z.shape, chunk=7)
+    mixture = Mixture(regions, torch.tensor(table, dtype=torch.float32), z.shape, cells=300)
     got = mixture(torch.tensor(z, dtype=torch.float32), stub).double().numpy()
     wanted = reference(z, regions, table)
     assert np.linalg.norm(got - wanted) / np.linalg.norm(wanted) < 1e-5
@@ -65,7 +65,7 @@ def test_agrees_with_float64(seed: int) -> None:
 
 def test_uncovered_cells_predict_zero() -> None:
     region = Region(0, (0, 0, 4, 4), 1, 0, 7.5, masks.constant(4, 4))
-    merged = Mixture([region], torch.randn(2, TOKENS, DIM), (1, CHANNELS, 8, 8), 4)(torch.randn(1, CHANNELS, 8, 8), stub)
+    merged = Mixture([region], torch.randn(2, TOKENS, DIM), (1, CHANNELS, 8, 8), 64)(torch.randn(1, CHANNELS, 8, 8), stub)
     assert (merged[..., 4:, :] == 0).all()
     assert (merged[..., :, 4:] == 0).all()
     assert (merged[..., :4, :4] != 0).any()
@@ -80,11 +80,11 @@ def test_branches_without_weight_are_not_computed(guidance: float, passes: int) 
         return stub(x, embeddings)
 
     regions = [Region(0, (0, 0, 8, 8), 1, 0, guidance, masks.constant(8, 8)) for _ in range(5)]
-    Mixture(regions, torch.randn(2, TOKENS, DIM), (1, CHANNELS, 8, 8), chunk=100)(torch.randn(1, CHANNELS, 8, 8), counting)
+    Mixture(regions, torch.randn(2, TOKENS, DIM), (1, CHANNELS, 8, 8), cells=10_000)(torch.randn(1, CHANNELS, 8, 8), counting)
     assert seen == [5 * passes]
 
 
-def test_equal_windows_of_all_images_go_together() -> None:
+def test_equal_windows_of_all_images_go_together_as_many_as_the_cells_allow() -> None:
     seen = []
 
     def counting(x: Tensor, embeddings: Tensor) -> Tensor:
@@ -93,5 +93,5 @@ def test_equal_windows_of_all_images_go_together() -> None:
 
     regions = [Region(i % 2, (0, 0, 4, 8), 1, 0, 1.0, masks.constant(8, 4)) for i in range(6)]
     regions += [Region(i % 2, (0, 0, 8, 8), 1, 0, 1.0, masks.constant(8, 8)) for i in range(3)]
-    Mixture(regions, torch.randn(2, TOKENS, DIM), (2, CHANNELS, 8, 8), chunk=4)(torch.randn(2, CHANNELS, 8, 8), counting)
-    assert sorted(seen) == sorted([(4, 3, 8, 4), (2, 3, 8, 4), (3, 3, 8, 8)])
+    Mixture(regions, torch.randn(2, TOKENS, DIM), (2, CHANNELS, 8, 8), cells=128)(torch.randn(2, CHANNELS, 8, 8), counting)
+    assert sorted(seen) == sorted([(4, 3, 8, 4), (2, 3, 8, 4), (2, 3, 8, 8), (1, 3, 8, 8)])

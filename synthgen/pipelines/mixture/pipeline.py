@@ -87,7 +87,7 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
                 is 1 and the unconditional branch is not computed (Kynkäänniemi et al., arXiv 2404.07724).
             context, window, background_window, background_overlap, background_weight, mask: see the recipe's keys.
             pictures: (B, H, W, 3) uint8 to paint the objects into: outside the boxes' windows they stay as they are.
-            chunk: windows that go through the UNet at once.
+            chunk: windows of the size that the checkpoint was trained at that go through the UNet at once; of larger ones fewer.
             generator: one CPU generator an image, or one for all.
             callback_on_step_end: called with pipeline, step, timestep and {"latents"}; may return new latents.
             output_type: "pil", "np" (B, H, W, 3) uint8, or "latent" (B, C, h, w) float32.
@@ -113,8 +113,9 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
                 tiles.append(Region(i, (x0, y0, x1, y1), prompts.row(backgrounds[i]), negative, low, weight))
         latents = self.prepare_latents(layouts, generator)
         embeddings = self.encode_prompts(prompts.texts)
-        guided = Mixture(objects + tiles, embeddings, latents.shape, chunk)
-        plain = Mixture([replace(r, guidance=1.0) for r in objects + tiles], embeddings, latents.shape, chunk)
+        at_once = chunk * self.unet.config.sample_size**2
+        guided = Mixture(objects + tiles, embeddings, latents.shape, at_once)
+        plain = Mixture([replace(r, guidance=1.0) for r in objects + tiles], embeddings, latents.shape, at_once)
         first, last = (round(share * num_inference_steps) for share in guidance_interval)
         mixtures = [guided if first <= step < last else plain for step in range(num_inference_steps)]
         kept = None if pictures is None else self.keep(pictures, latents, objects)

@@ -111,7 +111,7 @@ class TilingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
                 texts = prompts.row(grid.prompt[row][column]), prompts.row(negative_prompt)
                 weight = masks.gaussian(y1 - y0, x1 - x0)
                 regions.append(Region(image, (x0, y0, x1, y1), *texts, guidance_scale if own is None else own, weight))
-        mixture = Mixture(regions, self.encode_prompts(prompts.texts), noise.shape, chunk)
+        mixture = Mixture(regions, self.encode_prompts(prompts.texts), noise.shape, chunk * self.unet.config.sample_size**2)
         latents = self.denoise(noise.to(self._execution_device), mixture, num_inference_steps, eta, callback_on_step_end)
         return latents if output_type == "latent" else self.decode(latents, output_type, cpu_vae)
 
