@@ -123,7 +123,8 @@ def test_ctrl_c_says_how_to_go_on(
 ) -> None:
     out = Path(make_job().output.path)
     command = [sys.executable, "-m", "synthgen", "run", str(job_file), *LONG, "workers=1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a test run in the background ignores it
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heed)  # type: ignore[call-overload]
     wait_for(lambda: markers(out) >= 2, process)
     refused = start(*LONG, "workers=0")
     assert refused.wait(timeout=60) == 2
