@@ -62,7 +62,8 @@ class Spec(ObjectsSpec):
         for _ in range(MAX_DRAWS if names else 0):
             cells = self.cells(len(names), rng)
             boxes = fitted(cells, wanted, self.aspect, rng)
-            if abs(area(boxes) - wanted) < CLOSE * self.canvas[0] * self.canvas[1]:
+            real = (boxes[:, 2:] > boxes[:, :2]).all()  # a very small weight makes a cell of less than a pixel
+            if real and abs(area(boxes) - wanted) < CLOSE * self.canvas[0] * self.canvas[1]:
                 return Layout(*self.canvas, boxes.astype(np.float32), tuple(names), labelled=self.labelled(names))
         if names:
             raise InfeasibleLayoutError(f"no way to cover {self.coverage:.0%} with {len(names)} boxes in {MAX_DRAWS} draws")

@@ -96,6 +96,14 @@ def test_exact_inside_and_apart_or_refused(recipe: dict[str, Any], seed: int) ->
     assert layout.categories == again.categories
 
 
+def test_pack_makes_no_box_of_less_than_a_pixel() -> None:
+    """A recipe and seed whose first treemap has a cell narrower than a pixel."""
+    spec = build({"sampler": "pack", "canvas": (200, 200), "objects": {"dog": 40}, "coverage": 0.5, "variety": 1.0, "gap": 0})
+    for seed in range(300):
+        boxes = spec.sample(np.random.default_rng(seed)).boxes
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
 @pytest.mark.parametrize("coverage", [0.1, 0.5, 0.85])
 def test_pack_meets_the_coverage(coverage: float) -> None:
     spec = build({"sampler": "pack", "objects": {"dog": 100}, "coverage": coverage, "aspect": [0.5, 2]})
