@@ -43,19 +43,30 @@ def read_entries(source: str) -> tuple[Entry, ...]:
     Raises:
         ValueError: it cannot be read; the message names file, line, and what would be right.
     """
-    path = Path(source)
-    if (path / "annotations/instances.json").is_file():
-        path = path / "annotations/instances.json"
+    return _read(located(source), changed_at(source))
+
+
+def located(source: str) -> Path:
+    """The file that a source names; of a dataset of ours its COCO file.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    inner = Path(source) / "annotations/instances.json"
+    path = inner if inner.is_file() else Path(source)
     if not path.is_file():
         raise ValueError(f"{source!r} is no file, and no output folder of `synthgen run`")
-    return _read(path, path.stat().st_mtime_ns)
+    return path
+
+
+def changed_at(source: str) -> int:
+    """When the file was last written, ns: what was read of it can be kept until then."""
+    return located(source).stat().st_mtime_ns
 
 
 def source_hash(source: str) -> str:
     """sha256 of the file that `read_entries` reads."""
-    path = Path(source)
-    inner = path / "annotations/instances.json"
-    return hashlib.sha256((inner if inner.is_file() else path).read_bytes()).hexdigest()
+    return hashlib.sha256(located(source).read_bytes()).hexdigest()
 
 
 @lru_cache(maxsize=8)

@@ -1,12 +1,13 @@
 """Real layouts replayed, varied a little."""
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from synthgen.layouts import Layout, SamplerSpec
-from synthgen.layouts._records import Entry, on_canvas, read_entries, source_hash
+from synthgen.layouts._records import Entry, changed_at, on_canvas, read_entries, source_hash
 
 
 class Spec(SamplerSpec):
@@ -30,15 +31,16 @@ class Spec(SamplerSpec):
         unknown = sorted(set(self.categories or ()) - known)
         if unknown:
             raise ValueError(f"categories: {unknown[0]!r} is not in {self.source}; it has {', '.join(sorted(known))}")
-        if not self._kept():
+        if not self.kept():
             raise ValueError(f"boxes: no layout of {self.source} has {self.boxes[0]} to {self.boxes[1]} boxes after the filter")
         return self
 
-    def _kept(self) -> list[Entry]:
-        """Entries whose filtered layout has as many boxes as are asked for."""
-        return [e for e in read_entries(self.source) if self.boxes[0] <= len(self._filtered(e)) <= self.boxes[1]]
+    def kept(self) -> list[Entry]:
+        """Entries whose filtered layout has as many boxes as are asked for; looked for once."""
+        return _kept(self, changed_at(self.source))
 
-    def _filtered(self, entry: Entry) -> Layout:
+    def filtered(self, entry: Entry) -> Layout:
+        """The entry on the canvas, without what the recipe leaves out."""
         layout = on_canvas(entry, self.canvas)
         sides = (layout.boxes[:, 2:] - layout.boxes[:, :2]).min(1, initial=np.inf) if len(layout) else np.zeros(0)
         wanted = self.categories or layout.categories
@@ -49,7 +51,7 @@ class Spec(SamplerSpec):
         return known if self.categories is None else dict.fromkeys(self.categories, True)
 
     def examples(self) -> list[Layout]:
-        return [self._filtered(entry) for entry in kept_entries(self)[:16]]
+        return [self.filtered(entry) for entry in self.kept()[:16]]
 
     def fingerprint(self) -> dict[str, Any]:
         return {"source_sha256": source_hash(self.source)}
@@ -59,22 +61,15 @@ class Spec(SamplerSpec):
 
     def sample(self, rng: np.random.Generator, index: int = 0) -> Layout:
         """A random layout of the source, varied."""
-        kept = kept_entries(self)
-        layout = self._filtered(kept[int(rng.integers(len(kept)))])
+        kept = self.kept()
+        layout = self.filtered(kept[int(rng.integers(len(kept)))])
         layout = Layout(*self.canvas, layout.boxes, layout.categories, layout.phrases)
         return jittered(mirrored(layout) if rng.random() < self.flip else layout, self.jitter, rng)
 
 
-def kept_entries(spec: Spec) -> list[Entry]:
-    """The entries of a spec, filtered once."""
-    key = spec.model_dump_json() + source_hash(spec.source)
-    if key not in _KEPT:
-        _KEPT.clear()
-        _KEPT[key] = spec._kept()
-    return _KEPT[key]
-
-
-_KEPT: dict[str, list[Entry]] = {}
+@lru_cache(maxsize=4)
+def _kept(spec: Spec, changed: int) -> list[Entry]:
+    return [e for e in read_entries(spec.source) if spec.boxes[0] <= len(spec.filtered(e)) <= spec.boxes[1]]
 
 
 def mirrored(layout: Layout) -> Layout:

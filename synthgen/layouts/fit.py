@@ -72,7 +72,7 @@ class Spec(SamplerSpec):
         model, canvas = read_model(self.model), np.array(self.canvas, float)
 
         def propose(k: int, count: int) -> Floats:
-            seen = np.array(model["boxes"][names[k]])
+            seen = model["arrays"][names[k]]
             return to_boxes(seen[rng.integers(len(seen), size=count)] + self.noise(seen, count, rng), canvas)
 
         return one_by_one(len(names), propose, model["max_iou"], 0.0)
@@ -95,7 +95,7 @@ def _load(path: str, changed: int) -> dict[str, Any]:
     model = json.loads(Path(path).read_text())
     if not isinstance(model, dict) or model.get("format") != FORMAT:
         raise ValueError(f"{path!r} was not written by `synthgen fit`")
-    return model
+    return {**model, "arrays": {name: np.array(rows) for name, rows in model["boxes"].items()}}
 
 
 def read_model(path: str) -> dict[str, Any]:
