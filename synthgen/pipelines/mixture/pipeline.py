@@ -1,26 +1,20 @@
 """Mixture of Diffusers over layouts: a diffusers pipeline that paints a batch, every image with its own layout."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-from diffusers.schedulers import KarrasDiffusionSchedulers
-from diffusers.utils import logging as diffusers_logging
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from synthgen.diffusion import masks
 from synthgen.diffusion.keep import KeptPictures, masks_of
 from synthgen.diffusion.mixture import Mixture, Region
-from synthgen.diffusion.models import find_model, unet_multiple, vae_factor
+from synthgen.diffusion.pipeline import LatentPipeline, StepEnd, load_pipeline
 from synthgen.diffusion.prompts import Prompts, per_image, phrases_of
-from synthgen.diffusion.schedulers import SCHEDULERS
 from synthgen.diffusion.windows import background_windows, object_windows
 from synthgen.layouts import Layout
 from synthgen.pipelines import IncompatibleLayoutError, Numerics, Painting
@@ -28,31 +22,13 @@ from synthgen.pipelines._grounds import choose_by_words, ground
 from synthgen.pipelines.mixture import Mask, Spec
 from synthgen.scene import Scene, pictures, region_prompt
 
-StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
-
-class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
+class MixturePipeline(LatentPipeline):
     """Paints layouts with any checkpoint in Stable Diffusion format.
 
     Each box has a window of its own, the box plus context, denoised with the prompt of the box; the background is
     tiled with windows of constant low weight; every step merges all predictions (`synthgen.diffusion.mixture`).
     """
-
-    model_cpu_offload_seq = "text_encoder->unet->vae"
-
-    def __init__(
-        self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        unet: UNet2DConditionModel,
-        scheduler: KarrasDiffusionSchedulers,
-    ) -> None:
-        super().__init__()
-        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
-        self.factor = vae_factor(vae.config)
-        self.multiple = unet_multiple(unet.config)
-        self.vae.enable_tiling()
 
     @torch.no_grad()
     def __call__(
@@ -113,7 +89,7 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
                 tiles.append(Region(i, (x0, y0, x1, y1), prompts.row(backgrounds[i]), negative, low, weight))
         latents = self.prepare_latents(layouts, generator)
         embeddings = self.encode_prompts(prompts.texts)
-        at_once = chunk * self.unet.config.sample_size**2
+        at_once = self.cells_at_once(chunk)
         guided = Mixture(objects + tiles, embeddings, latents.shape, at_once)
         plain = Mixture([replace(r, guidance=1.0) for r in objects + tiles], embeddings, latents.shape, at_once)
         first, last = (round(share * num_inference_steps) for share in guidance_interval)
@@ -169,11 +145,6 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
             return masks.box(h, w, bx0 - x0, by0 - y0, bx1 - x0, by1 - y0)
         return {"gaussian": masks.gaussian, "quartic": masks.quartic, "constant": masks.constant}[mask](h, w)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings (P, T, D) of prompts; what is beyond the tokenizer's length is cut off."""
-        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
-        return self.text_encoder(tokens.input_ids.to(self._execution_device)).last_hidden_state
-
     def prepare_latents(self, layouts: Sequence[Layout], generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
         """Initial noise (B, C, h, w) float32, one CPU generator an image: the same on every device."""
         generators = generator if isinstance(generator, Sequence) else [generator] * len(layouts)
@@ -181,59 +152,14 @@ class MixturePipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is 
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
         return noise.to(self._execution_device)
 
-    def denoise(
-        self, latents: Tensor, mixtures: Sequence[Mixture], callback: StepEnd | None, kept: KeptPictures | None = None
-    ) -> Tensor:
-        """Run the schedule on the whole canvas of every image, with one mixture a step."""
-        self.scheduler.set_timesteps(len(mixtures), device=latents.device)
-        latents = latents * self.scheduler.init_noise_sigma
-        times = self.scheduler.timesteps
-        for i, t in enumerate(self.progress_bar(times)):
-
-            def predict(x: Tensor, embeddings: Tensor, t: Tensor = t) -> Tensor:
-                x = x.to(self.unet.dtype, memory_format=torch.channels_last)
-                prediction: Tensor = self.unet(x, t, encoder_hidden_states=embeddings).sample
-                return prediction
-
-            noise = mixtures[min(i, len(mixtures) - 1)](self.scheduler.scale_model_input(latents, t), predict)
-            latents = self.scheduler.step(noise, t, latents).prev_sample
-            if kept is not None:
-                latents = kept.blend(latents, self.scheduler, times[i + 1] if i + 1 < len(times) else None)
-            if callback is not None:
-                latents = callback(self, i, t, {"latents": latents}).get("latents", latents)
-        return latents
-
-    def decode(
-        self, latents: Tensor, output_type: str, kept: KeptPictures | None = None
-    ) -> list[Image.Image] | NDArray[np.uint8]:
-        """Pictures of latents, one at a time, in overlapping tiles."""
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        scaled = (latents / self.vae.config.scaling_factor + shift).to(self.vae.dtype)
-        pixels = torch.cat([self.vae.decode(z[None]).sample.float().cpu() for z in scaled])
-        pixels = torch.nan_to_num((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
-        arrays: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        arrays = arrays if kept is None else kept.paste_back(arrays)
-        return arrays if output_type == "np" else [Image.fromarray(a) for a in arrays]
-
 
 class MixturePainter:
     """The loaded pipeline as the engine calls it."""
 
     def __init__(self, spec: Spec, numerics: Numerics, backgrounds: Path | None = None) -> None:
-        diffusers_logging.set_verbosity_error()
         self.spec, self.chunk = spec, numerics.chunk
         self.grounds = pictures(backgrounds) if backgrounds is not None else []
-        dtype = {"auto": torch.float16 if numerics.device == "cuda" else torch.float32}.get(spec.dtype) or getattr(
-            torch, spec.dtype
-        )
-        folder = find_model(spec.model, spec.variant)
-        self.pipeline = MixturePipeline.from_pretrained(
-            folder, torch_dtype=dtype, variant=spec.variant, use_safetensors=True, local_files_only=True
-        ).to(numerics.device)
-        if spec.scheduler is not None:
-            self.pipeline.scheduler = SCHEDULERS[spec.scheduler].from_config(self.pipeline.scheduler.config)
-        self.pipeline.unet.to(memory_format=torch.channels_last)
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline = load_pipeline(MixturePipeline, spec, spec.scheduler, numerics)
 
     def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
         spec = self.spec

@@ -3,50 +3,27 @@
 Source: Jimenez, arXiv 2302.02412, and its repository's README (the arguments, their meaning and order).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from inspect import signature
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-from diffusers.schedulers import KarrasDiffusionSchedulers
-from diffusers.utils import logging as diffusers_logging
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from synthgen.diffusion import masks
 from synthgen.diffusion.mixture import Mixture, Region
-from synthgen.diffusion.models import find_model, unet_multiple, vae_factor
+from synthgen.diffusion.pipeline import LatentPipeline, StepEnd, load_pipeline
 from synthgen.diffusion.prompts import Prompts
-from synthgen.diffusion.schedulers import SCHEDULERS
 from synthgen.pipelines import IncompatibleLayoutError, Numerics, Painting
 from synthgen.pipelines.tiling import Reroll, Spec
 from synthgen.scene import Scene
 
 Window = tuple[int, int, int, int]
-StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
-class TilingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
+class TilingPipeline(LatentPipeline):
     """One picture from a grid of prompts, with any checkpoint in Stable Diffusion format."""
-
-    model_cpu_offload_seq = "text_encoder->unet->vae"
-
-    def __init__(
-        self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        unet: UNet2DConditionModel,
-        scheduler: KarrasDiffusionSchedulers,
-    ) -> None:
-        super().__init__()
-        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
-        self.factor = vae_factor(vae.config)
-        self.vae.enable_tiling()
 
     @torch.no_grad()
     def __call__(
@@ -111,13 +88,13 @@ class TilingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
                 texts = prompts.row(grid.prompt[row][column]), prompts.row(negative_prompt)
                 weight = masks.gaussian(y1 - y0, x1 - x0)
                 regions.append(Region(image, (x0, y0, x1, y1), *texts, guidance_scale if own is None else own, weight))
-        mixture = Mixture(regions, self.encode_prompts(prompts.texts), noise.shape, chunk * self.unet.config.sample_size**2)
-        latents = self.denoise(noise.to(self._execution_device), mixture, num_inference_steps, eta, callback_on_step_end)
-        return latents if output_type == "latent" else self.decode(latents, output_type, cpu_vae)
+        mixture = Mixture(regions, self.encode_prompts(prompts.texts), noise.shape, self.cells_at_once(chunk))
+        latents = self.denoise(noise.to(self._execution_device), [mixture] * num_inference_steps, callback_on_step_end, eta=eta)
+        return latents if output_type == "latent" else self.decode(latents, output_type, cpu_vae=cpu_vae)
 
     def check_inputs(self, grid: Spec) -> None:
         """Raise IncompatibleLayoutError for tiles that this checkpoint cannot paint."""
-        step = self.factor * unet_multiple(self.unet.config)
+        step = self.factor * self.multiple
         for key, of in (
             ("tile_height", step),
             ("tile_width", step),
@@ -159,41 +136,6 @@ class TilingPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
             part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(seed)))
         return noise
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings (P, T, D) of prompts; what is beyond the tokenizer's length is cut off."""
-        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
-        return self.text_encoder(tokens.input_ids.to(self._execution_device)).last_hidden_state
-
-    def denoise(self, latents: Tensor, mixture: Mixture, steps: int, eta: float, callback: StepEnd | None) -> Tensor:
-        """Run the schedule on the whole canvas of every image."""
-        self.scheduler.set_timesteps(steps, device=latents.device)
-        latents = latents * self.scheduler.init_noise_sigma
-        extra = {"eta": eta} if "eta" in signature(self.scheduler.step).parameters else {}
-        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-
-            def predict(x: Tensor, embeddings: Tensor, t: Tensor = t) -> Tensor:
-                x = x.to(self.unet.dtype, memory_format=torch.channels_last)
-                prediction: Tensor = self.unet(x, t, encoder_hidden_states=embeddings).sample
-                return prediction
-
-            noise = mixture(self.scheduler.scale_model_input(latents, t), predict)
-            latents = self.scheduler.step(noise, t, latents, **extra).prev_sample
-            if callback is not None:
-                latents = callback(self, i, t, {"latents": latents}).get("latents", latents)
-        return latents
-
-    def decode(self, latents: Tensor, output_type: str, cpu_vae: bool) -> list[Image.Image] | NDArray[np.uint8]:
-        """Pictures of latents, one at a time, in overlapping tiles."""
-        device, dtype = self.vae.device, self.vae.dtype
-        if cpu_vae:
-            self.vae.to("cpu", torch.float32)
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        scaled = (latents / self.vae.config.scaling_factor + shift).to(self.vae.device, self.vae.dtype)
-        pixels = torch.cat([self.vae.decode(z[None]).sample.float().cpu() for z in scaled])
-        self.vae.to(device, dtype)
-        arrays: NDArray[np.uint8] = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-        return arrays if output_type == "np" else [Image.fromarray(a) for a in arrays]
-
 
 def _generators(
     seed: int | Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None
@@ -209,18 +151,8 @@ class TilingPainter:
     """The loaded pipeline as the engine calls it."""
 
     def __init__(self, spec: Spec, numerics: Numerics) -> None:
-        diffusers_logging.set_verbosity_error()
         self.spec, self.chunk = spec, numerics.chunk
-        auto = torch.float16 if numerics.device == "cuda" else torch.float32
-        dtype = auto if spec.dtype == "auto" else getattr(torch, spec.dtype)
-        folder = find_model(spec.model, spec.variant)
-        self.pipeline = TilingPipeline.from_pretrained(
-            folder, torch_dtype=dtype, variant=spec.variant, use_safetensors=True, local_files_only=True
-        ).to(numerics.device)
-        if spec.scheduler is not None:
-            self.pipeline.scheduler = SCHEDULERS[spec.scheduler].from_config(self.pipeline.scheduler.config)
-        self.pipeline.unet.to(memory_format=torch.channels_last)
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline = load_pipeline(TilingPipeline, spec, spec.scheduler, numerics)
 
     def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
         spec = self.spec
