@@ -223,7 +223,7 @@ def main() -> None:
     args = parser.parse_args()
     recipe = load_job("100dogs", [f"pipeline.model={args.model}"]).pipeline
     numerics = Numerics(threads=torch.get_num_threads(), device="cuda" if torch.cuda.is_available() else "cpu")
-    mixture = MixturePainter(recipe, numerics)  # type: ignore[arg-type]  # the recipe of the job is a mixture
+    mixture = MixturePainter(recipe, SceneSpec(), numerics)  # type: ignore[arg-type]  # the recipe of the job is a mixture
     vae = AutoencoderKL.from_pretrained(find_model(args.model), subfolder="vae", torch_dtype=torch.float32).eval()
     detector = CenterNet.from_pretrained(args.detector, torch_dtype=torch.float32).eval()
     meters, held_out = Meters(load_judge(args.judge), detector, Features()), paste("heldout")

@@ -1,8 +1,8 @@
-"""Pictures of the user's that stay as they are where nothing is painted.
+"""Parts of a canvas that follow given pictures instead of what is painted.
 
 Source: Avrahami, Lischinski, Fried, "Blended Diffusion" and "Blended Latent Diffusion" (arXiv 2111.14818, 2206.02779): after
-each step the latents outside the mask are those of the picture, noised to the step's level; at the end the picture's own
-pixels come back outside the windows.
+each step the latents there are those of the picture, noised to the step's level; at the end the picture's own pixels come
+back outside the windows. Mixture of Diffusers' image regions are the same, for the first steps alone.
 """
 
 from collections.abc import Sequence
@@ -21,38 +21,41 @@ FULL = 0.5  # weight of a region from which its content is wholly the painted on
 
 
 @dataclass(frozen=True)
-class KeptPictures:
-    """A batch of pictures and where they may change.
+class Reference:
+    """Latents that a part of the canvas follows.
 
     Attributes:
-        pictures: (B, H, W, 3) uint8.
-        latents: (B, C, h, w) of the pictures, without noise.
+        latents: (B, C, h, w) of pictures, without noise.
         noise: (B, C, h, w) standard normal.
-        mask: (B, 1, h, w) in [0, 1]: 1 where painted, 0 where the picture stays.
-        windows: (B, 1, h, w) bool: inside some object's window.
+        mask: (B, 1, h, w) in [0, 1]: 1 where the reference is followed, 0 where it has no say.
+        steps: how many steps it is followed for; None: all.
     """
 
-    pictures: NDArray[np.uint8]
     latents: Tensor
     noise: Tensor
     mask: Tensor
-    windows: Tensor
+    steps: int | None = None
 
-    def blend(self, z: Tensor, scheduler: Any, t: Tensor | None) -> Tensor:
-        """Latents after a step, with the pictures' own outside the mask; t: the timestep they are at, None at the end."""
-        reference = self.latents
-        if t is not None:
-            reference = scheduler.add_noise(self.latents, self.noise, t.repeat(len(z)))
-        return self.mask * z + (1 - self.mask) * reference
+    def __call__(self, z: Tensor, scheduler: Any, step: int, t: Tensor | None) -> Tensor:
+        """Latents after step number `step`; t: the timestep that they are at, None at the end."""
+        if self.steps is not None and step >= self.steps:
+            return z
+        noised = self.latents if t is None else scheduler.add_noise(self.latents, self.noise, t.repeat(len(z)))
+        return (1 - self.mask) * z + self.mask * noised
 
-    def paste_back(self, painted: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Painted pictures (B, H, W, 3) with the original pixels outside the windows, blended at the edge inside them."""
-        size = painted.shape[1:3]
-        alpha = F.interpolate(self.mask.cpu(), size, mode="bilinear")
-        alpha = alpha * F.interpolate(self.windows.float().cpu(), size, mode="nearest")
-        a = alpha.permute(0, 2, 3, 1).numpy()
-        mixed: NDArray[np.uint8] = np.round(a * painted + (1 - a) * self.pictures).astype(np.uint8)
-        return mixed
+
+def paste_back(painted: NDArray[np.uint8], pictures: NDArray[np.uint8], mask: Tensor, windows: Tensor) -> NDArray[np.uint8]:
+    """Painted pictures (B, H, W, 3) with the original pixels outside the windows, blended at the edge inside them.
+
+    Args:
+        mask: (B, 1, h, w) in [0, 1]: 1 where painted.
+        windows: (B, 1, h, w) bool: inside some object's window.
+    """
+    size = painted.shape[1:3]
+    alpha = F.interpolate(mask.cpu(), size, mode="bilinear") * F.interpolate(windows.float().cpu(), size, mode="nearest")
+    a = alpha.permute(0, 2, 3, 1).numpy()
+    mixed: NDArray[np.uint8] = np.round(a * painted + (1 - a) * pictures).astype(np.uint8)
+    return mixed
 
 
 def masks_of(regions: Sequence[Region], shape: Sequence[int]) -> tuple[Tensor, Tensor]:

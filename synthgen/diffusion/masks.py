@@ -46,3 +46,7 @@ def box(h: int, w: int, x0: float, y0: float, x1: float, y1: float, soft: float 
         return torch.exp(-0.5 * (outside / soft) ** 2)
 
     return torch.outer(axis(h, y0, y1), axis(w, x0, x1)).float()
+
+
+WINDOW = {"constant": constant, "gaussian": gaussian, "quartic": quartic}
+"""Masks that know a region's size alone, by name."""

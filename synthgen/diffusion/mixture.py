@@ -4,13 +4,15 @@ Source: Jimenez, "Mixture of Diffusers for scene composition and high resolution
 eps = sum_i w_i eps_i / sum_i w_i, with eps_i the classifier-free guided prediction on region i of z_t.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Predict = Callable[[Tensor, Tensor], Tensor]
+Conditions = Mapping[str, Tensor]
+"""What the network reads beside latents and timestep, each by the name of its argument: tables with a row a prompt."""
+Predict = Callable[[Tensor, Conditions], Tensor]
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,8 @@ class Region:
     Attributes:
         image: index in the batch.
         window: x0, y0, x1, y1 in latent cells.
-        prompt: row of the table of text embeddings.
-        negative: row of the table for the unconditional branch.
+        prompt: row of the tables of conditions.
+        negative: row of the tables for the unconditional branch.
         guidance: classifier-free guidance scale; 1 needs no unconditional branch, 0 no conditional one.
         weight: (h, w) float32, at least 0.
     """
@@ -62,35 +64,36 @@ class Mixture:
 
     Args:
         regions: of all images of the batch.
-        embeddings: (P, T, D) table of text embeddings.
+        conditions: tables with a row a prompt, on the device of the network.
         shape: B, C, H, W of the latents.
         cells: latent cells that go through the network at once; at least one region does. Small chunks of large
             windows stay in a CPU's cache.
     """
 
-    def __init__(self, regions: Sequence[Region], embeddings: Tensor, shape: Sequence[int], cells: int) -> None:
-        self.embeddings = embeddings
-        device = embeddings.device
+    def __init__(self, regions: Sequence[Region], conditions: Conditions, shape: Sequence[int], cells: int) -> None:
+        self.conditions, self.shape = conditions, tuple(shape)
+        device = next(iter(conditions.values())).device
         evaluations = [e for region in regions for e in _branches(region, device)]
         sizes = sorted({e.size for e in evaluations})
         groups = [[e for e in evaluations if e.size == size] for size in sizes]
-        self.chunks = [part for group in groups for part in _parts(group, cells)]
+        parts = [part for group in groups for part in _parts(group, cells)]
+        self.chunks = [(part, torch.tensor([e.prompt for e in part], device=device)) for part in parts]
         total = torch.zeros(shape[0], 1, *shape[2:], device=device)
         for e in evaluations:
             e.of(total).add_(e.weight)
         self.norm = torch.where(total > 0, 1 / total, torch.zeros_like(total))  # uncovered cells predict 0
 
     def __call__(self, z: Tensor, predict: Predict) -> Tensor:
-        """The merged prediction (B, C, H, W) float32 for latents of that shape.
+        """The merged prediction (B, C, H, W) float32.
 
         Args:
-            z: latents.
-            predict: (n, C, h, w) latents and (n, T, D) embeddings to predictions (n, C, h, w).
+            z: latents, (B, C or more, H, W).
+            predict: (n, C or more, h, w) latents and their conditions to predictions (n, C, h, w).
         """
-        merged = torch.zeros(z.shape, dtype=torch.float32, device=z.device)
-        for chunk in self.chunks:
+        merged = torch.zeros(self.shape, dtype=torch.float32, device=z.device)
+        for chunk, rows in self.chunks:
             latents = torch.stack([e.of(z) for e in chunk])
-            predictions = predict(latents, self.embeddings[[e.prompt for e in chunk]]).float()
+            predictions = predict(latents, {name: table[rows] for name, table in self.conditions.items()}).float()
             for e, prediction in zip(chunk, predictions, strict=True):
                 e.of(merged).addcmul_(e.weight, prediction)
         return merged * self.norm

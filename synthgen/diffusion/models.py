@@ -3,15 +3,18 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
+from synthgen.layouts import SamplerSpec
 from synthgen.pipelines import MethodSpec, ModelNotFoundError
+from synthgen.scene import SceneSpec
 
 EMBEDDED = Path(__file__).parent.parent / "models"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 LICENCES = {"synthgen-tiny": "Apache-2.0"}
+SchedulerName = Literal["dpm++", "unipc", "ddim", "euler", "lms"]
 
 
 class ModelSpec(MethodSpec):
@@ -30,6 +33,32 @@ class ModelSpec(MethodSpec):
 
     def licence(self) -> str:
         return LICENCES.get(self.model, f"that of the outputs of the model {self.model}")
+
+
+class LayoutModelSpec(ModelSpec):
+    """A pipeline recipe whose checkpoint paints layouts."""
+
+    steps: int = Field(20, ge=1, le=1000, description="denoising steps")
+    scheduler: SchedulerName | None = Field("dpm++", description="null: the checkpoint's")
+    guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance")
+
+    def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
+        return canvas_problems(self, sampler.canvas)
+
+
+def canvas_problems(spec: ModelSpec, canvas: tuple[int, int]) -> list[str]:
+    """What stands against painting a canvas of width x height px with a recipe's checkpoint, each as `key: reason`."""
+    try:
+        folder = find_model(spec.model, spec.variant)
+    except ModelNotFoundError as error:
+        return [f"model: {error}"]
+    factor = vae_factor(read_config(folder, "vae"))
+    least = factor * unet_multiple(read_config(folder, "unet"))
+    return [
+        f"model: canvas {name} {side} px must be a multiple of {factor} and at least {least} for {spec.model}"
+        for name, side in zip(("width", "height"), canvas, strict=True)
+        if side % factor or side < least
+    ]
 
 
 def find_model(name: str, variant: str | None = None) -> Path:

@@ -1,12 +1,14 @@
-"""What the pipelines share: a checkpoint's parts, the denoising loop over merged predictions, and the decoder."""
+"""What the pipelines share: a checkpoint's parts, the denoising loop over merged predictions, encoder and decoder."""
 
+import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from inspect import signature
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, LMSDiscreteScheduler, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import logging as diffusers_logging
 from numpy.typing import NDArray
@@ -14,14 +16,24 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from synthgen.diffusion.keep import KeptPictures
-from synthgen.diffusion.mixture import Mixture
+from synthgen.diffusion.mixture import Conditions, Predict, Region
 from synthgen.diffusion.models import ModelSpec, find_model, unet_multiple, vae_factor
 from synthgen.diffusion.schedulers import SCHEDULERS
-from synthgen.pipelines import Numerics
+from synthgen.diffusion.windows import background_windows
+from synthgen.layouts import Layout
+from synthgen.pipelines import IncompatibleLayoutError, Numerics
+
+log = logging.getLogger(__name__)
 
 StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+"""callback_on_step_end: pipeline, step, timestep and {"latents"}; what it returns may hold new latents."""
+AfterStep = Callable[[Tensor, Any, int, Tensor | None], Tensor]
+"""Latents, scheduler, number of the step just made, and the timestep that the latents are at now (None: the end) to latents."""
+Evaluate = Callable[[Tensor, Predict], Tensor]
+Generators = torch.Generator | Sequence[torch.Generator] | None
+Images = list[Image.Image] | NDArray[np.uint8]
 AnyPipeline = TypeVar("AnyPipeline", bound="LatentPipeline")
+OUTSIDE = 1e-3  # px that a box may stand over the edge of its canvas: float32
 
 
 class LatentPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
@@ -43,59 +55,154 @@ class LatentPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
         self.multiple = unet_multiple(unet.config)
         self.vae.enable_tiling()
 
+    def check_layouts(self, layouts: Sequence[Layout]) -> None:
+        """Raise IncompatibleLayoutError for what no pipeline of this checkpoint can paint."""
+        sizes = {(layout.width, layout.height) for layout in layouts}
+        if len(sizes) != 1:
+            raise IncompatibleLayoutError(f"layouts: a batch needs one canvas size, got {sorted(sizes)}")
+        least = self.factor * self.multiple
+        for name, side in zip(("width", "height"), sizes.pop(), strict=True):
+            if side % self.factor or side < least:
+                reason = f"must be a multiple of {self.factor} and at least {least}"
+                raise IncompatibleLayoutError(f"layouts: canvas {name} {side} px {reason}")
+        for n, layout in enumerate(layouts):
+            low, high = layout.boxes[:, :2], layout.boxes[:, 2:]
+            outside = (low < -OUTSIDE).any(1) | (high > np.array([layout.width, layout.height]) + OUTSIDE).any(1)
+            small = (high - low < self.factor).any(1)
+            for bad, reason in (
+                (outside, "is not inside the canvas"),
+                (small, f"is smaller than a latent cell ({self.factor} px)"),
+            ):
+                if bad.any():
+                    i = int(bad.argmax())
+                    raise IncompatibleLayoutError(f"layouts[{n}].boxes[{i}]: {layout.boxes[i].tolist()} {reason}")
+
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings (P, T, D) of prompts; what is beyond the tokenizer's length is cut off."""
+        """Text embeddings (P, T, D) of prompts; what is beyond the text encoder's length is cut off, with a warning."""
+        length = self.tokenizer.model_max_length
+        for prompt in prompts:
+            found = len(self.tokenizer(prompt).input_ids) if len(prompt) > length else 0  # a token is a letter at least
+            if found > length:
+                log.warning("prompt %.40r…: %d tokens, of which the text encoder reads the first %d", prompt, found, length)
         tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
         return self.text_encoder(tokens.input_ids.to(self._execution_device)).last_hidden_state
+
+    def noise(self, layouts: Sequence[Layout], generator: Generators) -> Tensor:
+        """Initial noise (B, C, h, w) float32, one CPU generator an image: the same on every device."""
+        generators = generator if isinstance(generator, Sequence) else [generator] * len(layouts)
+        shape = (self.vae.config.latent_channels, layouts[0].height // self.factor, layouts[0].width // self.factor)
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        return noise.to(self._execution_device)
+
+    def cells(self, side: int) -> int:
+        """The least side of a window in cells that holds `side` px and that the UNet can halve."""
+        return -(-side // (self.factor * self.multiple)) * self.multiple
 
     def cells_at_once(self, chunk: int) -> int:
         """Latent cells of `chunk` windows of the size that the checkpoint was trained at."""
         return int(chunk * self.unet.config.sample_size**2)
 
+    def cover(
+        self, layout: Layout, image: int, rows: tuple[int, int], guidance: float, side: int | None = None, overlap: float = 0.25
+    ) -> list[Region]:
+        """Regions of equal weight that cover the canvas of an image: windows of `side` px, or one of its size.
+
+        Args:
+            rows: of the prompt and of the negative prompt.
+            overlap: least share of a window that its neighbour covers too.
+        """
+        cells = max(layout.width, layout.height) // self.factor if side is None else self.cells(side)
+        found = background_windows((layout.width, layout.height), self.factor, self.multiple, cells, overlap)
+        windows = [(x0, y0, x1, y1) for x0, y0, x1, y1 in found.tolist()]
+        return [Region(image, w, *rows, guidance, torch.ones(w[3] - w[1], w[2] - w[0])) for w in windows]
+
+    def predict(self, t: Tensor, x: Tensor, conditions: Conditions) -> Tensor:
+        """The UNet's prediction for latents of one timestep; a condition named a.b.c is entry c of entry b of argument a."""
+        x = x.to(self.unet.dtype, memory_format=torch.channels_last)
+        prediction: Tensor = self.unet(x, t, **_nested(conditions)).sample
+        return prediction
+
     def denoise(
         self,
         latents: Tensor,
-        mixtures: Sequence[Mixture],
-        callback: StepEnd | None,
-        kept: KeptPictures | None = None,
+        evaluations: Sequence[Evaluate],
+        callback: StepEnd | None = None,
+        after: Sequence[AfterStep] = (),
         eta: float = 0.0,
+        first: int = 0,
+        last: int | None = None,
+        beside: Tensor | None = None,
     ) -> Tensor:
-        """Run the schedule on the whole canvas of every image, with one mixture a step."""
-        self.scheduler.set_timesteps(len(mixtures), device=latents.device)
-        latents = latents * self.scheduler.init_noise_sigma
-        extra = {"eta": eta} if "eta" in signature(self.scheduler.step).parameters else {}
-        times = self.scheduler.timesteps
-        for i, t in enumerate(self.progress_bar(times)):
+        """Run the steps [first, last) of the schedule on the whole canvas of every image.
 
-            def predict(x: Tensor, embeddings: Tensor, t: Tensor = t) -> Tensor:
-                x = x.to(self.unet.dtype, memory_format=torch.channels_last)
-                prediction: Tensor = self.unet(x, t, encoder_hidden_states=embeddings).sample
-                return prediction
-
-            noise = mixtures[min(i, len(mixtures) - 1)](self.scheduler.scale_model_input(latents, t), predict)
-            latents = self.scheduler.step(noise, t, latents, **extra).prev_sample
-            if kept is not None:
-                latents = kept.blend(latents, self.scheduler, times[i + 1] if i + 1 < len(times) else None)
+        Args:
+            latents: (B, C, h, w): standard normal noise if first is 0, else latents at the level of that step.
+            evaluations: what predicts the noise, one for each step of the schedule.
+            after: what else happens to the latents after each step.
+            beside: (B, C', h, w) that the UNet reads as further channels.
+        """
+        scheduler = self.scheduler
+        scheduler.set_timesteps(len(evaluations), device=latents.device)
+        if first == 0:
+            latents = latents * scheduler.init_noise_sigma
+        elif hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        extra = {"eta": eta} if "eta" in signature(scheduler.step).parameters else {}
+        steps = list(enumerate(scheduler.timesteps))[first:last]
+        for i, t in self.progress_bar(steps):
+            z = scheduler.scale_model_input(latents, t)
+            noise = evaluations[i](z if beside is None else torch.cat([z, beside], 1), partial(self.predict, t))
+            latents = scheduler.step(noise, t, latents, **extra).prev_sample
+            following = scheduler.timesteps[i + 1] if i + 1 < len(evaluations) else None
+            for change in after:
+                latents = change(latents, scheduler, i, following)
             if callback is not None:
                 latents = callback(self, i, t, {"latents": latents}).get("latents", latents)
         return latents
 
-    def decode(
-        self, latents: Tensor, output_type: str, kept: KeptPictures | None = None, cpu_vae: bool = False
-    ) -> list[Image.Image] | NDArray[np.uint8]:
-        """Pictures of latents, one at a time, in overlapping tiles where they are large."""
+    def check_schedule(self) -> None:
+        """Raise ValueError for a scheduler that cannot start within its schedule."""
+        if isinstance(self.scheduler, LMSDiscreteScheduler):
+            raise ValueError("scheduler: lms cannot start within its schedule; use dpm++, unipc, ddim or euler")
+
+    def encode_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
+        """Latents (B, C, h, w) float32 of pictures (B, H, W, 3)."""
+        pixels = (
+            torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).to(self.vae.device, self.vae.dtype) / 127.5 - 1
+        )
+        means = torch.cat([self.vae.encode(p[None]).latent_dist.mode() for p in pixels]).float()
+        return (means - self._shift) * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor, cpu_vae: bool = False) -> NDArray[np.uint8]:
+        """Pictures (B, H, W, 3) of latents, one at a time, in overlapping tiles where they are large."""
         device, dtype = self.vae.device, self.vae.dtype
         if cpu_vae:
             self.vae.to("cpu", torch.float32)
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        scaled = (latents / self.vae.config.scaling_factor + shift).to(self.vae.device, self.vae.dtype)
+        scaled = (latents / self.vae.config.scaling_factor + self._shift).to(self.vae.device, self.vae.dtype)
         pixels = torch.cat([self.vae.decode(z[None]).sample.float().cpu() for z in scaled])
         if cpu_vae:
             self.vae.to(device, dtype)
         pixels = torch.nan_to_num((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
         arrays: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        arrays = arrays if kept is None else kept.paste_back(arrays)
-        return arrays if output_type == "np" else [Image.fromarray(a) for a in arrays]
+        return arrays
+
+    @property
+    def _shift(self) -> float:
+        return getattr(self.vae.config, "shift_factor", None) or 0.0
+
+
+def as_output(arrays: NDArray[np.uint8], output_type: str) -> Images:
+    """Pictures (B, H, W, 3) as asked: "np" or "pil"."""
+    return arrays if output_type == "np" else [Image.fromarray(a) for a in arrays]
+
+
+def generators_of(seed: int | Sequence[int] | None, generator: Generators) -> list[torch.Generator]:
+    """A CPU generator an image: of the seeds if there are any, else those given."""
+    if seed is not None:
+        return [torch.Generator().manual_seed(s) for s in ([seed] if isinstance(seed, int) else seed)]
+    if isinstance(generator, Sequence):
+        return list(generator)
+    return [generator if generator is not None else torch.Generator().manual_seed(torch.seed())]
 
 
 def load_pipeline(kind: type[AnyPipeline], spec: ModelSpec, scheduler: str | None, numerics: Numerics) -> AnyPipeline:
@@ -104,10 +211,21 @@ def load_pipeline(kind: type[AnyPipeline], spec: ModelSpec, scheduler: str | Non
     auto = torch.float16 if numerics.device == "cuda" else torch.float32
     dtype = auto if spec.dtype == "auto" else getattr(torch, spec.dtype)
     pipeline: AnyPipeline = kind.from_pretrained(
-        find_model(spec.model, spec.variant), torch_dtype=dtype, variant=spec.variant, use_safetensors=True, local_files_only=True
+        find_model(spec.model, spec.variant), dtype=dtype, variant=spec.variant, use_safetensors=True, local_files_only=True
     ).to(numerics.device)
     if scheduler is not None:
         pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
     pipeline.unet.to(memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _nested(conditions: Conditions) -> dict[str, Any]:
+    arguments: dict[str, Any] = {}
+    for name, value in conditions.items():
+        *path, key = name.split(".")
+        inner = arguments
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[key] = value
+    return arguments

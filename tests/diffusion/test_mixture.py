@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthgen.diffusion import masks
-from synthgen.diffusion.mixture import Mixture, Region
+from synthgen.diffusion.mixture import Conditions, Mixture, Region
 
 CHANNELS, TOKENS, DIM = 3, 4, 5
 RNG = np.random.default_rng(0)
@@ -15,11 +15,12 @@ MIX = RNG.normal(size=(CHANNELS, CHANNELS))
 TEXT = RNG.normal(size=(CHANNELS, TOKENS * DIM))
 
 
-def stub(x: Tensor, embeddings: Tensor) -> Tensor:
+def stub(x: Tensor, conditions: Conditions) -> Tensor:
     """A fixed random linear map of channels and text, that also sees neighbours: float32."""
     mix, text = torch.tensor(MIX, dtype=x.dtype), torch.tensor(TEXT, dtype=x.dtype)
     shifted = torch.roll(x, 1, dims=-1)
-    return torch.einsum("cd,ndhw->nchw", mix, x + 0.5 * shifted) + (embeddings.flatten(1) @ text.T)[:, :, None, None]
+    words = conditions["encoder_hidden_states"].flatten(1) @ text.T
+    return torch.einsum("cd,ndhw->nchw", mix, x + 0.5 * shifted) + words[:, :, None, None]
 
 
 def reference(z: NDArray[np.float64], regions: list[Region], table: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -57,7 +58,7 @@ def test_agrees_with_float64(seed: int) -> None:
     rng = np.random.default_rng(seed)
     z, table = rng.normal(size=(3, CHANNELS, 20, 20)), rng.normal(size=(5, TOKENS, DIM))
     regions = random_regions(rng, 3, 25, 20, 5)
-    mixture = Mixture(regions, torch.tensor(table, dtype=torch.float32), z.shape, cells=300)
+    mixture = Mixture(regions, {"encoder_hidden_states": torch.tensor(table, dtype=torch.float32)}, z.shape, cells=300)
     got = mixture(torch.tensor(z, dtype=torch.float32), stub).double().numpy()
     wanted = reference(z, regions, table)
     assert np.linalg.norm(got - wanted) / np.linalg.norm(wanted) < 1e-5
@@ -65,7 +66,9 @@ def test_agrees_with_float64(seed: int) -> None:
 
 def test_uncovered_cells_predict_zero() -> None:
     region = Region(0, (0, 0, 4, 4), 1, 0, 7.5, masks.constant(4, 4))
-    merged = Mixture([region], torch.randn(2, TOKENS, DIM), (1, CHANNELS, 8, 8), 64)(torch.randn(1, CHANNELS, 8, 8), stub)
+    merged = Mixture([region], {"encoder_hidden_states": torch.randn(2, TOKENS, DIM)}, (1, CHANNELS, 8, 8), 64)(
+        torch.randn(1, CHANNELS, 8, 8), stub
+    )
     assert (merged[..., 4:, :] == 0).all()
     assert (merged[..., :, 4:] == 0).all()
     assert (merged[..., :4, :4] != 0).any()
@@ -75,23 +78,27 @@ def test_uncovered_cells_predict_zero() -> None:
 def test_branches_without_weight_are_not_computed(guidance: float, passes: int) -> None:
     seen = []
 
-    def counting(x: Tensor, embeddings: Tensor) -> Tensor:
+    def counting(x: Tensor, conditions: Conditions) -> Tensor:
         seen.append(len(x))
-        return stub(x, embeddings)
+        return stub(x, conditions)
 
     regions = [Region(0, (0, 0, 8, 8), 1, 0, guidance, masks.constant(8, 8)) for _ in range(5)]
-    Mixture(regions, torch.randn(2, TOKENS, DIM), (1, CHANNELS, 8, 8), cells=10_000)(torch.randn(1, CHANNELS, 8, 8), counting)
+    Mixture(regions, {"encoder_hidden_states": torch.randn(2, TOKENS, DIM)}, (1, CHANNELS, 8, 8), cells=10_000)(
+        torch.randn(1, CHANNELS, 8, 8), counting
+    )
     assert seen == [5 * passes]
 
 
 def test_equal_windows_of_all_images_go_together_as_many_as_the_cells_allow() -> None:
     seen = []
 
-    def counting(x: Tensor, embeddings: Tensor) -> Tensor:
+    def counting(x: Tensor, conditions: Conditions) -> Tensor:
         seen.append(tuple(x.shape))
-        return stub(x, embeddings)
+        return stub(x, conditions)
 
     regions = [Region(i % 2, (0, 0, 4, 8), 1, 0, 1.0, masks.constant(8, 4)) for i in range(6)]
     regions += [Region(i % 2, (0, 0, 8, 8), 1, 0, 1.0, masks.constant(8, 8)) for i in range(3)]
-    Mixture(regions, torch.randn(2, TOKENS, DIM), (2, CHANNELS, 8, 8), cells=128)(torch.randn(2, CHANNELS, 8, 8), counting)
+    Mixture(regions, {"encoder_hidden_states": torch.randn(2, TOKENS, DIM)}, (2, CHANNELS, 8, 8), cells=128)(
+        torch.randn(2, CHANNELS, 8, 8), counting
+    )
     assert sorted(seen) == sorted([(4, 3, 8, 4), (2, 3, 8, 4), (2, 3, 8, 8), (1, 3, 8, 8)])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from synthgen import cli
 from synthgen.config import ConfigError, load_job
@@ -15,6 +15,7 @@ from synthgen.pipelines import IncompatibleLayoutError
 from synthgen.pipelines.tiling import Spec
 from synthgen.pipelines.tiling.pipeline import TilingPipeline
 from tests.conftest import tiny_checkpoint
+from tests.pipelines.stub import stub_unet
 
 TILES: dict[str, Any] = {"tile_height": 32, "tile_width": 48, "tile_row_overlap": 16, "tile_col_overlap": 32}
 GRID = [["grass", "sand", "gravel"], ["snow", "soil", "grass"]]
@@ -42,7 +43,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> TilingPipeline:
 
 def noise(pipeline: TilingPipeline, seed: int = 0, rerolls: Any = (), **options: Any) -> Tensor:
     grid = Spec.model_validate({"prompt": GRID, **TILES, **options})
-    return pipeline.noise(grid, torch.Generator().manual_seed(seed), list(pipeline.tiles(grid)), rerolls)
+    return pipeline.tile_noise(grid, torch.Generator().manual_seed(seed), list(pipeline.tiles(grid)), rerolls)
 
 
 def latents(pipeline: TilingPipeline, **options: Any) -> Tensor:
@@ -58,35 +59,17 @@ def test_canvas_is_a_tile_and_what_the_others_do_not_overlap(pipeline: TilingPip
     assert Spec.model_validate({"prompt": GRID, **TILES}).canvas == (80, 48)
 
 
-class Linear(nn.Module):
-    """A stub UNet: a fixed random linear map of latents and prompt."""
-
-    def __init__(self, channels: int, dim: int) -> None:
-        super().__init__()
-        g = torch.Generator().manual_seed(0)
-        self.a, self.b = torch.randn(channels, channels, generator=g), torch.randn(channels, dim, generator=g)
-        self.dtype, self.device = torch.float32, torch.device("cpu")
-
-    def forward(self, x: Tensor, t: Any, encoder_hidden_states: Tensor) -> Any:
-        a, b = self.a.to(x.dtype), self.b.to(x.dtype)
-        out = torch.einsum("ij,njhw->nihw", a, x) + (encoder_hidden_states.mean(1) @ b.T)[..., None, None]
-        return type("Output", (), {"sample": out})()
-
-
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
 def test_one_step_against_the_formulas_in_float64(pipeline: TilingPipeline, guidance: float) -> None:
     """eps = sum_i w_i eps_i / sum_i w_i over tiles with gaussian weights, variance 0.01, centred on the tile."""
-    stub, real = Linear(pipeline.unet.config.in_channels, 16), pipeline.unet
-    stub.config = real.config
     z, merged = noise(pipeline).double(), None
-    pipeline.unet = stub
     seen: list[Tensor] = []
     step = pipeline.scheduler.step
     pipeline.scheduler.step = lambda eps, *args, **more: seen.append(eps) or step(eps, *args, **more)  # type: ignore[func-returns-value]
     try:
-        latents(pipeline, guidance_scale=guidance)
+        with stub_unet(pipeline) as stub:
+            latents(pipeline, guidance_scale=guidance)
     finally:
-        pipeline.unet = real
         pipeline.scheduler.step = step
     embeddings = {p: pipeline.encode_prompts([p]).double() for p in {*GRID[0], *GRID[1], ""}}
     numerator, denominator = torch.zeros_like(z), torch.zeros(z.shape[1:], dtype=torch.float64)

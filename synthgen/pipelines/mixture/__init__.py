@@ -1,13 +1,11 @@
 """Mixture of Diffusers over a layout: the recipe. The pipeline itself is in `pipeline.py`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from synthgen.diffusion.models import ModelSpec, find_model, read_config, unet_multiple, vae_factor
-from synthgen.layouts import SamplerSpec
-from synthgen.pipelines import ModelNotFoundError, Numerics
+from synthgen.diffusion.models import LayoutModelSpec
+from synthgen.pipelines import Numerics
 from synthgen.scene import SceneSpec
 
 if TYPE_CHECKING:
@@ -25,12 +23,10 @@ def _inside_unit(value: tuple[float, float]) -> tuple[float, float]:
 Interval = Annotated[tuple[float, float], AfterValidator(_inside_unit)]
 
 
-class Spec(ModelSpec):
+class Spec(LayoutModelSpec):
     """One diffusion process a box plus tiled ones for the background, merged at every step (Mixture of Diffusers)."""
 
     method: Literal["mixture"] = "mixture"
-    steps: int = Field(20, ge=1, le=1000, description="denoising steps")
-    scheduler: Literal["dpm++", "unipc", "ddim", "euler", "lms"] | None = Field("dpm++", description="null: the checkpoint's")
     guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance in the windows of the boxes")
     background_guidance_scale: float | None = Field(None, ge=0, description="the same for the background; null: equal")
     guidance_interval: Interval = Field(
@@ -43,22 +39,7 @@ class Spec(ModelSpec):
     background_weight: float = Field(0.05, gt=0, description="weight of the background against 1 inside a box")
     mask: Mask = Field("box", description="weight over an object's window; box: 1 inside the box, falling off outside")
 
-    def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
-        problems: list[str] = []
-        try:
-            folder = find_model(self.model, self.variant)
-        except ModelNotFoundError as error:
-            return [*problems, f"model: {error}"]
-        factor = vae_factor(read_config(folder, "vae"))
-        least = factor * unet_multiple(read_config(folder, "unet"))
-        for name, side in zip(("width", "height"), sampler.canvas, strict=True):
-            if side % factor or side < least:
-                problems.append(
-                    f"model: canvas {name} {side} px must be a multiple of {factor} and at least {least} for {self.model}"
-                )
-        return problems
-
     def load(self, scene: SceneSpec, numerics: Numerics) -> "MixturePainter":
         from synthgen.pipelines.mixture.pipeline import MixturePainter
 
-        return MixturePainter(self, numerics, Path(scene.backgrounds) if scene.backgrounds is not None else None)
+        return MixturePainter(self, scene, numerics)

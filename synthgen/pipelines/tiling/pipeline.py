@@ -7,13 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from synthgen.diffusion import masks
 from synthgen.diffusion.mixture import Mixture, Region
-from synthgen.diffusion.pipeline import LatentPipeline, StepEnd, load_pipeline
+from synthgen.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output, generators_of, load_pipeline
 from synthgen.diffusion.prompts import Prompts
 from synthgen.pipelines import IncompatibleLayoutError, Numerics, Painting
 from synthgen.pipelines.tiling import Reroll, Spec
@@ -44,10 +42,10 @@ class TilingPipeline(LatentPipeline):
         seed_reroll_regions: Sequence[Reroll] = (),
         cpu_vae: bool = False,
         chunk: int = 8,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: Generators = None,
         callback_on_step_end: StepEnd | None = None,
         output_type: str = "pil",
-    ) -> list[Image.Image] | NDArray[np.uint8] | Tensor:
+    ) -> Images | Tensor:
         """Paint one image a seed.
 
         Args:
@@ -80,7 +78,7 @@ class TilingPipeline(LatentPipeline):
         )
         self.check_inputs(grid)
         tiles = list(self.tiles(grid))
-        noise = torch.stack([self.noise(grid, g, tiles, seed_reroll_regions) for g in _generators(seed, generator)])
+        noise = torch.stack([self.tile_noise(grid, g, tiles, seed_reroll_regions) for g in generators_of(seed, generator)])
         prompts, regions = Prompts(), []
         for image in range(len(noise)):
             for row, column, (x0, y0, x1, y1) in tiles:
@@ -88,9 +86,10 @@ class TilingPipeline(LatentPipeline):
                 texts = prompts.row(grid.prompt[row][column]), prompts.row(negative_prompt)
                 weight = masks.gaussian(y1 - y0, x1 - x0)
                 regions.append(Region(image, (x0, y0, x1, y1), *texts, guidance_scale if own is None else own, weight))
-        mixture = Mixture(regions, self.encode_prompts(prompts.texts), noise.shape, self.cells_at_once(chunk))
+        conditions = {"encoder_hidden_states": self.encode_prompts(prompts.texts)}
+        mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
         latents = self.denoise(noise.to(self._execution_device), [mixture] * num_inference_steps, callback_on_step_end, eta=eta)
-        return latents if output_type == "latent" else self.decode(latents, output_type, cpu_vae=cpu_vae)
+        return latents if output_type == "latent" else as_output(self.decode(latents, cpu_vae), output_type)
 
     def check_inputs(self, grid: Spec) -> None:
         """Raise IncompatibleLayoutError for tiles that this checkpoint cannot paint."""
@@ -112,12 +111,12 @@ class TilingPipeline(LatentPipeline):
             for column in range(grid.shape[1]):
                 yield row, column, (column * right, row * down, column * right + w, row * down + h)
 
-    def noise(
+    def tile_noise(
         self, grid: Spec, generator: torch.Generator, tiles: list[tuple[int, int, Window]], rerolls: Sequence[Reroll]
     ) -> Tensor:
         """Initial noise (C, h, w): the canvas', then the tiles', then the reroll regions'."""
         width, height = (side // self.factor for side in grid.canvas)
-        channels = self.unet.config.in_channels
+        channels = self.vae.config.latent_channels
         noise = torch.randn((channels, height, width), generator=generator)
         covered = torch.zeros(height, width)
         for _, _, (x0, y0, x1, y1) in tiles:
@@ -135,16 +134,6 @@ class TilingPipeline(LatentPipeline):
             part = noise[:, y0:y1, x0:x1]
             part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(seed)))
         return noise
-
-
-def _generators(
-    seed: int | Sequence[int] | None, generator: torch.Generator | Sequence[torch.Generator] | None
-) -> list[torch.Generator]:
-    if seed is not None:
-        return [torch.Generator().manual_seed(s) for s in ([seed] if isinstance(seed, int) else seed)]
-    if isinstance(generator, Sequence):
-        return list(generator)
-    return [generator if generator is not None else torch.Generator().manual_seed(torch.seed())]
 
 
 class TilingPainter:
@@ -176,4 +165,4 @@ class TilingPainter:
             chunk=self.chunk,
             output_type="np",
         )
-        return [Painting(image) for image in images]
+        return [Painting(np.asarray(image)) for image in images]

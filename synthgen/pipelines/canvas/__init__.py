@@ -1,0 +1,126 @@
+"""Mixture of Diffusers over free regions: the recipe. The pipeline itself is in `pipeline.py`."""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from PIL import Image
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from synthgen.diffusion.models import ModelSpec, SchedulerName, canvas_problems, find_model, read_config, vae_factor
+from synthgen.layouts import SamplerSpec
+from synthgen.pipelines import Numerics
+from synthgen.scene import SceneSpec
+
+if TYPE_CHECKING:
+    from synthgen.pipelines.canvas.pipeline import CanvasPainter
+
+
+class CanvasRegion(BaseModel):
+    """A rectangle of the canvas, in px.
+
+    Attributes:
+        region_seed: of this region's own noise; None: drawn after the canvas' noise, from the same generator.
+        noise_eps: standard deviation of own noise that is added to the canvas' initial noise here: a slight reroll.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    row_init: int = Field(ge=0, description="px")
+    row_end: int = Field(gt=0, description="px")
+    col_init: int = Field(ge=0, description="px")
+    col_end: int = Field(gt=0, description="px")
+    region_seed: int | None = Field(None, ge=0, description="of the region's own noise; null: drawn")
+    noise_eps: float = Field(0.0, ge=0, description="deviation of own noise added to the canvas' initial noise")
+
+    @model_validator(mode="after")
+    def has_area(self) -> "CanvasRegion":
+        for axis in ("row", "col"):
+            first, end = getattr(self, f"{axis}_init"), getattr(self, f"{axis}_end")
+            if end <= first:
+                raise ValueError(f"{axis}_end: {end} must be more than {axis}_init, {first}")
+        return self
+
+
+class TextRegion(CanvasRegion):
+    """A region with its own prompt (`Text2ImageRegion`)."""
+
+    kind: Literal["text"] = "text"
+    prompt: str
+    negative_prompt: str | None = Field(None, description="null: the canvas'")
+    guidance_scale: float = Field(7.5, ge=0)
+    mask_type: Literal["gaussian", "constant", "quartic"] = "gaussian"
+    mask_weight: float = Field(1.0, gt=0)
+
+
+def _picture(value: Any) -> Any:
+    if isinstance(value, str | Path) and not Path(value).is_file():
+        raise ValueError(f"{str(value)!r} is not a file")
+    return value
+
+
+class ImageRegion(CanvasRegion):
+    """A region that follows a picture, stretched to it, for the first `strength` of the steps (`Image2ImageRegion`)."""
+
+    kind: Literal["image"] = "image"
+    reference_image: Annotated[str | Path | Image.Image, BeforeValidator(_picture)] = Field(description="a picture file")
+    strength: float = Field(0.8, ge=0, le=1, description="share of the steps in which the picture is followed")
+
+
+class RerollRegion(CanvasRegion):
+    """A region whose initial noise is drawn anew, or shifted by `noise_eps`."""
+
+    kind: Literal["reroll"] = "reroll"
+    reroll_mode: Literal["reset", "epsilon"] = "reset"
+
+
+def _kind(value: Any) -> Any:
+    return value.get("kind", "text") if isinstance(value, dict) else getattr(value, "kind", "text")
+
+
+DiffusionRegion = Annotated[Annotated[TextRegion, Tag("text")] | Annotated[ImageRegion, Tag("image")], Discriminator(_kind)]
+
+
+class Spec(ModelSpec):
+    """Free regions of a canvas, each with a prompt or a picture of its own, merged: pictures without boxes."""
+
+    method: Literal["canvas"] = "canvas"
+    regions: tuple[DiffusionRegion, ...] = Field(min_length=1, description="kind: text (default) or image")
+    reroll_regions: tuple[RerollRegion, ...] = Field((), description="where the initial noise is another")
+    steps: int = Field(50, ge=1, le=1000)
+    scheduler: SchedulerName | None = Field("lms", description="null: the checkpoint's")
+    eta: float = Field(0.0, ge=0, le=1, description="noise that ddim adds at each step")
+    seed: int | None = Field(None, ge=0, description="of the noise; null: the job's seed and the image's index")
+    cpu_vae: bool = Field(False, description="decode on the CPU")
+
+    def fingerprint(self) -> dict[str, Any]:
+        files = {r.reference_image for r in self.regions if isinstance(r, ImageRegion)}
+        hashes = {f"sha256:{f}": hashlib.sha256(Path(str(f)).read_bytes()).hexdigest() for f in sorted(files, key=str)}
+        return {**super().fingerprint(), **hashes}
+
+    def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
+        problems = canvas_problems(self, sampler.canvas)
+        if sampler.names():
+            problems.append("method: canvas paints no boxes; leave layout.objects empty, or use `mixture`")
+        if problems:
+            return problems
+        factor = vae_factor(read_config(find_model(self.model, self.variant), "vae"))
+        return region_problems([*self.regions, *self.reroll_regions], sampler.canvas, factor)
+
+    def load(self, scene: SceneSpec, numerics: Numerics) -> "CanvasPainter":
+        from synthgen.pipelines.canvas.pipeline import CanvasPainter
+
+        return CanvasPainter(self, numerics)
+
+
+def region_problems(regions: list[Any], canvas: tuple[int, int], factor: int) -> list[str]:
+    """What stands against regions on a canvas of width x height px, each as `key: reason`."""
+    problems = []
+    for i, region in enumerate(regions):
+        for axis, side in (("row", canvas[1]), ("col", canvas[0])):
+            for end in ("init", "end"):
+                value = getattr(region, f"{axis}_{end}")
+                if value % factor or value > side:
+                    name = f"{'reroll_' if region.kind == 'reroll' else ''}regions: {axis}_{end} {value}"
+                    problems.append(f"{name} of number {i} must be a multiple of {factor} and at most {side}")
+    return problems
