@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from synthgen.layouts import Layout
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 Choice = str | tuple[str, ...]
+COUNTS = "{counts}, {background}"
 
 
 class SceneSpec(BaseModel):
@@ -68,9 +70,7 @@ class Scene:
     @property
     def prompt(self) -> str:
         """One line that says what is in the picture: counts of each category, then the background."""
-        counts = {name: self.layout.categories.count(name) for name in dict.fromkeys(self.layout.categories)}
-        objects = ", ".join(f"{count} {name}" for name, count in counts.items())
-        return ", ".join(part for part in (objects, self.background) if part)
+        return caption(self.layout, self.background)
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -87,6 +87,37 @@ def _pick(value: Choice, rng: np.random.Generator) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def region_prompt(phrase: str, background: str) -> str:
+def caption(layout: Layout, background: str, template: str = COUNTS) -> str:
+    """One prompt for a whole picture.
+
+    Args:
+        template: {counts} is "3 dog, 1 cat"; {phrases} the boxes' distinct prompts, joined; {background} as it is. Of a template
+            that begins or ends with an empty part, the commas and spaces there go.
+    """
+    counts = {name: layout.categories.count(name) for name in dict.fromkeys(layout.categories)}
+    phrases = dict.fromkeys(layout.phrases or tuple(f"a {name}" for name in layout.categories))
+    objects = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return template.format(counts=objects, phrases=", ".join(phrases), background=background).strip(", ")
+
+
+def _template(*names: str) -> AfterValidator:
+    """Lets a template through that has no other fields than these."""
+
+    def check(value: str) -> str:
+        try:
+            value.format(**dict.fromkeys(names, ""))
+        except (KeyError, IndexError, ValueError):
+            fields = ", ".join(f"{{{name}}}" for name in names)
+            raise ValueError(f"{value!r}: only {fields} are replaced") from None
+        return value
+
+    return AfterValidator(check)
+
+
+Caption = Annotated[str, _template("counts", "phrases", "background")]
+RegionPrompt = Annotated[str, _template("phrase", "background")]
+
+
+def region_prompt(phrase: str, background: str, template: str = "{phrase}, {background}") -> str:
     """The prompt of the window round one box: the object first, then what it stands on."""
-    return f"{phrase}, {background}" if background else phrase
+    return template.format(phrase=phrase, background=background).strip(", ")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from synthgen import registry
 from synthgen.config import ConfigError, Job, load_job, load_training, recipe_names
 
 GOOD = """\
@@ -36,7 +37,7 @@ BAD = [
     ("large", "size: [20, 30]", "size: [20, 300]", ["8: layout.size: 300 px is larger than the canvas (128 x 128)"]),
     ("sampler", "sampler: scatter", "sampler: scater", ["5: layout.sampler: 'scater' is not a sampler; did you mean 'scatter'?; there are: coco, crowd, file, fit, grid, pack, perspective, scatter"]),
     ("no sampler", "  sampler: scatter\n", "", ["4: layout.sampler: missing; it names the sampler; there are: coco, crowd, file, fit, grid, pack, perspective, scatter"]),
-    ("method", "method: paste", "method: past", ["10: pipeline.method: 'past' is not a method; did you mean 'paste'?; there are: mixture, paste, tiling"]),
+    ("method", "method: paste", "method: past", ["10: pipeline.method: 'past' is not a method; did you mean 'paste'?; there are: " + ", ".join(registry.names("method"))]),
     ("no id", "{dog: 3}", "{wombat: 3}", [
         "7: layout.objects: 'wombat' is not a COCO category; give it an id: `categories: {wombat: 101}`",
         "9: pipeline.cutouts: no cut-outs of 'wombat' in 'train'; it has ['ball', 'cat', 'dog', 'tree']",

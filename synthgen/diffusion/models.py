@@ -21,15 +21,23 @@ class ModelSpec(MethodSpec):
     """A pipeline recipe that names a checkpoint in Stable Diffusion format."""
 
     model: str = Field("synthgen-tiny", min_length=1, description="embedded checkpoint, folder, or Hugging Face id")
-    variant: str | None = Field(None, pattern=r"^\w+$", description="weights' variant on the Hub, such as fp16")
+    weights: str | None = Field(None, pattern=r"^\w+$", description="variant of the weights on the Hub, such as fp16")
     dtype: str = Field("auto", pattern="^(auto|float32|float16|bfloat16)$", description="auto: float16 on a GPU, else float32")
 
     @property
     def uses_torch(self) -> bool:
         return True
 
+    def folder(self) -> Path:
+        """Where the checkpoint is.
+
+        Raises:
+            ModelNotFoundError: it cannot be had.
+        """
+        return find_model(self.model, self.weights)
+
     def fingerprint(self) -> dict[str, Any]:
-        return {"model_sha256": folder_hash(find_model(self.model, self.variant))}
+        return {"model_sha256": folder_hash(self.folder())}
 
     def licence(self) -> str:
         return LICENCES.get(self.model, f"that of the outputs of the model {self.model}")
@@ -49,7 +57,7 @@ class LayoutModelSpec(ModelSpec):
 def canvas_problems(spec: ModelSpec, canvas: tuple[int, int]) -> list[str]:
     """What stands against painting a canvas of width x height px with a recipe's checkpoint, each as `key: reason`."""
     try:
-        folder = find_model(spec.model, spec.variant)
+        folder = spec.folder()
     except ModelNotFoundError as error:
         return [f"model: {error}"]
     factor = vae_factor(read_config(folder, "vae"))

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from synthgen.diffusion.mixture import Conditions, Predict, Region
-from synthgen.diffusion.models import ModelSpec, find_model, unet_multiple, vae_factor
+from synthgen.diffusion.models import ModelSpec, unet_multiple, vae_factor
 from synthgen.diffusion.schedulers import SCHEDULERS
 from synthgen.diffusion.windows import background_windows
 from synthgen.layouts import Layout
@@ -103,16 +103,23 @@ class LatentPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
         return int(chunk * self.unet.config.sample_size**2)
 
     def cover(
-        self, layout: Layout, image: int, rows: tuple[int, int], guidance: float, side: int | None = None, overlap: float = 0.25
+        self,
+        image: int,
+        size: tuple[int, int],
+        rows: tuple[int, int],
+        guidance: float,
+        side: int | None = None,
+        overlap: float = 0.25,
     ) -> list[Region]:
-        """Regions of equal weight that cover the canvas of an image: windows of `side` px, or one of its size.
+        """Regions of equal weight that cover an image: windows of `side` px, or one of its size.
 
         Args:
+            size: width, height in px.
             rows: of the prompt and of the negative prompt.
             overlap: least share of a window that its neighbour covers too.
         """
-        cells = max(layout.width, layout.height) // self.factor if side is None else self.cells(side)
-        found = background_windows((layout.width, layout.height), self.factor, self.multiple, cells, overlap)
+        cells = max(size) // self.factor if side is None else self.cells(side)
+        found = background_windows(size, self.factor, self.multiple, cells, overlap)
         windows = [(x0, y0, x1, y1) for x0, y0, x1, y1 in found.tolist()]
         return [Region(image, w, *rows, guidance, torch.ones(w[3] - w[1], w[2] - w[0])) for w in windows]
 
@@ -211,7 +218,7 @@ def load_pipeline(kind: type[AnyPipeline], spec: ModelSpec, scheduler: str | Non
     auto = torch.float16 if numerics.device == "cuda" else torch.float32
     dtype = auto if spec.dtype == "auto" else getattr(torch, spec.dtype)
     pipeline: AnyPipeline = kind.from_pretrained(
-        find_model(spec.model, spec.variant), dtype=dtype, variant=spec.variant, use_safetensors=True, local_files_only=True
+        spec.folder(), dtype=dtype, variant=spec.weights, use_safetensors=True, local_files_only=True
     ).to(numerics.device)
     if scheduler is not None:
         pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from synthgen.diffusion.models import ModelSpec, SchedulerName, canvas_problems, find_model, read_config, vae_factor
+from synthgen.diffusion.models import ModelSpec, SchedulerName, canvas_problems, read_config, vae_factor
 from synthgen.layouts import SamplerSpec
 from synthgen.pipelines import Numerics
 from synthgen.scene import SceneSpec
@@ -104,7 +104,7 @@ class Spec(ModelSpec):
             problems.append("method: canvas paints no boxes; leave layout.objects empty, or use `mixture`")
         if problems:
             return problems
-        factor = vae_factor(read_config(find_model(self.model, self.variant), "vae"))
+        factor = vae_factor(read_config(self.folder(), "vae"))
         return region_problems([*self.regions, *self.reroll_regions], sampler.canvas, factor)
 
     def load(self, scene: SceneSpec, numerics: Numerics) -> "CanvasPainter":

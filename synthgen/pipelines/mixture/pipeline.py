@@ -78,10 +78,11 @@ class MixturePipeline(LatentPipeline):
         objects: list[Region] = []
         tiles: list[Region] = []
         for i, layout in enumerate(layouts):
-            rows = [prompts.row(region_prompt(phrase, prompts.texts[backgrounds[i]])) for phrase in phrases_of(layout)]
-            objects += self.objects(layout, i, rows, negatives[i], guidance_scale, least, context, mask)
+            own = [prompts.row(region_prompt(phrase, prompts.texts[backgrounds[i]])) for phrase in phrases_of(layout)]
+            objects += self.objects(layout, i, own, negatives[i], guidance_scale, least, context, mask)
             low = guidance_scale if background_guidance_scale is None else background_guidance_scale
-            cover = self.cover(layout, i, (backgrounds[i], negatives[i]), low, background_window or least, background_overlap)
+            size, rows = (layout.width, layout.height), (backgrounds[i], negatives[i])
+            cover = self.cover(i, size, rows, low, background_window or least, background_overlap)
             tiles += [replace(r, weight=r.weight * background_weight) for r in cover] if pictures is None else []
         noise, conditions = self.noise(layouts, generator), {"encoder_hidden_states": self.encode_prompts(prompts.texts)}
         plain = [replace(r, guidance=1.0) for r in objects + tiles]

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from synthgen.diffusion.models import ModelSpec, find_model, read_config, unet_multiple, vae_factor
+from synthgen.diffusion.models import ModelSpec, read_config, unet_multiple, vae_factor
 from synthgen.layouts import SamplerSpec
 from synthgen.pipelines import ModelNotFoundError, Numerics
 from synthgen.scene import SceneSpec
@@ -78,7 +78,7 @@ class Spec(ModelSpec):
         if sampler.canvas != self.canvas:
             problems.append(f"prompt: these tiles make a canvas of {self.canvas[0]} x {self.canvas[1]}; set layout.canvas to it")
         try:
-            folder = find_model(self.model, self.variant)
+            folder = self.folder()
         except ModelNotFoundError as error:
             return [*problems, f"model: {error}"]
         factor = vae_factor(read_config(folder, "vae"))

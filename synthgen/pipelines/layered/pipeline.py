@@ -1,0 +1,323 @@
+"""Layered rendering with vision guidance over layouts: LRDiff (Qi et al., arXiv 2311.18435, ECCV 2024), in batches.
+
+Layers of all images are denoised together, those of one size in one batch. `variant="mixed"` is the form of the source
+document's unofficial notebook instead.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torch.nn import functional as F
+
+from synthgen.diffusion.attention import TokenProbe, probed, tokens_of
+from synthgen.diffusion.mixture import Conditions, Mixture, Predict, Region
+from synthgen.diffusion.pipeline import Evaluate, Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.diffusion.prompts import Prompts, per_image, phrases_of
+from synthgen.diffusion.windows import object_windows
+from synthgen.layouts import Layout
+from synthgen.scene import COUNTS, region_prompt
+from synthgen.scene import caption as caption_of
+
+COLOUR_SIDE = 32  # cells of the picture of one colour that is encoded
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One object of one image.
+
+    Attributes:
+        image: index in the batch.
+        window: x0, y0, x1, y1 in cells.
+        mask: (h, w) in {0, 1}: the object in its window.
+        area: cells of the whole object.
+        prompt, negative: rows of the tables of conditions.
+        tokens: which tokens of the prompt name the object.
+    """
+
+    image: int
+    window: tuple[int, int, int, int]
+    mask: Tensor
+    area: float
+    prompt: int
+    negative: int
+    tokens: list[bool]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.mask.shape[0], self.mask.shape[1]
+
+    def of(self, z: Tensor) -> Tensor:
+        """This layer's view of (B, C, H, W): (C, h, w)."""
+        x0, y0, x1, y1 = self.window
+        return z[self.image, :, y0:y1, x0:x1]
+
+
+class LayeredPipeline(LatentPipeline):
+    """Paints layouts in layers, with any checkpoint in Stable Diffusion format and no training."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        layouts: Sequence[Layout],
+        background: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] = "",
+        caption: str = COUNTS,
+        layer_prompt: str = "{phrase}",
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        variant: Literal["paper", "mixed"] = "paper",
+        vision_guidance: Literal["dynamic", "constant"] = "dynamic",
+        colour: tuple[int, int, int] = (255, 255, 255),
+        lambda_1: float = 0.20,
+        lambda_2: float = 0.05,
+        layer_share: float = 0.3,
+        guided_steps: int = 5,
+        top_k: int = 16,
+        gamma: float = 0.2,
+        until: int = 900,
+        context: float | None = None,
+        tile: int | None = None,
+        chunk: int = 8,
+        generator: Generators = None,
+        callback_on_step_end: StepEnd | None = None,
+        output_type: str = "pil",
+    ) -> Images | Tensor:
+        """Paint one image a layout.
+
+        Args:
+            layouts: B layouts on one canvas size; `phrases` are the layers' prompts, `masks` stand for boxes where there are any.
+            background: prompt of the layer below all, one or B; it and the caption have no vision guidance.
+            negative_prompt: one or B.
+            caption: of the whole picture, or a template for it (see `synthgen.scene.caption`).
+            layer_prompt: of a layer, or a template for it: {phrase} and {background} are replaced.
+            variant, vision_guidance, colour, lambda_1, lambda_2, layer_share, guided_steps, top_k, gamma, until, context, tile:
+                see the recipe's keys.
+            chunk: windows of the size that the checkpoint was trained at that go through the UNet at once; of larger ones fewer.
+            generator: one CPU generator an image, or one for all.
+            callback_on_step_end: called after the steps of the background and of the finished picture, not of the layers.
+            output_type: "pil", "np" (B, H, W, 3) uint8, or "latent" (B, C, h, w) float32.
+
+        Raises:
+            IncompatibleLayoutError: a canvas or a box that this checkpoint cannot paint.
+            ValueError: a scheduler that cannot start within its schedule.
+        """
+        self.check_inputs(layouts)
+        prompts, size, at_once = Prompts(), (layouts[0].width, layouts[0].height), self.cells_at_once(chunk)
+        backgrounds, negatives = ([prompts.row(p) for p in per_image(q, len(layouts))] for q in (background, negative_prompt))
+        captions = [prompts.row(caption_of(of, prompts.texts[b], caption)) for of, b in zip(layouts, backgrounds, strict=True)]
+        layers: list[Layer] = []
+        for i, layout in enumerate(layouts):
+            texts = [region_prompt(phrase, prompts.texts[backgrounds[i]], layer_prompt) for phrase in phrases_of(layout)]
+            layers += self.layers(layout, i, texts, prompts, negatives[i], context)
+        noise, conditions = self.noise(layouts, generator), {"encoder_hidden_states": self.encode_prompts(prompts.texts)}
+        groups = [Group(list(x), noise) for x in by_size(layers)]
+        self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
+        strength = (lambda_1, lambda_2)
+        for group in groups:
+            if vision_guidance == "constant":
+                group.guide(self.colours(np.array([colour], np.uint8)), *strength)
+            else:
+                group.guide(self.found(group, conditions, top_k, at_once, variant), *strength)
+
+        def whole(rows: Sequence[int], guidance: float) -> Mixture:
+            pairs = enumerate(zip(rows, negatives, strict=True))
+            regions = [r for i, pair in pairs for r in self.cover(i, size, pair, guidance, tile)]
+            return Mixture(regions, conditions, noise.shape, at_once)
+
+        rest: Evaluate = whole(captions, guidance_scale)
+        if variant == "mixed":
+            mixed = MixedLayers(groups, conditions, whole(captions, 0.0), guidance_scale * gamma, at_once)
+            steps = [mixed if t > until else rest for t in self.scheduler.timesteps]
+            latents = self.denoise(noise, steps, callback_on_step_end)
+        else:
+            t0 = max(1, round(layer_share * num_inference_steps))
+            below = [whole(backgrounds, guidance_scale)] * num_inference_steps
+            latents = self.denoise(noise, below, callback_on_step_end, last=t0)
+            rendered = [
+                self.render(g, conditions, guidance_scale, num_inference_steps, t0, guided_steps, tile, at_once) for g in groups
+            ]
+            latents = composite(latents, groups, rendered)
+            latents = self.denoise(latents, [rest] * num_inference_steps, callback_on_step_end, first=t0)
+        return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
+
+    def check_inputs(self, layouts: Sequence[Layout]) -> None:
+        """Raise IncompatibleLayoutError or ValueError for what this pipeline cannot paint."""
+        self.check_layouts(layouts)
+        self.check_schedule()
+
+    def layers(
+        self, layout: Layout, image: int, texts: Sequence[str], prompts: Prompts, negative: int, context: float | None
+    ) -> Iterator[Layer]:
+        """The layers of an image: one a box, cropped to a window or not."""
+        width, height = layout.width // self.factor, layout.height // self.factor
+        windows = np.tile(np.array([[0, 0, width, height]]), (len(layout), 1))
+        if context is not None:
+            least, size = self.unet.config.sample_size, (layout.width, layout.height)
+            windows = object_windows(layout.boxes, size, self.factor, self.multiple, least, context)
+        for i, (text, (x0, y0, x1, y1)) in enumerate(zip(texts, windows.tolist(), strict=True)):
+            mask, tokens = self.object_mask(layout, i), tokens_of(self.tokenizer, text, layout.categories[i])
+            yield Layer(image, (x0, y0, x1, y1), mask[y0:y1, x0:x1], float(mask.sum()), prompts.row(text), negative, tokens)
+
+    def object_mask(self, layout: Layout, i: int) -> Tensor:
+        """Cells (H, W) of an object: those whose centre its box holds, or those that its mask covers at least half of."""
+        width, height = layout.width // self.factor, layout.height // self.factor
+        if layout.masks is not None:
+            pixels = torch.from_numpy(coco_mask.decode(dict(layout.masks[i]))).float()
+            return (F.adaptive_avg_pool2d(pixels[None], (height, width))[0] >= 0.5).float()
+        x0, y0, x1, y1 = (float(v) / self.factor for v in layout.boxes[i])
+        xs, ys = torch.arange(width) + 0.5, torch.arange(height) + 0.5
+        return torch.outer(((ys >= y0) & (ys < y1)).float(), ((xs >= x0) & (xs < x1)).float())
+
+    def colours(self, rgb: np.ndarray) -> Tensor:
+        """Latents (n, C, 1, 1) of pictures of one colour each, (n, 3) uint8: delta of the vision guidance."""
+        side = COLOUR_SIDE * self.factor
+        pictures = np.broadcast_to(rgb[:, None, None, :], (len(rgb), side, side, 3))
+        return self.encode_pictures(pictures).mean((2, 3), keepdim=True)
+
+    def found(self, group: "Group", conditions: Conditions, top_k: int, at_once: int, variant: str) -> Tensor:
+        """Dynamic delta of a group's layers, from one pass at z_T with each object's prompt.
+
+        Returns:
+            paper: (n, C, 1, 1), latents of the mean colour of the decoded clean prediction at the `top_k` cells that read the
+            object's name most. mixed: (n, C, h, w), the clean prediction itself of a pass that reads the name only there.
+        """
+        t, deltas, (h, w) = self.scheduler.timesteps[0], [], group.size
+        n = max(1, at_once // (h * w))
+        for layers, z in zip(_batches(group.layers, n), torch.split(group.noise, n), strict=True):
+            tokens = torch.tensor([x.tokens for x in layers], device=z.device)
+            probe = TokenProbe(tokens, top_k if variant == "mixed" else None)
+            with probed(self.unet, probe):
+                out = self.predict(t, z, select(conditions, [x.prompt for x in layers])).float()
+            clean = self.clean(z, out, t)
+            if variant == "mixed":
+                deltas.append(clean)
+                continue
+            best = probe.maps(h, w).flatten(1).topk(min(top_k, h * w), dim=1).indices
+            pixels = torch.from_numpy(self.decode(clean)).to(z.device).permute(0, 3, 1, 2).float()
+            cells = F.avg_pool2d(pixels, self.factor).flatten(2)
+            mean = cells.gather(2, best[:, None].expand(-1, 3, -1)).mean(2)
+            deltas.append(self.colours(mean.round().byte().cpu().numpy()))
+        return torch.cat(deltas)
+
+    def clean(self, z: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        """The clean latents that a prediction `out` for latents z at timestep t stands for."""
+        a = self.scheduler.alphas_cumprod[int(t)].to(z.device)
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return a.sqrt() * z - (1 - a).sqrt() * out
+        return (z - (1 - a).sqrt() * out) / a.sqrt()
+
+    def render(
+        self,
+        group: "Group",
+        conditions: Conditions,
+        guidance: float,
+        steps: int,
+        t0: int,
+        guided: int,
+        tile: int | None,
+        at_once: int,
+    ) -> Tensor:
+        """The layers of a group, (n, C, h, w), after t0 steps of their own."""
+        h, w = group.size
+        size = (w * self.factor, h * self.factor)
+        rows = [(x.prompt, x.negative) for x in group.layers]
+        regions: list[Region] = [r for i, pair in enumerate(rows) for r in self.cover(i, size, pair, guidance, tile)]
+        mixture = Mixture(regions, conditions, group.noise.shape, at_once)
+        after = [partial(group.guided, last=min(t0, guided))]
+        return self.denoise(group.noise + group.xi, [mixture] * steps, None, after, last=t0)
+
+
+class Group:
+    """Layers of one size, of any images, and their vision guidance.
+
+    Attributes:
+        noise: (n, C, h, w), each layer's part of its image's z_T.
+        masks: (n, 1, h, w).
+        xi: (n, C, h, w) vision guidance.
+    """
+
+    def __init__(self, layers: list[Layer], noise: Tensor) -> None:
+        self.layers, self.size = layers, layers[0].size
+        self.noise = torch.stack([x.of(noise) for x in layers])
+        self.masks = torch.stack([x.mask for x in layers])[:, None].to(noise.device)
+        self.xi = torch.zeros_like(self.noise)
+
+    def guide(self, delta: Tensor, lambda_1: float, lambda_2: float) -> None:
+        """xi = -lambda_1 delta + M (lambda_1 + lambda_2) delta, as in the authors' code."""
+        self.xi = (self.masks * (lambda_1 + lambda_2) - lambda_1) * delta.expand_as(self.noise)
+
+    def guided(self, z: Tensor, scheduler: Any, step: int, t: Tensor | None, last: int) -> Tensor:
+        """Latents after a step, with the guidance added if it is one of the first `last`.
+
+        Schedulers that scale their latents hold z / scale: the guidance is meant for z itself.
+        """
+        if step >= last or t is None:
+            return z
+        scale = scheduler.scale_model_input(torch.ones(1, device=z.device), t)
+        return z + self.xi / scale
+
+
+class MixedLayers:
+    """eps_cond = gamma sum_i a_i eps(z + xi_i, c_i) + (1 - gamma) eps_uncond, guided; a_i: share of the objects' area.
+
+    With g the guidance scale that is eps = eps_uncond + g gamma sum_i a_i (eps_i - eps_uncond). Outside the window of a layer
+    that is cropped to one, eps_i counts as eps_uncond.
+
+    Args:
+        uncond: what predicts eps_uncond.
+        weight: g gamma.
+    """
+
+    def __init__(self, groups: Sequence[Group], conditions: Conditions, uncond: Evaluate, weight: float, at_once: int) -> None:
+        self.groups, self.conditions, self.uncond, self.weight, self.at_once = groups, conditions, uncond, weight, at_once
+        self.areas: dict[int, float] = {}
+        for layer in (x for group in groups for x in group.layers):
+            self.areas[layer.image] = self.areas.get(layer.image, 0.0) + layer.area
+
+    def __call__(self, z: Tensor, predict: Predict) -> Tensor:
+        uncond = self.uncond(z, predict)
+        total = uncond.clone()
+        for group in self.groups:
+            n = max(1, self.at_once // (group.size[0] * group.size[1]))
+            for layers, xi in zip(_batches(group.layers, n), torch.split(group.xi, n), strict=True):
+                x = torch.stack([layer.of(z) for layer in layers]) + xi
+                for layer, eps in zip(
+                    layers, predict(x, select(self.conditions, [x.prompt for x in layers])).float(), strict=True
+                ):
+                    share = layer.area / self.areas[layer.image]
+                    layer.of(total).add_(self.weight * share * (eps - layer.of(uncond)))
+        return total
+
+
+def by_size(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """Layers of equal size together."""
+    return [[x for x in layers if x.size == size] for size in sorted({x.size for x in layers})]
+
+
+def composite(below: Tensor, groups: Sequence[Group], rendered: Sequence[Tensor]) -> Tensor:
+    """z = z (1 - M_i) + z_i M_i over the layers of each image, the largest first."""
+    z = below.clone()
+    pairs = [
+        (x, latents)
+        for group, batch in zip(groups, rendered, strict=True)
+        for x, latents in zip(group.layers, batch, strict=True)
+    ]
+    for layer, latents in sorted(pairs, key=lambda pair: -pair[0].area):
+        part, mask = layer.of(z), layer.mask.to(z.device)
+        part.copy_(part * (1 - mask) + latents * mask)
+    return z
+
+
+def select(conditions: Conditions, rows: Sequence[int]) -> Conditions:
+    """The rows of every table."""
+    return {name: table[list(rows)] for name, table in conditions.items()}
+
+
+def _batches(layers: Sequence[Layer], n: int) -> list[Sequence[Layer]]:
+    return [layers[k : k + n] for k in range(0, len(layers), n)]
