@@ -123,6 +123,12 @@ class LatentPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
         windows = [(x0, y0, x1, y1) for x0, y0, x1, y1 in found.tolist()]
         return [Region(image, w, *rows, guidance, torch.ones(w[3] - w[1], w[2] - w[0])) for w in windows]
 
+    def covers(
+        self, size: tuple[int, int], rows: Sequence[tuple[int, int]], guidance: float, side: int | None = None
+    ) -> list[Region]:
+        """The same for all images of a batch, each with its own rows."""
+        return [region for image, pair in enumerate(rows) for region in self.cover(image, size, pair, guidance, side)]
+
     def predict(self, t: Tensor, x: Tensor, conditions: Conditions) -> Tensor:
         """The UNet's prediction for latents of one timestep; a condition named a.b.c is entry c of entry b of argument a."""
         x = x.to(self.unet.dtype, memory_format=torch.channels_last)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from synthgen.layouts import Layout
+from synthgen.scene import caption
 
 
 class Prompts:
@@ -23,6 +24,12 @@ class Prompts:
 def phrases_of(layout: Layout) -> tuple[str, ...]:
     """The prompts of a layout's boxes; "a {category}" where it has none."""
     return layout.phrases or tuple(f"a {name}" for name in layout.categories)
+
+
+def captions_of(layouts: Sequence[Layout], background: str | Sequence[str], template: str) -> list[str]:
+    """One prompt for each whole picture (see `synthgen.scene.caption`)."""
+    backgrounds = per_image(background, len(layouts))
+    return [caption(layout, words, template) for layout, words in zip(layouts, backgrounds, strict=True)]
 
 
 def per_image(prompt: str | Sequence[str], n: int) -> list[str]:

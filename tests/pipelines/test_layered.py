@@ -249,7 +249,7 @@ def test_mistakes_in_a_recipe_are_named() -> None:
     for change, message in (
         ("pipeline.scheduler=lms", "scheduler: .*'dpm\\+\\+', 'unipc', 'ddim' or 'euler'"),
         ("pipeline.layer_share=0.001", "layer_share: 0.001 of .* steps must be at least 1 step"),
-        ("pipeline.caption='{what}'", "only {counts}, {phrases} and {background} are replaced"),
+        ("pipeline.caption='{what}'", "only {counts}, {phrases}, {background} are replaced"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_job("100dogs", ["pipeline=layered-tiny", change])

@@ -16,13 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from synthgen.diffusion.attention import TokenProbe, probed, tokens_of
-from synthgen.diffusion.mixture import Conditions, Mixture, Predict, Region
+from synthgen.diffusion.mixture import Conditions, Mixture, Predict
 from synthgen.diffusion.pipeline import Evaluate, Generators, Images, LatentPipeline, StepEnd, as_output
-from synthgen.diffusion.prompts import Prompts, per_image, phrases_of
+from synthgen.diffusion.prompts import Prompts, captions_of, per_image, phrases_of
 from synthgen.diffusion.windows import object_windows
 from synthgen.layouts import Layout
 from synthgen.scene import COUNTS, region_prompt
-from synthgen.scene import caption as caption_of
 
 COLOUR_SIDE = 32  # cells of the picture of one colour that is encoded
 
@@ -110,7 +109,7 @@ class LayeredPipeline(LatentPipeline):
         self.check_inputs(layouts)
         prompts, size, at_once = Prompts(), (layouts[0].width, layouts[0].height), self.cells_at_once(chunk)
         backgrounds, negatives = ([prompts.row(p) for p in per_image(q, len(layouts))] for q in (background, negative_prompt))
-        captions = [prompts.row(caption_of(of, prompts.texts[b], caption)) for of, b in zip(layouts, backgrounds, strict=True)]
+        captions = [prompts.row(text) for text in captions_of(layouts, background, caption)]
         layers: list[Layer] = []
         for i, layout in enumerate(layouts):
             texts = [region_prompt(phrase, prompts.texts[backgrounds[i]], layer_prompt) for phrase in phrases_of(layout)]
@@ -126,8 +125,7 @@ class LayeredPipeline(LatentPipeline):
                 group.guide(self.found(group, conditions, top_k, at_once, variant), *strength)
 
         def whole(rows: Sequence[int], guidance: float) -> Mixture:
-            pairs = enumerate(zip(rows, negatives, strict=True))
-            regions = [r for i, pair in pairs for r in self.cover(i, size, pair, guidance, tile)]
+            regions = self.covers(size, list(zip(rows, negatives, strict=True)), guidance, tile)
             return Mixture(regions, conditions, noise.shape, at_once)
 
         rest: Evaluate = whole(captions, guidance_scale)
@@ -227,8 +225,7 @@ class LayeredPipeline(LatentPipeline):
         h, w = group.size
         size = (w * self.factor, h * self.factor)
         rows = [(x.prompt, x.negative) for x in group.layers]
-        regions: list[Region] = [r for i, pair in enumerate(rows) for r in self.cover(i, size, pair, guidance, tile)]
-        mixture = Mixture(regions, conditions, group.noise.shape, at_once)
+        mixture = Mixture(self.covers(size, rows, guidance, tile), conditions, group.noise.shape, at_once)
         after = [partial(group.guided, last=min(t0, guided))]
         return self.denoise(group.noise + group.xi, [mixture] * steps, None, after, last=t0)
 

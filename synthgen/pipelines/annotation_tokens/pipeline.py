@@ -1,0 +1,128 @@
+"""Annotations as tokens: every box is a text of its own, embedded by the text encoder and joined to the prompt.
+
+Source: "How to generate 100 dogs at distinct locations" (the project's documents 000 and 001). There one random annotation was
+kept and joined along the batch; here all are joined along the sequence, padded to the longest of the batch, and masked.
+"""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from synthgen.diffusion.annotations import compact, corners_of, literal, parse_literal
+from synthgen.diffusion.mixture import Conditions, Mixture
+from synthgen.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.diffusion.prompts import captions_of, per_image, phrases_of
+from synthgen.layouts import Layout
+from synthgen.scene import COUNTS
+
+BINS = 64  # parts of a side that location tokens tell apart
+
+
+class AnnotationTokensPipeline(LatentPipeline):
+    """Paints layouts with a checkpoint in Stable Diffusion format that was trained to read annotations."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        layouts: Sequence[Layout],
+        background: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] = "",
+        caption: str = COUNTS,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 7.5,
+        form: Literal["auto", "literal", "compact"] = "auto",
+        categories: Mapping[str, int] = MappingProxyType({}),
+        annotations: Sequence[Sequence[str]] | None = None,
+        chunk: int = 32,
+        generator: Generators = None,
+        callback_on_step_end: StepEnd | None = None,
+        output_type: str = "pil",
+    ) -> Images | Tensor:
+        """Paint one image a layout.
+
+        Args:
+            layouts: B layouts on one canvas size.
+            background: prompt of the background, one or B.
+            negative_prompt: one or B; the unconditional branch has no annotations.
+            caption: of the whole picture, or a template for it (see `synthgen.scene.caption`).
+            form: how a box is written; auto: compact if the tokenizer has location tokens.
+            categories: ids of names that COCO lacks.
+            annotations: B sequences of literal strings, read instead of the layouts' boxes.
+            chunk: windows of the size that the checkpoint was trained at that go through the UNet at once; of larger ones fewer.
+            generator: one CPU generator an image, or one for all.
+            output_type: "pil", "np" (B, H, W, 3) uint8, or "latent" (B, C, h, w) float32.
+
+        Raises:
+            IncompatibleLayoutError: a canvas or a box that this checkpoint cannot paint.
+            ValueError: a category without an id, a malformed annotation, or a form that the checkpoint does not know.
+        """
+        self.check_inputs(layouts, form, annotations)
+        texts = self.texts(layouts, form, categories) if annotations is None else annotations
+        size, captions = (layouts[0].width, layouts[0].height), captions_of(layouts, background, caption)
+        conditions = self.conditions([*captions, *per_image(negative_prompt, len(layouts))], texts)
+        regions = self.covers(size, [(i, len(layouts) + i) for i in range(len(layouts))], guidance_scale)
+        noise = self.noise(layouts, generator)
+        mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
+        latents = self.denoise(noise, [mixture] * num_inference_steps, callback_on_step_end)
+        return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
+
+    def check_inputs(self, layouts: Sequence[Layout], form: str, annotations: Sequence[Sequence[str]] | None) -> None:
+        """Raise IncompatibleLayoutError or ValueError for what this pipeline cannot paint."""
+        self.check_layouts(layouts)
+        if form == "compact" and not self.bins:
+            raise ValueError("form: compact needs a tokenizer with location tokens; use literal, or train them")
+        if annotations is not None and len(annotations) != len(layouts):
+            raise ValueError(f"annotations: {len(annotations)} sequences given for {len(layouts)} layouts")
+        for text in (t for own in annotations or () for t in own):
+            parse_literal(text)
+
+    @property
+    def bins(self) -> int:
+        """How many location tokens the tokenizer has: parts of a side that it tells apart; 0 if none."""
+        return sum(token.startswith("<loc_") for token in self.tokenizer.get_vocab())
+
+    def add_location_tokens(self, bins: int = BINS) -> None:
+        """Give the tokenizer and the text encoder `bins` location tokens; their embeddings are to be trained."""
+        self.tokenizer.add_tokens([f"<loc_{k}>" for k in range(bins)])
+        self.text_encoder.resize_token_embeddings(len(self.tokenizer))
+
+    def texts(self, layouts: Sequence[Layout], form: str, categories: Mapping[str, int]) -> list[list[str]]:
+        """The annotations of each layout as texts."""
+        bins = 0 if form == "literal" else self.bins
+        found = []
+        for layout in layouts:
+            corners, canvas = corners_of(layout, categories), (layout.width, layout.height)
+            pairs = zip(phrases_of(layout), corners, strict=True)
+            found.append([compact(phrase, box, canvas, bins) if bins else literal(box) for phrase, box in pairs])
+        return found
+
+    def conditions(self, prompts: Sequence[str], annotations: Sequence[Sequence[str]]) -> Conditions:
+        """Embeddings (P, S, D) of prompts, the first of which have annotations, and which tokens there are, (P, S) bool."""
+        prompt = self.encode_prompts(prompts)
+        joined = [self.encode_annotations(own) for own in annotations]
+        most = max(len(own) for own in joined)
+        embeddings = torch.cat([prompt, prompt.new_zeros(len(prompt), most, prompt.shape[2])], 1)
+        mask = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=prompt.device)
+        mask[:, : prompt.shape[1]] = True
+        for row, own in enumerate(joined):
+            embeddings[row, prompt.shape[1] : prompt.shape[1] + len(own)] = own
+            mask[row, prompt.shape[1] : prompt.shape[1] + len(own)] = True
+        return {"encoder_hidden_states": embeddings, "encoder_attention_mask": mask}
+
+    def encode_annotations(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (n, D) of the tokens of all texts, in order, without start and end; long texts are encoded in pieces."""
+        room = self.tokenizer.model_max_length - 2
+        ids = [self.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        pieces = [own[k : k + room] for own in ids for k in range(0, len(own), room)]
+        if not pieces:
+            return torch.zeros(
+                0, self.text_encoder.config.hidden_size, device=self._execution_device, dtype=self.text_encoder.dtype
+            )
+        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        longest = max(map(len, pieces))
+        padded = torch.tensor([[start, *piece, *[end] * (longest - len(piece) + 1)] for piece in pieces])
+        embedded = self.text_encoder(padded.to(self._execution_device)).last_hidden_state
+        return torch.cat([row[1 : len(piece) + 1] for row, piece in zip(embedded, pieces, strict=True)])
