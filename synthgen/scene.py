@@ -91,9 +91,11 @@ def caption(layout: Layout, background: str, template: str = COUNTS) -> str:
     """One prompt for a whole picture.
 
     Args:
-        template: {counts} is "3 dog, 1 cat"; {phrases} the boxes' distinct prompts, joined; {background} as it is. Of a template
-            that begins or ends with an empty part, the commas and spaces there go.
+        template: {counts} is "3 dog, 1 cat"; {phrases} the boxes' distinct prompts, joined; {background} as it is. Commas and
+            spaces at its ends go. A picture without objects has the background for its caption.
     """
+    if not len(layout):
+        return background
     counts = {name: layout.categories.count(name) for name in dict.fromkeys(layout.categories)}
     phrases = dict.fromkeys(layout.phrases or tuple(f"a {name}" for name in layout.categories))
     objects = ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -1,88 +1,42 @@
-"""Training of a UNet and a text encoder on windows of scenes.
+"""Training of a UNet and a text encoder on windows of scenes."""
 
-Windows are cut by the same function that cuts them when the mixture pipeline paints: what the UNet meets there is what
-it was trained on.
-"""
-
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
-from diffusers.training_utils import compute_snr
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from synthgen.diffusion.models import find_model, unet_multiple, vae_factor
-from synthgen.diffusion.windows import object_windows
-from synthgen.scene import Scene, region_prompt
-from synthgen.train.scenes import PastedScenes, Picture, Pool, open_scenes
+from synthgen.diffusion.models import find_model, vae_factor
+from synthgen.train.scenes import open_scenes
 from synthgen.train.tasks.text_to_image import Spec
-from synthgen.train.vae import to_pixels, to_tensor
+from synthgen.train.vae import to_pixels
+from synthgen.train.windows import LEAST, EncodedScene, Window, WindowTrainee
 
-LEAST, MOST = 64, 256  # window sides, px
-CONTEXT = 0.1  # share of a box's side round it, as the mixture pipeline's default
 GROUND_SHARE, SCENE_SHARE = 0.2, 0.08  # of the batches: ground alone; any window, with the names of all that is in it
-NAMED = 4  # objects that a scene window's caption names at most
-BATCH_AREA = 80 * 80  # px of a window at which a batch has its full size; a batch of larger windows is smaller
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
 CAPTIONS_READ = 128  # scenes whose words a new tokenizer knows
 MORE_WORDS = "in on with standing sitting running lying field lawn golden gray red green blue yellow orange sunny dark"
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class Window:
-    """A part of a scene with a caption: y0, x0, h, w in latent cells."""
-
-    y: int
-    x: int
-    h: int
-    w: int
-    caption: str
-
-
-@dataclass(frozen=True)
-class EncodedScene:
-    """Latents (C, H, W) float16 of a scene, a window for each of its boxes, and what is where in cells."""
-
-    latents: Tensor
-    objects: tuple[Window, ...]
-    boxes: np.ndarray
-    scene: Scene
-
-
-class TextToImageTrainee(nn.Module):
+class TextToImageTrainee(WindowTrainee):
     """UNet and text encoder; forward is the loss of one batch: latents, token ids, timesteps, noise."""
 
     def __init__(self, spec: Spec) -> None:
-        super().__init__()
-        self.spec = spec
         vae = AutoencoderKL.from_pretrained(spec.vae_folder)
-        self.vae = [vae.float().eval().requires_grad_(False)]  # in a list: not part of our state
-        self.factor = vae_factor(vae.config)
-        self.scenes = open_scenes(spec.data, spec.seed + 1)
-        read = (scene for scene, _ in islice(self.scenes.from_number(0), CAPTIONS_READ))
-        self.tokenizer = new_tokenizer(c for scene in read for c in (*scene.phrases, scene.background))
-        self.text = new_text_encoder(self.tokenizer, spec.text_dim)
-        self.unet = new_unet(spec, vae.config["latent_channels"], LEAST // self.factor)
+        read = (scene for scene, _ in islice(open_scenes(spec.data, spec.seed + 1).from_number(0), CAPTIONS_READ))
+        tokenizer = new_tokenizer(c for scene in read for c in (*scene.phrases, scene.background))
+        unet = new_unet(spec, vae.config["latent_channels"], LEAST // vae_factor(vae.config))
+        super().__init__(spec, unet, new_text_encoder(tokenizer, spec.text_dim), tokenizer, vae)
         if spec.init is not None:
             self.start_from(find_model(spec.init))
-        self.unet.to(memory_format=torch.channels_last)
         for name, weight in self.unet.named_parameters():
             weight.requires_grad_("fuser" not in name and "position_net" not in name)
-        self.noise_schedule = DDPMScheduler(**SCHEDULE)
 
     def start_from(self, folder: Path) -> None:
         """Take over the weights of a checkpoint; words that its tokenizer knows keep their embeddings."""
@@ -95,27 +49,6 @@ class TextToImageTrainee(nn.Module):
         shared = [w for w in words if w in known]
         embedding[[words[w] for w in shared]] = text[name][[known[w] for w in shared]].float()
         self.text.load_state_dict({**text, name: embedding})
-
-    def batches(self, start: int, rank: int) -> Iterator[Batch]:
-        pool: Pool[EncodedScene] = Pool(self.scenes, self.spec.data, self.encode)
-        for step, scenes in enumerate(pool.steps(start), start):
-            yield self.batch(list(scenes), np.random.default_rng((self.spec.seed, step, rank)))
-
-    @torch.no_grad()
-    def encode(self, scene: Scene, picture: Picture) -> EncodedScene:
-        """A scene as it is kept in the pool."""
-        vae = self.vae[0].to(self.unet.device)
-        height, width = (n // self.factor * self.factor for n in picture.shape[:2])
-        pixels = to_tensor(picture[None, :height, :width]).to(vae.device)
-        latents = vae.encode(pixels).latent_dist.mode()[0].half()
-        multiple = unet_multiple(self.unet.config)
-        cells = object_windows(scene.layout.boxes, (width, height), self.factor, multiple, LEAST // self.factor, CONTEXT)
-        windows = tuple(
-            Window(y0, x0, y1 - y0, x1 - x0, region_prompt(phrase, scene.background))
-            for (x0, y0, x1, y1), phrase in zip(cells.tolist(), scene.phrases, strict=True)
-            if max(y1 - y0, x1 - x0) <= MOST // self.factor
-        )
-        return EncodedScene(latents, windows, scene.layout.boxes / self.factor, scene)
 
     def batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:
         """Windows of one random kind and size, with the noise they get."""
@@ -140,36 +73,15 @@ class TextToImageTrainee(nn.Module):
         same = [(s, w) for s in filled for w in s.objects if (w.h, w.w) == (like.h, like.w)]
         return [same[int(i)] for i in rng.integers(len(same), size=self.batch_size(like.h, like.w))]
 
-    def batch_size(self, h: int, w: int) -> int:
-        area = h * w * self.factor**2
-        return max(4, min(2 * self.spec.batch_size, round(self.spec.batch_size * BATCH_AREA / area)))
-
-    def anywhere(self, scenes: list[EncodedScene], rng: np.random.Generator) -> list[tuple[EncodedScene, Window]]:
-        """Windows of one random size, anywhere."""
-        multiple = unet_multiple(self.unet.config)
-        most = min(MOST // self.factor, *(n for s in scenes for n in s.latents.shape[1:]))
-        h, w = (int(v) * multiple for v in rng.integers(LEAST // self.factor // multiple, most // multiple + 1, 2))
-        picked = [scenes[int(i)] for i in rng.integers(len(scenes), size=self.batch_size(h, w))]
-        return [(s, scene_window(s, h, w, rng)) for s in picked]
-
-    def tokens(self, prompts: list[str]) -> Tensor:
-        ids: Tensor = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return ids
-
     def forward(self, batch: Batch) -> Tensor:
         """Min-SNR weighted v-prediction loss."""
         x, ids, t, noise = (part.to(self.unet.device) for part in batch)
-        noisy = self.noise_schedule.add_noise(x, noise, t).contiguous(memory_format=torch.channels_last)
-        v = self.unet(noisy, t, self.text(ids).last_hidden_state).sample.float()
-        snr = compute_snr(self.noise_schedule, t)
-        weight = snr.clamp(max=self.spec.snr_gamma) / (snr + 1)
-        return (weight * (v - self.noise_schedule.get_velocity(x, noise, t)).square().mean((1, 2, 3))).mean()
+        v = self.unet(self.noisy(x, noise, t), t, self.text(ids).last_hidden_state).sample
+        return self.loss(v, x, noise, t)
 
     def measure(self) -> dict[str, float]:
         """The loss of windows of held-out scenes."""
-        scenes = [self.encode(*pair) for pair in islice(PastedScenes(384, 1, "heldout").from_number(0), 16)]
-        losses = [float(self(self.batch(scenes, np.random.default_rng(k)))) for k in range(8)]
-        return {"heldout_loss": round(float(np.mean(losses)), 5)}
+        return {"heldout_loss": round(float(np.mean([float(self(batch)) for batch in self.held_out()])), 5)}
 
     def sheet(self) -> Image.Image:
         """Windows painted in 12 steps: a row a size."""
@@ -191,46 +103,12 @@ class TextToImageTrainee(nn.Module):
         shape = (len(prompts), self.unet.config["in_channels"], height // self.factor, width // self.factor)
         z = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
         emb = self.text(self.tokens([*prompts, *[""] * len(prompts)]).to(device)).last_hidden_state
-        solver = DPMSolverMultistepScheduler(**SCHEDULE)
+        solver = self.solver()
         solver.set_timesteps(steps, device=device)
         for t in solver.timesteps:
             cond, uncond = self.unet(torch.cat([z, z]), t, emb).sample.float().chunk(2)
             z = solver.step(uncond + guidance * (cond - uncond), t, z).prev_sample
         return to_pixels(self.vae[0].to(device).decode(z).sample)
-
-    def export(self, folder: Path) -> None:
-        """Write an fp16 Stable Diffusion checkpoint."""
-        self.vae[0].register_to_config(_name_or_path=self.spec.name)  # not the folder that it was loaded from
-        pipeline = StableDiffusionPipeline(
-            vae=self.vae[0],
-            text_encoder=self.text,
-            tokenizer=self.tokenizer,
-            unet=self.unet,
-            scheduler=DPMSolverMultistepScheduler(**SCHEDULE, steps_offset=1),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        for part in (self.vae[0], self.text, self.unet):
-            part.half()
-        pipeline.save_pretrained(folder)
-        for part in (self.vae[0], self.text, self.unet):
-            part.float()
-
-
-def scene_window(scene: EncodedScene, h: int, w: int, rng: np.random.Generator) -> Window:
-    """A window anywhere. Its caption names the ground, then the objects that are at least half inside, largest first:
-
-    "a field of grass with a brown dog, a cat", where that of an object's own window is "a brown dog, a field of grass".
-    So the model can tell one dog that fills the window from some that stand in it.
-    """
-    rows, columns = scene.latents.shape[1:]
-    y, x = int(rng.integers(rows - h + 1)), int(rng.integers(columns - w + 1))
-    inside = np.clip(scene.boxes - [x, y, x, y], 0, [w, h, w, h])
-    shown, whole = ((b[:, 2:] - b[:, :2]).prod(1) for b in (inside, scene.boxes))
-    order = [int(i) for i in np.argsort(-shown, kind="stable") if shown[i] >= 0.5 * whole[i]]
-    named = ", ".join(scene.scene.phrases[i] for i in order[:NAMED])
-    return Window(y, x, h, w, f"{scene.scene.background} with {named}" if named else scene.scene.background)
 
 
 def new_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:

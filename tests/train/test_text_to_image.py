@@ -9,7 +9,8 @@ import torch
 
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.train.tasks.text_to_image import Spec
-from synthgen.train.text_to_image import LEAST, MOST, TextToImageTrainee, new_tokenizer, scene_window
+from synthgen.train.text_to_image import TextToImageTrainee, new_tokenizer
+from synthgen.train.windows import LEAST, MOST, scene_window
 
 VAE = "synthgen/models/synthgen-tiny"
 
@@ -82,7 +83,7 @@ def test_gated_layers_are_there_and_shut(trainee: TextToImageTrainee) -> None:
 def test_exported_checkpoint_paints(trainee: TextToImageTrainee, tmp_path: Path) -> None:
     trainee.export(tmp_path)
     assert "synthgen/models" not in (tmp_path / "vae/config.json").read_text()
-    pipeline = MixturePipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
+    pipeline = MixturePipeline.from_pretrained(tmp_path, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     layout = trainee.scenes.from_number(0).__next__()[0].layout
     (image,) = pipeline([layout], "sand", num_inference_steps=1, output_type="np")
@@ -92,7 +93,7 @@ def test_exported_checkpoint_paints(trainee: TextToImageTrainee, tmp_path: Path)
 def test_start_from_a_checkpoint_keeps_its_words() -> None:
     base = {"version": 1, "name": "x", "steps": 1, "output": {"path": "x"}, "vae": VAE, "init": "synthgen-tiny"}
     trainee = TextToImageTrainee(Spec.model_validate({**base, "data": {"side": 128, "scenes": 4}}))
-    pipeline = MixturePipeline.from_pretrained(VAE, torch_dtype=torch.float32)
+    pipeline = MixturePipeline.from_pretrained(VAE, dtype=torch.float32)
     prompt = ["a brown dog, a field of grass"]
     with torch.no_grad():
         ours = trainee.text(trainee.tokens(prompt)).last_hidden_state

@@ -1,0 +1,117 @@
+"""Grounded generation over layouts: GLIGEN (Li et al., arXiv 2301.07093) with any number of boxes, in batches.
+
+A checkpoint learnt windows of one size with so many boxes at most. A canvas of that size is one window; a larger one, or one of
+more boxes, is covered with overlapping windows, each told of the boxes that it holds, and merged at every step.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synthgen.diffusion import masks
+from synthgen.diffusion.grounding import GroundedWindow, gates, grounded_windows, strengths
+from synthgen.diffusion.mixture import Conditions, Mixture, Predict, Region
+from synthgen.diffusion.pipeline import Evaluate, Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.diffusion.prompts import Prompts, per_image, phrases_of
+from synthgen.layouts import Layout
+from synthgen.pipelines import IncompatibleLayoutError
+from synthgen.scene import COUNTS
+from synthgen.scene import caption as caption_of
+
+GLIGEN = "cross_attention_kwargs.gligen."
+LEAST_WEIGHT = 0.01  # of a window's edge, against 15/16 squared at its centre: the canvas' own edge needs some
+
+
+class GroundedPipeline(LatentPipeline):
+    """Paints layouts with a GLIGEN checkpoint in diffusers format."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        layouts: Sequence[Layout],
+        background: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] = "",
+        caption: str = COUNTS,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 7.5,
+        window: int | None = None,
+        overlap: float = 0.25,
+        max_boxes: int = 30,
+        stages: tuple[float, float] = (0.3, 0.0),
+        chunk: int = 32,
+        generator: Generators = None,
+        callback_on_step_end: StepEnd | None = None,
+        output_type: str = "pil",
+    ) -> Images | Tensor:
+        """Paint one image a layout.
+
+        Args:
+            layouts: B layouts on one canvas size; their `phrases` are what the boxes are grounded with.
+            background: prompt of the background, one or B.
+            negative_prompt: one or B; the unconditional branch has no boxes.
+            caption: of each window, or a template for it, filled with what the window holds (see `synthgen.scene.caption`).
+            window, overlap, max_boxes, stages: see the recipe's keys.
+            chunk: windows of the size that the checkpoint was trained at that go through the UNet at once; of larger ones fewer.
+            generator: one CPU generator an image, or one for all.
+            output_type: "pil", "np" (B, H, W, 3) uint8, or "latent" (B, C, h, w) float32.
+
+        Raises:
+            IncompatibleLayoutError: a canvas, a box or a checkpoint that cannot be painted or paint.
+        """
+        self.check_inputs(layouts)
+        side = self.unet.config.sample_size if window is None else self.cells(window)
+        backgrounds, negatives = (per_image(p, len(layouts)) for p in (background, negative_prompt))
+        rows: list[tuple[str, GroundedWindow | None, Sequence[str]]] = [(text, None, ()) for text in negatives]
+        regions: list[Region] = []
+        for image, (layout, words) in enumerate(zip(layouts, backgrounds, strict=True)):
+            size, phrases = (layout.width, layout.height), phrases_of(layout)
+            for w in grounded_windows(layout.boxes, size, self.factor, self.multiple, side, overlap, max_boxes):
+                (x0, y0, x1, y1), text = w.window, caption_of(layout.select(w.indices), words, caption)
+                weight = masks.quartic(y1 - y0, x1 - x0) + LEAST_WEIGHT
+                regions.append(Region(image, w.window, len(rows), image, guidance_scale, weight))
+                rows.append((text, w, [phrases[i] for i in w.indices]))
+        conditions, noise = self.conditions(rows, max_boxes), self.noise(layouts, generator)
+        mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
+        with gates(self.unet) as gate:
+
+            def at(scale: float) -> Evaluate:
+                def evaluate(z: Tensor, predict: Predict) -> Tensor:
+                    gate.set(scale)
+                    return mixture(z, predict)
+
+                return evaluate
+
+            latents = self.denoise(noise, [at(s) for s in strengths(num_inference_steps, stages)], callback_on_step_end)
+        return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
+
+    def check_inputs(self, layouts: Sequence[Layout]) -> None:
+        """Raise IncompatibleLayoutError for what this checkpoint cannot paint."""
+        self.check_layouts(layouts)
+        if self.unet.config.attention_type != "gated":
+            raise IncompatibleLayoutError("unet: it has no gated layers; load a GLIGEN checkpoint")
+
+    def conditions(self, rows: Sequence[tuple[str, GroundedWindow | None, Sequence[str]]], most: int) -> Conditions:
+        """Tables with a row a window: its caption's embedding, and its boxes, padded to the number that was trained."""
+        prompts, texts = Prompts(), Prompts()
+        captions = [prompts.row(text) for text, _, _ in rows]
+        boxes, mask = np.zeros((len(rows), most, 4), np.float32), np.zeros((len(rows), most), np.float32)
+        which = np.full((len(rows), most), texts.row(""))
+        for row, (_, window, phrases) in enumerate(rows):
+            if window is not None:
+                n = len(phrases)
+                boxes[row, :n], mask[row, :n], which[row, :n] = window.boxes, 1, [texts.row(p) for p in phrases]
+        device, embedded = self._execution_device, self.encode_prompts(prompts.texts)
+        pooled = self.encode_phrases(texts.texts)
+        return {
+            "encoder_hidden_states": embedded[captions],
+            GLIGEN + "boxes": torch.from_numpy(boxes).to(device, embedded.dtype),
+            GLIGEN + "masks": torch.from_numpy(mask).to(device, embedded.dtype),
+            GLIGEN + "positive_embeddings": pooled[torch.from_numpy(which).to(device)],
+        }
+
+    def encode_phrases(self, phrases: Sequence[str]) -> Tensor:
+        """Pooled text embeddings (n, D) of the boxes' phrases."""
+        tokens = self.tokenizer(list(phrases), padding="max_length", truncation=True, return_tensors="pt")
+        return self.text_encoder(tokens.input_ids.to(self._execution_device)).pooler_output

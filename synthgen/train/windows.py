@@ -1,0 +1,171 @@
+"""Training on windows of scenes: what all UNet tasks have in common.
+
+Windows are cut by the same functions that cut them when a pipeline paints: what the UNet meets there is what it was trained on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.training_utils import compute_snr
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from synthgen.diffusion.models import unet_multiple, vae_factor
+from synthgen.diffusion.windows import object_windows
+from synthgen.scene import Scene, region_prompt
+from synthgen.train.scenes import PastedScenes, Picture, Pool, open_scenes
+from synthgen.train.vae import to_tensor
+
+LEAST, MOST = 64, 256  # window sides, px
+CONTEXT = 0.1  # share of a box's side round it, as the mixture pipeline's default
+NAMED = 4  # objects that a scene window's caption names at most
+BATCH_AREA = 80 * 80  # px of a window at which a batch has its full size; a batch of larger windows is smaller
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a scene with a caption: y0, x0, h, w in latent cells."""
+
+    y: int
+    x: int
+    h: int
+    w: int
+    caption: str
+
+
+@dataclass(frozen=True)
+class EncodedScene:
+    """Latents (C, H, W) float16 of a scene, a window for each of its boxes, and what is where in cells."""
+
+    latents: Tensor
+    objects: tuple[Window, ...]
+    boxes: np.ndarray
+    scene: Scene
+
+
+class WindowTrainee(nn.Module):
+    """A UNet trained on windows of scenes; a task fills in which windows a batch has, and what the loss is.
+
+    Args:
+        unet, text: what is trained; which of their parameters require gradients, the task says.
+        vae: encodes the scenes; not part of the state.
+    """
+
+    def __init__(
+        self, spec: Any, unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: CLIPTokenizer, vae: AutoencoderKL
+    ) -> None:
+        super().__init__()
+        self.spec, self.unet, self.text, self.tokenizer = spec, unet.to(memory_format=torch.channels_last), text, tokenizer
+        self.vae = [vae.float().eval().requires_grad_(False)]  # in a list: not part of our state
+        self.factor = vae_factor(vae.config)
+        self.scenes = open_scenes(spec.data, spec.seed + 1)
+        self.noise_schedule = DDPMScheduler(**SCHEDULE)
+
+    def batches(self, start: int, rank: int) -> Iterator[Any]:
+        pool: Pool[EncodedScene] = Pool(self.scenes, self.spec.data, self.encode)
+        for step, scenes in enumerate(pool.steps(start), start):
+            yield self.batch(list(scenes), np.random.default_rng((self.spec.seed, step, rank)))
+
+    def batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Any:
+        """One batch of windows of these scenes."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def encode(self, scene: Scene, picture: Picture) -> EncodedScene:
+        """A scene as it is kept in the pool."""
+        vae = self.vae[0].to(self.unet.device)
+        height, width = (n // self.factor * self.factor for n in picture.shape[:2])
+        pixels = to_tensor(picture[None, :height, :width]).to(vae.device)
+        latents = vae.encode(pixels).latent_dist.mode()[0].half()
+        multiple = unet_multiple(self.unet.config)
+        cells = object_windows(scene.layout.boxes, (width, height), self.factor, multiple, LEAST // self.factor, CONTEXT)
+        windows = tuple(
+            Window(y0, x0, y1 - y0, x1 - x0, region_prompt(phrase, scene.background))
+            for (x0, y0, x1, y1), phrase in zip(cells.tolist(), scene.phrases, strict=True)
+            if max(y1 - y0, x1 - x0) <= MOST // self.factor
+        )
+        return EncodedScene(latents, windows, scene.layout.boxes / self.factor, scene)
+
+    def batch_size(self, h: int, w: int) -> int:
+        area = h * w * self.factor**2
+        return max(4, min(2 * self.spec.batch_size, round(self.spec.batch_size * BATCH_AREA / area)))
+
+    def anywhere(self, scenes: list[EncodedScene], rng: np.random.Generator) -> list[tuple[EncodedScene, Window]]:
+        """Windows of one random size, anywhere."""
+        multiple = unet_multiple(self.unet.config)
+        most = min(MOST // self.factor, *(n for s in scenes for n in s.latents.shape[1:]))
+        h, w = (int(v) * multiple for v in rng.integers(LEAST // self.factor // multiple, most // multiple + 1, 2))
+        picked = [scenes[int(i)] for i in rng.integers(len(scenes), size=self.batch_size(h, w))]
+        return [(s, scene_window(s, h, w, rng)) for s in picked]
+
+    def tokens(self, prompts: list[str]) -> Tensor:
+        ids: Tensor = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return ids
+
+    def noisy(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Latents at timestep t, as the UNet takes them."""
+        z: Tensor = self.noise_schedule.add_noise(x, noise, t)
+        return z.contiguous(memory_format=torch.channels_last)
+
+    def loss(self, v: Tensor, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Min-SNR weighted v-prediction loss (arXiv 2303.09556)."""
+        snr = compute_snr(self.noise_schedule, t)
+        weight = snr.clamp(max=self.spec.snr_gamma) / (snr + 1)
+        velocity = self.noise_schedule.get_velocity(x, noise, t)
+        return (weight * (v.float() - velocity).square().mean((1, 2, 3))).mean()
+
+    def held_out(self, batches: int = 8) -> Iterator[Any]:
+        """Batches of held-out scenes, always the same ones."""
+        scenes = [self.encode(*pair) for pair in islice(PastedScenes(384, 1, "heldout").from_number(0), 16)]
+        return (self.batch(scenes, np.random.default_rng(k)) for k in range(batches))
+
+    def solver(self) -> DPMSolverMultistepScheduler:
+        """What the checkpoint is painted with."""
+        return DPMSolverMultistepScheduler(**SCHEDULE, steps_offset=1)
+
+    def export(self, folder: Path) -> None:
+        """Write an fp16 Stable Diffusion checkpoint."""
+        self.vae[0].register_to_config(_name_or_path=self.spec.name)  # not the folder that it was loaded from
+        pipeline = StableDiffusionPipeline(
+            vae=self.vae[0],
+            text_encoder=self.text,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            scheduler=self.solver(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        for part in (self.vae[0], self.text, self.unet):
+            part.half()
+        pipeline.save_pretrained(folder)
+        for part in (self.vae[0], self.text, self.unet):
+            part.float()
+
+
+def scene_window(scene: EncodedScene, h: int, w: int, rng: np.random.Generator) -> Window:
+    """A window anywhere. Its caption names the ground, then the objects that are at least half inside, largest first:
+
+    "a field of grass with a brown dog, a cat", where that of an object's own window is "a brown dog, a field of grass".
+    So the model can tell one dog that fills the window from some that stand in it.
+    """
+    rows, columns = scene.latents.shape[1:]
+    y, x = int(rng.integers(rows - h + 1)), int(rng.integers(columns - w + 1))
+    inside = np.clip(scene.boxes - [x, y, x, y], 0, [w, h, w, h])
+    shown, whole = ((b[:, 2:] - b[:, :2]).prod(1) for b in (inside, scene.boxes))
+    order = [int(i) for i in np.argsort(-shown, kind="stable") if shown[i] >= 0.5 * whole[i]]
+    named = ", ".join(scene.scene.phrases[i] for i in order[:NAMED])
+    return Window(y, x, h, w, f"{scene.scene.background} with {named}" if named else scene.scene.background)

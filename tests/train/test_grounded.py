@@ -1,0 +1,75 @@
+"""Training of gated layers: windows and their boxes, what is frozen, and that it learns."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from synthgen.config import ConfigError, load_training
+from synthgen.diffusion.grounding import HELD, held
+from synthgen.pipelines.mixture.pipeline import MixturePipeline
+from synthgen.train.grounded import GroundedTrainee
+from synthgen.train.tasks.grounded import Spec
+from tests.diffusion.test_grounding import gated_unet
+
+
+@pytest.fixture(scope="module")
+def trainee(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> GroundedTrainee:
+    path = tmp_path_factory.mktemp("gated")
+    pipeline = MixturePipeline.from_pretrained(checkpoint, use_safetensors=True)
+    pipeline.unet = gated_unet()
+    pipeline.save_pretrained(path)
+    base = {"version": 1, "name": "x", "steps": 1, "output": {"path": "x"}, "init": str(path), "windows": [32, 64]}
+    return GroundedTrainee(Spec.model_validate({**base, "batch_size": 2, "data": {"side": 128, "scenes": 8}}))
+
+
+def test_windows_come_with_the_boxes_they_hold(trainee: GroundedTrainee) -> None:
+    rng = np.random.default_rng(0)
+    for pair in islice(trainee.scenes.from_number(0), 8):
+        scene = trainee.encode(*pair)
+        latents, boxes, phrases, words = trainee.window(scene, 32, 24, rng)
+        assert latents.shape[1:] == (32, 24)
+        assert len(boxes) == len(phrases) <= trainee.spec.max_boxes
+        assert ((boxes >= 0) & (boxes <= 1)).all()
+        assert words == "" or words.startswith(scene.scene.background)
+        if len(boxes):
+            sizes = (boxes[:, 2:] - boxes[:, :2]) * [24, 32]
+            assert (sizes.prod(1) >= HELD * (scene.boxes[:, 2:] - scene.boxes[:, :2]).prod(1).min() - 1e-3).all()
+
+
+def test_only_the_gated_layers_are_trained(trainee: GroundedTrainee) -> None:
+    trained = {n for n, p in trainee.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("fuser" in n or "position_net" in n for n in trained)
+
+
+def test_it_learns_one_batch(trainee: GroundedTrainee) -> None:
+    batch = next(trainee.batches(0, 0))
+    optimiser = torch.optim.AdamW([p for p in trainee.parameters() if p.requires_grad], 1e-2)
+    losses = []
+    for _ in range(40):
+        loss = trainee(batch)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.97 * losses[0]
+    assert set(trainee.measure()) == {"heldout_loss", "heldout_loss_without_boxes"}
+
+
+def test_the_sheet_shows_boxes(trainee: GroundedTrainee) -> None:
+    assert trainee.sheet().size == (4 * 64, 2 * 64)
+
+
+def test_held_shares() -> None:
+    boxes = np.array([[0, 0, 4, 4], [2, 2, 6, 6], [8, 8, 9, 9]], np.float64)
+    np.testing.assert_allclose(held(boxes, (0, 0, 4, 4)), [1, 0.25, 0])
+
+
+def test_a_checkpoint_without_gated_layers_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=r"init: .* has no gated layers"):
+        load_training("train-grounded", [f"init={checkpoint}"])
+    with pytest.raises(ConfigError, match=r"windows: \[300, 200\] must be two sides from 16 px to data.side, 512 px"):
+        load_training("train-grounded", ["windows=[300, 200]"])
