@@ -6,12 +6,16 @@ eps = sum_i w_i eps_i / sum_i w_i, with eps_i the classifier-free guided predict
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Conditions = Mapping[str, Tensor]
-"""What the network reads beside latents and timestep, each by the name of its argument: tables with a row a prompt."""
+Conditions = Mapping[str, Any]
+"""What the network reads beside latents and timestep, each by the name of its argument: tables with a row a prompt.
+
+A table is a tensor, or something else that a tensor of row numbers indexes.
+"""
 Predict = Callable[[Tensor, Conditions], Tensor]
 
 
@@ -71,13 +75,14 @@ class Mixture:
     """
 
     def __init__(self, regions: Sequence[Region], conditions: Conditions, shape: Sequence[int], cells: int) -> None:
-        self.conditions, self.shape = conditions, tuple(shape)
-        device = next(iter(conditions.values())).device
+        self.shape = tuple(shape)
+        device = next(table.device for table in conditions.values() if isinstance(table, Tensor))
         evaluations = [e for region in regions for e in _branches(region, device)]
         sizes = sorted({e.size for e in evaluations})
         groups = [[e for e in evaluations if e.size == size] for size in sizes]
         parts = [part for group in groups for part in _parts(group, cells)]
-        self.chunks = [(part, torch.tensor([e.prompt for e in part], device=device)) for part in parts]
+        rows = [torch.tensor([e.prompt for e in part], device=device) for part in parts]
+        self.chunks = [(part, select(conditions, own)) for part, own in zip(parts, rows, strict=True)]
         total = torch.zeros(shape[0], 1, *shape[2:], device=device)
         for e in evaluations:
             e.of(total).add_(e.weight)
@@ -91,12 +96,17 @@ class Mixture:
             predict: (n, C or more, h, w) latents and their conditions to predictions (n, C, h, w).
         """
         merged = torch.zeros(self.shape, dtype=torch.float32, device=z.device)
-        for chunk, rows in self.chunks:
+        for chunk, conditions in self.chunks:
             latents = torch.stack([e.of(z) for e in chunk])
-            predictions = predict(latents, {name: table[rows] for name, table in self.conditions.items()}).float()
+            predictions = predict(latents, conditions).float()
             for e, prediction in zip(chunk, predictions, strict=True):
                 e.of(merged).addcmul_(e.weight, prediction)
         return merged * self.norm
+
+
+def select(conditions: Conditions, rows: Tensor) -> Conditions:
+    """The rows of every table."""
+    return {name: table[rows] for name, table in conditions.items()}
 
 
 def _parts(group: list[_Evaluation], cells: int) -> list[list[_Evaluation]]:

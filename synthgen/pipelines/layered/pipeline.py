@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from synthgen.diffusion.attention import TokenProbe, probed, tokens_of
-from synthgen.diffusion.mixture import Conditions, Mixture, Predict
+from synthgen.diffusion.mixture import Conditions, Mixture, Predict, select
 from synthgen.diffusion.pipeline import Evaluate, Generators, Images, LatentPipeline, StepEnd, as_output
 from synthgen.diffusion.prompts import Prompts, captions_of, per_image, phrases_of
 from synthgen.diffusion.windows import object_windows
@@ -191,7 +191,7 @@ class LayeredPipeline(LatentPipeline):
             tokens = torch.tensor([x.tokens for x in layers], device=z.device)
             probe = TokenProbe(tokens, top_k if variant == "mixed" else None)
             with probed(self.unet, probe):
-                out = self.predict(t, z, select(conditions, [x.prompt for x in layers])).float()
+                out = self.predict(t, z, select(conditions, prompts_of(layers))).float()
             clean = self.clean(z, out, t)
             if variant == "mixed":
                 deltas.append(clean)
@@ -284,9 +284,7 @@ class MixedLayers:
             n = max(1, self.at_once // (group.size[0] * group.size[1]))
             for layers, xi in zip(_batches(group.layers, n), torch.split(group.xi, n), strict=True):
                 x = torch.stack([layer.of(z) for layer in layers]) + xi
-                for layer, eps in zip(
-                    layers, predict(x, select(self.conditions, [x.prompt for x in layers])).float(), strict=True
-                ):
+                for layer, eps in zip(layers, predict(x, select(self.conditions, prompts_of(layers))).float(), strict=True):
                     share = layer.area / self.areas[layer.image]
                     layer.of(total).add_(self.weight * share * (eps - layer.of(uncond)))
         return total
@@ -311,9 +309,9 @@ def composite(below: Tensor, groups: Sequence[Group], rendered: Sequence[Tensor]
     return z
 
 
-def select(conditions: Conditions, rows: Sequence[int]) -> Conditions:
-    """The rows of every table."""
-    return {name: table[list(rows)] for name, table in conditions.items()}
+def prompts_of(layers: Sequence[Layer]) -> Tensor:
+    """Rows of the layers' prompts, (n,)."""
+    return torch.tensor([x.prompt for x in layers])
 
 
 def _batches(layers: Sequence[Layer], n: int) -> list[Sequence[Layer]]:
