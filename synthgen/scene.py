@@ -92,9 +92,9 @@ def caption(layout: Layout, background: str, template: str = COUNTS) -> str:
 
     Args:
         template: {counts} is "3 dog, 1 cat"; {phrases} the boxes' distinct prompts, joined; {background} as it is. Commas and
-            spaces at its ends go. A picture without objects has the background for its caption.
+            spaces at its ends go. If it names objects, a picture without any has the background for its caption.
     """
-    if not len(layout):
+    if not len(layout) and ("{counts}" in template or "{phrases}" in template):
         return background
     counts = {name: layout.categories.count(name) for name in dict.fromkeys(layout.categories)}
     phrases = dict.fromkeys(layout.phrases or tuple(f"a {name}" for name in layout.categories))

@@ -64,7 +64,8 @@ class Mixture:
     """Merges the regions' predictions; all regions of equal size go through the network together.
 
     Guidance is linear, eps = (1 - g) eps_uncond + g eps_cond, so each branch is an evaluation of its own with the
-    weight w (1 - g) or w g, and a branch whose factor is 0 is not computed.
+    weight w (1 - g) or w g, and a branch whose factor is 0 is not computed. A distilled network that takes the guidance
+    scale as a condition (`timestep_cond`) has one branch.
 
     Args:
         regions: of all images of the batch.
@@ -77,7 +78,8 @@ class Mixture:
     def __init__(self, regions: Sequence[Region], conditions: Conditions, shape: Sequence[int], cells: int) -> None:
         self.shape = tuple(shape)
         device = next(table.device for table in conditions.values() if isinstance(table, Tensor))
-        evaluations = [e for region in regions for e in _branches(region, device)]
+        guided = "timestep_cond" not in conditions
+        evaluations = [e for region in regions for e in _branches(region, device, guided)]
         sizes = sorted({e.size for e in evaluations})
         groups = [[e for e in evaluations if e.size == size] for size in sizes]
         parts = [part for group in groups for part in _parts(group, cells)]
@@ -115,7 +117,7 @@ def _parts(group: list[_Evaluation], cells: int) -> list[list[_Evaluation]]:
     return [group[k : k + n] for k in range(0, len(group), n)]
 
 
-def _branches(region: Region, device: torch.device) -> list[_Evaluation]:
-    weight, g = region.weight.to(device), region.guidance
+def _branches(region: Region, device: torch.device, guided: bool) -> list[_Evaluation]:
+    weight, g = region.weight.to(device), region.guidance if guided else 1.0
     branches = [(region.prompt, g), (region.negative, 1 - g)]
     return [_Evaluation(region.image, region.window, prompt, weight * factor) for prompt, factor in branches if factor != 0]

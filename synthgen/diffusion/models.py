@@ -12,9 +12,9 @@ from synthgen.pipelines import MethodSpec, ModelNotFoundError
 from synthgen.scene import SceneSpec
 
 EMBEDDED = Path(__file__).parent.parent / "models"
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
 LICENCES = {"synthgen-tiny": "Apache-2.0"}
-SchedulerName = Literal["dpm++", "unipc", "ddim", "euler", "lms"]
+SchedulerName = Literal["dpm++", "unipc", "ddim", "euler", "lms", "lcm"]
 
 
 class ModelSpec(MethodSpec):
@@ -23,6 +23,12 @@ class ModelSpec(MethodSpec):
     model: str = Field("synthgen-tiny", min_length=1, description="embedded checkpoint, folder, or Hugging Face id")
     weights: str | None = Field(None, pattern=r"^\w+$", description="variant of the weights on the Hub, such as fp16")
     dtype: str = Field("auto", pattern="^(auto|float32|float16|bfloat16)$", description="auto: float16 on a GPU, else float32")
+
+    lora: str | None = Field(
+        None, min_length=1, description="merged into the checkpoint: a .safetensors, its folder, or a Hub id"
+    )
+    lora_scale: float = Field(1.0, description="how much of it")
+    compile: bool = Field(False, description="compile the UNet once a worker: pays off on a GPU, for jobs of many images")
 
     @property
     def uses_torch(self) -> bool:
@@ -37,7 +43,10 @@ class ModelSpec(MethodSpec):
         return find_model(self.model, self.weights)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"model_sha256": folder_hash(self.folder())}
+        found = {"model_sha256": folder_hash(self.folder())}
+        if self.lora is not None:
+            found["lora_sha256"] = hashlib.sha256(find_lora(self.lora).read_bytes()).hexdigest()
+        return found
 
     def licence(self) -> str:
         return LICENCES.get(self.model, f"that of the outputs of the model {self.model}")
@@ -60,6 +69,11 @@ def canvas_problems(spec: ModelSpec, canvas: tuple[int, int]) -> list[str]:
         folder = spec.folder()
     except ModelNotFoundError as error:
         return [f"model: {error}"]
+    try:
+        if spec.lora is not None:
+            find_lora(spec.lora)
+    except ModelNotFoundError as error:
+        return [f"lora: {error}"]
     factor = vae_factor(read_config(folder, "vae"))
     least = factor * unet_multiple(read_config(folder, "unet"))
     return [
@@ -87,13 +101,32 @@ def find_model(name: str, variant: str | None = None) -> Path:
     return _with_safetensors(_from_hub(name, variant), name)
 
 
+def find_lora(name: str) -> Path:
+    """The file of a LoRA, fetched from the Hub if it is not here.
+
+    Raises:
+        ModelNotFoundError: it is nowhere, or there is not just one safetensors file.
+    """
+    path = Path(name)
+    if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        path = _snapshot(name, ["*.safetensors"], [])
+    found = [path] if path.is_file() and path.suffix == ".safetensors" else sorted(path.glob("*.safetensors"))
+    if len(found) != 1:
+        have = f"{len(found)} .safetensors files" if path.is_dir() else "no such .safetensors file, and it is no Hugging Face id"
+        raise ModelNotFoundError(f"LoRA {name!r}: {have}; give one file, or a folder or Hub id that holds one")
+    return found[0]
+
+
 def _from_hub(name: str, variant: str | None) -> Path:
+    weights = f"*.{variant}.safetensors" if variant else "*.safetensors"
+    wanted = ["model_index.json", *(f"{part}/{kind}" for part in PARTS for kind in ("*.json", "*.txt", weights))]
+    return _snapshot(name, wanted, ["*non_ema*"] if variant else ["*non_ema*", "*.fp16.*"])
+
+
+def _snapshot(name: str, wanted: list[str], skipped: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    weights = f"*.{variant}.safetensors" if variant else "*.safetensors"
-    wanted = ["model_index.json", *(f"{part}/{kind}" for part in PARTS for kind in ("*.json", "*.txt", weights))]
-    skipped = ["*non_ema*"] if variant else ["*non_ema*", "*.fp16.*"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=skipped))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:

@@ -1,29 +1,29 @@
 """What the pipelines share: a checkpoint's parts, the denoising loop over merged predictions, encoder and decoder."""
 
-import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, LMSDiscreteScheduler, UNet2DConditionModel
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import logging as diffusers_logging
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from synthgen.diffusion.mixture import Conditions, Predict, Region
-from synthgen.diffusion.models import ModelSpec, unet_multiple, vae_factor
+from synthgen.diffusion.models import ModelSpec, find_lora, unet_multiple, vae_factor
 from synthgen.diffusion.schedulers import SCHEDULERS
+from synthgen.diffusion.text import TextEncoding
 from synthgen.diffusion.windows import background_windows
 from synthgen.layouts import Layout
 from synthgen.pipelines import IncompatibleLayoutError, Numerics
-
-log = logging.getLogger(__name__)
 
 StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 """callback_on_step_end: pipeline, step, timestep and {"latents"}; what it returns may hold new latents."""
@@ -36,10 +36,11 @@ AnyPipeline = TypeVar("AnyPipeline", bound="LatentPipeline")
 OUTSIDE = 1e-3  # px that a box may stand over the edge of its canvas: float32
 
 
-class LatentPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is untyped
-    """A checkpoint in Stable Diffusion format, whatever is painted with it."""
+class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # type: ignore[misc]  # diffusers is untyped
+    """A checkpoint in Stable Diffusion or SDXL format, whatever is painted with it."""
 
-    model_cpu_offload_seq = "text_encoder->unet->vae"
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
+    _optional_components: ClassVar = ["text_encoder_2", "tokenizer_2"]
 
     def __init__(
         self,
@@ -48,9 +49,14 @@ class LatentPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
         scheduler: KarrasDiffusionSchedulers,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        tokenizer_2: CLIPTokenizer | None = None,
+        force_zeros_for_empty_prompt: bool = False,
     ) -> None:
         super().__init__()
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
+        self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
         self.factor = vae_factor(vae.config)
         self.multiple = unet_multiple(unet.config)
         self.vae.enable_tiling()
@@ -76,16 +82,6 @@ class LatentPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
                 if bad.any():
                     i = int(bad.argmax())
                     raise IncompatibleLayoutError(f"layouts[{n}].boxes[{i}]: {layout.boxes[i].tolist()} {reason}")
-
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings (P, T, D) of prompts; what is beyond the text encoder's length is cut off, with a warning."""
-        length = self.tokenizer.model_max_length
-        for prompt in prompts:
-            found = len(self.tokenizer(prompt).input_ids) if len(prompt) > length else 0  # a token is a letter at least
-            if found > length:
-                log.warning("prompt %.40r…: %d tokens, of which the text encoder reads the first %d", prompt, found, length)
-        tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
-        return self.text_encoder(tokens.input_ids.to(self._execution_device)).last_hidden_state
 
     def noise(self, layouts: Sequence[Layout], generator: Generators) -> Tensor:
         """Initial noise (B, C, h, w) float32, one CPU generator an image: the same on every device."""
@@ -141,6 +137,7 @@ class LatentPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
         evaluations: Sequence[Evaluate],
         callback: StepEnd | None = None,
         after: Sequence[AfterStep] = (),
+        generator: Generators = None,
         eta: float = 0.0,
         first: int = 0,
         last: int | None = None,
@@ -152,15 +149,19 @@ class LatentPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
             latents: (B, C, h, w): standard normal noise if first is 0, else latents at the level of that step.
             evaluations: what predicts the noise, one for each step of the schedule.
             after: what else happens to the latents after each step.
+            generator: one CPU generator an image, or one for all: of the noise that some schedulers add at each step.
+            eta: how much of it, for DDIM.
             beside: (B, C', h, w) that the UNet reads as further channels.
         """
         scheduler = self.scheduler
         scheduler.set_timesteps(len(evaluations), device=latents.device)
         if first == 0:
             latents = latents * scheduler.init_noise_sigma
-        elif hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(first)
-        extra = {"eta": eta} if "eta" in signature(scheduler.step).parameters else {}
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)  # it would look for the step among its timesteps, which a GPU waits for
+        known = signature(scheduler.step).parameters
+        each = list(generator) if isinstance(generator, Sequence) else generator
+        extra = {name: value for name, value in (("eta", eta), ("generator", each)) if name in known}
         steps = list(enumerate(scheduler.timesteps))[first:last]
         for i, t in self.progress_bar(steps):
             z = scheduler.scale_model_input(latents, t)
@@ -178,26 +179,49 @@ class LatentPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers is u
         if isinstance(self.scheduler, LMSDiscreteScheduler):
             raise ValueError("scheduler: lms cannot start within its schedule; use dpm++, unipc, ddim or euler")
 
+    def merge_lora(self, file: Path, scale: float = 1.0) -> None:
+        """Add a LoRA (safetensors, in diffusers' or a common trainer's format) to the weights for good, `scale` times.
+
+        Raises:
+            ValueError: it holds nothing for this UNet or text encoder.
+        """
+        options = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
+        state, alphas = self.lora_state_dict(str(file.parent), unet_config=self.unet.config, **options)
+        self.load_lora_into_unet(state, alphas, self.unet)
+        self.load_lora_into_text_encoder(state, alphas, self.text_encoder)
+        if not getattr(self.unet, "peft_config", None) and not getattr(self.text_encoder, "peft_config", None):
+            raise ValueError(f"lora: {file} holds nothing for this checkpoint")
+        self.fuse_lora(lora_scale=scale)
+        self.unload_lora_weights()
+
     def encode_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
         """Latents (B, C, h, w) float32 of pictures (B, H, W, 3)."""
+        dtype = self.vae.dtype
+        if self._upcast:
+            self.vae.to(dtype=torch.float32)
         pixels = (
             torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).to(self.vae.device, self.vae.dtype) / 127.5 - 1
         )
         means = torch.cat([self.vae.encode(p[None]).latent_dist.mode() for p in pixels]).float()
+        self.vae.to(dtype=dtype)
         return (means - self._shift) * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor, cpu_vae: bool = False) -> NDArray[np.uint8]:
         """Pictures (B, H, W, 3) of latents, one at a time, in overlapping tiles where they are large."""
         device, dtype = self.vae.device, self.vae.dtype
-        if cpu_vae:
-            self.vae.to("cpu", torch.float32)
+        if cpu_vae or self._upcast:
+            self.vae.to("cpu" if cpu_vae else device, torch.float32)
         scaled = (latents / self.vae.config.scaling_factor + self._shift).to(self.vae.device, self.vae.dtype)
         pixels = torch.cat([self.vae.decode(z[None]).sample.float().cpu() for z in scaled])
-        if cpu_vae:
-            self.vae.to(device, dtype)
+        self.vae.to(device, dtype)
         pixels = torch.nan_to_num((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
         arrays: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
         return arrays
+
+    @property
+    def _upcast(self) -> bool:
+        """Whether the autoencoder overflows in float16 (SDXL's)."""
+        return bool(self.vae.config.force_upcast) and self.vae.dtype == torch.float16
 
     @property
     def _shift(self) -> float:
@@ -228,7 +252,11 @@ def load_pipeline(kind: type[AnyPipeline], spec: ModelSpec, scheduler: str | Non
     ).to(numerics.device)
     if scheduler is not None:
         pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
+    if spec.lora is not None:
+        pipeline.merge_lora(find_lora(spec.lora), spec.lora_scale)
     pipeline.unet.to(memory_format=torch.channels_last)
+    if spec.compile:
+        pipeline.unet.compile()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -1,10 +1,11 @@
 """Makes one shard at a time: layouts, scenes, pictures, files. Knows nothing of Ray."""
 
 import io
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from synthgen.scene import Scene
 from synthgen.shards.dataset import versions
 from synthgen.shards.sample import Sample
 from synthgen.shards.shard import StagedShard, stage
+
+log = logging.getLogger(__name__)
 
 LAYOUT_STREAM, SCENE_STREAM, NOISE_STREAM = 0, 1, 2
 BLANK_DEVIATION = 1.0  # grey levels; a picture with less is not a picture
@@ -74,6 +77,26 @@ class Worker:
     def make_shard(self, number: int) -> Iterator[Progress | StagedShard]:
         """Paint and stage one shard; yields progress after each batch, and the staged shard last.
 
+        Where memory runs out the shard is begun again with half the chunk, which its marker then says; this worker stays at it.
+        """
+        while True:
+            painted = 0
+            try:
+                for event in self._attempt(number):
+                    painted += event.images if isinstance(event, Progress) else 0
+                    yield event
+                return
+            except RuntimeError as error:
+                if not out_of_memory(error) or self.numerics.chunk == 1:
+                    raise
+            log.warning("shard %06d: out of memory with chunk %d; again with half of it", number, self.numerics.chunk)
+            yield Progress(number, -painted)
+            self.numerics = replace(self.numerics, chunk=self.numerics.chunk // 2)
+            self.painter = self.job.pipeline.load(self.job.scene, self.numerics)
+
+    def _attempt(self, number: int) -> Iterator[Progress | StagedShard]:
+        """Paint and stage one shard.
+
         Encoding runs in a thread beside the painting of the next batch.
         """
         began, first = time.perf_counter(), number * self.job.output.shard_size
@@ -125,6 +148,11 @@ class Worker:
 
     def _noise(self, index: int, attempt: int) -> np.random.SeedSequence:
         return seed_sequence(self.job.seed, index, NOISE_STREAM, attempt)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says that a GPU's or this machine's memory does not suffice."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def limit_threads(job: Job) -> None:

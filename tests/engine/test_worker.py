@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from synthgen.config import Job
 from synthgen.engine.worker import Progress, RejectedImageError, Worker, draw_scene, encode_image, is_picture, seed_sequence
 from synthgen.layouts import InfeasibleLayoutError
 from synthgen.layouts._objects import ObjectSpec
 from synthgen.pipelines import Painting
+from synthgen.pipelines.paste import Spec as PasteSpec
 from synthgen.scene import Scene
 from synthgen.shards.shard import StagedShard, read_members
 
@@ -67,6 +69,41 @@ def test_a_black_image_is_painted_again(make_job: Callable[..., Job], tmp_path: 
     _, paintings, attempts = worker.paint([0, 1])
     assert attempts == [0, 1]
     assert all(is_picture(p) for p in paintings)
+
+
+class Hungry(Flaky):
+    """Runs out of memory at its third call unless the chunk is small."""
+
+    def __init__(self, chunk: int, most: int) -> None:
+        super().__init__(0)
+        self.chunk, self.most = chunk, most
+
+    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+        if self.calls == 2 and self.chunk > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().__call__(scenes, seeds)
+
+
+@pytest.mark.parametrize(("most", "chunk"), [(8, 8), (31, 16), (32, 32)])
+def test_where_memory_runs_out_the_shard_is_made_again_with_half_the_chunk(
+    make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, chunk: int
+) -> None:
+    monkeypatch.setattr(PasteSpec, "load", lambda self, scene, numerics: Hungry(numerics.chunk, most))
+    worker = Worker(make_job("images=6", "output.shard_size=6"), tmp_path)
+    *progress, staged = worker.make_shard(0)
+    assert isinstance(staged, StagedShard)
+    assert staged.marker.numerics["chunk"] == chunk
+    assert sum(p.images for p in progress if isinstance(p, Progress)) == 6
+    whole = Worker(make_job("images=6", "output.shard_size=6", f"chunk={chunk}"), tmp_path)
+    *_, again = whole.make_shard(0)
+    assert isinstance(again, StagedShard)
+    assert again.marker.sha256 == staged.marker.sha256
+
+
+def test_what_does_not_fit_at_all_is_told(make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PasteSpec, "load", lambda self, scene, numerics: Hungry(numerics.chunk, 0))
+    with pytest.raises(torch.OutOfMemoryError):
+        list(Worker(make_job("images=6", "output.shard_size=6"), tmp_path).make_shard(0))
 
 
 def test_on_reject(make_job: Callable[..., Job], tmp_path: Path) -> None:

@@ -63,14 +63,16 @@ class AnnotationMaskPipeline(LatentPipeline):
         size, captions = (layouts[0].width, layouts[0].height), captions_of(layouts, background, caption)
         boxes = [corners_of(layout, categories) for layout in layouts] if annotations is None else annotations
         mask = self.encode_pictures(paint_annotations(boxes, size, label_range))
-        conditions = {"encoder_hidden_states": self.encode_prompts([*captions, *per_image(negative_prompt, len(layouts))])}
+        conditions = self.text_conditions([*captions, *per_image(negative_prompt, len(layouts))], guidance_scale)
         regions = self.covers(size, [(i, len(layouts) + i) for i in range(len(layouts))], guidance_scale)
         noise = self.noise(layouts, generator)
         steps = [Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))] * num_inference_steps
         first = 0 if self.trained else num_inference_steps - max(1, int(num_inference_steps * strength))
         self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
         start = noise if first == 0 else self.scheduler.add_noise(mask, noise, self.scheduler.timesteps[first].repeat(len(noise)))
-        latents = self.denoise(start, steps, callback_on_step_end, first=first, beside=mask if self.trained else None)
+        latents = self.denoise(
+            start, steps, callback_on_step_end, generator=generator, first=first, beside=mask if self.trained else None
+        )
         return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
 
     def check_inputs(self, layouts: Sequence[Layout], strength: float, annotations: Sequence[Sequence[Corners]] | None) -> None:

@@ -66,7 +66,7 @@ class AnnotationTokensPipeline(LatentPipeline):
         regions = self.covers(size, [(i, len(layouts) + i) for i in range(len(layouts))], guidance_scale)
         noise = self.noise(layouts, generator)
         mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
-        latents = self.denoise(noise, [mixture] * num_inference_steps, callback_on_step_end)
+        latents = self.denoise(noise, [mixture] * num_inference_steps, callback_on_step_end, generator=generator)
         return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
 
     def check_inputs(self, layouts: Sequence[Layout], form: str, annotations: Sequence[Sequence[str]] | None) -> None:

@@ -87,7 +87,7 @@ class CanvasPipeline(LatentPipeline):
                     negative = negative_prompt if r.negative_prompt is None else r.negative_prompt
                     rows, weight = (prompts.row(r.prompt), prompts.row(negative)), self.weight(r)
                     parts.append(Region(image, self.window(r), *rows, r.guidance_scale, weight))
-        conditions = {"encoder_hidden_states": self.encode_prompts(prompts.texts or [""])}
+        conditions = self.text_conditions(prompts.texts or [""], 7.5)
         mixture = Mixture(parts, conditions, noise.shape, self.cells_at_once(chunk))
         seen: list[Images] = []
 
@@ -96,7 +96,7 @@ class CanvasPipeline(LatentPipeline):
             return z
 
         after: list[AfterStep] = [*self.references(each, noise, num_inference_steps), *([look] if decode_steps else [])]
-        latents = self.denoise(noise, [mixture] * num_inference_steps, callback_on_step_end, after, eta)
+        latents = self.denoise(noise, [mixture] * num_inference_steps, callback_on_step_end, after, generators, eta)
         images = latents if output_type == "latent" else as_output(self.decode(latents, cpu_vae), output_type)
         return (images, seen) if decode_steps else images
 

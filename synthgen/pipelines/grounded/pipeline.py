@@ -83,7 +83,9 @@ class GroundedPipeline(LatentPipeline):
 
                 return evaluate
 
-            latents = self.denoise(noise, [at(s) for s in strengths(num_inference_steps, stages)], callback_on_step_end)
+            latents = self.denoise(
+                noise, [at(s) for s in strengths(num_inference_steps, stages)], callback_on_step_end, generator=generator
+            )
         return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
 
     def check_inputs(self, layouts: Sequence[Layout]) -> None:

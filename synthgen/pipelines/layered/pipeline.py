@@ -114,7 +114,7 @@ class LayeredPipeline(LatentPipeline):
         for i, layout in enumerate(layouts):
             texts = [region_prompt(phrase, prompts.texts[backgrounds[i]], layer_prompt) for phrase in phrases_of(layout)]
             layers += self.layers(layout, i, texts, prompts, negatives[i], context)
-        noise, conditions = self.noise(layouts, generator), {"encoder_hidden_states": self.encode_prompts(prompts.texts)}
+        noise, conditions = self.noise(layouts, generator), self.text_conditions(prompts.texts, guidance_scale)
         groups = [Group(list(x), noise) for x in by_size(layers)]
         self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
         strength = (lambda_1, lambda_2)
@@ -132,16 +132,16 @@ class LayeredPipeline(LatentPipeline):
         if variant == "mixed":
             mixed = MixedLayers(groups, conditions, whole(captions, 0.0), guidance_scale * gamma, at_once)
             steps = [mixed if t > until else rest for t in self.scheduler.timesteps]
-            latents = self.denoise(noise, steps, callback_on_step_end)
+            latents = self.denoise(noise, steps, callback_on_step_end, generator=generator)
         else:
             t0 = max(1, round(layer_share * num_inference_steps))
             below = [whole(backgrounds, guidance_scale)] * num_inference_steps
-            latents = self.denoise(noise, below, callback_on_step_end, last=t0)
+            latents = self.denoise(noise, below, callback_on_step_end, generator=generator, last=t0)
             rendered = [
                 self.render(g, conditions, guidance_scale, num_inference_steps, t0, guided_steps, tile, at_once) for g in groups
             ]
             latents = composite(latents, groups, rendered)
-            latents = self.denoise(latents, [rest] * num_inference_steps, callback_on_step_end, first=t0)
+            latents = self.denoise(latents, [rest] * num_inference_steps, callback_on_step_end, generator=generator, first=t0)
         return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
 
     def check_inputs(self, layouts: Sequence[Layout]) -> None:

@@ -84,17 +84,17 @@ class MixturePipeline(LatentPipeline):
             size, rows = (layout.width, layout.height), (backgrounds[i], negatives[i])
             cover = self.cover(i, size, rows, low, background_window or least, background_overlap)
             tiles += [replace(r, weight=r.weight * background_weight) for r in cover] if pictures is None else []
-        noise, conditions = self.noise(layouts, generator), {"encoder_hidden_states": self.encode_prompts(prompts.texts)}
+        noise, conditions = self.noise(layouts, generator), self.text_conditions(prompts.texts, guidance_scale)
         plain = [replace(r, guidance=1.0) for r in objects + tiles]
         guided, unguided = (Mixture(r, conditions, noise.shape, self.cells_at_once(chunk)) for r in (objects + tiles, plain))
         first, last = (round(share * num_inference_steps) for share in guidance_interval)
         steps = [guided if first <= step < last else unguided for step in range(num_inference_steps)]
         if pictures is None:
-            latents = self.denoise(noise, steps, callback_on_step_end)
+            latents = self.denoise(noise, steps, callback_on_step_end, generator=generator)
             return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
         painted, windows = (m.to(noise.device) for m in masks_of(objects, noise.shape))
         reference = Reference(self.encode_pictures(pictures), noise, 1 - painted)
-        latents = self.denoise(noise, steps, callback_on_step_end, [reference])
+        latents = self.denoise(noise, steps, callback_on_step_end, [reference], generator=generator)
         if output_type == "latent":
             return latents
         return as_output(paste_back(self.decode(latents), pictures, painted, windows), output_type)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthgen.diffusion import masks
-from synthgen.diffusion.mixture import Mixture, Region
+from synthgen.diffusion.mixture import Mixture, Region, select
 from synthgen.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
 from synthgen.diffusion.prompts import Prompts, per_image, phrases_of
 from synthgen.diffusion.regional import PlanTable, PromptedWindow, regional_processors
@@ -68,13 +68,13 @@ class RegionalAttentionPipeline(LatentPipeline):
                 size, weight = (y1 - y0, x1 - x0), masks.quartic(y1 - y0, x1 - x0) + LEAST_WEIGHT
                 regions.append(Region(image, (x0, y0, x1, y1), len(windows), len(windows) + 1, guidance_scale, weight))
                 windows += [PromptedWindow(size, base, boxes - [x0, y0, x0, y0], rows), PromptedWindow(size, negative)]
-        noise, embeddings = self.noise(layouts, generator), self.encode_prompts(prompts.texts)
-        table = PlanTable(windows, embeddings, len(self.unet.config.block_out_channels) - 1)
-        shown = embeddings[:1].expand(len(windows), -1, -1)  # the UNet wants some; the plan's are read
-        conditions = {"encoder_hidden_states": shown, "cross_attention_kwargs.plan": table}
+        noise, words = self.noise(layouts, generator), self.text_conditions(prompts.texts, guidance_scale)
+        table = PlanTable(windows, words["encoder_hidden_states"], len(self.unet.config.block_out_channels) - 1)
+        bases = torch.tensor([window.base for window in windows], device=noise.device)  # what a window reads as a whole
+        conditions = {**select(words, bases), "cross_attention_kwargs.plan": table}
         mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
         with self.regional():
-            latents = self.denoise(noise, [mixture] * num_inference_steps, callback_on_step_end)
+            latents = self.denoise(noise, [mixture] * num_inference_steps, callback_on_step_end, generator=generator)
         return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
 
     def check_inputs(self, layouts: Sequence[Layout]) -> None:

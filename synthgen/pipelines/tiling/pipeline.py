@@ -78,7 +78,9 @@ class TilingPipeline(LatentPipeline):
         )
         self.check_inputs(grid)
         tiles = list(self.tiles(grid))
-        noise = torch.stack([self.tile_noise(grid, g, tiles, seed_reroll_regions) for g in generators_of(seed, generator)])
+        generators = generators_of(seed, generator)
+        noise = torch.stack([self.tile_noise(grid, g, tiles, seed_reroll_regions) for g in generators])
+        noise = noise.to(self._execution_device)
         prompts, regions = Prompts(), []
         for image in range(len(noise)):
             for row, column, (x0, y0, x1, y1) in tiles:
@@ -86,9 +88,10 @@ class TilingPipeline(LatentPipeline):
                 texts = prompts.row(grid.prompt[row][column]), prompts.row(negative_prompt)
                 weight = masks.gaussian(y1 - y0, x1 - x0)
                 regions.append(Region(image, (x0, y0, x1, y1), *texts, guidance_scale if own is None else own, weight))
-        conditions = {"encoder_hidden_states": self.encode_prompts(prompts.texts)}
+        conditions = self.text_conditions(prompts.texts, guidance_scale)
         mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
-        latents = self.denoise(noise.to(self._execution_device), [mixture] * num_inference_steps, callback_on_step_end, eta=eta)
+        steps = [mixture] * num_inference_steps
+        latents = self.denoise(noise, steps, callback_on_step_end, generator=generators, eta=eta)
         return latents if output_type == "latent" else as_output(self.decode(latents, cpu_vae), output_type)
 
     def check_inputs(self, grid: Spec) -> None:

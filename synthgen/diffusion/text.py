@@ -1,0 +1,68 @@
+"""What a UNet reads of prompts: the text encoders of Stable Diffusion and SDXL checkpoints."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
+from torch import Tensor
+
+from synthgen.diffusion.mixture import Conditions
+
+log = logging.getLogger(__name__)
+
+
+class TextEncoding:
+    """The part of a pipeline that turns prompts into conditions of its UNet."""
+
+    tokenizer: Any
+    text_encoder: Any
+    tokenizer_2: Any
+    text_encoder_2: Any
+    unet: Any
+    factor: int
+    config: Any
+    _execution_device: torch.device
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Text embeddings (P, T, D) of prompts; what is beyond the text encoder's length is cut off, with a warning."""
+        length = self.tokenizer.model_max_length
+        for prompt in prompts:
+            found = len(self.tokenizer(prompt).input_ids) if len(prompt) > length else 0  # a token is a letter at least
+            if found > length:
+                log.warning("prompt %.40r…: %d tokens, of which the text encoder reads the first %d", prompt, found, length)
+        if self.text_encoder_2 is None:
+            return self.text_encoder(self.tokens(self.tokenizer, prompts)).last_hidden_state
+        both = [(self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)]
+        hidden = [e(self.tokens(t, prompts), output_hidden_states=True).hidden_states[-2] for t, e in both]
+        return torch.cat(hidden, -1) * self.shown(prompts)[:, None, None]
+
+    def text_conditions(self, prompts: Sequence[str], guidance_scale: float) -> Conditions:
+        """What the UNet reads of prompts, with a row for each.
+
+        For SDXL also the second encoder's pooled embedding, and size conditioning: every window counts as a whole picture of
+        the size that the checkpoint was trained at. For a distilled UNet that takes it (LCM), the guidance scale.
+        """
+        found: dict[str, Tensor] = {"encoder_hidden_states": self.encode_prompts(prompts)}
+        like = found["encoder_hidden_states"]
+        if self.text_encoder_2 is not None:
+            pooled = self.text_encoder_2(self.tokens(self.tokenizer_2, prompts))[0]
+            side = self.unet.config.sample_size * self.factor
+            found["added_cond_kwargs.text_embeds"] = pooled * self.shown(prompts)[:, None]
+            found["added_cond_kwargs.time_ids"] = like.new_tensor([side, side, 0, 0, side, side]).repeat(len(prompts), 1)
+        if self.unet.config.time_cond_proj_dim is not None:
+            scale = like.new_full((len(prompts),), (guidance_scale - 1) * 1000)
+            embedded = get_timestep_embedding(scale, self.unet.config.time_cond_proj_dim, flip_sin_to_cos=False)
+            found["timestep_cond"] = embedded.to(like.dtype)
+        return found
+
+    def tokens(self, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+        """Token ids (P, T) of prompts, on the pipeline's device."""
+        ids: Tensor = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return ids.to(self._execution_device)
+
+    def shown(self, prompts: Sequence[str]) -> Tensor:
+        """0 for prompts whose embedding is to be zero (empty ones, for SDXL), else 1: (P,)."""
+        zero = self.config.force_zeros_for_empty_prompt
+        return torch.tensor([float(bool(p) or not zero) for p in prompts], device=self._execution_device, dtype=self.unet.dtype)
