@@ -59,8 +59,16 @@ class LayoutModelSpec(ModelSpec):
     scheduler: SchedulerName | None = Field("dpm++", description="null: the checkpoint's")
     guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance")
 
+    @property
+    def paints_into_pictures(self) -> bool:
+        """Whether it can paint into the user's own pictures."""
+        return False
+
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
-        return canvas_problems(self, sampler.canvas)
+        problems = canvas_problems(self, sampler.canvas)
+        if scene.backgrounds is not None and not self.paints_into_pictures:
+            problems.append("method: cannot paint into your own pictures (scene.backgrounds); `mixture` and `paste` can")
+        return problems
 
 
 def canvas_problems(spec: ModelSpec, canvas: tuple[int, int]) -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LMSDiscreteScheduler
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -243,6 +244,13 @@ def test_a_recipe_paints(checkpoint: Path, scheduler: str) -> None:
     first, second = (painter([Scene(layout(0), "sand")], [np.random.SeedSequence(0)])[0].image for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert first.std() > 0
+
+
+def test_your_own_pictures_are_not_forgotten(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match=r"pipeline.method: cannot paint into your own pictures"):
+        load_job("100dogs", ["pipeline=layered-tiny", f"scene.backgrounds={tmp_path}"])
+    assert load_job("100dogs", [f"scene.backgrounds={tmp_path}"]).scene.backgrounds == str(tmp_path)
 
 
 def test_mistakes_in_a_recipe_are_named() -> None:

@@ -39,6 +39,10 @@ class Spec(LayoutModelSpec):
     background_weight: float = Field(0.05, gt=0, description="weight of the background against 1 inside a box")
     mask: Mask = Field("box", description="weight over an object's window; box: 1 inside the box, falling off outside")
 
+    @property
+    def paints_into_pictures(self) -> bool:
+        return True
+
     def load(self, scene: SceneSpec, numerics: Numerics) -> "MixturePainter":
         from synthgen.pipelines.mixture.pipeline import MixturePainter
 
