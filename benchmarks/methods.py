@@ -41,8 +41,9 @@ METHODS = {
     "mixture": ["pipeline=mixture-tiny"],
     "layered": ["pipeline=layered-tiny"],
     "layered, mixed": ["pipeline=layered-tiny", "pipeline.variant=mixed"],
-    "annotation_tokens": ["pipeline=annotation-tokens-tiny"],
+    "regional_attention": ["pipeline=regional-attention-tiny"],
     "annotation_mask": ["pipeline=annotation-mask-tiny"],
+    "annotation_tokens": ["pipeline=annotation-tokens-tiny", "pipeline.steps=3"],  # the canvas in one piece: half a minute a step
 }
 LAYOUT = ["layout.canvas=[896, 896]", "layout.size=[56, 76]", "layout.gap=6"]
 SHEET = 320  # px, a picture's side on the sheet

@@ -103,6 +103,12 @@ def test_a_trained_checkpoint_reads_the_mask_beside_its_latents(checkpoint: Path
     assert len(seen) == STEPS * 2  # and runs every step: one chunk for two images of both branches
 
 
+def test_tiles_are_the_whole_where_there_is_one(pipeline: AnnotationMaskPipeline) -> None:
+    whole, one, four = (latents(pipeline, [layout(0)], 0, tile=tile) for tile in (None, SIDE, SIDE // 2))
+    assert torch.equal(whole, one)
+    assert not torch.equal(whole, four)
+
+
 def test_the_documents_tuples_are_accepted(pipeline: AnnotationMaskPipeline) -> None:
     tuples = [(0.0, 4.0, 10.0, 8.0, 18), (35.0, 40.0, 48.0, 48.0, 18)]
     boxes = Layout(SIDE, SIDE, np.array([t[:4] for t in tuples], np.float32), ("dog", "dog"))

@@ -20,6 +20,7 @@ class Spec(AnnotatedSpec):
     method: Literal["annotation_mask"] = "annotation_mask"
     scheduler: Literal["dpm++", "unipc", "ddim", "euler"] | None = Field("dpm++", description="null: the checkpoint's")
     strength: float = Field(0.75, gt=0, le=1, description="share of the steps that run, from the noised mask on; 1: from noise")
+    tile: int | None = Field(None, ge=8, description="px; the canvas is denoised in tiles of this side; null: in one piece")
     label_range: int = Field(90, ge=1, description="category id that is painted white")
 
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:

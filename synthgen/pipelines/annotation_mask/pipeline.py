@@ -33,6 +33,7 @@ class AnnotationMaskPipeline(LatentPipeline):
         guidance_scale: float = 7.5,
         strength: float = 0.75,
         label_range: int = 90,
+        tile: int | None = None,
         categories: Mapping[str, int] = MappingProxyType({}),
         annotations: Sequence[Sequence[Corners]] | None = None,
         chunk: int = 32,
@@ -49,6 +50,7 @@ class AnnotationMaskPipeline(LatentPipeline):
             caption: of the whole picture, or a template for it (see `synthgen.scene.caption`).
             strength: share of the steps that run, in (0, 1]; a trained checkpoint runs all.
             label_range: category id that is painted white.
+            tile: px; the canvas is denoised in tiles of this side, each with its part of the mask; None: in one piece.
             categories: ids of names that COCO lacks.
             annotations: B sequences of (x0, y0, x1, y1, category id), read instead of the layouts' boxes.
             chunk: windows of the size that the checkpoint was trained at that go through the UNet at once; of larger ones fewer.
@@ -64,7 +66,7 @@ class AnnotationMaskPipeline(LatentPipeline):
         boxes = [corners_of(layout, categories) for layout in layouts] if annotations is None else annotations
         mask = self.encode_pictures(paint_annotations(boxes, size, label_range))
         conditions = self.text_conditions([*captions, *per_image(negative_prompt, len(layouts))], guidance_scale)
-        regions = self.covers(size, [(i, len(layouts) + i) for i in range(len(layouts))], guidance_scale)
+        regions = self.covers(size, [(i, len(layouts) + i) for i in range(len(layouts))], guidance_scale, tile)
         noise = self.noise(layouts, generator)
         steps = [Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))] * num_inference_steps
         first = 0 if self.trained else num_inference_steps - max(1, int(num_inference_steps * strength))
