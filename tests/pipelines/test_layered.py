@@ -13,11 +13,12 @@ from torch import Tensor
 
 from synthgen.config import ConfigError, load_job
 from synthgen.diffusion.attention import TokenProbe, probed, tokens_of
+from synthgen.diffusion.layers import Group
 from synthgen.diffusion.prompts import Prompts
 from synthgen.layouts import Layout
 from synthgen.pipelines import IncompatibleLayoutError, Numerics
 from synthgen.pipelines.layered import Spec
-from synthgen.pipelines.layered.pipeline import Group, LayeredPipeline
+from synthgen.pipelines.layered.pipeline import LayeredPipeline
 from synthgen.scene import Scene, SceneSpec
 from tests.pipelines.stub import Linear, ddim, embedding, stub_unet
 

@@ -5,9 +5,8 @@ document's unofficial notebook instead.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from synthgen.diffusion.attention import TokenProbe, probed, tokens_of
-from synthgen.diffusion.mixture import Conditions, Mixture, Predict, select
+from synthgen.diffusion.layers import Group, Layer, MixedLayers, by_size, composite, in_batches, prompts_of
+from synthgen.diffusion.mixture import Conditions, Mixture, select
 from synthgen.diffusion.pipeline import Evaluate, Generators, Images, LatentPipeline, StepEnd, as_output
 from synthgen.diffusion.prompts import Prompts, captions_of, per_image, phrases_of
 from synthgen.diffusion.windows import object_windows
@@ -24,37 +24,6 @@ from synthgen.layouts import Layout
 from synthgen.scene import COUNTS, region_prompt
 
 COLOUR_SIDE = 32  # cells of the picture of one colour that is encoded
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One object of one image.
-
-    Attributes:
-        image: index in the batch.
-        window: x0, y0, x1, y1 in cells.
-        mask: (h, w) in {0, 1}: the object in its window.
-        area: cells of the whole object.
-        prompt, negative: rows of the tables of conditions.
-        tokens: which tokens of the prompt name the object.
-    """
-
-    image: int
-    window: tuple[int, int, int, int]
-    mask: Tensor
-    area: float
-    prompt: int
-    negative: int
-    tokens: list[bool]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.mask.shape[0], self.mask.shape[1]
-
-    def of(self, z: Tensor) -> Tensor:
-        """This layer's view of (B, C, H, W): (C, h, w)."""
-        x0, y0, x1, y1 = self.window
-        return z[self.image, :, y0:y1, x0:x1]
 
 
 class LayeredPipeline(LatentPipeline):
@@ -117,12 +86,10 @@ class LayeredPipeline(LatentPipeline):
         noise, conditions = self.noise(layouts, generator), self.text_conditions(prompts.texts, guidance_scale)
         groups = [Group(list(x), noise) for x in by_size(layers)]
         self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
-        strength = (lambda_1, lambda_2)
         for group in groups:
-            if vision_guidance == "constant":
-                group.guide(self.colours(np.array([colour], np.uint8)), *strength)
-            else:
-                group.guide(self.found(group, conditions, top_k, at_once, variant), *strength)
+            one = self.colours(np.array([colour], np.uint8)) if vision_guidance == "constant" else None
+            delta = self.found(group, conditions, top_k, at_once, variant) if one is None else one
+            group.guide(delta, lambda_1, lambda_2)
 
         def whole(rows: Sequence[int], guidance: float) -> Mixture:
             regions = self.covers(size, list(zip(rows, negatives, strict=True)), guidance, tile)
@@ -137,10 +104,8 @@ class LayeredPipeline(LatentPipeline):
             t0 = max(1, round(layer_share * num_inference_steps))
             below = [whole(backgrounds, guidance_scale)] * num_inference_steps
             latents = self.denoise(noise, below, callback_on_step_end, generator=generator, last=t0)
-            rendered = [
-                self.render(g, conditions, guidance_scale, num_inference_steps, t0, guided_steps, tile, at_once) for g in groups
-            ]
-            latents = composite(latents, groups, rendered)
+            run = partial(self.render, conditions, guidance_scale, num_inference_steps, t0, guided_steps, tile, at_once)
+            latents = composite(latents, groups, [run(group) for group in groups])
             latents = self.denoise(latents, [rest] * num_inference_steps, callback_on_step_end, generator=generator, first=t0)
         return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
 
@@ -178,7 +143,7 @@ class LayeredPipeline(LatentPipeline):
         pictures = np.broadcast_to(rgb[:, None, None, :], (len(rgb), side, side, 3))
         return self.encode_pictures(pictures).mean((2, 3), keepdim=True)
 
-    def found(self, group: "Group", conditions: Conditions, top_k: int, at_once: int, variant: str) -> Tensor:
+    def found(self, group: Group, conditions: Conditions, top_k: int, at_once: int, variant: str) -> Tensor:
         """Dynamic delta of a group's layers, from one pass at z_T with each object's prompt.
 
         Returns:
@@ -187,7 +152,7 @@ class LayeredPipeline(LatentPipeline):
         """
         t, deltas, (h, w) = self.scheduler.timesteps[0], [], group.size
         n = max(1, at_once // (h * w))
-        for layers, z in zip(_batches(group.layers, n), torch.split(group.noise, n), strict=True):
+        for layers, z in zip(in_batches(group.layers, n), torch.split(group.noise, n), strict=True):
             tokens = torch.tensor([x.tokens for x in layers], device=z.device)
             probe = TokenProbe(tokens, top_k if variant == "mixed" else None)
             with probed(self.unet, probe):
@@ -212,7 +177,6 @@ class LayeredPipeline(LatentPipeline):
 
     def render(
         self,
-        group: "Group",
         conditions: Conditions,
         guidance: float,
         steps: int,
@@ -220,6 +184,7 @@ class LayeredPipeline(LatentPipeline):
         guided: int,
         tile: int | None,
         at_once: int,
+        group: Group,
     ) -> Tensor:
         """The layers of a group, (n, C, h, w), after t0 steps of their own."""
         h, w = group.size
@@ -228,91 +193,3 @@ class LayeredPipeline(LatentPipeline):
         mixture = Mixture(self.covers(size, rows, guidance, tile), conditions, group.noise.shape, at_once)
         after = [partial(group.guided, last=min(t0, guided))]
         return self.denoise(group.noise + group.xi, [mixture] * steps, None, after, last=t0)
-
-
-class Group:
-    """Layers of one size, of any images, and their vision guidance.
-
-    Attributes:
-        noise: (n, C, h, w), each layer's part of its image's z_T.
-        masks: (n, 1, h, w).
-        xi: (n, C, h, w) vision guidance.
-    """
-
-    def __init__(self, layers: list[Layer], noise: Tensor) -> None:
-        self.layers, self.size = layers, layers[0].size
-        self.noise = torch.stack([x.of(noise) for x in layers])
-        self.masks = torch.stack([x.mask for x in layers])[:, None].to(noise.device)
-        self.xi = torch.zeros_like(self.noise)
-
-    def guide(self, delta: Tensor, lambda_1: float, lambda_2: float) -> None:
-        """xi = -lambda_1 delta + M (lambda_1 + lambda_2) delta, as in the authors' code."""
-        self.xi = (self.masks * (lambda_1 + lambda_2) - lambda_1) * delta.expand_as(self.noise)
-
-    def guided(self, z: Tensor, scheduler: Any, step: int, t: Tensor | None, last: int) -> Tensor:
-        """Latents after a step, with the guidance added if it is one of the first `last`.
-
-        Schedulers that scale their latents hold z / scale: the guidance is meant for z itself.
-        """
-        if step >= last or t is None:
-            return z
-        scale = scheduler.scale_model_input(torch.ones(1, device=z.device), t)
-        return z + self.xi / scale
-
-
-class MixedLayers:
-    """eps_cond = gamma sum_i a_i eps(z + xi_i, c_i) + (1 - gamma) eps_uncond, guided; a_i: share of the objects' area.
-
-    With g the guidance scale that is eps = eps_uncond + g gamma sum_i a_i (eps_i - eps_uncond). Outside the window of a layer
-    that is cropped to one, eps_i counts as eps_uncond.
-
-    Args:
-        uncond: what predicts eps_uncond.
-        weight: g gamma.
-    """
-
-    def __init__(self, groups: Sequence[Group], conditions: Conditions, uncond: Evaluate, weight: float, at_once: int) -> None:
-        self.groups, self.conditions, self.uncond, self.weight, self.at_once = groups, conditions, uncond, weight, at_once
-        self.areas: dict[int, float] = {}
-        for layer in (x for group in groups for x in group.layers):
-            self.areas[layer.image] = self.areas.get(layer.image, 0.0) + layer.area
-
-    def __call__(self, z: Tensor, predict: Predict) -> Tensor:
-        uncond = self.uncond(z, predict)
-        total = uncond.clone()
-        for group in self.groups:
-            n = max(1, self.at_once // (group.size[0] * group.size[1]))
-            for layers, xi in zip(_batches(group.layers, n), torch.split(group.xi, n), strict=True):
-                x = torch.stack([layer.of(z) for layer in layers]) + xi
-                for layer, eps in zip(layers, predict(x, select(self.conditions, prompts_of(layers))).float(), strict=True):
-                    share = layer.area / self.areas[layer.image]
-                    layer.of(total).add_(self.weight * share * (eps - layer.of(uncond)))
-        return total
-
-
-def by_size(layers: Sequence[Layer]) -> list[list[Layer]]:
-    """Layers of equal size together."""
-    return [[x for x in layers if x.size == size] for size in sorted({x.size for x in layers})]
-
-
-def composite(below: Tensor, groups: Sequence[Group], rendered: Sequence[Tensor]) -> Tensor:
-    """z = z (1 - M_i) + z_i M_i over the layers of each image, the largest first."""
-    z = below.clone()
-    pairs = [
-        (x, latents)
-        for group, batch in zip(groups, rendered, strict=True)
-        for x, latents in zip(group.layers, batch, strict=True)
-    ]
-    for layer, latents in sorted(pairs, key=lambda pair: -pair[0].area):
-        part, mask = layer.of(z), layer.mask.to(z.device)
-        part.copy_(part * (1 - mask) + latents * mask)
-    return z
-
-
-def prompts_of(layers: Sequence[Layer]) -> Tensor:
-    """Rows of the layers' prompts, (n,)."""
-    return torch.tensor([x.prompt for x in layers])
-
-
-def _batches(layers: Sequence[Layer], n: int) -> list[Sequence[Layer]]:
-    return [layers[k : k + n] for k in range(0, len(layers), n)]
