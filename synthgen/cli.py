@@ -245,7 +245,7 @@ def list_command(args: argparse.Namespace) -> Result:
     lines = []
     for heading, entries in data.items():
         lines.append(f"{heading}:")
-        lines += [f"  {n:<16}{entries[n]}" for n in entries] if isinstance(entries, dict) else [f"  {n}" for n in entries]
+        lines += [f"  {n:<20}{entries[n]}" for n in entries] if isinstance(entries, dict) else [f"  {n}" for n in entries]
     return 0, data, lines
 
 
