@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"output", "images", "boxes", "shards", "bytes", "complete", "made", "seconds", "interrupted"}."""
+    """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "made", "seconds", "interrupted"}."""
     from synthgen.config import load_job
 
     job = load_job(args.job, args.overrides)  # before the heavy imports: a mistake is told at once
@@ -218,7 +218,7 @@ def check_command(args: argparse.Namespace) -> Result:
 
 
 def finalize_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"output", "images", "boxes", "shards", "bytes", "complete"}."""
+    """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete"}."""
     from synthgen.config import ConfigError
     from synthgen.shards.dataset import finalize, read_info
     from synthgen.shards.lock import Lock

@@ -17,12 +17,13 @@ from synthgen.pipelines.tiling.document import as_job, is_tiling_document
 from synthgen.scene import SceneSpec
 from synthgen.shards.categories import category_ids
 from synthgen.train import TaskSpec
+from synthgen.verify import VerifierSpec
 from synthgen.yamlfile import ConfigError, Document, KeyPath, parse_yaml, read_yaml
 
 __all__ = ["ConfigError", "Job", "OutputSpec", "find_recipe", "load_job", "load_training", "recipe_names"]
 
 RECIPES = {"layout": "layouts", "pipeline": "pipelines", "job": "jobs"}
-SECTIONS = {"layout": "sampler", "pipeline": "method"}  # each section's key that names its spec
+SECTIONS = {"layout": "sampler", "pipeline": "method", "verify": "verifier"}  # each section's key that names its spec
 COMMAND_LINE = "command line"
 
 
@@ -65,7 +66,7 @@ class Job(BaseModel):
     threads: int = Field(1, ge=1, description="CPU threads of a worker")
     max_attempts: int = Field(3, ge=1, description="times that an image is painted before on_reject says what happens")
     on_reject: Literal["keep", "fail"] = "keep"
-    verify: None = None
+    verify: SerializeAsAny[VerifierSpec] | None = Field(None, description="look at every box; null: do not")
     categories: dict[str, Annotated[int, Field(ge=1)]] = Field(default={}, description="ids of names that COCO lacks")
 
     @field_validator("workers")
@@ -97,6 +98,7 @@ class Job(BaseModel):
         output = {k: v for k, v in data["output"].items() if k != "path"}
         parts = {k: data[k] for k in ("seed", "layout", "scene", "pipeline", "categories", "verify")}
         files = {"layout": self.layout.fingerprint(), "pipeline": self.pipeline.fingerprint()}
+        files |= {"verify": self.verify.fingerprint()} if self.verify is not None else {}
         return {**flat(parts), **flat({"output": output}), **flat(files)}
 
 
@@ -196,6 +198,9 @@ def _inline(document: Document, section: str) -> None:
     name = document.data.get(section)
     if not isinstance(name, str):
         return
+    if section not in RECIPES:  # no recipes of these: the name alone
+        document.data[section] = {SECTIONS[section]: name}
+        return
     try:
         recipe = read_yaml(find_recipe(section, name))
     except ConfigError as error:
@@ -215,7 +220,7 @@ class _Validation:
     def job(self) -> Job:
         data = dict(self.document.data)
         for section, key in SECTIONS.items():
-            if section in data:
+            if section in data and not (section == "verify" and data[section] is None):
                 data[section] = self.section(section, key)
         job = self.model(Job, data, (), skip=[s for s in SECTIONS if data.get(s, ...) is None])
         if job is not None:
@@ -283,9 +288,14 @@ class _Validation:
             job.layout.check_feasible()
         except InfeasibleLayoutError as error:
             self.problem(("layout", "objects"), str(error).removeprefix("objects: "))
-        for problem in job.pipeline.check(job.layout, job.scene):
-            key, _, text = problem.partition(": ")
-            self.problem(("pipeline", key), text)
+        parts = {
+            "pipeline": job.pipeline.check(job.layout, job.scene),
+            "verify": job.verify.check(job.layout) if job.verify else [],
+        }
+        for section, problems in parts.items():
+            for problem in problems:
+                key, _, text = problem.partition(": ")
+                self.problem((section, key), text)
 
     def problem(self, path: KeyPath, text: str) -> None:
         dotted = ".".join(map(str, path))

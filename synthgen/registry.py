@@ -6,7 +6,12 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
-PACKAGES = {"sampler": "synthgen.layouts", "method": "synthgen.pipelines", "task": "synthgen.train.tasks"}
+PACKAGES = {
+    "sampler": "synthgen.layouts",
+    "method": "synthgen.pipelines",
+    "task": "synthgen.train.tasks",
+    "verifier": "synthgen.verify.verifiers",
+}
 
 
 def names(kind: str) -> list[str]:

@@ -23,6 +23,10 @@ class LayoutPainter:
         self.options |= {"num_inference_steps": spec.steps, "chunk": numerics.chunk}
 
     def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+        return self.paint(scenes, seeds, **self.of(scenes, seeds))
+
+    def paint(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence], **more: Any) -> list[Painting]:
+        """Paint a batch with further arguments of the pipeline."""
         images = self.pipeline(
             [scene.layout for scene in scenes],
             background=[scene.background for scene in scenes],
@@ -30,7 +34,7 @@ class LayoutPainter:
             generator=[_generator(seed) for seed in seeds],
             output_type="np",
             **self.options,
-            **self.of(scenes, seeds),
+            **more,
         )
         return [Painting(image) for image in images]
 

@@ -20,16 +20,41 @@ from synthgen.scene import Scene
 from synthgen.shards.dataset import versions
 from synthgen.shards.sample import Sample
 from synthgen.shards.shard import StagedShard, stage
+from synthgen.verify.actions import Checked, Inspection
 
 log = logging.getLogger(__name__)
 
-LAYOUT_STREAM, SCENE_STREAM, NOISE_STREAM = 0, 1, 2
+LAYOUT_STREAM, SCENE_STREAM, NOISE_STREAM, REPAIR_STREAM = 0, 1, 2, 3
 BLANK_DEVIATION = 1.0  # grey levels; a picture with less is not a picture
 PIL_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
 class RejectedImageError(Exception):
     """An image failed `max_attempts` times and the job says `on_reject: fail`."""
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A painted scene.
+
+    Attributes:
+        attempt: number of the attempt that it came from.
+        checked: what was seen in it, if the job looks.
+        tries: attempts that were made.
+    """
+
+    scene: Scene
+    painting: Painting
+    attempt: int
+    checked: Checked | None = None
+    tries: int = 1
+
+    @property
+    def faults(self) -> float:
+        """How many boxes do not hold; a picture that shows nothing is worse than any other."""
+        if not is_picture(self.painting):
+            return float("inf")
+        return 0 if self.checked is None else self.checked.faults
 
 
 @dataclass(frozen=True)
@@ -70,9 +95,16 @@ class Worker:
     def __init__(self, job: Job, out: Path, device: str = "cpu") -> None:
         self.job, self.out = job, out
         self.numerics = Numerics(job.batch_size, job.chunk, job.threads, device, versions())
-        limit_threads(job)
-        self.painter = job.pipeline.load(job.scene, self.numerics)
         self.ids = job.ids()
+        limit_threads(job)
+        self.load()
+
+    def load(self) -> None:
+        """Load the pipeline, and what looks at its pictures."""
+        job, self.inspection = self.job, None
+        self.painter = job.pipeline.load(job.scene, self.numerics)
+        if job.verify is not None:
+            self.inspection = Inspection(job.verify, job.verify.load(self.numerics.device), self.painter)
 
     def make_shard(self, number: int) -> Iterator[Progress | StagedShard]:
         """Paint and stage one shard; yields progress after each batch, and the staged shard last.
@@ -92,7 +124,7 @@ class Worker:
             log.warning("shard %06d: out of memory with chunk %d; again with half of it", number, self.numerics.chunk)
             yield Progress(number, -painted)
             self.numerics = replace(self.numerics, chunk=self.numerics.chunk // 2)
-            self.painter = self.job.pipeline.load(self.job.scene, self.numerics)
+            self.load()
 
     def _attempt(self, number: int) -> Iterator[Progress | StagedShard]:
         """Paint and stage one shard.
@@ -106,44 +138,80 @@ class Worker:
         with ThreadPoolExecutor(max_workers=1) as pool:
             for start in range(0, len(indices), self.job.batch_size):
                 batch = indices[start : start + self.job.batch_size]
-                scenes, paintings, attempts = self.paint(batch)
-                encoded.append(pool.submit(self.encode, batch, scenes, paintings, attempts))
-                painted += sum(a + 1 for a in attempts)
+                images = self.paint(batch)
+                encoded.append(pool.submit(self.encode, batch, images))
+                painted += sum(image.tries for image in images)
                 yield Progress(number, len(batch))
             samples = [sample for batch_samples in encoded for sample in batch_samples.result()]
         yield stage(self.out, number, samples, asdict(self.numerics), time.perf_counter() - began, painted)
 
-    def paint(self, indices: Sequence[int]) -> tuple[list[Scene], list[Painting], list[int]]:
-        """Scenes, paintings and attempt numbers of a batch; a failed image is painted again with new noise.
+    def paint(self, indices: Sequence[int]) -> list[Painted]:
+        """A batch, painted and looked at; an image that fails is painted again with new noise.
 
         Raises:
             RejectedImageError: an image failed at every attempt and the job says so.
         """
         scenes = [draw_scene(self.job, i) for i in indices]
-        attempts = [0] * len(indices)
-        paintings = self.painter(scenes, [self._noise(i, 0) for i in indices])
+        batch = self.once(indices, scenes, 0)
         for attempt in range(1, self.job.max_attempts):
-            failed = [k for k, painting in enumerate(paintings) if not is_picture(painting)]
+            failed = [k for k, painted in enumerate(batch) if self.wants_another(painted)]
             if not failed:
                 break
-            seeds = [self._noise(indices[k], attempt) for k in failed]
-            for k, painting in zip(failed, self.painter([scenes[k] for k in failed], seeds), strict=True):
-                paintings[k], attempts[k] = painting, attempt
-        bad = [indices[k] for k, painting in enumerate(paintings) if not is_picture(painting)]
-        if bad and self.job.on_reject == "fail":
-            raise RejectedImageError(f"samples {bad}: blank after {self.job.max_attempts} attempts")
-        return scenes, paintings, attempts
+            again = self.once([indices[k] for k in failed], [scenes[k] for k in failed], attempt)
+            for k, new in zip(failed, again, strict=True):
+                batch[k] = replace(batch[k] if batch[k].faults <= new.faults else new, tries=attempt + 1)
+        batch = [self.finished(painted) for painted in batch]
+        if self.job.on_reject == "fail":
+            self.refuse(indices, batch)
+        return batch
 
-    def encode(
-        self, indices: Sequence[int], scenes: Sequence[Scene], paintings: Sequence[Painting], attempts: Sequence[int]
-    ) -> list[Sample]:
+    def once(self, indices: Sequence[int], scenes: Sequence[Scene], attempt: int) -> list[Painted]:
+        """One attempt at a batch, repairs included."""
+        paintings = self.painter(scenes, [self._noise(i, attempt) for i in indices])
+        if self.inspection is None:
+            return [Painted(scene, painting, attempt) for scene, painting in zip(scenes, paintings, strict=True)]
+
+        def seeds(k: int, number: int) -> np.random.SeedSequence:
+            return np.random.SeedSequence(self.job.seed, spawn_key=(indices[k], REPAIR_STREAM, attempt, number))
+
+        checked = self.inspection(scenes, paintings, seeds)
+        return [Painted(scene, c.painting, attempt, c) for scene, c in zip(scenes, checked, strict=True)]
+
+    def wants_another(self, painted: Painted) -> bool:
+        """Whether an image is to be painted again as a whole."""
+        redo = self.inspection is not None and "redo" in self.inspection.kinds
+        return not is_picture(painted.painting) or (redo and painted.faults > 0)
+
+    def finished(self, painted: Painted) -> Painted:
+        """An image with its last labels."""
+        if self.inspection is None or painted.checked is None:
+            return painted
+        checked = self.inspection.finish(painted.checked)
+        return replace(
+            painted, scene=replace(painted.scene, layout=checked.layout.with_phrases(painted.scene.phrases)), checked=checked
+        )
+
+    def refuse(self, indices: Sequence[int], batch: Sequence[Painted]) -> None:
+        """Raise RejectedImageError for images that are blank, or whose boxes do not hold if that is not to be flagged."""
+        pairs = list(zip(indices, batch, strict=True))
+        blank = [i for i, painted in pairs if not is_picture(painted.painting)]
+        flag = self.inspection is not None and "flag" in self.inspection.kinds
+        wrong = [] if flag else [i for i, painted in pairs if painted.checked is not None and painted.checked.faults]
+        for samples, what in ((blank, "blank"), (wrong, "boxes that do not hold, or objects that nobody asked for,")):
+            if samples:
+                raise RejectedImageError(f"samples {samples}: {what} after {self.job.max_attempts} attempts")
+
+    def encode(self, indices: Sequence[int], batch: Sequence[Painted]) -> list[Sample]:
         """Finished samples of a painted batch."""
         job, samples = self.job, []
-        for index, scene, painting, attempt in zip(indices, scenes, paintings, attempts, strict=True):
-            picture = encode_image(painting.image, job.output.image_format, job.output.quality)
-            boxes = tuple(annotations(scene, painting, self.ids))
-            size = (scene.layout.width, scene.layout.height)
-            samples.append(Sample(index, *size, scene.prompt, job.seed, attempt, boxes, picture, job.output.image_format))
+        for index, painted in zip(indices, batch, strict=True):
+            scene, checked = painted.scene, painted.checked
+            picture = encode_image(painted.painting.image, job.output.image_format, job.output.quality)
+            boxes = tuple(annotations(scene, painted.painting, self.ids, checked))
+            width, height, kind = scene.layout.width, scene.layout.height, job.output.image_format
+            verified = None if checked is None else checked.record()
+            sample = Sample(index, width, height, scene.prompt, job.seed, painted.attempt, boxes, picture, kind, verified)
+            samples.append(sample)
         return samples
 
     def _noise(self, index: int, attempt: int) -> np.random.SeedSequence:
@@ -157,7 +225,7 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 def limit_threads(job: Job) -> None:
     """Set torch's CPU threads, which its results depend on, if the pipeline uses torch."""
-    if job.pipeline.uses_torch:
+    if job.pipeline.uses_torch or job.verify is not None:
         import torch
 
         torch.set_num_threads(job.threads)
@@ -176,13 +244,16 @@ def encode_image(pixels: np.ndarray[Any, np.dtype[np.uint8]], image_format: str,
     return buffer.getvalue()
 
 
-def annotations(scene: Scene, painting: Painting, ids: dict[str, int]) -> Iterator[dict[str, Any]]:
+def annotations(
+    scene: Scene, painting: Painting, ids: dict[str, int], checked: Checked | None = None
+) -> Iterator[dict[str, Any]]:
     """COCO annotations of a painted scene; `area` is that of the mask where one is known."""
     layout = scene.layout
     for i, ((x0, y0, x1, y1), category) in enumerate(zip(layout.boxes.tolist(), layout.categories, strict=True)):
         if layout.labelled is not None and not layout.labelled[i]:
             continue
         box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": ids[category], "category": category, "phrase": scene.phrases[i]}
+        box |= {} if checked is None else checked.annotation(i)
         if painting.masks is None:
             yield {**box, "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
         else:

@@ -35,7 +35,7 @@ FEATURES = """\
       dtype: int64
     - name: attempt
       dtype: int64
-    - name: annotations
+{verified}    - name: annotations
       list:
       - name: bbox
         list: float64
@@ -49,10 +49,28 @@ FEATURES = """\
         dtype: float64
       - name: iscrowd
         dtype: int64
-{segmentation}  - name: __key__
+{scores}{segmentation}  - name: __key__
     dtype: string
   - name: __url__
     dtype: string
+"""
+VERIFIED_FEATURES = """\
+    - name: verified
+      struct:
+      - name: failed
+        dtype: int64
+      - name: unasked
+        dtype: int64
+      - name: repairs
+        dtype: int64
+"""
+SCORES = """\
+      - name: score
+        dtype: float64
+      - name: iou
+        dtype: float64
+      - name: action
+        dtype: string
 """
 SEGMENTATION = """\
       - name: segmentation
@@ -106,9 +124,18 @@ def write_contact_sheet(out: Path, rows: list[dict[str, Any]]) -> None:
         contact_sheet(pictures).save(temporary, "JPEG", quality=88)
 
 
-def write_card(out: Path, name: str, facts: Mapping[str, Any], image_format: str, has_masks: bool) -> None:
-    """Write README.md: the header that `datasets` reads, the figures, and how to load the shards."""
-    features = FEATURES.format(image=image_format, segmentation=SEGMENTATION if has_masks else "")
+def write_card(
+    out: Path, name: str, facts: Mapping[str, Any], image_format: str, has_masks: bool, verified: bool = False
+) -> None:
+    """Write README.md: the header that `datasets` reads, the figures, and how to load the shards.
+
+    Args:
+        has_masks: annotations have a segmentation.
+        verified: they have scores, and samples what was seen in them.
+    """
+    more = {"segmentation": SEGMENTATION if has_masks else ""}
+    more |= {"verified": VERIFIED_FEATURES if verified else "", "scores": SCORES if verified else ""}
+    features = FEATURES.format(image=image_format, **more)
     table = "\n".join(f"| {key} | {_escape(value)} |" for key, value in facts.items())
     last = shard_name(max(facts["shards"] - 1, 0))
     write_text(out / "README.md", CARD.format(name=name, features=features, table=table, image=image_format, last=last))

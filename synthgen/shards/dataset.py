@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from synthgen.errors import InputError
 from synthgen.shards.card import SHEET_IMAGES, write_card, write_contact_sheet
 from synthgen.shards.coco import write_instances
-from synthgen.shards.sample import SCHEMA
+from synthgen.shards.sample import SCHEMA, VERIFIED
 from synthgen.shards.shard import committed, read_marker, read_rows, shard_name, shard_path
 from synthgen.shards.store import replacing, write_text
 
@@ -83,7 +83,8 @@ def finalize(out: Path, info: DatasetInfo) -> dict[str, Any]:
     """Write index, annotations, manifest, card and dataset.json for the shards committed so far.
 
     Returns:
-        {"images", "boxes", "shards", "bytes", "complete"}: what the dataset now holds.
+        {"images", "boxes", "shards", "bytes", "complete"}: what the dataset now holds; and "verified": of all pictures that were
+        looked at, boxes that do not hold, objects that nobody asked for, and repairs.
     """
     numbers = committed(out)
     write_index(out, info.name, numbers)
@@ -103,7 +104,9 @@ def finalize(out: Path, info: DatasetInfo) -> dict[str, Any]:
         "licence": info.licence,
     }
     model = {k: v for k, v in info.fingerprint.items() if k in ("pipeline.method", "pipeline.model", "seed")}
-    write_card(out, info.name, {**facts, **model}, info.image_format, has_masks)
+    verified = any(row["failed"] is not None for row in first)
+    facts |= counts["verified"]
+    write_card(out, info.name, {**facts, **model}, info.image_format, has_masks, verified)
     write_info(out, info, counts)
     return counts
 
@@ -123,13 +126,17 @@ def write_index(out: Path, name: str, numbers: list[int]) -> None:
 def write_manifest(out: Path, numbers: list[int]) -> dict[str, Any]:
     """Join the shards' tables into manifest.parquet, one shard in memory at a time; returns the totals."""
     columns = [f for f in SCHEMA if f.name not in ("bbox", "segmentation", "area", "iscrowd")]
-    counts = {"images": 0, "boxes": 0, "shards": len(numbers), "bytes": 0}
+    counts: dict[str, Any] = {"images": 0, "boxes": 0, "shards": len(numbers), "bytes": 0, "verified": {}}
     with replacing(out / "manifest.parquet") as temporary, pq.ParquetWriter(temporary, pa.schema(columns)) as writer:
         for number in numbers:
             table = pq.read_table(shard_path(out, number, ".parquet"), columns=[c.name for c in columns])
             writer.write_table(table)
             counts["images"] += table.num_rows
             counts["boxes"] += sum(table["n_boxes"].to_pylist())
+            for name in VERIFIED:
+                known = [n for n in table[name].to_pylist() if n is not None]
+                if known:
+                    counts["verified"][name] = counts["verified"].get(name, 0) + sum(known)
             counts["bytes"] += shard_path(out, number, ".tar").stat().st_size
     return counts
 

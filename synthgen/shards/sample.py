@@ -15,8 +15,12 @@ ANNOTATION_COLUMNS = {
     "area": pa.float64(),
     "iscrowd": pa.int64(),
     "score": pa.float64(),
+    "iou": pa.float64(),
+    "action": pa.string(),
     "segmentation": pa.string(),
 }
+VERIFIED = ("failed", "unasked", "repairs")
+"""Of a picture that was looked at: boxes that do not hold, objects that nobody asked for, how often windows were repainted."""
 SCHEMA = pa.schema(
     [
         ("index", pa.int64()),
@@ -28,6 +32,7 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("attempt", pa.int64()),
         ("n_boxes", pa.int64()),
+        *((name, pa.int64()) for name in VERIFIED),
         *((name, pa.list_(kind)) for name, kind in ANNOTATION_COLUMNS.items()),
         ("image_format", pa.string()),
         ("image_bytes", pa.int64()),
@@ -42,6 +47,7 @@ class Sample:
 
     Attributes:
         image: encoded picture.
+        verified: VERIFIED by name, if the picture was looked at.
         annotations: one mapping a box, as COCO has them: bbox xywh in px, category_id, category, area, iscrowd, …
     """
 
@@ -54,6 +60,7 @@ class Sample:
     annotations: tuple[dict[str, Any], ...]
     image: bytes
     image_format: str
+    verified: dict[str, int] | None = None
 
     @property
     def key(self) -> str:
@@ -63,15 +70,17 @@ class Sample:
         """What `<key>.json` holds."""
         fields = ("index", "key", "width", "height", "prompt", "seed", "attempt")
         record = {name: getattr(self, name) for name in fields}
-        return json.dumps({**record, "annotations": list(self.annotations)}).encode()
+        looked_at = {} if self.verified is None else {"verified": self.verified}
+        return json.dumps({**record, **looked_at, "annotations": list(self.annotations)}).encode()
 
     def row(self, shard: str) -> dict[str, Any]:
         """The same as one row of SCHEMA; `segmentation` is the counts of the run-length encoding."""
         columns = {name: [a.get(name) for a in self.annotations] for name in ANNOTATION_COLUMNS}
         columns["segmentation"] = [(a.get("segmentation") or {}).get("counts") for a in self.annotations]
+        verified = dict.fromkeys(VERIFIED) if self.verified is None else self.verified
         plain = {n: getattr(self, n) for n in ("index", "key", "width", "height", "prompt", "seed", "attempt", "image_format")}
         hashes = {"image_bytes": len(self.image), "image_sha256": hashlib.sha256(self.image).hexdigest()}
-        return {**plain, "shard": shard, "n_boxes": len(self.annotations), **columns, **hashes}
+        return {**plain, "shard": shard, "n_boxes": len(self.annotations), **verified, **columns, **hashes}
 
 
 def sample_key(index: int) -> str:

@@ -66,9 +66,9 @@ class Flaky:
 def test_a_black_image_is_painted_again(make_job: Callable[..., Job], tmp_path: Path) -> None:
     worker = Worker(make_job(), tmp_path)
     worker.painter = Flaky(1)
-    _, paintings, attempts = worker.paint([0, 1])
-    assert attempts == [0, 1]
-    assert all(is_picture(p) for p in paintings)
+    painted = worker.paint([0, 1])
+    assert [p.attempt for p in painted] == [0, 1]
+    assert all(is_picture(p.painting) for p in painted)
 
 
 class Hungry(Flaky):
@@ -109,7 +109,7 @@ def test_what_does_not_fit_at_all_is_told(make_job: Callable[..., Job], tmp_path
 def test_on_reject(make_job: Callable[..., Job], tmp_path: Path) -> None:
     keep = Worker(make_job("max_attempts=2"), tmp_path)
     keep.painter = Flaky(9)
-    assert keep.paint([0, 1])[2] == [0, 1]
+    assert [p.tries for p in keep.paint([0, 1])] == [1, 2]
     fail = Worker(make_job("max_attempts=2", "on_reject=fail"), tmp_path)
     fail.painter = Flaky(9)
     with pytest.raises(RejectedImageError, match=r"samples \[1\]: blank after 2 attempts"):

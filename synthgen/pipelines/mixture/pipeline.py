@@ -142,6 +142,12 @@ class MixturePainter(LayoutPainter):
         super().__init__(MixturePipeline, spec, numerics)
         self.grounds = pictures(Path(scene.backgrounds)) if scene.backgrounds is not None else []
 
+    def repaint(
+        self, images: Sequence[NDArray[np.uint8]], scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[NDArray[np.uint8]]:
+        """The pictures with the scenes' boxes painted anew, and not a bit changed outside their windows."""
+        return [painting.image for painting in self.paint(scenes, seeds, pictures=np.stack(images))]
+
     def of(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> dict[str, Any]:
         """The user's pictures to paint into, (B, H, W, 3), if there are any."""
         if not self.grounds:

@@ -1,0 +1,131 @@
+"""What happens to boxes that do not hold: painted again, tightened to what is there, or kept with their score."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthgen.layouts import Layout
+from synthgen.pipelines import Painting
+from synthgen.scene import Scene
+from synthgen.verify import TIGHTEN, Verdict, Verifier, VerifierSpec
+
+Seeds = Callable[[int, int], np.random.SeedSequence]
+"""Number in the batch and number of the repair to the randomness of that repair."""
+
+
+class Repainter(Protocol):
+    """A painter that can paint single boxes of a finished picture again."""
+
+    def repaint(
+        self, images: Sequence[NDArray[np.uint8]], scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[NDArray[np.uint8]]:
+        """The pictures with the scenes' boxes painted anew, and not a bit changed outside their windows."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A painted scene, looked at.
+
+    Attributes:
+        layout: as it is labelled: boxes may have been tightened.
+        failed: (N,) boxes that do not hold in the end.
+        actions: N, what was done to each box: "", "repaired", "tightened" or "flagged".
+        repairs: how often windows were painted again.
+    """
+
+    painting: Painting
+    layout: Layout
+    verdict: Verdict
+    failed: NDArray[np.bool_]
+    actions: tuple[str, ...] = ()
+    repairs: int = 0
+
+    @property
+    def faults(self) -> int:
+        """Boxes that do not hold, and objects that nobody asked for."""
+        return int(self.failed.sum()) + len(self.verdict.unasked)
+
+    def annotation(self, i: int) -> dict[str, Any]:
+        """What the annotation of box i says of it."""
+        ious = self.verdict.ious
+        found = {} if ious is None else {"iou": round(float(ious[i]), 4)}
+        return {"score": round(float(self.verdict.scores[i]), 4), **found, "action": self.actions[i]}
+
+    def record(self) -> dict[str, int]:
+        """What the sample says of the picture."""
+        return {"failed": int(self.failed.sum()), "unasked": len(self.verdict.unasked), "repairs": self.repairs}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Looks at batches and does what the recipe says."""
+
+    spec: VerifierSpec
+    verifier: Verifier
+    painter: Any
+    kinds: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kinds", frozenset(self.spec.on_failure))
+
+    def __call__(self, scenes: Sequence[Scene], paintings: Sequence[Painting], seeds: Seeds) -> list[Checked]:
+        """Look at a batch, and paint again what does not hold."""
+        checked = self.look(paintings, [scene.layout for scene in scenes])
+        if "repair" not in self.kinds or not hasattr(self.painter, "repaint"):
+            return checked
+        for number in range(1, self.spec.max_repairs + 1):
+            todo = [k for k, c in enumerate(checked) if c.faults]
+            if not todo:
+                break
+            parts = [faulty(scenes[k], checked[k]) for k in todo]
+            images = self.painter.repaint([checked[k].painting.image for k in todo], parts, [seeds(k, number) for k in todo])
+            again = self.look([Painting(image) for image in images], [scenes[k].layout for k in todo])
+            for k, new in zip(todo, again, strict=True):
+                checked[k] = better(checked[k], new, number)
+        return checked
+
+    def look(self, paintings: Sequence[Painting], layouts: Sequence[Layout]) -> list[Checked]:
+        """Verdicts, nothing done about them."""
+        verdicts = self.verifier([p.image for p in paintings], layouts)
+        return [
+            Checked(painting, layout, verdict, self.spec.fails(verdict, layout), ("",) * len(layout))
+            for painting, layout, verdict in zip(paintings, layouts, verdicts, strict=True)
+        ]
+
+    def finish(self, checked: Checked) -> Checked:
+        """Tighten what can be, flag the rest."""
+        boxes, actions, failed = checked.layout.boxes.copy(), list(checked.actions), checked.failed.copy()
+        ious, found = checked.verdict.ious, checked.verdict.found
+        for i in np.flatnonzero(checked.failed):
+            enough = checked.verdict.scores[i] >= self.spec.least(checked.layout.categories[i])
+            if "tighten" in self.kinds and ious is not None and found is not None and enough and ious[i] >= TIGHTEN:
+                boxes[i], actions[i], failed[i] = found[i], "tightened", False
+            else:
+                actions[i] = "flagged"
+        return replace(checked, layout=replace(checked.layout, boxes=boxes), actions=tuple(actions), failed=failed)
+
+
+def faulty(scene: Scene, checked: Checked) -> Scene:
+    """What is to be painted again: the boxes that do not hold, and background where nobody asked for anything."""
+    failed = scene.layout.select(np.flatnonzero(checked.failed).tolist())
+    extra = checked.verdict.unasked
+    layout = Layout(
+        scene.layout.width,
+        scene.layout.height,
+        np.concatenate([failed.boxes, extra]).astype(np.float32),
+        (*failed.categories, *("",) * len(extra)),
+        (*(failed.phrases or ()), *("",) * len(extra)),
+    )
+    return replace(scene, layout=layout)
+
+
+def better(old: Checked, new: Checked, number: int) -> Checked:
+    """The repaired picture, unless it has more faults than the old one; scores decide between equals."""
+    if (new.faults, -float(new.verdict.scores.sum())) >= (old.faults, -float(old.verdict.scores.sum())):
+        return replace(old, repairs=number)
+    fixed = old.failed & ~new.failed
+    actions = tuple("repaired" if f else a for f, a in zip(fixed, old.actions, strict=True))
+    return replace(new, actions=actions, repairs=number)

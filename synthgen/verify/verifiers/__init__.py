@@ -1,0 +1,1 @@
+"""The verifiers of a job's `verify`: one recipe a module."""

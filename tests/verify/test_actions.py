@@ -1,0 +1,255 @@
+"""Boxes held against detections, and what happens to those that do not hold."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from synthgen import cli
+from synthgen.config import ConfigError, Job, load_job
+from synthgen.engine.worker import RejectedImageError, Worker
+from synthgen.layouts import Layout
+from synthgen.pipelines import Numerics, Painting
+from synthgen.pipelines.paste import PastePainter
+from synthgen.pipelines.paste import Spec as PasteSpec
+from synthgen.scene import Scene, SceneSpec
+from synthgen.shards.shard import StagedShard, read_members
+from synthgen.verify import Verdict
+from synthgen.verify.actions import Checked, Inspection, better, faulty
+from synthgen.verify.centernet import Detections
+from synthgen.verify.detector import DetectorVerifier, hold, stray
+from synthgen.verify.verifiers.detector import Spec
+
+SCENES = SceneSpec(object=("a brown {category}", "a white {category}"), background="a field of grass")
+
+
+def layout(*boxes: Sequence[float], names: tuple[str, ...] | None = None) -> Layout:
+    return Layout(256, 256, np.array(boxes, np.float32).reshape(-1, 4), names or ("dog",) * len(boxes))
+
+
+def detections(*found: tuple[Sequence[float], float, str]) -> Detections:
+    boxes = np.array([f[0] for f in found], np.float32).reshape(-1, 4)
+    return Detections(boxes, np.array([f[1] for f in found], np.float32), tuple(f[2] for f in found))
+
+
+def test_a_box_gets_the_detection_of_its_category_that_fits_best() -> None:
+    asked = layout([0, 0, 100, 100], [150, 150, 200, 200], [0, 150, 50, 200], names=("dog", "dog", "cat"))
+    found = detections(([0, 0, 100, 90], 0.9, "dog"), ([10, 10, 60, 60], 0.8, "dog"), ([0, 150, 50, 200], 0.7, "dog"))
+    verdict = hold(asked, found, 0.5)
+    np.testing.assert_allclose(verdict.scores, [0.9, 0, 0])
+    assert verdict.ious is not None
+    assert verdict.found is not None
+    np.testing.assert_allclose(verdict.ious, [0.9, 0, 0])
+    np.testing.assert_allclose(verdict.found, [[0, 0, 100, 90], [150, 150, 200, 200], [0, 150, 50, 200]])
+
+
+@pytest.mark.parametrize(
+    ("found", "unasked"),
+    [
+        (([200, 0, 250, 50], 0.9, "dog"), 1),
+        (([200, 0, 250, 50], 0.4, "dog"), 0),  # not sure enough
+        (([10, 10, 40, 40], 0.9, "cat"), 0),  # a part of what was asked for
+        (([20, 0, 120, 100], 0.9, "dog"), 0),  # it, but badly placed
+        (([60, 60, 160, 160], 0.9, "dog"), 1),
+    ],
+)
+def test_what_nobody_asked_for(found: tuple[Sequence[float], float, str], unasked: int) -> None:
+    assert len(stray(layout([0, 0, 100, 100]), detections(found), 0.5)) == unasked
+    assert len(stray(layout(), detections(found), 0.5)) == (found[1] >= 0.5)
+    assert len(stray(layout(), detections(found), None)) == 0
+
+
+def test_nothing_found_and_nothing_asked() -> None:
+    verdict = hold(layout([0, 0, 9, 9]), detections(), 0.5)
+    assert (verdict.scores.tolist(), len(verdict.unasked)) == ([0.0], 0)
+    assert len(hold(layout(), detections(([0, 0, 9, 9], 0.9, "dog")), 0.5).scores) == 0
+
+
+class Forgetful:
+    """Pastes all objects but the first `missing`, and one that nobody asked for; what it repaints is whole unless `stubborn`."""
+
+    def __init__(self, painter: PastePainter, missing: int, extra: bool = False, stubborn: bool = False) -> None:
+        self.painter, self.missing, self.extra, self.stubborn = painter, missing, extra, stubborn
+        self.repainted: list[Scene] = []
+
+    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+        return self.painter([self.part(s) for s in scenes], seeds)
+
+    def part(self, scene: Scene) -> Scene:
+        some = scene.layout.select(range(self.missing, len(scene.layout)))
+        if self.extra:
+            boxes = np.concatenate([some.boxes, [[180, 180, 244, 240]]]).astype(np.float32)
+            some = Layout(256, 256, boxes, (*some.categories, "dog"), (*(some.phrases or ()), "a white dog"))
+        return Scene(some, scene.background)
+
+    def repaint(
+        self, images: Sequence[NDArray[np.uint8]], scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[NDArray[np.uint8]]:
+        self.repainted += scenes
+        if self.stubborn:
+            return list(images)
+        return [self.fixed(*each) for each in zip(images, scenes, seeds, strict=True)]
+
+    def fixed(self, image: NDArray[np.uint8], scene: Scene, seed: np.random.SeedSequence) -> NDArray[np.uint8]:
+        objects = scene.layout.select([i for i, name in enumerate(scene.layout.categories) if name])
+        whole, bare = (self.painter([Scene(of, scene.background)], [seed])[0].image for of in (objects, objects.select([])))
+        out = image.copy()
+        for (x0, y0, x1, y1), name in zip(scene.layout.boxes.astype(int).tolist(), scene.layout.categories, strict=True):
+            out[y0:y1, x0:x1] = (whole if name else bare)[y0:y1, x0:x1]
+        return out
+
+
+ASKED = Scene(
+    layout([10, 10, 80, 70], [100, 20, 170, 80], [20, 120, 90, 190]).with_phrases(("a brown dog",) * 3), "a field of grass"
+)
+
+
+def inspection(painter: Any, **options: Any) -> Inspection:
+    spec = Spec.model_validate({"threshold": 0.2, "unasked": 0.4, **options})
+    return Inspection(spec, DetectorVerifier(spec, "cpu"), painter)
+
+
+def seeds(k: int, number: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence((k, number))
+
+
+@pytest.fixture(scope="module")
+def paste() -> PastePainter:
+    painter = PasteSpec(cutouts="heldout", grounds="heldout").load(SCENES, Numerics())
+    assert isinstance(painter, PastePainter)
+    return painter
+
+
+def test_what_was_pasted_holds(paste: PastePainter) -> None:
+    look = inspection(paste)
+    (checked,) = look([ASKED], paste([ASKED], [np.random.SeedSequence(0)]), seeds)
+    assert (checked.faults, checked.repairs) == (0, 0)
+    assert (checked.verdict.scores > 0.2).all()
+
+
+def test_missing_boxes_are_painted_again_and_strays_painted_over(paste: PastePainter) -> None:
+    painter = Forgetful(paste, 1, extra=True)
+    look = inspection(painter)
+    before = painter([ASKED], [np.random.SeedSequence(0)])
+    assert look.look(before, [ASKED.layout])[0].faults == 2
+    (checked,) = look([ASKED], before, seeds)
+    assert checked.faults == 0
+    assert checked.actions == ("repaired", "", "")
+    assert checked.record() == {"failed": 0, "unasked": 0, "repairs": 1}
+    (scene,) = painter.repainted
+    assert scene.layout.categories == ("dog", "")
+    assert (checked.painting.image[200:, :150] == before[0].image[200:, :150]).all()
+
+
+def test_what_stays_wrong_is_flagged_after_so_many_repairs(paste: PastePainter) -> None:
+    painter = Forgetful(paste, 1, stubborn=True)
+    look = inspection(painter, max_repairs=3)
+    (checked,) = look([ASKED], painter([ASKED], [np.random.SeedSequence(0)]), seeds)
+    assert len(painter.repainted) == 3
+    finished = look.finish(checked)
+    assert finished.actions == ("flagged", "", "")
+    annotation = finished.annotation(0)
+    assert set(annotation) == {"score", "iou", "action"}
+    assert annotation["score"] < 0.2
+    assert finished.record() == {"failed": 1, "unasked": 0, "repairs": 3}
+
+
+def verdict(scores: Sequence[float], ious: Sequence[float], unasked: int = 0) -> Verdict:
+    n = len(scores)
+    found = np.tile(np.array([[5, 5, 50, 50]], np.float32), (n, 1))
+    return Verdict(np.array(scores, np.float32), np.array(ious, np.float32), found, np.zeros((unasked, 4), np.float32))
+
+
+def checked(scores: Sequence[float], ious: Sequence[float], unasked: int = 0) -> Checked:
+    spec, of = Spec(iou=0.7), layout(*[[0, 0, 50, 50]] * len(scores))
+    found = verdict(scores, ious, unasked)
+    return Checked(Painting(np.zeros((1, 1, 3), np.uint8)), of, found, spec.fails(found, of), ("",) * len(scores))
+
+
+def test_a_sure_detection_near_enough_takes_the_place_of_the_box() -> None:
+    look = Inspection(Spec(iou=0.7, on_failure=("tighten", "flag")), None, None)  # type: ignore[arg-type]  # it only finishes
+    finished = look.finish(checked([0.9, 0.9, 0.1, 0.9], [0.6, 0.4, 0.6, 0.9]))
+    assert finished.actions == ("tightened", "flagged", "flagged", "")
+    np.testing.assert_array_equal(finished.layout.boxes[0], [5, 5, 50, 50])
+    np.testing.assert_array_equal(finished.layout.boxes[1], [0, 0, 50, 50])
+    assert finished.record()["failed"] == 2
+
+
+def test_the_better_picture_is_kept() -> None:
+    bad, good, stray_ = checked([0.1, 0.9], [0.9, 0.9]), checked([0.8, 0.8], [0.9, 0.9]), checked([0.1, 0.9], [0.9, 0.9], 2)
+    assert better(bad, good, 1).actions == ("repaired", "")
+    assert better(good, bad, 1).verdict is good.verdict
+    assert better(bad, stray_, 2).verdict is bad.verdict
+    assert better(bad, stray_, 2).repairs == 2
+
+
+def test_only_the_faulty_boxes_are_painted_again() -> None:
+    scene = Scene(layout([0, 0, 50, 50], [60, 60, 99, 99]).with_phrases(("a", "b")), "sand")
+    part = faulty(scene, checked([0.9, 0.1], [0.9, 0.9], 1))
+    assert (part.layout.categories, part.layout.phrases) == (("dog", ""), ("b", ""))
+
+
+@pytest.mark.parametrize(("on_failure", "attempts"), [(["redo", "flag"], 3), (["flag"], 1)])
+def test_redo_paints_the_image_again(
+    make_job: Callable[..., Job],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    paste: PastePainter,
+    on_failure: list[str],
+    attempts: int,
+) -> None:
+    monkeypatch.setattr(PasteSpec, "load", lambda self, scene, numerics: Forgetful(paste, 1, stubborn=True))
+    job = make_job(f"verify={{verifier: detector, on_failure: [{', '.join(on_failure)}]}}", "images=1", "output.shard_size=1")
+    (painted,) = Worker(job, tmp_path).paint([0])
+    assert painted.tries == attempts
+    refusing = make_job(f"verify={{verifier: detector, on_failure: [{on_failure[0]}]}}", "images=1", "on_reject=fail")
+    if "flag" not in on_failure[:1]:
+        with pytest.raises(RejectedImageError, match=r"samples \[0\]: boxes that do not hold"):
+            Worker(refusing, tmp_path).paint([0])
+
+
+def test_a_job_that_looks_says_what_it_saw(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    big = ["layout.canvas=[192, 192]", "layout.size=[48, 64]", "layout.objects={dog: 3}", "images=4", "pipeline.cutouts=heldout"]
+    assert cli.main(["run", str(job_file), *big, "verify=detector", "--json"]) == 0
+    out = Path(json.loads(capsys.readouterr().out)["output"])
+    assert cli.main(["check", str(out)]) == 0
+    records = [json.loads(data) for name, data in read_members(out / "shards/000000.tar") if name.endswith(".json")]
+    assert set(records[0]["verified"]) == {"failed", "unasked", "repairs"}
+    assert all({"score", "iou", "action"} <= set(a) for a in records[0]["annotations"])
+    coco = json.loads((out / "annotations/instances.json").read_text())
+    assert np.mean([a["score"] for a in coco["annotations"]]) > 0.3
+    from datasets import load_dataset
+
+    rows = load_dataset(str(out), split="train", cache_dir=str(out.parent / "cache"))
+    assert rows[0]["json"]["annotations"][0]["score"] == records[0]["annotations"][0]["score"]
+
+
+def test_a_verified_shard_is_a_function_of_the_job(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    job = make_job("verify=detector", "images=2", "layout.canvas=[192, 192]", "layout.size=[48, 64]", "layout.objects={dog: 3}")
+    staged = [list(Worker(job, tmp_path / str(k)).make_shard(0))[-1] for k in range(2)]
+    assert isinstance(staged[0], StagedShard)
+    assert isinstance(staged[1], StagedShard)
+    assert staged[0].marker.sha256 == staged[1].marker.sha256
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("verify=detectr", "verify.verifier: 'detectr' is not a verifier; did you mean 'detector'"),
+        ("verify={verifier: detector, model: nowhere}", "verify.model: 'nowhere': no folder of that name holds a config.json"),
+        ("verify={verifier: detector, threshold: {cat: 0.5}}", "verify.threshold: no number for 'dog'"),
+        ("verify={verifier: detector, iou: 2}", "verify.iou: 2: "),
+    ],
+)
+def test_mistakes_are_named(change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_job("100dogs", [change])
+
+
+def test_categories_that_the_detector_does_not_know() -> None:
+    with pytest.raises(ConfigError, match=r"verify.model: centernet-tiny does not know cow; it knows ball, cat, dog, tree"):
+        load_job("100dogs", ["verify=detector", "layout.objects={cow: 3}"])
