@@ -117,7 +117,7 @@ def find_lora(name: str) -> Path:
     """
     path = Path(name)
     if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        path = _snapshot(name, ["*.safetensors"], [])
+        path = snapshot(name, ["*.safetensors"], [])
     found = [path] if path.is_file() and path.suffix == ".safetensors" else sorted(path.glob("*.safetensors"))
     if len(found) != 1:
         have = f"{len(found)} .safetensors files" if path.is_dir() else "no such .safetensors file, and it is no Hugging Face id"
@@ -128,10 +128,15 @@ def find_lora(name: str) -> Path:
 def _from_hub(name: str, variant: str | None) -> Path:
     weights = f"*.{variant}.safetensors" if variant else "*.safetensors"
     wanted = ["model_index.json", *(f"{part}/{kind}" for part in PARTS for kind in ("*.json", "*.txt", weights))]
-    return _snapshot(name, wanted, ["*non_ema*"] if variant else ["*non_ema*", "*.fp16.*"])
+    return snapshot(name, wanted, ["*non_ema*"] if variant else ["*non_ema*", "*.fp16.*"])
 
 
-def _snapshot(name: str, wanted: list[str], skipped: list[str]) -> Path:
+def snapshot(name: str, wanted: list[str], skipped: list[str]) -> Path:
+    """The local folder of files of a repository of the Hub.
+
+    Raises:
+        ModelNotFoundError: it is not here and cannot be fetched.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

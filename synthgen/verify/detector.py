@@ -1,10 +1,14 @@
-"""Boxes held against what the small detector finds in the whole picture."""
+"""Boxes held against what a detector finds in the whole picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from transformers import pipeline
 
 from synthgen.layouts import Layout
 from synthgen.verify import Verdict
@@ -15,17 +19,52 @@ APART = 0.3  # IoU with every box below which a detection may be an object that 
 PART = 0.5  # share of a detection inside one box from which it is a part of that box's object
 
 
+LEAST_SCORE = 0.05  # of a detection that is looked at
+
+Detect = Callable[[NDArray[np.uint8], Sequence[str]], Detections]
+"""A picture (H, W, 3) and the names to look for to what is in it."""
+
+
 class DetectorVerifier:
     """The loaded detector."""
 
     def __init__(self, spec: Spec, device: str) -> None:
-        self.spec = spec
-        self.detector = CenterNet.from_pretrained(spec.folder(), dtype=torch.float32, use_safetensors=True).eval().to(device)
-        self.detector.to(memory_format=torch.channels_last)
+        self.spec, self.names = spec, {label: name for name, label in spec.labels.items()}
+        self.detect = load_detector(spec, device)
 
     def __call__(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Verdict]:
-        found = (self.detector.detect(image) for image in images)
-        return [hold(layout, detections, self.spec.unasked) for layout, detections in zip(layouts, found, strict=True)]
+        return [hold(of, self.found(image, of), self.spec.unasked) for image, of in zip(images, layouts, strict=True)]
+
+    def found(self, image: NDArray[np.uint8], layout: Layout) -> Detections:
+        """What is in a picture, in the layout's names."""
+        labels = [self.spec.labels.get(name, name) for name in dict.fromkeys(layout.categories) if name]
+        found = self.detect(image, labels)
+        return replace(found, categories=tuple(self.names.get(label, label) for label in found.categories))
+
+
+def load_detector(spec: Spec, device: str) -> Detect:
+    """The project's own small detector, or one of transformers."""
+    if "categories" in spec.config():
+        own = CenterNet.from_pretrained(spec.folder(), dtype=torch.float32, use_safetensors=True).eval().to(device)
+        own.to(memory_format=torch.channels_last)
+        return lambda image, labels: own.detect(image)
+    task = "zero-shot-object-detection" if spec.zero_shot else "object-detection"
+    theirs: Any = pipeline(task, model=str(spec.folder()), device=device, model_kwargs={"use_safetensors": True})
+
+    def detect(image: NDArray[np.uint8], labels: Sequence[str]) -> Detections:
+        told = {"candidate_labels": list(labels)} if spec.zero_shot else {}
+        if spec.zero_shot and not labels:
+            return as_detections([])
+        return as_detections(theirs(Image.fromarray(image), threshold=LEAST_SCORE, **told))
+
+    return detect
+
+
+def as_detections(found: Sequence[dict[str, Any]]) -> Detections:
+    """What transformers' pipelines return, best first."""
+    best = sorted(found, key=lambda f: -f["score"])
+    boxes = np.array([[f["box"][k] for k in ("xmin", "ymin", "xmax", "ymax")] for f in best], np.float32).reshape(-1, 4)
+    return Detections(boxes, np.array([f["score"] for f in best], np.float32), tuple(f["label"] for f in best))
 
 
 def hold(layout: Layout, found: Detections, unasked: float | None) -> Verdict:

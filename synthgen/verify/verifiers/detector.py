@@ -1,29 +1,25 @@
 """Boxes held against what a detector finds: the recipe."""
 
-import hashlib
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from synthgen.diffusion.models import EMBEDDED, read_config
 from synthgen.layouts import Layout, SamplerSpec
-from synthgen.verify import Share, Verdict, Verifier, VerifierSpec
+from synthgen.verify import Share, Verdict, Verifier
+from synthgen.verify.models import ModelVerifierSpec
 
 
-class Spec(VerifierSpec):
+class Spec(ModelVerifierSpec):
     """A detector looks at the whole picture: every box needs a detection of its category, every detection a box."""
 
     verifier: Literal["detector"] = "detector"
-    model: str = Field("centernet-tiny", min_length=1, description="embedded detector, or the folder of one (`task: detector`)")
+    model: str = Field("centernet-tiny", min_length=1, description="embedded; or a folder or Hub id of a transformers detector")
+    zero_shot: bool = Field(False, description="it is told what to look for in words (OWLv2, Grounding DINO)")
+    labels: dict[str, str] = Field(default={}, description="what the detector calls a category, where it is not its name")
     iou: Share = Field(0.5, description="least IoU of a box with its detection")
     unasked: Share | None = Field(0.5, description="score from which a detection without a box counts; null: they do not")
-
-    def folder(self) -> Path:
-        """Where the detector is."""
-        return EMBEDDED / self.model if (EMBEDDED / self.model / "config.json").is_file() else Path(self.model)
 
     def fails(self, verdict: Verdict, layout: Layout) -> NDArray[np.bool_]:
         assert verdict.ious is not None
@@ -32,18 +28,19 @@ class Spec(VerifierSpec):
 
     def check(self, sampler: SamplerSpec) -> list[str]:
         problems = super().check(sampler)
-        if not (self.folder() / "config.json").is_file():
-            have = ", ".join(sorted(p.name for p in EMBEDDED.iterdir() if (p / "config.json").is_file()))
-            return [*problems, f"model: {self.model!r}: no folder of that name holds a config.json; embedded: {have}"]
-        known = read_config(self.folder(), "")["categories"]
-        unknown = [name for name in sampler.names() if name not in known]
+        if problems or self.zero_shot:
+            return problems
+        known = self.known()
+        unknown = [name for name in sampler.names() if self.labels.get(name, name) not in known]
         if unknown:
-            problems.append(f"model: {self.model} does not know {', '.join(unknown)}; it knows {', '.join(known)}")
+            have = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+            problems.append(f"model: {self.model} does not know {', '.join(unknown)}; it knows {have}; see labels")
         return problems
 
-    def fingerprint(self) -> dict[str, Any]:
-        weights = (self.folder() / "diffusion_pytorch_model.safetensors").read_bytes()
-        return {"model_sha256": hashlib.sha256(weights).hexdigest()}
+    def known(self) -> list[str]:
+        """The names that the detector knows."""
+        config = self.config()
+        return list(config.get("categories") or config.get("id2label", {}).values())
 
     def load(self, device: str) -> Verifier:
         from synthgen.verify.detector import DetectorVerifier

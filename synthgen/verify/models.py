@@ -1,0 +1,59 @@
+"""Models that look at pictures, by name: embedded, in a folder, or on the Hugging Face Hub."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from synthgen.diffusion.models import EMBEDDED, snapshot
+from synthgen.layouts import SamplerSpec
+from synthgen.pipelines import ModelNotFoundError
+from synthgen.verify import VerifierSpec
+
+FILES = ["*.json", "*.txt", "*.safetensors"]
+
+
+class ModelVerifierSpec(VerifierSpec):
+    """A verifier that loads a model."""
+
+    model: str = Field(min_length=1, description="embedded, a folder, or a Hugging Face id")
+
+    def folder(self) -> Path:
+        """Where the model is.
+
+        Raises:
+            ModelNotFoundError: it cannot be had.
+        """
+        for folder in (EMBEDDED / self.model, Path(self.model)):
+            if (folder / "config.json").is_file():
+                return folder
+        if self.model.startswith((".", "/", "~")) or self.model.count("/") != 1:
+            have = ", ".join(sorted(p.name for p in EMBEDDED.iterdir() if (p / "config.json").is_file()))
+            raise ModelNotFoundError(
+                f"{self.model!r}: no folder of that name holds a config.json, and it is no Hugging Face id (owner/name); embedded: {have}"
+            )
+        return snapshot(self.model, FILES, [])
+
+    def config(self) -> dict[str, Any]:
+        """The model's config.json."""
+        config: dict[str, Any] = json.loads((self.folder() / "config.json").read_text())
+        return config
+
+    def check(self, sampler: SamplerSpec) -> list[str]:
+        problems = super().check(sampler)
+        try:
+            folder = self.folder()
+        except ModelNotFoundError as error:
+            return [*problems, f"model: {error}"]
+        if not list(folder.glob("*.safetensors")):
+            return [*problems, f"model: {folder} has no safetensors weights; pickled ones are not loaded"]
+        return problems
+
+    def fingerprint(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for file in sorted(f for kind in FILES for f in self.folder().glob(kind)):
+            with file.open("rb") as stream:
+                digest.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode())
+        return {"model_sha256": digest.hexdigest()}

@@ -1,0 +1,145 @@
+"""Verifiers with models of transformers: tiny random ones, evaluated independently."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTImageProcessor,
+)
+
+from synthgen.config import ConfigError, load_job
+from synthgen.layouts import Layout
+from synthgen.train.text_to_image import new_tokenizer
+from synthgen.verify.crops import ClassifierVerifier, ClipVerifier, crops_of
+from synthgen.verify.detector import DetectorVerifier, as_detections
+from synthgen.verify.verifiers.classifier import Spec as ClassifierSpec
+from synthgen.verify.verifiers.clip import Spec as ClipSpec
+from synthgen.verify.verifiers.detector import Spec as DetectorSpec
+
+BOXES = np.array([[4, 4, 30, 40], [50, 20, 90, 60], [0, 70, 20, 96]], np.float32)
+LAYOUTS = [Layout(96, 96, BOXES, ("dog", "cat", "dog")), Layout(96, 96, BOXES[:0], ()), Layout(96, 96, BOXES[1:], ("cat", "dog"))]
+IMAGES = list(np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8))
+
+
+def pictures_of(image: np.ndarray, layout: Layout, context: float) -> list[Image.Image]:
+    crops = []
+    for x0, y0, x1, y1 in layout.boxes.tolist():
+        half = max(x1 - x0, y1 - y0) * (0.5 + context)
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        crops.append(Image.fromarray(image[max(0, round(y - half)) : round(y + half), max(0, round(x - half)) : round(x + half)]))
+    return crops
+
+
+def test_crops_have_context_and_end_at_the_edge() -> None:
+    ours = crops_of(IMAGES, LAYOUTS, 0.2)
+    wanted = [c for image, layout in zip(IMAGES, LAYOUTS, strict=True) for c in pictures_of(image, layout, 0.2)]
+    assert [np.asarray(c).tobytes() for c in ours] == [np.asarray(c).tobytes() for c in wanted]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", id2label={0: "hound", 1: "cat", 2: "tree"}
+    )
+    ResNetForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_classifier_scores_are_the_probability_of_the_category(classifier: Path) -> None:
+    spec = ClassifierSpec(model=str(classifier), labels={"dog": "hound"})
+    found = ClassifierVerifier(spec, "cpu")(IMAGES, LAYOUTS)
+    model = ResNetForImageClassification.from_pretrained(classifier).eval()
+    processor = ViTImageProcessor.from_pretrained(classifier)
+    for image, layout, verdict in zip(IMAGES, LAYOUTS, found, strict=True):
+        assert (verdict.ious, verdict.found, len(verdict.unasked)) == (None, None, 0)
+        for k, crop in enumerate(pictures_of(image, layout, 0.2)):
+            shares = model(**processor(crop, return_tensors="pt")).logits[0].softmax(0)
+            assert verdict.scores[k] == pytest.approx(float(shares[{"dog": 0, "cat": 1}[layout.categories[k]]]), abs=1e-5)
+    failed = ClassifierSpec(model=str(classifier), threshold={"dog": 1.0, "cat": 0.0}).fails(found[0], LAYOUTS[0])
+    assert failed.tolist() == [True, False, True]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = new_tokenizer(["a photo of a dog cat"])
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**size, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "max_position_embeddings": 32}
+    config = CLIPConfig(text_config=text, vision_config={**size, "image_size": 32, "patch_size": 8}, projection_dim=12)
+    CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_clip_scores_are_cosines_at_least_zero(clip: Path) -> None:
+    found = ClipVerifier(ClipSpec(model=str(clip)), "cpu")(IMAGES, LAYOUTS)
+    model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPImageProcessor.from_pretrained(clip)
+    tokenizer = new_tokenizer(["a photo of a dog cat"])
+    for image, layout, verdict in zip(IMAGES, LAYOUTS, found, strict=True):
+        for k, crop in enumerate(pictures_of(image, layout, 0.1)):
+            text = tokenizer(f"a photo of a {layout.categories[k]}", return_tensors="pt")
+            out = model(**text, pixel_values=processor(crop, return_tensors="pt").pixel_values)
+            cosine = torch.nn.functional.cosine_similarity(out.image_embeds[0], out.text_embeds[0], dim=0)
+            assert verdict.scores[k] == pytest.approx(max(0.0, float(cosine)), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("detr")
+    torch.manual_seed(0)
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", out_features=["stage2"])
+    config = DetrConfig(
+        use_timm_backbone=False, backbone_config=backbone, backbone=None, use_pretrained_backbone=False, d_model=16, num_queries=6,
+        encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
+        id2label={0: "hound", 1: "cat"},
+    )  # fmt: skip
+    DetrForObjectDetection(config).save_pretrained(folder)
+    DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(folder)
+    return folder
+
+
+def test_detectors_of_transformers_are_read(detr: Path) -> None:
+    spec = DetectorSpec(model=str(detr), labels={"dog": "hound"}, unasked=0.06)
+    verifier = DetectorVerifier(spec, "cpu")
+    found = verifier.found(IMAGES[0], LAYOUTS[0])
+    assert len(found.boxes) > 0
+    assert set(found.categories) <= {"dog", "cat"}
+    assert (np.diff(found.scores) <= 0).all()
+    for verdict, layout in zip(verifier(IMAGES, LAYOUTS), LAYOUTS, strict=True):
+        assert verdict.ious is not None
+        assert len(verdict.scores) == len(verdict.ious) == len(layout)
+
+
+@pytest.mark.parametrize("found", [[], [{"score": 0.2, "label": "a", "box": {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}}] * 2])
+def test_detections_of_pipelines(found: Sequence[dict[str, Any]]) -> None:
+    ours = as_detections(found)
+    assert ours.boxes.shape == (len(found), 4)
+    assert ours.categories == ("a",) * len(found)
+
+
+def test_mistakes_are_named(classifier: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"verify.labels: .* has no label for dog; say which one it is"):
+        load_job("100dogs", [f"verify={{verifier: classifier, model: {classifier}}}"])
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"verify.model: .* has no safetensors weights"):
+        load_job("100dogs", [f"verify={{verifier: clip, model: {tmp_path}}}"])
