@@ -70,6 +70,12 @@ def parser() -> argparse.ArgumentParser:
     sub = job_command("plan", plan_command, "time a few images and tell what the whole job will take")
     sub.add_argument("--address", help=argparse.SUPPRESS)
     job_command("train", train_command, "train a checkpoint, or go on with it")
+    sub = command("evaluate", evaluate_command, "hold the labels of a dataset against a detector, and against CLIP")
+    sub.add_argument("out", metavar="OUT", type=Path, help="output folder of `synthgen run`")
+    sub.add_argument("--detector", default="centernet-tiny", help="embedded, folder or Hub id (default: centernet-tiny)")
+    sub.add_argument("--threshold", type=float, default=0.3, help="score from which a detection counts (default 0.3)")
+    sub.add_argument("--clip", help="folder or Hub id of a CLIP; without one its figures are not measured")
+    sub.add_argument("--limit", type=int, help="look at so many images")
     sub = command("fit", fit_command, "learn what the layouts of a dataset are like, for the sampler `fit`")
     sub.add_argument("data", metavar="DATA", help="COCO's instances.json, .jsonl, .parquet, or the output of `synthgen run`")
     sub.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
@@ -144,6 +150,28 @@ def preview_command(args: argparse.Namespace) -> Result:
     coverage = sum(layout.coverage() for layout in layouts) / len(layouts)
     data = {"path": str(path), "layouts": len(layouts), "boxes": sum(map(len, layouts)), "coverage": round(coverage, 4)}
     return 0, data, [f"{path}: {data['layouts']} layouts, {data['boxes']} boxes, mean coverage {coverage:.1%}"]
+
+
+def evaluate_command(args: argparse.Namespace) -> Result:
+    """`--json`: what `synthgen.evaluate.dataset.evaluate` returns."""
+    from synthgen.config import ConfigError
+    from synthgen.shards.dataset import read_info
+    from synthgen.verify.verifiers.clip import Spec as Clip
+    from synthgen.verify.verifiers.detector import Spec as Detector
+
+    if read_info(args.out) is None:
+        raise ConfigError([f"{args.out}: not a synthgen dataset (no readable dataset.json)"])
+    if not 0 <= args.threshold <= 1:
+        raise ConfigError([f"command line: --threshold: {args.threshold:g} must be in [0, 1]"])
+    detector = Detector(model=args.detector, threshold=args.threshold)
+    clip = None if args.clip is None else Clip(model=args.clip)
+    for spec in (detector, clip):
+        if spec is not None:
+            spec.folder()  # says what is wrong with the name
+    from synthgen.evaluate.dataset import evaluate
+
+    data = evaluate(args.out, detector, clip, args.limit)
+    return 0, data, [f"{name:<12} {value}" for name, value in data.items()]
 
 
 def fit_command(args: argparse.Namespace) -> Result:

@@ -32,7 +32,8 @@ class ModelVerifierSpec(VerifierSpec):
         if self.model.startswith((".", "/", "~")) or self.model.count("/") != 1:
             have = ", ".join(sorted(p.name for p in EMBEDDED.iterdir() if (p / "config.json").is_file()))
             raise ModelNotFoundError(
-                f"{self.model!r}: no folder of that name holds a config.json, and it is no Hugging Face id (owner/name); embedded: {have}"
+                f"{self.model!r}: no folder of that name holds a config.json, and it is no Hugging Face id (owner/name); "
+                f"embedded: {have}"
             )
         return snapshot(self.model, FILES, [])
 

@@ -1,0 +1,1 @@
+"""How good is a finished dataset? Its labels held against detectors and text-image models."""
