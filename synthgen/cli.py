@@ -76,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--threshold", type=float, default=0.3, help="score from which a detection counts (default 0.3)")
     sub.add_argument("--clip", help="folder or Hub id of a CLIP; without one its figures are not measured")
     sub.add_argument("--limit", type=int, help="look at so many images")
+    sub = command("report", report_command, "write report.html, a page to look at a dataset with")
+    sub.add_argument("out", metavar="OUT", type=Path, help="output folder of `synthgen run`")
+    sub.add_argument("--most", type=int, default=2000, help="pictures that the page shows (default 2000)")
     sub = command("fit", fit_command, "learn what the layouts of a dataset are like, for the sampler `fit`")
     sub.add_argument("data", metavar="DATA", help="COCO's instances.json, .jsonl, .parquet, or the output of `synthgen run`")
     sub.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
@@ -172,6 +175,16 @@ def evaluate_command(args: argparse.Namespace) -> Result:
 
     data = evaluate(args.out, detector, clip, args.limit)
     return 0, data, [f"{name:<12} {value}" for name, value in data.items()]
+
+
+def report_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"path", "images", "shown", "bytes"}."""
+    from synthgen.report import write_report
+
+    counts = write_report(args.out, args.most)
+    path = args.out / "report.html"
+    text = f"{path}: {counts['shown']} of {counts['images']} images, {counts['bytes'] / 1e6:.1f} MB"
+    return 0, {"path": str(path), **counts}, [text]
 
 
 def fit_command(args: argparse.Namespace) -> Result:

@@ -1,0 +1,94 @@
+"""One page to look at a dataset with: `report.html`, which opens from disk and loads nothing from elsewhere."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from synthgen.errors import InputError
+from synthgen.shards.dataset import read_info
+from synthgen.shards.sample import VERIFIED, annotations_of
+from synthgen.shards.shard import committed, read_marker, read_members, read_rows, shard_path
+from synthgen.shards.store import write_text
+
+SIDE, QUALITY = 384, 72  # of the pictures in the page: longer side in px, JPEG
+MOST = 2000  # pictures in one page
+
+
+class NoDatasetError(InputError):
+    """A folder is no dataset of ours."""
+
+
+def write_report(out: Path, most: int = MOST) -> dict[str, int]:
+    """Write `report.html` beside the shards.
+
+    Args:
+        most: pictures that the page shows; of a larger dataset the first ones.
+
+    Returns:
+        {"images", "shown", "bytes"}.
+
+    Raises:
+        NoDatasetError: the folder holds none.
+    """
+    info = read_info(out)
+    if info is None:
+        raise NoDatasetError(f"{out}: not a synthgen dataset (no readable dataset.json)")
+    shown = list(pictures(out, most))
+    total = sum(marker.count for n in committed(out) if (marker := read_marker(out, n)) is not None)
+    data = {"name": info.name, "images": total, "asked": info.asked, "pictures": shown, "shards": list(shards(out))}
+    job = (out / "job.yaml").read_text() if (out / "job.yaml").is_file() else ""
+    page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # nothing in it ends the script element
+    for mark, value in (("@NAME@", html.escape(info.name)), ("@JOB@", html.escape(job)), ("@DATA@", text)):
+        page = page.replace(mark, value)
+    write_text(out / "report.html", page)
+    return {"images": total, "shown": len(shown), "bytes": len(page)}
+
+
+def pictures(out: Path, most: int) -> Iterator[dict[str, Any]]:
+    """The samples, in order: a small picture and its labels."""
+    done = 0
+    for number in committed(out):
+        rows = {f"{row['key']}.{row['image_format']}": row for row in read_rows(out, number)}
+        for name, data in read_members(shard_path(out, number, ".tar")):
+            if name in rows and done < most:
+                done += 1
+                yield picture(rows[name], data)
+        if done == most:
+            return
+
+
+def picture(row: dict[str, Any], data: bytes) -> dict[str, Any]:
+    """One sample as the page has it."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        small = image.convert("RGB")
+        small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        small.save(buffer, "JPEG", quality=QUALITY)
+    boxes = [
+        {
+            "b": [round(v, 1) for v in a["bbox"]],
+            "c": a["category"],
+            "s": a.get("score"),
+            "i": a.get("iou"),
+            "a": a.get("action") or "",
+        }
+        for a in annotations_of(row)
+    ]
+    facts = {name: row[name] for name in VERIFIED if row.get(name) is not None}
+    plain = {"n": row["index"], "w": row["width"], "h": row["height"], "p": row["prompt"], "t": row["attempt"]}
+    return {**plain, **facts, "boxes": boxes, "src": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def shards(out: Path) -> Iterator[dict[str, Any]]:
+    """Images and seconds of each shard."""
+    for number in committed(out):
+        marker = read_marker(out, number)
+        if marker is not None:
+            yield {"n": number, "count": marker.count, "seconds": round(marker.seconds, 3), "attempts": marker.attempts}
