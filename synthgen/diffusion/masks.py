@@ -34,6 +34,11 @@ def quartic(h: int, w: int) -> Tensor:
     return torch.outer(axis(h), axis(w)).float()
 
 
+def tile(h: int, w: int) -> Tensor:
+    """Quartic, and 0.01 more: for windows that cover a canvas, whose own edge needs some weight too."""
+    return quartic(h, w) + 0.01
+
+
 def box(h: int, w: int, x0: float, y0: float, x1: float, y1: float, soft: float = 1.0) -> Tensor:
     """Weight 1 inside a box (in cells of the region), falling to 0 over about `soft` cells outside it: (h, w).
 

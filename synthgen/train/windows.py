@@ -3,6 +3,7 @@
 Windows are cut by the same functions that cut them when a pipeline paints: what the UNet meets there is what it was trained on.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -79,9 +80,9 @@ class WindowTrainee(nn.Module):
         for step, scenes in enumerate(pool.steps(start), start):
             yield self.batch(list(scenes), np.random.default_rng((self.spec.seed, step, rank)))
 
+    @abstractmethod
     def batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Any:
         """One batch of windows of these scenes."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def encode(self, scene: Scene, picture: Picture) -> EncodedScene:

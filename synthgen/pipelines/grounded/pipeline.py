@@ -21,7 +21,6 @@ from synthgen.scene import COUNTS
 from synthgen.scene import caption as caption_of
 
 GLIGEN = "cross_attention_kwargs.gligen."
-LEAST_WEIGHT = 0.01  # of a window's edge, against 15/16 squared at its centre: the canvas' own edge needs some
 
 
 class GroundedPipeline(LatentPipeline):
@@ -69,7 +68,7 @@ class GroundedPipeline(LatentPipeline):
             size, phrases = (layout.width, layout.height), phrases_of(layout)
             for w in grounded_windows(layout.boxes, size, self.factor, self.multiple, side, overlap, max_boxes):
                 (x0, y0, x1, y1), text = w.window, caption_of(layout.select(w.indices), words, caption)
-                weight = masks.quartic(y1 - y0, x1 - x0) + LEAST_WEIGHT
+                weight = masks.tile(y1 - y0, x1 - x0)
                 regions.append(Region(image, w.window, len(rows), image, guidance_scale, weight))
                 rows.append((text, w, [phrases[i] for i in w.indices]))
         conditions, noise = self.conditions(rows, max_boxes), self.noise(layouts, generator)

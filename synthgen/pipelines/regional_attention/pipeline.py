@@ -17,8 +17,6 @@ from synthgen.diffusion.windows import background_windows
 from synthgen.layouts import Layout
 from synthgen.scene import region_prompt as region_prompt_of
 
-LEAST_WEIGHT = 0.01  # of a tile's edge, against 15/16 squared at its centre: the canvas' own edge needs some
-
 
 class RegionalAttentionPipeline(LatentPipeline):
     """Paints layouts with any checkpoint in Stable Diffusion format, at about the cost of one picture without boxes."""
@@ -65,7 +63,7 @@ class RegionalAttentionPipeline(LatentPipeline):
             rows, boxes = tuple(prompts.row(text) for text in texts), self.boxes(layout, margin)
             base, negative = prompts.row(backgrounds[image]), prompts.row(negatives[image])
             for x0, y0, x1, y1 in self.tiles(layout, tile, overlap):
-                size, weight = (y1 - y0, x1 - x0), masks.quartic(y1 - y0, x1 - x0) + LEAST_WEIGHT
+                size, weight = (y1 - y0, x1 - x0), masks.tile(y1 - y0, x1 - x0)
                 regions.append(Region(image, (x0, y0, x1, y1), len(windows), len(windows) + 1, guidance_scale, weight))
                 windows += [PromptedWindow(size, base, boxes - [x0, y0, x0, y0], rows), PromptedWindow(size, negative)]
         noise, words = self.noise(layouts, generator), self.text_conditions(prompts.texts, guidance_scale)
