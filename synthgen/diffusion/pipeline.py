@@ -174,6 +174,11 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
                 latents = callback(self, i, t, {"latents": latents}).get("latents", latents)
         return latents
 
+    def check_encoder(self) -> None:
+        """Raise IncompatibleLayoutError for a checkpoint of two text encoders (SDXL)."""
+        if self.text_encoder_2 is not None:
+            raise IncompatibleLayoutError("text_encoder_2: this method reads checkpoints with one text encoder, not SDXL's")
+
     def check_schedule(self) -> None:
         """Raise ValueError for a scheduler that cannot start within its schedule."""
         if isinstance(self.scheduler, LMSDiscreteScheduler):

@@ -24,7 +24,8 @@ from synthgen.diffusion.mixture import Mixture
 from synthgen.diffusion.models import find_lora
 from synthgen.diffusion.pipeline import LatentPipeline
 from synthgen.layouts import Layout
-from synthgen.pipelines import ModelNotFoundError, Numerics
+from synthgen.pipelines import IncompatibleLayoutError, ModelNotFoundError, Numerics
+from synthgen.pipelines.annotation_tokens.pipeline import AnnotationTokensPipeline
 from synthgen.pipelines.mixture import Spec as MixtureSpec
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.pipelines.regional_attention.pipeline import RegionalAttentionPipeline
@@ -98,6 +99,12 @@ def test_sdxl_paints_batches_of_layouts(sdxl: Path, kind: Any) -> None:
     for i in range(4):
         alone = pipeline([batch[i]], generator=generators(i), **options)
         assert (together[i] - alone[0]).norm() / alone.norm() < 1e-4
+
+
+def test_methods_that_do_not_read_sdxl_say_so(sdxl: Path) -> None:
+    pipeline = AnnotationTokensPipeline.from_pretrained(sdxl, use_safetensors=True)
+    with pytest.raises(IncompatibleLayoutError, match="text_encoder_2: this method reads checkpoints with one text encoder"):
+        pipeline([layout(1)])
 
 
 @torch.no_grad()

@@ -154,6 +154,7 @@ def test_callback_sees_and_changes_latents(pipeline: MixturePipeline) -> None:
     [
         (Layout(65, 64, np.zeros((0, 4), np.float32), ()), "canvas width 65 px must be a multiple of 2 and at least 4"),
         (Layout(64, 2, np.zeros((0, 4), np.float32), ()), "canvas height 2 px must be a multiple of 2 and at least 4"),
+        (Layout(64, 64, np.array([[50, 1, 70, 20]], np.float32), ("dog",)), r"layouts\[0\].boxes\[0\]: \[50.0, 1.0, 70.0, 20.0\] is not inside the canvas"),
         (Layout(64, 64, np.array([[1, 1, 9, 2]], np.float32), ("dog",)), r"layouts\[0\].boxes\[0\]: \[1.0, 1.0, 9.0, 2.0\] is smaller than a latent cell \(2 px\)"),
     ],
 )  # fmt: skip

@@ -143,6 +143,18 @@ def test_guidance_of_tiles(pipeline: TilingPipeline) -> None:
     assert not torch.equal(other, one)
 
 
+def test_a_negative_prompt_is_the_unconditional_branch(pipeline: TilingPipeline) -> None:
+    base = latents(pipeline, guidance_scale=3.0)
+    assert not torch.equal(latents(pipeline, guidance_scale=3.0, negative_prompt="gravel"), base)
+    assert torch.equal(latents(pipeline, guidance_scale=1.0, negative_prompt="gravel"), latents(pipeline, guidance_scale=1.0))
+
+
+def test_noise_of_ddims_steps_follows_the_seed(pipeline: TilingPipeline) -> None:
+    one, again, other = (latents(pipeline, eta=1.0, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
 def test_cpu_vae_and_eta_and_callback(pipeline: TilingPipeline) -> None:
     steps: list[int] = []
 

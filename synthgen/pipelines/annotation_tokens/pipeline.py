@@ -72,6 +72,7 @@ class AnnotationTokensPipeline(LatentPipeline):
     def check_inputs(self, layouts: Sequence[Layout], form: str, annotations: Sequence[Sequence[str]] | None) -> None:
         """Raise IncompatibleLayoutError or ValueError for what this pipeline cannot paint."""
         self.check_layouts(layouts)
+        self.check_encoder()
         if form == "compact" and not self.bins:
             raise ValueError("form: compact needs a tokenizer with location tokens; use literal, or train them")
         if annotations is not None and len(annotations) != len(layouts):

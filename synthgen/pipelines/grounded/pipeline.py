@@ -90,6 +90,7 @@ class GroundedPipeline(LatentPipeline):
     def check_inputs(self, layouts: Sequence[Layout]) -> None:
         """Raise IncompatibleLayoutError for what this checkpoint cannot paint."""
         self.check_layouts(layouts)
+        self.check_encoder()
         if self.unet.config.attention_type != "gated":
             raise IncompatibleLayoutError("unet: it has no gated layers; load a GLIGEN checkpoint")
 
