@@ -43,7 +43,7 @@ METHODS = {
     "layered, mixed": ["pipeline=layered-tiny", "pipeline.variant=mixed"],
     "regional_attention": ["pipeline=regional-attention-tiny"],
     "annotation_mask": ["pipeline=annotation-mask-tiny"],
-    "annotation_tokens": ["pipeline=annotation-tokens-tiny", "pipeline.steps=3"],  # the canvas in one piece: half a minute a step
+    "annotation_tokens": ["pipeline=annotation-tokens-tiny", "pipeline.steps=3"],  # the canvas in one piece: 9 s a step
 }
 LAYOUT = ["layout.canvas=[896, 896]", "layout.size=[56, 76]", "layout.gap=6"]
 SHEET = 320  # px, a picture's side on the sheet
