@@ -1,7 +1,7 @@
 """What happens to boxes that do not hold: painted again, tightened to what is there, or kept with their score."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,10 +66,11 @@ class Inspection:
     spec: VerifierSpec
     verifier: Verifier
     painter: Any
-    kinds: frozenset[str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kinds", frozenset(self.spec.on_failure))
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What is done about failures."""
+        return self.spec.on_failure
 
     def __call__(self, scenes: Sequence[Scene], paintings: Sequence[Painting], seeds: Seeds) -> list[Checked]:
         """Look at a batch, and paint again what does not hold."""
