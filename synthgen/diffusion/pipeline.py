@@ -225,8 +225,9 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
 
     @property
     def _upcast(self) -> bool:
-        """Whether the autoencoder overflows in float16 (SDXL's)."""
-        return bool(self.vae.config.force_upcast) and self.vae.dtype == torch.float16
+        """Whether the autoencoder overflows in float16: SDXL's. Others have the same setting, by default, and do not."""
+        sdxl = self.text_encoder_2 is not None
+        return sdxl and bool(self.vae.config.force_upcast) and self.vae.dtype == torch.float16
 
     @property
     def _shift(self) -> float:
