@@ -4,6 +4,8 @@ Source: Mixture of Diffusers (arXiv 2302.02412); gaussian and quartic as in its 
 centred at (n - 1) / 2 like the horizontal one. All in float32: a gaussian's corner is 3e-11 of its centre.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ def constant(h: int, w: int) -> Tensor:
     return torch.ones(h, w)
 
 
+@cache
 def gaussian(h: int, w: int) -> Tensor:
     """w(x) = exp(-(x - mu)^2 / (n^2 2 s^2)) / sqrt(2 pi s^2), mu = (n - 1) / 2, on both axes: (h, w)."""
 
@@ -25,6 +28,7 @@ def gaussian(h: int, w: int) -> Tensor:
     return torch.outer(axis(h), axis(w)).float()
 
 
+@cache
 def quartic(h: int, w: int) -> Tensor:
     """(15/16) (1 - u^2)^2 with u linear over [-0.995, 0.995], on both axes: (h, w)."""
 

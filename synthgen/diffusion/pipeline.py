@@ -264,6 +264,7 @@ def load_pipeline(kind: type[AnyPipeline], spec: ModelSpec, scheduler: str | Non
     if spec.compile:
         pipeline.unet.compile()
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.embedded = {}
     return pipeline
 
 

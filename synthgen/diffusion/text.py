@@ -8,9 +8,11 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 
-from synthgen.diffusion.mixture import Conditions
+from synthgen.diffusion.mixture import Conditions, select
 
 log = logging.getLogger(__name__)
+
+KEPT = 8  # sets of prompts whose embeddings are kept: the batches of a job mostly share theirs
 
 
 class TextEncoding:
@@ -24,6 +26,7 @@ class TextEncoding:
     factor: int
     config: Any
     _execution_device: torch.device
+    embedded: dict[tuple[str, ...], Conditions] | None = None  # of sets of prompts; None: not kept
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Text embeddings (P, T, D) of prompts; what is beyond the text encoder's length is cut off, with a warning."""
@@ -44,6 +47,19 @@ class TextEncoding:
         For SDXL also the second encoder's pooled embedding, and size conditioning: every window counts as a whole picture of
         the size that the checkpoint was trained at. For a distilled UNet that takes it (LCM), the guidance scale.
         """
+        if self.embedded is None:
+            return self.conditions_of(prompts, guidance_scale)
+        distinct = tuple(sorted(set(prompts)))  # as a whole: an embedding's last bits depend on what it is computed beside
+        key = (*distinct, str(guidance_scale))
+        if key not in self.embedded:
+            if len(self.embedded) == KEPT:
+                self.embedded.pop(next(iter(self.embedded)))
+            self.embedded[key] = self.conditions_of(distinct, guidance_scale)
+        rows = {prompt: row for row, prompt in enumerate(distinct)}
+        return select(self.embedded[key], torch.tensor([rows[prompt] for prompt in prompts], device=self._execution_device))
+
+    def conditions_of(self, prompts: Sequence[str], guidance_scale: float) -> Conditions:
+        """As `text_conditions`, computed."""
         found: dict[str, Tensor] = {"encoder_hidden_states": self.encode_prompts(prompts)}
         like = found["encoder_hidden_states"]
         if self.text_encoder_2 is not None:

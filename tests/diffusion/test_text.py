@@ -1,5 +1,6 @@
 """Conditions of prompts: Stable Diffusion, SDXL and distilled checkpoints; LoRAs."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from synthgen.config import ConfigError, load_job
 from synthgen.diffusion.mixture import Mixture
 from synthgen.diffusion.models import find_lora
-from synthgen.diffusion.pipeline import LatentPipeline
+from synthgen.diffusion.pipeline import LatentPipeline, load_pipeline
+from synthgen.diffusion.text import KEPT
 from synthgen.layouts import Layout
 from synthgen.pipelines import IncompatibleLayoutError, ModelNotFoundError, Numerics
 from synthgen.pipelines.annotation_tokens.pipeline import AnnotationTokensPipeline
@@ -181,3 +183,44 @@ def test_few_steps(checkpoint: Path, scheduler: str) -> None:
     painter = spec.load(SceneSpec(), Numerics())
     one, two = (painter([Scene(layout(2), "sand")], [np.random.SeedSequence(0)])[0].image for _ in range(2))
     np.testing.assert_array_equal(one, two)
+
+
+def test_embeddings_are_kept_from_batch_to_batch(checkpoint: Path) -> None:
+    spec = MixtureSpec(model=str(checkpoint), steps=1)
+    fresh = LatentPipeline.from_pretrained(checkpoint, use_safetensors=True)
+    pipeline = load_pipeline(MixturePipeline, spec, None, Numerics())
+    encoded: list[int] = []
+    pipeline.text_encoder.register_forward_pre_hook(lambda module, inputs: encoded.append(len(inputs[0])))
+    with torch.no_grad():
+        for prompts in (["sand", "a dog", "sand"], ["a dog", "sand"], ["a dog", "a cat"]):
+            got, wanted = (p.text_conditions(prompts, 2.0)["encoder_hidden_states"] for p in (pipeline, fresh))
+            torch.testing.assert_close(got, wanted)
+        assert encoded == [2, 2]
+        for k in range(2 * KEPT):
+            pipeline.text_conditions([f"dog {k}"], 2.0)
+    assert pipeline.embedded is not None
+    assert len(pipeline.embedded) == KEPT
+
+
+def test_a_compiled_unet_paints_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without code generation, which takes minutes: what is traced, and how often, is what can go wrong on our side."""
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = partial(torch.nn.Module.compile, backend=backend)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled(self))
+    kept, images = [], []
+    for compile_it in (False, True):
+        spec = MixtureSpec(model=str(checkpoint), steps=2, compile=compile_it)
+        painter = spec.load(SceneSpec(background="sand"), Numerics(batch_size=2, chunk=2))
+        for batch in range(3):
+            scenes = [Scene(layout(n, 32), "sand") for n in (5, 6 + batch)]
+            images += [p.image for p in painter(scenes, [np.random.SeedSequence(k) for k in range(2)])]
+        kept.append(len(graphs))
+    for plain, other in zip(images[:6], images[6:], strict=True):
+        assert np.abs(plain.astype(int) - other).max() <= 1
+    assert kept[0] == 0
+    assert 1 <= kept[1] <= 6
