@@ -6,11 +6,14 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from synthgen.layouts import Layout
 from synthgen.pipelines import Painting
 from synthgen.scene import Scene
 from synthgen.verify import TIGHTEN, Verdict, Verifier, VerifierSpec
+
+BLOCK = 8  # px, side of the squares in which it is told what changed
 
 Seeds = Callable[[int, int], np.random.SeedSequence]
 """Number in the batch and number of the repair to the randomness of that repair."""
@@ -83,9 +86,11 @@ class Inspection:
                 break
             parts = [faulty(scenes[k], checked[k]) for k in todo]
             images = self.painter.repaint([checked[k].painting.image for k in todo], parts, [seeds(k, number) for k in todo])
-            again = self.look([Painting(image) for image in images], [scenes[k].layout for k in todo])
-            for k, new in zip(todo, again, strict=True):
-                checked[k] = better(checked[k], new, number)
+            layouts = [scenes[k].layout for k in todo]
+            again = self.look([Painting(image) for image in images], layouts)
+            best = [replace(new.painting, image=better(checked[k], new)) for k, new in zip(todo, again, strict=True)]
+            for k, final in zip(todo, self.look(best, layouts), strict=True):
+                checked[k] = repaired(checked[k], final, number)
         return checked
 
     def look(self, paintings: Sequence[Painting], layouts: Sequence[Layout]) -> list[Checked]:
@@ -123,10 +128,44 @@ def faulty(scene: Scene, checked: Checked) -> Scene:
     return replace(scene, layout=layout)
 
 
-def better(old: Checked, new: Checked, number: int) -> Checked:
-    """The repaired picture, unless it has more faults than the old one; scores decide between equals."""
-    if (new.faults, -float(new.verdict.scores.sum())) >= (old.faults, -float(old.verdict.scores.sum())):
-        return replace(old, repairs=number)
-    fixed = old.failed & ~new.failed
+def better(old: Checked, new: Checked) -> NDArray[np.uint8]:
+    """The picture (H, W, 3) with each part that was painted again as it has fewer faults; scores decide between equals.
+
+    Parts that touch are one: they were painted over each other.
+    """
+    parts, count = parts_of(old.painting.image, new.painting.image)
+    accepted = [part for part in range(1, count + 1) if cost(new, parts == part) < cost(old, parts == part)]
+    chosen = np.isin(parts, accepted).repeat(BLOCK, 0).repeat(BLOCK, 1)
+    height, width = old.painting.image.shape[:2]
+    return np.where(chosen[:height, :width, None], new.painting.image, old.painting.image)
+
+
+def parts_of(old: NDArray[np.uint8], new: NDArray[np.uint8]) -> tuple[NDArray[np.int32], int]:
+    """Number of the changed part, from 1, that each block of BLOCK x BLOCK px belongs to, 0 where nothing changed; how many."""
+    height, width = (-(-n // BLOCK) * BLOCK for n in old.shape[:2])
+    changed = np.zeros((height, width), bool)
+    changed[: old.shape[0], : old.shape[1]] = (old != new).any(2)
+    blocks = changed.reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK).any((1, 3))
+    parts, count = ndimage.label(blocks, np.ones((3, 3)))
+    return parts, int(count)
+
+
+def cost(checked: Checked, part: NDArray[np.bool_]) -> tuple[int, float]:
+    """Faults of boxes and of objects that nobody asked for in a part, given in blocks, and the scores' negative sum."""
+    boxes = np.array([touches(box, part) for box in checked.layout.boxes], bool).reshape(-1)
+    unasked = sum(touches(box, part) for box in checked.verdict.unasked)
+    return int((checked.failed & boxes).sum()) + unasked, -float(checked.verdict.scores[boxes].sum())
+
+
+def touches(box: NDArray[np.float32], part: NDArray[np.bool_]) -> bool:
+    """Whether a box xyxy in px lies in a part, given in blocks, if only with a corner."""
+    x0, y0 = (max(0, int(v // BLOCK)) for v in box[:2])
+    x1, y1 = (int(-(-v // BLOCK)) for v in box[2:])
+    return bool(part[y0:y1, x0:x1].any())
+
+
+def repaired(old: Checked, final: Checked, number: int) -> Checked:
+    """A picture after a repair; number: of it."""
+    fixed = old.failed & ~final.failed
     actions = tuple("repaired" if f else a for f, a in zip(fixed, old.actions, strict=True))
-    return replace(new, actions=actions, repairs=number)
+    return replace(final, actions=actions, repairs=number)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from synthgen.pipelines.paste import Spec as PasteSpec
 from synthgen.scene import Scene, SceneSpec
 from synthgen.shards.shard import StagedShard, read_members
 from synthgen.verify import Verdict
-from synthgen.verify.actions import Checked, Inspection, better, faulty
+from synthgen.verify.actions import Checked, Inspection, better, faulty, repaired
 from synthgen.verify.centernet import Detections
 from synthgen.verify.detector import DetectorVerifier, hold, stray
 from synthgen.verify.verifiers.detector import Spec
@@ -179,12 +180,37 @@ def test_a_sure_detection_near_enough_takes_the_place_of_the_box() -> None:
     assert finished.record()["failed"] == 2
 
 
-def test_the_better_picture_is_kept() -> None:
-    bad, good, stray_ = checked([0.1, 0.9], [0.9, 0.9]), checked([0.8, 0.8], [0.9, 0.9]), checked([0.1, 0.9], [0.9, 0.9], 2)
-    assert better(bad, good, 1).actions == ("repaired", "")
-    assert better(good, bad, 1).verdict is good.verdict
-    assert better(bad, stray_, 2).verdict is bad.verdict
-    assert better(bad, stray_, 2).repairs == 2
+def looked(scores: Sequence[float], image: NDArray[np.uint8], unasked: Sequence[Sequence[float]] = ()) -> Checked:
+    of = layout([0, 0, 50, 50], [100, 100, 150, 150])
+    found = replace(verdict(scores, [0.9, 0.9]), unasked=np.array(unasked, np.float32).reshape(-1, 4))
+    return Checked(Painting(image), of, found, Spec().fails(found, of), ("",) * 2)
+
+
+def test_the_better_of_each_part_is_kept() -> None:
+    before = np.zeros((203, 205, 3), np.uint8)
+    after = before.copy()
+    after[5:60, 3:60] = 1
+    after[100:203, 95:205] = 2
+    first, second, both = before.copy(), before.copy(), after
+    first[5:60, 3:60], second[100:203, 95:205] = 1, 2
+    old = looked([0.1, 0.6], before)
+    for scores, unasked, wanted in (
+        ([0.8, 0.9], [], both),
+        ([0.8, 0.5], [], first),  # the second box was good already, and is less so now
+        ([0.2, 0.2], [], first),  # neither holds: the score decides
+        ([0.05, 0.9], [], second),
+        ([0.1, 0.6], [], before),
+        ([0.9, 0.9], [[170, 180, 200, 200]], first),  # something new stands in the second part
+    ):
+        np.testing.assert_array_equal(better(old, looked(scores, after, unasked)), wanted)
+    seen = looked([0.1, 0.9], before, [[40, 40, 80, 80]])
+    np.testing.assert_array_equal(better(seen, looked([0.1, 0.2], after)), first)  # a stray is gone
+
+
+def test_what_a_repair_did() -> None:
+    bad, good = checked([0.1, 0.9], [0.9, 0.9]), checked([0.8, 0.8], [0.9, 0.9])
+    assert (repaired(bad, good, 2).actions, repaired(bad, good, 2).repairs) == (("repaired", ""), 2)
+    assert repaired(bad, bad, 1).actions == ("", "")
 
 
 def test_only_the_faulty_boxes_are_painted_again() -> None:
