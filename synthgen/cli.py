@@ -70,11 +70,15 @@ def parser() -> argparse.ArgumentParser:
     sub = job_command("plan", plan_command, "time a few images and tell what the whole job will take")
     sub.add_argument("--address", help=argparse.SUPPRESS)
     job_command("train", train_command, "train a checkpoint, or go on with it")
-    sub = command("evaluate", evaluate_command, "hold the labels of a dataset against a detector, and against CLIP")
-    sub.add_argument("out", metavar="OUT", type=Path, help="output folder of `synthgen run`")
+    sub = command("evaluate", evaluate_command, "hold a dataset against a detector, against CLIP, and against real pictures")
+    sub.add_argument("out", metavar="OUT", help="output folder of `synthgen run`; or a job, which is run first")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="of the job")
     sub.add_argument("--detector", default="centernet-tiny", help="embedded, folder or Hub id (default: centernet-tiny)")
     sub.add_argument("--threshold", type=float, default=0.3, help="score from which a detection counts (default 0.3)")
     sub.add_argument("--clip", help="folder or Hub id of a CLIP; without one its figures are not measured")
+    sub.add_argument("--reference", type=Path, help="real pictures, a folder or a dataset; without them theirs are not measured")
+    sub.add_argument("--encoder", default="efficientnet-lite0", help="what they are compared in: folder or Hub id")
+    sub.add_argument("--objects", action="store_true", help="compare what is in the boxes instead of whole pictures")
     sub.add_argument("--limit", type=int, help="look at so many images")
     sub = command("report", report_command, "write report.html, a page to look at a dataset with")
     sub.add_argument("out", metavar="OUT", type=Path, help="output folder of `synthgen run`")
@@ -158,12 +162,10 @@ def preview_command(args: argparse.Namespace) -> Result:
 def evaluate_command(args: argparse.Namespace) -> Result:
     """`--json`: what `synthgen.evaluate.dataset.evaluate` returns."""
     from synthgen.config import ConfigError
-    from synthgen.shards.dataset import read_info
+    from synthgen.evaluate.reference import Reference
     from synthgen.verify.verifiers.clip import Spec as Clip
     from synthgen.verify.verifiers.detector import Spec as Detector
 
-    if read_info(args.out) is None:
-        raise ConfigError([f"{args.out}: not a synthgen dataset (no readable dataset.json)"])
     if not 0 <= args.threshold <= 1:
         raise ConfigError([f"command line: --threshold: {args.threshold:g} must be in [0, 1]"])
     detector = Detector(model=args.detector, threshold=args.threshold)
@@ -171,10 +173,32 @@ def evaluate_command(args: argparse.Namespace) -> Result:
     for spec in (detector, clip):
         if spec is not None:
             spec.folder()  # says what is wrong with the name
+    reference = None if args.reference is None else Reference(args.reference, args.encoder, args.objects)
+    if reference is not None and (problems := reference.check()):
+        raise ConfigError([f"command line: {problem}" for problem in problems])
+    out, status, made = dataset_of(args)
+    if status:
+        return status, {}, made
     from synthgen.evaluate.dataset import evaluate
 
-    data = evaluate(args.out, detector, clip, args.limit)
-    return 0, data, [f"{name:<12} {value}" for name, value in data.items()]
+    data = evaluate(out, detector, clip, reference, args.limit)
+    return 0, data, [*made, *(f"{name:<12} {value}" for name, value in data.items())]
+
+
+def dataset_of(args: argparse.Namespace) -> tuple[Path, int, list[str]]:
+    """The dataset that is meant by `out`; if that is a job it is run, and its status and what it says are returned too."""
+    from synthgen.config import ConfigError, load_job
+    from synthgen.shards.dataset import read_info
+
+    out = Path(args.out)
+    if out.is_dir():
+        if read_info(out) is None or args.overrides:
+            reason = f"a dataset; {args.overrides[0]!r} is for jobs" if args.overrides else "not a synthgen dataset"
+            raise ConfigError([f"{out}: {reason}" if args.overrides else f"{out}: {reason} (no readable dataset.json)"])
+        return out, 0, []
+    job = load_job(args.out, args.overrides)
+    status, _, lines = run_command(argparse.Namespace(job=args.out, overrides=args.overrides, address=None, overwrite=False))
+    return Path(job.output.path), status, lines
 
 
 def report_command(args: argparse.Namespace) -> Result:

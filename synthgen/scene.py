@@ -49,10 +49,13 @@ class SceneSpec(BaseModel):
         return value
 
     def draw(self, layout: Layout, rng: np.random.Generator) -> "Scene":
-        """The scene of one layout: a function of the spec, the layout and the generator's state."""
+        """The scene of one layout: a function of the spec, the layout and the generator's state.
+
+        Phrases and a caption that the layout came with are kept.
+        """
         background = _pick(self.background, rng)
-        phrases = tuple(_pick(self.object, rng).format(category=name) for name in layout.categories)
-        return Scene(layout.with_phrases(phrases), background, self.negative)
+        drawn = tuple(_pick(self.object, rng).format(category=name) for name in layout.categories)
+        return Scene(layout.with_phrases(layout.phrases or drawn), layout.caption or background, self.negative)
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ class Scene:
 
     @property
     def prompt(self) -> str:
-        """One line that says what is in the picture: counts of each category, then the background."""
-        return caption(self.layout, self.background)
+        """One line that says what is in the picture: the layout's caption, or counts of each category, then the background."""
+        return self.layout.caption or caption(self.layout, self.background)
 
 
 def pictures(folder: Path) -> list[Path]:

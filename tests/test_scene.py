@@ -1,5 +1,7 @@
 """Scenes: words for boxes and background."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -33,3 +35,10 @@ def test_region_prompt() -> None:
 def test_bad_scenes(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         SceneSpec.model_validate(bad)
+
+
+def test_words_that_a_layout_came_with_are_kept() -> None:
+    given = replace(LAYOUT, caption="two dogs and a cat on sand", phrases=("an old dog", "a cat", "a dog"))
+    scene = SceneSpec(object="a white {category}", background="grass").draw(given, np.random.default_rng(0))
+    assert (scene.prompt, scene.background) == (given.caption, given.caption)
+    assert scene.phrases == given.phrases

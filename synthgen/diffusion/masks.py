@@ -4,6 +4,7 @@ Source: Mixture of Diffusers (arXiv 2302.02412); gaussian and quartic as in its 
 centred at (n - 1) / 2 like the horizontal one. All in float32: a gaussian's corner is 3e-11 of its centre.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -57,5 +58,5 @@ def box(h: int, w: int, x0: float, y0: float, x1: float, y1: float, soft: float 
     return torch.outer(axis(h, y0, y1), axis(w, x0, x1)).float()
 
 
-WINDOW = {"constant": constant, "gaussian": gaussian, "quartic": quartic}
+WINDOW: dict[str, Callable[[int, int], Tensor]] = {"constant": constant, "gaussian": gaussian, "quartic": quartic}
 """Masks that know a region's size alone, by name."""

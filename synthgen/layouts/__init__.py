@@ -31,6 +31,7 @@ class Layout:
         depth: (N,) drawing order, far to near; None means any order.
         occluded: (N,) hidden fraction in [0, 1]; None means all visible.
         labelled: (N,) whether a box is annotated; None means all. The others are distractors: drawn, not labelled.
+        caption: of the whole picture, where the layout came with one; it is the scene's then.
     """
 
     width: int
@@ -43,6 +44,7 @@ class Layout:
     depth: NDArray[np.float32] | None = None
     occluded: NDArray[np.float32] | None = None
     labelled: NDArray[np.bool_] | None = None
+    caption: str | None = None
 
     def __post_init__(self) -> None:
         if self.boxes.shape != (len(self.categories), 4):

@@ -22,7 +22,7 @@ DOCUMENT_FORM = re.compile(r"label_(\d+)_bbox_" + "_".join([r"(-?\d+(?:\.\d+)?)"
 
 @dataclass(frozen=True)
 class Entry:
-    """One annotated picture: boxes (N, 4) float64, xyxy in px; masks, phrases and depth where the file has them."""
+    """One annotated picture: boxes (N, 4) float64, xyxy in px; masks, phrases, depth and caption where the file has them."""
 
     place: str
     width: int
@@ -32,6 +32,7 @@ class Entry:
     phrases: tuple[str, ...] | None = None
     masks: tuple[dict[str, Any], ...] | None = None
     depth: tuple[float, ...] | None = None
+    caption: str | None = None
 
 
 def read_entries(source: str) -> tuple[Entry, ...]:
@@ -103,7 +104,8 @@ def _coco_entries(path: Path) -> Iterator[Entry]:
     for image in data["images"]:
         found = of_image[image["id"]]
         boxes = np.array([b for b, _ in found], np.float64).reshape(-1, 4)
-        yield Entry(f"{path}: image {image['id']}", image["width"], image["height"], boxes, tuple(n for _, n in found))
+        size, words = (image["width"], image["height"]), image.get("caption")
+        yield Entry(f"{path}: image {image['id']}", *size, boxes, tuple(n for _, n in found), caption=words)
 
 
 def _line_entries(path: Path) -> Iterator[Entry]:
@@ -138,7 +140,7 @@ def _entry(record: Any, place: str, folder: Path) -> Entry:
     for key, values in lists.items():
         if len(values) != len(names):
             raise ValueError(f"{place}: {key}: {len(values)} given for {len(names)} boxes")
-    return Entry(place, width, height, boxes, names, **lists)
+    return Entry(place, width, height, boxes, names, **lists, caption=record.get("caption"))
 
 
 def _plain_boxes(record: dict[str, Any], place: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:
@@ -209,7 +211,8 @@ def on_canvas(entry: Entry, canvas: tuple[int, int]) -> Layout:
     keep = np.nonzero(((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1))[0].tolist() if len(boxes) else []
     depth = None if entry.depth is None else np.array(entry.depth, np.float32)
     masks = None if entry.masks is None else tuple(_resized(m, canvas) for m in entry.masks)
-    return Layout(*canvas, boxes, entry.names, entry.phrases, masks=masks, depth=depth).select(keep)
+    layout = Layout(*canvas, boxes, entry.names, entry.phrases, masks=masks, depth=depth, caption=entry.caption)
+    return layout.select(keep)
 
 
 def _resized(mask: dict[str, Any], canvas: tuple[int, int]) -> dict[str, Any]:

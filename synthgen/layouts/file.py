@@ -13,7 +13,8 @@ class Spec(SamplerSpec):
     """Layouts given in a file: image i has row i (after the last row the first), stretched to the canvas.
 
     A row of JSON lines or of a Parquet table has width, height, categories, and boxes (x0, y0, x1, y1 in px), bbox (x, y,
-    width, height) or masks (COCO run-length encodings); phrases and depth if you like.
+    width, height) or masks (COCO run-length encodings); phrases, depth and caption if you like. A caption is the prompt of the
+    picture, and of its background instead of the scene's.
     """
 
     sampler: Literal["file"] = "file"

@@ -38,7 +38,7 @@ def reference(z: NDArray[np.float64], regions: list[Region], table: NDArray[np.f
 
 
 def random_regions(rng: np.random.Generator, images: int, n: int, side: int, prompts: int) -> list[Region]:
-    kinds = [masks.constant, masks.gaussian, masks.quartic]
+    kinds = list(masks.WINDOW.values())
     regions = []
     for _ in range(n):
         w, h = (int(v) for v in rng.choice([4, 6, 8, 12], 2))

@@ -1,0 +1,46 @@
+"""Generated pictures compared with real ones."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from synthgen.evaluate.encoder import EfficientNetEncoder, Encoder
+from synthgen.evaluate.fidelity import FIGURES, NEIGHBOURS, NOT_MEASURED, fidelity
+from synthgen.evaluate.reference import EFFICIENTNET, Reference
+from synthgen.layouts import Layout
+from synthgen.verify.crops import crops_of
+from synthgen.verify.verifiers.clip import Spec as ClipSpec
+
+
+class Compared:
+    """Gathers features of generated pictures, and compares them with those of real ones."""
+
+    def __init__(self, reference: Reference, device: str) -> None:
+        self.reference = reference
+        if reference.encoder == EFFICIENTNET:
+            self.encoder: Encoder = EfficientNetEncoder(device)
+        else:
+            self.encoder = Encoder(ClipSpec(model=reference.encoder).folder(), device)
+        self.features: list[Tensor] = []
+
+    def add(self, image: NDArray[np.uint8], layout: Layout | None) -> None:
+        """One generated picture."""
+        self.features += self.of(image, layout)
+
+    def of(self, image: NDArray[np.uint8], layout: Layout | None) -> list[Tensor]:
+        """Features of a picture, or of its boxes."""
+        if not self.reference.objects or layout is None:
+            return [self.encoder([Image.fromarray(image)])]
+        return [self.encoder(crops_of([image], [layout], 0.0))] if len(layout) else []
+
+    def figures(self, limit: int | None) -> dict[str, Any]:
+        """The figures of `fidelity`; too few pictures cannot be compared."""
+        real = [f for image, layout in self.reference.pictures(limit) for f in self.of(image, layout)]
+        generated, wanted = (torch.cat(f) if f else torch.zeros(0, 1) for f in (self.features, real))
+        if min(len(generated), len(wanted)) <= NEIGHBOURS:
+            return dict.fromkeys(FIGURES, f"{NOT_MEASURED}: at least {NEIGHBOURS + 1} are needed, of each")
+        return {name: round(value, 5) for name, value in fidelity(generated, wanted).items()}

@@ -1,0 +1,37 @@
+"""The samples of a finished dataset, one by one."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from synthgen.layouts import Layout
+from synthgen.shards.sample import annotations_of
+from synthgen.shards.shard import committed, read_members, read_rows, shard_path
+
+
+def samples(out: Path, limit: int | None = None) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8], Layout]]:
+    """Row, picture (H, W, 3) and labels of each sample, in order."""
+    done = 0
+    for number in committed(out):
+        rows = {f"{row['key']}.{row['image_format']}": row for row in read_rows(out, number)}
+        for name, data in read_members(shard_path(out, number, ".tar")):
+            if name in rows:
+                if limit is not None and done == limit:
+                    return
+                done += 1
+                yield rows[name], np.array(Image.open(io.BytesIO(data)).convert("RGB")), labels(rows[name])
+
+
+def labels(row: dict[str, Any]) -> Layout:
+    """The annotations of a row, as a layout."""
+    annotations = annotations_of(row)
+    boxes = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    names = tuple(a["category"] for a in annotations)
+    phrases = tuple(a.get("phrase") or f"a {a['category']}" for a in annotations)
+    return Layout(row["width"], row["height"], boxes.astype(np.float32), names, phrases)
