@@ -29,10 +29,9 @@ def by_hand(fake: Array, real: Array, k: int) -> dict[str, float]:
     d = np.array([[np.linalg.norm(f - r) for r in real] for f in fake])
     in_real = np.array([[d[j, i] <= r_real[i] for i in range(n)] for j in range(m)])
     in_fake = np.array([[d[j, i] <= r_fake[j] for i in range(n)] for j in range(m)])
-    mean, cov = (lambda x: x.mean(0)), (lambda x: np.cov(x.T))
-    root = linalg.sqrtm(cov(fake) @ cov(real)).real
-    poly = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3  # noqa: E731
-    xx, yy, xy = poly(fake, fake), poly(real, real), poly(fake, real)
+    shift, covariances = fake.mean(0) - real.mean(0), [np.cov(x.T) for x in (fake, real)]
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    xx, yy, xy = ((a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((fake, fake), (real, real), (fake, real)))
     mmd = (xx.sum() - np.trace(xx)) / (m * (m - 1)) + (yy.sum() - np.trace(yy)) / (n * (n - 1)) - 2 * xy.mean()
     return {
         "nearest": float(d.min(1).mean()),
@@ -40,7 +39,7 @@ def by_hand(fake: Array, real: Array, k: int) -> dict[str, float]:
         "recall": float(in_fake.any(0).mean()),
         "density": float(in_real.sum() / (k * m)),
         "coverage": float(in_real.any(0).mean()),
-        "fid": float(((mean(fake) - mean(real)) ** 2).sum() + np.trace(cov(fake) + cov(real) - 2 * root)),
+        "fid": float((shift**2).sum() + np.trace(sum(covariances) - 2 * root)),
         "kid": float(mmd),
     }
 
