@@ -1,8 +1,13 @@
 """Training of GLIGEN's gated layers on windows of scenes, as the grounded pipeline cuts them; the rest is frozen."""
 
+from typing import Any
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention import GatedSelfAttentionDense
+from diffusers.models.attention_processor import Attention
 from PIL import Image, ImageDraw
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -17,7 +22,59 @@ from synthgen.train.windows import EncodedScene, WindowTrainee
 
 SHEET_SCENES = SceneSpec(object=("a brown {category}", "a white {category}", "a black {category}"), background="a field of grass")
 
+GATE = 0.3  # of layers that were never trained: shut ones would have to open before the rest can learn
+LOOK = 0.1  # weight of where the layers look, beside what they paint
+
 Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class BoxAttention:
+    """An attention processor of gated layers that keeps, where gradients are wanted, how much each cell looks at each box.
+
+    Args:
+        most: boxes that the layers are told of: the last so many of the states that they see.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.seen: list[Tensor] = []
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, **_: Any) -> Tensor:
+        states = (attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states))
+        q, k, v = (attn.head_to_batch_dim(s) for s in states)
+        probs = attn.get_attention_scores(q, k, None)
+        if torch.is_grad_enabled():
+            heads = probs[:, : -self.most, -self.most :]
+            self.seen.append(heads.unflatten(0, (len(hidden_states), -1)).mean(1))
+        out: Tensor = attn.to_out[0](attn.batch_to_head_dim(probs @ v))
+        return out
+
+    def loss(self, boxes: Tensor, mask: Tensor, h: int, w: int) -> Tensor:
+        """How far cells are from looking at the boxes that they lie in, and those outside from looking at none.
+
+        Diffusion alone says this too, but so faintly that small data and few steps do not suffice. Cross-entropy of each cell's
+        look with "at a box that holds the cell's centre", or with "at no box"; the mean over cells and layers.
+
+        Args:
+            boxes: (B, n, 4) xyxy as shares of the window.
+            mask: (B, n), 1 where there is a box.
+            h, w: of the window, in latent cells.
+        """
+        losses = []
+        for p in self.seen:
+            rows = round((p.shape[1] * h / w) ** 0.5)
+            inside = contains(boxes, rows, p.shape[1] // rows) * mask[:, None]
+            right = (p * inside).sum(2) + (1 - inside.amax(2)) * (1 - (p * mask[:, None]).sum(2))
+            losses.append(-right.clamp(min=1e-4).log().mean())
+        self.seen.clear()
+        return torch.stack(losses).mean()
+
+
+def contains(boxes: Tensor, rows: int, columns: int) -> Tensor:
+    """Whether the centres of a grid's cells, row by row, are inside boxes (B, n, 4) given as shares of it: (B, cells, n)."""
+    y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
+    at = torch.stack([x.flatten(), y.flatten()], 1).to(boxes)[None, :, None]
+    return ((at >= boxes[:, None, :, :2]) & (at < boxes[:, None, :, 2:])).all(3).float()
 
 
 class GroundedTrainee(WindowTrainee):
@@ -32,6 +89,12 @@ class GroundedTrainee(WindowTrainee):
         self.text.requires_grad_(False)
         for name, weight in self.unet.named_parameters():
             weight.requires_grad_("fuser" in name or "position_net" in name)
+        self.attention = BoxAttention(spec.max_boxes)
+        for layer in (m for m in self.unet.modules() if isinstance(m, GatedSelfAttentionDense)):
+            layer.attn.set_processor(self.attention)
+            for gate in (layer.alpha_attn, layer.alpha_dense):
+                if not gate:
+                    gate.data.fill_(GATE)
         self.pooled: dict[str, Tensor] = {}
 
     def batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:
@@ -52,7 +115,7 @@ class GroundedTrainee(WindowTrainee):
                 boxes[i, : len(own)], mask[i, : len(own)] = own, 1
                 phrases[i, : len(own)] = self.phrases(told)
         x = torch.stack(crops).float()
-        t = torch.from_numpy(rng.integers(0, 1000, n))
+        t = torch.from_numpy((1000 * rng.random(n) ** 0.25).astype(np.int64))  # mostly noise: there boxes decide what is painted
         noise = torch.from_numpy(rng.standard_normal(tuple(x.shape), np.float32))
         return x, self.tokens(captions), t, noise, torch.from_numpy(boxes), torch.from_numpy(mask), phrases
 
@@ -83,13 +146,17 @@ class GroundedTrainee(WindowTrainee):
         return torch.stack([self.pooled[t] for t in texts]) if texts else torch.zeros(0, self.dim)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Min-SNR weighted v-prediction loss, with the boxes."""
+        """Mean squared error of the velocity, and in training also of where the layers look.
+
+        Not weighted: min-SNR weights leave out the noisy steps, in which boxes count.
+        """
         x, ids, t, noise, boxes, mask, phrases = (part.to(self.unet.device) for part in batch)
         with torch.no_grad():
             words = self.text(ids).last_hidden_state
         grounding = {"gligen": {"boxes": boxes, "masks": mask, "positive_embeddings": phrases}}
         v = self.unet(self.noisy(x, noise, t), t, words, cross_attention_kwargs=grounding).sample
-        return self.loss(v, x, noise, t)
+        loss = F.mse_loss(v.float(), self.noise_schedule.get_velocity(x, noise, t))
+        return loss + LOOK * self.attention.loss(boxes, mask, *x.shape[2:]) if torch.is_grad_enabled() else loss
 
     def measure(self) -> dict[str, float]:
         """The loss of windows of held-out scenes, and the same if they are not told of their boxes."""

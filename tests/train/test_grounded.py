@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from synthgen.config import ConfigError, load_training
 from synthgen.diffusion.grounding import HELD, held
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
-from synthgen.train.grounded import GroundedTrainee
+from synthgen.train.grounded import BoxAttention, GroundedTrainee, contains
 from synthgen.train.tasks.grounded import Spec
 from tests.diffusion.test_grounding import gated_unet
 
@@ -59,6 +60,32 @@ def test_it_learns_one_batch(trainee: GroundedTrainee) -> None:
     with torch.no_grad():
         figures = trainee.measure()
     assert set(figures) == {"heldout_loss", "heldout_loss_without_boxes"}
+
+
+def test_cells_are_in_the_boxes_that_hold_their_centres() -> None:
+    boxes = torch.tensor([[[0, 0, 0.5, 1], [0.5, 0.5, 1, 1]]])
+    assert contains(boxes, 2, 4)[0].tolist() == [[1, 0], [1, 0], [0, 0], [0, 0], [1, 0], [1, 0], [0, 1], [0, 1]]
+
+
+def test_layers_are_told_where_to_look() -> None:
+    """Two cells, the first in the box: what is right is 0.9 of its look, and all but 0.2 of the other's."""
+    attention = BoxAttention(2)
+    attention.seen = [torch.tensor([[[0.9, 0.05], [0.2, 0.7]]])]
+    boxes, mask = torch.tensor([[[0, 0, 0.5, 1], [0, 0, 1, 1]]]), torch.tensor([[1.0, 0.0]])  # the second is padding
+    assert attention.loss(boxes, mask, 1, 2).item() == pytest.approx(-(np.log(0.9) + np.log(0.8)) / 2)
+    assert attention.seen == []
+
+
+def test_looks_are_watched_but_change_nothing(trainee: GroundedTrainee) -> None:
+    batch = next(trainee.batches(0, 0))
+    with torch.no_grad():
+        plain = trainee(batch)
+        assert trainee.attention.seen == []
+        usual = dict(trainee.unet.attn_processors)
+        trainee.unet.set_attn_processor(AttnProcessor2_0())
+        assert trainee(batch).item() == pytest.approx(plain.item(), rel=1e-5)
+        trainee.unet.set_attn_processor(usual)
+    assert trainee(batch).item() > plain.item()
 
 
 def test_the_sheet_shows_boxes(trainee: GroundedTrainee) -> None:

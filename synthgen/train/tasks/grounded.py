@@ -21,7 +21,6 @@ class Spec(TaskSpec):
     prompt_dropout: float = Field(0.1, ge=0, lt=1, description="share of windows with the null prompt")
     names_dropout: float = Field(0.5, ge=0, lt=1, description="share of captions that name the background alone: boxes must do")
     boxes_dropout: float = Field(0.1, ge=0, lt=1, description="share of windows that are told of no box")
-    snr_gamma: float = Field(5.0, gt=0, description="min-SNR weighting, arXiv 2303.09556")
 
     def check(self) -> list[str]:
         problems = missing_model("init", self.init)
