@@ -11,6 +11,7 @@ from typing import Any
 from synthgen import __version__
 from synthgen.errors import InputError
 
+SHOWN = 200  # pictures in the report that `run` writes: it is made anew with each extension of a dataset
 EXIT_FAULT, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 Result = tuple[int, dict[str, Any], list[str]]
 
@@ -102,6 +103,7 @@ def run_command(args: argparse.Namespace) -> Result:
     job = load_job(args.job, args.overrides)  # before the heavy imports: a mistake is told at once
     from synthgen.engine.pool import ShardFailedError
     from synthgen.engine.run import run
+    from synthgen.report import write_report
 
     bar = _ProgressBar()
     try:
@@ -117,6 +119,8 @@ def run_command(args: argparse.Namespace) -> Result:
         overrides = "".join(f" {o}" for o in args.overrides)
         text = f"stopped; {data['images']} of {job.images} images are done. To go on: synthgen run {args.job}{overrides}"
         return EXIT_INTERRUPTED, data, [text]
+    if result.made and result.counts["complete"]:
+        write_report(Path(job.output.path), SHOWN)
     rate = f", {result.made} made now at {result.made / result.seconds:.2f} images/s" if result.made else ", all were there"
     return 0, data, [f"{job.output.path}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards{rate}"]
 

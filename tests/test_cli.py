@@ -25,6 +25,7 @@ def test_run_check_finalize(job_file: Path, capsys: pytest.CaptureFixture[str]) 
     assert set(data) == {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "made", "seconds", "interrupted"}
     assert (data["output"], data["images"], data["boxes"], data["shards"], data["made"]) == (out, 6, 24, 3, 6)
     assert (data["complete"], data["interrupted"]) == (True, False)
+    assert (Path(out) / "report.html").is_file()
     assert run_json(capsys, "check", out) == (0, {"ok": True, "faults": [], "images": 6, "boxes": 24, "shards": 3})
     status, data = run_json(capsys, "finalize", out)
     assert (status, data["images"], data["complete"]) == (0, 6, True)

@@ -5,12 +5,13 @@ import io
 import json
 import re
 import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from synthgen import cli
 from synthgen.report import write_report
@@ -69,16 +70,103 @@ def test_a_folder_that_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "not a synthgen dataset" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_a_browser_draws_boxes_where_the_labels_say(out: Path) -> None:
-    assert CHROMIUM is not None
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that must not say anything on its console, and has no network."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
+    opened, said = context.new_page(), []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    yield opened
+    context.close()
+    assert said == []
+
+
+def focused(page: Page) -> str:
+    found: str = page.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label') || ''")
+    return found
+
+
+def test_a_browser_draws_boxes_where_the_labels_say(out: Path, page: Page) -> None:
     write_report(out)
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,2000", "--enable-logging=stderr"]
-    command = [CHROMIUM, *options, "--virtual-time-budget=3000", "--dump-dom", (out / "report.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr
-    rects = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)" stroke=', done.stdout)
-    labels = [b["b"] for p in data_of((out / "report.html").read_text())["pictures"] for b in p["boxes"]]
-    assert [[float(v) for v in rect] for rect in rects] == labels
-    assert "5 of 5" in done.stdout
-    assert done.stdout.count("<figure>") >= 5
+    page.goto((out / "report.html").as_uri())
+    page.wait_for_function("document.querySelectorAll('.tile img').length === 5")
+    data = data_of((out / "report.html").read_text())
+    rects = page.eval_on_selector_all(
+        "#gallery rect", "all => all.map(r => ['x', 'y', 'width', 'height'].map(k => +r.getAttribute(k)))"
+    )
+    assert rects == [b["b"] for p in data["pictures"] for b in p["boxes"]]
+    shown, image = page.locator("#gallery rect").first.bounding_box(), page.locator("#gallery img").first.bounding_box()
+    assert shown is not None
+    assert image is not None
+    x, y, width, height = (v * image["width"] / 192 for v in data["pictures"][0]["boxes"][0]["b"])
+    edge = 2  # px, half of the line on each side
+    assert shown["x"] - image["x"] == pytest.approx(x, abs=edge)
+    assert shown["y"] - image["y"] == pytest.approx(y, abs=edge)
+    assert (shown["width"], shown["height"]) == pytest.approx((width, height), abs=2 * edge)
+    assert page.inner_text("#count") == "5 of 5"
+    assert page.locator("figure").count() >= 5
+
+
+def test_the_keyboard_is_enough(out: Path, page: Page) -> None:
+    write_report(out)
+    page.goto((out / "report.html").as_uri())
+    page.keyboard.press("b")
+    assert not page.is_visible("#gallery svg")
+    page.keyboard.press("b")
+    order = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        order.append(focused(page))
+    assert order == ["show", "sort", "category", "kind", "words", "picture 0", "picture 1", "picture 2"]
+    page.keyboard.press("Enter")
+    assert page.is_visible("#large")
+    assert page.inner_text("#told").startswith("2 ·")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#told").startswith("3 ·")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#large")
+    assert focused(page) == "picture 3"
+    page.focus("#words")
+    page.keyboard.type("nothing has these words b")
+    assert page.inner_text("#count") == "0 of 5"
+    assert page.is_checked("#show")
+
+
+def test_filters_and_sorting(out: Path, page: Page) -> None:
+    write_report(out)
+    page.goto((out / "report.html").as_uri())
+    pictures = data_of((out / "report.html").read_text())["pictures"]
+    page.select_option("#sort", "worst")
+
+    def badness(p: dict[str, Any]) -> float:
+        return min((float(b["s"]) for b in p["boxes"]), default=2.0) - int(p["failed"]) - int(p["unasked"])
+
+    wanted = [f"picture {p['n']}" for p in sorted(pictures, key=badness)]
+    assert page.eval_on_selector_all(".tile", "all => all.map(t => t.getAttribute('aria-label'))") == wanted
+    page.select_option("#kind", "failed")
+    assert page.locator(".tile").count() == sum(p["failed"] > 0 for p in pictures)
+
+
+@pytest.mark.slow
+def test_a_thousand_pictures_are_filled_in_as_they_come_near(job_file: Path, page: Page) -> None:
+    small = ["images=1000", "layout.canvas=[64, 64]", "layout.objects={dog: 1}", "output.shard_size=500", "batch_size=100"]
+    assert cli.main(["run", str(job_file), *small]) == 0
+    assert write_report(job_file.parent / "out")["shown"] == 1000
+    page.goto((job_file.parent / "out/report.html").as_uri())
+    page.wait_for_selector(".tile img")
+    assert page.locator(".tile").count() == 1000
+    assert page.locator(".tile img").count() < 120
+    page.locator('[aria-label="picture 999"]').scroll_into_view_if_needed()
+    page.wait_for_selector('[aria-label="picture 999"] img')
+    assert page.locator(".tile img").count() < 300  # those that were jumped over are still empty
