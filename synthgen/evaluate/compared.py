@@ -10,8 +10,9 @@ from torch import Tensor
 
 from synthgen.evaluate.encoder import EfficientNetEncoder, Encoder
 from synthgen.evaluate.fidelity import FIGURES, NEIGHBOURS, NOT_MEASURED, fidelity
-from synthgen.evaluate.reference import EFFICIENTNET, Reference
+from synthgen.evaluate.reference import Reference
 from synthgen.layouts import Layout
+from synthgen.verify import efficientnet
 from synthgen.verify.crops import crops_of
 from synthgen.verify.verifiers.clip import Spec as ClipSpec
 
@@ -21,7 +22,7 @@ class Compared:
 
     def __init__(self, reference: Reference, device: str) -> None:
         self.reference = reference
-        if reference.encoder == EFFICIENTNET:
+        if reference.encoder == efficientnet.NAME:
             self.encoder: Encoder = EfficientNetEncoder(device)
         else:
             self.encoder = Encoder(ClipSpec(model=reference.encoder).folder(), device)

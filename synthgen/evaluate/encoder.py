@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel
 
+from synthgen.verify import efficientnet
+
 AT_ONCE = 32  # pictures
-SIDE = 224  # px, of what EfficientNet sees
 
 
 class Encoder:
@@ -19,7 +20,8 @@ class Encoder:
     def __init__(self, folder: Path, device: str) -> None:
         self.processor = AutoImageProcessor.from_pretrained(folder)
         model = AutoModel.from_pretrained(folder, use_safetensors=True).eval().to(device)
-        self.net, self.device = getattr(model, "vision_model", model), device
+        self.net: Any = getattr(model, "vision_model", model)
+        self.device = device
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -35,16 +37,10 @@ class Encoder:
 
 
 class EfficientNetEncoder(Encoder):
-    """EfficientNet-Lite0, trained on ImageNet, from its package (the extra `train`): 1280 features."""
+    """EfficientNet-Lite0: 1280 features."""
 
     def __init__(self, device: str) -> None:
-        from synthgen.train.vae import Features
-
-        self.net, self.device = nn.Module(), device
-        self.efficientnet = Features().net.to(device)
+        self.net, self.device = efficientnet.load().to(device), device
 
     def features(self, pictures: Sequence[Image.Image]) -> Tensor:
-        size = (SIDE, SIDE)
-        pixels = np.stack([np.asarray(p.resize(size, Image.Resampling.BICUBIC), np.float32) for p in pictures])
-        x = (torch.from_numpy(pixels).permute(0, 3, 1, 2) - 127) / 128
-        return self.efficientnet.extract_features(x.to(self.device)).mean((2, 3))
+        return self.net.extract_features(efficientnet.pixels(pictures).to(self.device)).mean((2, 3))

