@@ -41,6 +41,7 @@ METHODS = {
     "mixture": ["pipeline=mixture-tiny"],
     "layered": ["pipeline=layered-tiny"],
     "layered, mixed": ["pipeline=layered-tiny", "pipeline.variant=mixed"],
+    "grounded": ["pipeline=grounded-tiny"],
     "regional_attention": ["pipeline=regional-attention-tiny"],
     "annotation_mask": ["pipeline=annotation-mask-tiny"],
     "annotation_tokens": ["pipeline=annotation-tokens-tiny", "pipeline.steps=3"],  # the canvas in one piece: 9 s a step

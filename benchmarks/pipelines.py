@@ -3,7 +3,9 @@
 
 usage: benchmarks/pipelines.py [--rows …] [--repeats 3] [--steps 2] [--json]
 rows (each with the floating-point operations of its two sides):
-  mixture       100 boxes, batch 4, against one UNet call a region, as the published code has it
+  mixture       100 boxes, batch 4, as the recipe has it, against one UNet call of both branches for each region, as in the
+                published code; of five steps at least, for the recipe guides three of five
+  mixture, all guided   the same with guidance everywhere and at every step: what going through the UNet together brings alone
   regional, n   100 boxes with n distinct prompts, against plain text-to-image of the same canvas
   grounded      100 boxes in grounded windows, against plain text-to-image of the same canvas
   job           images/s of a whole job with one worker, against the bare pipeline on the same batches
@@ -15,7 +17,9 @@ depend on the weights. Rows that need a GPU are left out without one.
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -60,15 +64,20 @@ def main() -> None:
     print(json.dumps(found, indent=1) if args.json else table(found))
 
 
-def compare(ours: Side, other: Side, repeats: int) -> dict[str, Any]:
-    """Median seconds of both sides, run in turn, the ratio other / ours, and what each computes."""
+def compare(ours: Side, other: Side, repeats: int, flops: Callable[[Any], int] | None = None) -> dict[str, Any]:
+    """Median seconds of both sides, run in turn, the ratio other / ours, and what each computes.
+
+    Args:
+        flops: what a side computes, if `count`, which runs the side, would take too long; asked for after the timing.
+    """
     sides, seconds = (ours, other), ([], [])  # type: tuple[Side, Side], tuple[list[float], list[float]]
-    flops = [count(side) for side in sides]  # warms up, too
+    counted = [count(side) for side in sides] if flops is None else []  # warms up, too
     for _ in range(repeats):
         for side, took in zip(sides, seconds, strict=True):
             took.append(timed(side))
+    counted = counted or [flops(side) for side in sides if flops is not None]
     a, b = (median(took) for took in seconds)
-    return {"seconds": a, "other": b, "other / ours": b / a, "TFLOP": flops[0] / 1e12, "other TFLOP": flops[1] / 1e12}
+    return {"seconds": a, "other": b, "other / ours": b / a, "TFLOP": counted[0] / 1e12, "other TFLOP": counted[1] / 1e12}
 
 
 def timed(side: Side) -> float:
@@ -81,7 +90,7 @@ def timed(side: Side) -> float:
 
 def count(side: Side) -> int:
     """Floating-point operations of convolutions, matrix products and attention."""
-    with FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         side()
     return counter.get_total_flops()
 
@@ -107,7 +116,7 @@ def load(kind: type[LatentPipeline]) -> Any:
 def layouts(n: int = 1, prompts: int = 3) -> list[Layout]:
     """Layouts of 100 dogs on 1024 x 1024, with so many distinct prompts."""
     made = [scene.layout for scene in draw_scenes(100, n, 5)]
-    return [m.with_phrases(tuple(f"a {'dog ' * (i % prompts + 1)}" for i in range(100))) if prompts != 3 else m for m in made]
+    return [m.with_phrases(tuple(f"a dog {i % prompts}" for i in range(100))) if prompts != 3 else m for m in made]
 
 
 class RegionLoop(Mixture):
@@ -129,11 +138,14 @@ class RegionLoop(Mixture):
         return merged / norm.clamp(min=1e-12)
 
 
-def mixture(steps: int, repeats: int) -> dict[str, Any]:
+def mixture(steps: int, repeats: int, guided: bool = False) -> dict[str, Any]:
     pipeline, batch = load(MixturePipeline), layouts(BATCH)
     recipe: Any = load_job("100dogs").pipeline
-    keys = ("context", "background_window", "background_overlap", "background_weight")
-    options = {key: getattr(recipe, key) for key in keys} | {"num_inference_steps": steps, "guidance_scale": 3.5}
+    keys = ("guidance_scale", "context", "background_window", "background_overlap", "background_weight")
+    options: dict[str, Any] = {key: getattr(recipe, key) for key in keys} | {"num_inference_steps": steps}
+    if not guided:
+        options |= {key: getattr(recipe, key) for key in ("background_guidance_scale", "guidance_interval")}
+        options["num_inference_steps"] = max(5, steps)
 
     def ours() -> Tensor:
         return pipeline(batch, "a field of grass", generator=noise(BATCH), output_type="latent", **options)
@@ -142,8 +154,37 @@ def mixture(steps: int, repeats: int) -> dict[str, Any]:
         with patch("synthgen.pipelines.mixture.pipeline.Mixture", RegionLoop):
             return ours()
 
-    a, b = ours().float(), other().float()
-    return {**compare(ours, other, repeats), "difference": float((a - b).norm() / b.norm())}
+    first, second = Recorded(ours, pipeline.unet), Recorded(other, pipeline.unet)
+    figures = compare(first, second, repeats, flops=Recorded.flops)
+    a, b = first.result.float(), second.result.float()
+    return {**figures, "difference": float((a - b).norm() / b.norm())}
+
+
+class Recorded:
+    """A side whose result is kept, and the windows that it sends through a UNet."""
+
+    def __init__(self, side: Side, unet: Any) -> None:
+        self.side, self.unet = side, unet
+        self.result: Any = None
+        self.windows: Counter[tuple[int, ...]] = Counter()
+
+    def __call__(self) -> None:
+        self.windows.clear()
+        hook = self.unet.register_forward_pre_hook(lambda module, inputs: self.note(inputs[0]))
+        self.result = self.side()
+        hook.remove()
+
+    def note(self, latents: Tensor) -> None:
+        self.windows[tuple(latents.shape[2:])] += len(latents)
+
+    def flops(self) -> int:
+        """Operations of all windows of the last run: those of one of each size, times how many there were."""
+        words = torch.zeros(1, 32, self.unet.config.cross_attention_dim, device=DEVICE, dtype=DTYPE)
+        total = 0
+        for (h, w), times in self.windows.items():
+            x = torch.zeros(1, self.unet.config.in_channels, h, w, device=DEVICE, dtype=DTYPE)
+            total += times * count(partial(self.unet, x, 500, encoder_hidden_states=words))
+        return total
 
 
 def noise(n: int) -> list[torch.Generator]:
@@ -232,6 +273,7 @@ def flops(steps: int, repeats: int) -> dict[str, Any]:
 
 ROWS: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "mixture": mixture,
+    "mixture, all guided": lambda steps, repeats: mixture(steps, repeats, guided=True),
     "regional, 100 prompts": lambda steps, repeats: regional(steps, repeats, 100),
     "regional, 1 prompt": lambda steps, repeats: regional(steps, repeats, 1),
     "grounded": grounded,

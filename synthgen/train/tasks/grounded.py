@@ -15,7 +15,7 @@ class Spec(TaskSpec):
 
     task: Literal["grounded"] = "grounded"
     init: str = Field(description="checkpoint whose UNet has gated layers")
-    windows: tuple[int, int] = Field((96, 192), description="least and greatest side of a window, px")
+    windows: tuple[int, int] = Field((112, 112), description="least and greatest side of a window, px")
     max_boxes: int = Field(8, ge=1, description="boxes that a window is told of at most")
     caption: Caption = Field("{background} with {phrases}", description="of a window; {counts}, {phrases}, {background} of it")
     prompt_dropout: float = Field(0.1, ge=0, lt=1, description="share of windows with the null prompt")
