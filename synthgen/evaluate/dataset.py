@@ -41,7 +41,7 @@ def evaluate(
     seen = DetectionFigures(info.category_ids, detector.threshold if isinstance(detector.threshold, float) else 0.3)
     compared = None if reference is None else Compared(reference, device)
     for row, image, layout in samples(out, limit):
-        seen.add(layout, look.found(image, layout))
+        seen.add(layout, look.found([image], [layout])[0])
         if words is not None:
             words.add(image, row["prompt"], layout)
         if compared is not None:

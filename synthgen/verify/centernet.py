@@ -4,6 +4,7 @@ Source: Zhou, Wang, Krähenbühl, "Objects as Points" (arXiv 1904.07850); boxes 
 FCOS (Tian et al., arXiv 1904.01355), so that a peak need not stand at the exact centre.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,17 +80,24 @@ class CenterNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         out = self.head(y)
         return out[:, :-4], out[:, -4:]
 
-    @torch.no_grad()
     def detect(self, image: NDArray[np.uint8], most: int = 1000) -> Detections:
-        """What is in a picture (H, W, 3) uint8: the `most` best peaks, overlapping ones (IoU > 0.5) dropped."""
-        h, w = image.shape[:2]
-        x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(self.device, self.dtype) / 127.5 - 1
+        """What is in a picture (H, W, 3) uint8."""
+        return self.detect_all([image], most)[0]
+
+    @torch.no_grad()
+    def detect_all(self, images: Sequence[NDArray[np.uint8]], most: int = 1000) -> list[Detections]:
+        """What is in pictures (H, W, 3) uint8 of one size: the `most` best peaks of each, less what overlaps (IoU > 0.5)."""
+        h, w = images[0].shape[:2]
+        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.device, self.dtype) / 127.5 - 1
         x = F.pad(x, (0, -w % MULTIPLE, 0, -h % MULTIPLE), mode="replicate")
         heat, distances = self(x.contiguous(memory_format=torch.channels_last))
-        scores, cells = peaks(heat.float().sigmoid()[0], most)
-        boxes = boxes_at(distances.float()[0], cells)
-        low, high = torch.zeros(4), torch.tensor([w, h, w, h])
-        boxes = torch.minimum(torch.maximum(boxes.cpu(), low), high)
+        return [self.read(of.sigmoid(), d, (w, h), most) for of, d in zip(heat.float(), distances.float(), strict=True)]
+
+    def read(self, heat: Tensor, distances: Tensor, size: tuple[int, int], most: int) -> Detections:
+        """What heat map (K, h, w) and log distances (4, h, w) say of a picture of that size, in px."""
+        scores, cells = peaks(heat, most)
+        boxes = boxes_at(distances, cells).cpu()
+        boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([*size, *size]))
         keep = non_maximum(boxes.numpy(), scores.cpu().numpy())
         names = self.config["categories"]
         kinds = tuple(names[int(cells[i, 0])] for i in keep)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,12 @@ from synthgen.verify.verifiers.detector import Spec
 
 APART = 0.3  # IoU with every box below which a detection may be an object that nobody asked for
 PART = 0.5  # share of a detection inside one box from which it is a part of that box's object
-
-
 LEAST_SCORE = 0.05  # of a detection that is looked at
 
-Detect = Callable[[NDArray[np.uint8], Sequence[str]], Detections]
-"""A picture (H, W, 3) and the names to look for to what is in it."""
+AT_ONCE = 8  # pictures of one size
+
+Detect = Callable[[Sequence[NDArray[np.uint8]], Sequence[Sequence[str]]], list[Detections]]
+"""Pictures (H, W, 3) of one size, and the names to look for in each, to what is in them."""
 
 
 class DetectorVerifier:
@@ -33,13 +34,23 @@ class DetectorVerifier:
         self.detect = load_detector(spec, device)
 
     def __call__(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Verdict]:
-        return [hold(of, self.found(image, of), self.spec.unasked) for image, of in zip(images, layouts, strict=True)]
+        found = self.found(images, layouts)
+        return [hold(of, seen, self.spec.unasked) for of, seen in zip(layouts, found, strict=True)]
 
-    def found(self, image: NDArray[np.uint8], layout: Layout) -> Detections:
-        """What is in a picture, in the layout's names."""
-        labels = [self.spec.labels.get(name, name) for name in dict.fromkeys(layout.categories) if name]
-        found = self.detect(image, labels)
-        return replace(found, categories=tuple(self.names.get(label, label) for label in found.categories))
+    def found(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Detections]:
+        """What is in each picture, in the layouts' names; runs of pictures of one size are looked at together."""
+        found: list[Detections] = []
+        pairs = zip(images, (self.labels(of) for of in layouts), strict=True)
+        for _, run in groupby(pairs, key=lambda pair: pair[0].shape):
+            same = list(run)
+            for k in range(0, len(same), AT_ONCE):
+                pictures, labels = zip(*same[k : k + AT_ONCE], strict=True)
+                found += self.detect(pictures, labels)
+        return [replace(f, categories=tuple(self.names.get(label, label) for label in f.categories)) for f in found]
+
+    def labels(self, layout: Layout) -> list[str]:
+        """What the detector calls a layout's categories."""
+        return [self.spec.labels.get(name, name) for name in dict.fromkeys(layout.categories) if name]
 
 
 def load_detector(spec: Spec, device: str) -> Detect:
@@ -47,17 +58,21 @@ def load_detector(spec: Spec, device: str) -> Detect:
     if "categories" in spec.config():
         own = CenterNet.from_pretrained(spec.folder(), dtype=torch.float32, use_safetensors=True).eval().to(device)
         own.to(memory_format=torch.channels_last)
-        return lambda image, labels: own.detect(image)
+        return lambda images, labels: own.detect_all(images)
     task = "zero-shot-object-detection" if spec.zero_shot else "object-detection"
     theirs: Any = pipeline(task, model=str(spec.folder()), device=device, model_kwargs={"use_safetensors": True})
 
-    def detect(image: NDArray[np.uint8], labels: Sequence[str]) -> Detections:
-        told = {"candidate_labels": list(labels)} if spec.zero_shot else {}
-        if spec.zero_shot and not labels:
-            return as_detections([])
-        return as_detections(theirs(Image.fromarray(image), threshold=LEAST_SCORE, **told))
+    def plain(images: Sequence[NDArray[np.uint8]], labels: Sequence[Sequence[str]]) -> list[Detections]:
+        pictures = [Image.fromarray(image) for image in images]
+        return [as_detections(f) for f in theirs(pictures, threshold=LEAST_SCORE, batch_size=AT_ONCE)]
 
-    return detect
+    def told(images: Sequence[NDArray[np.uint8]], labels: Sequence[Sequence[str]]) -> list[Detections]:
+        """Each label is a pass of its own there."""
+        pairs = zip(images, labels, strict=True)
+        asked = [theirs(Image.fromarray(i), candidate_labels=list(of), threshold=LEAST_SCORE) if of else [] for i, of in pairs]
+        return [as_detections(f) for f in asked]
+
+    return told if spec.zero_shot else plain
 
 
 def as_detections(found: Sequence[dict[str, Any]]) -> Detections:

@@ -62,7 +62,7 @@ def test_a_dog_between_the_boxes_is_unasked(painted: Any, verifier: DetectorVeri
 def ap75(verifier: DetectorVerifier, pictures: list[Picture], layouts: list[Layout]) -> float:
     figures = DetectionFigures(IDS)
     for picture, layout in zip(pictures, layouts, strict=True):
-        figures.add(layout, verifier.found(picture, layout))
+        figures.add(layout, verifier.found([picture], [layout])[0])
     return figures.figures()["ap75"]
 
 

@@ -129,7 +129,7 @@ def detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_detectors_of_transformers_are_read(detr: Path) -> None:
     spec = DetectorSpec(model=str(detr), labels={"dog": "hound"}, unasked=0.06)
     verifier = DetectorVerifier(spec, "cpu")
-    found = verifier.found(IMAGES[0], LAYOUTS[0])
+    (found,) = verifier.found([IMAGES[0]], [LAYOUTS[0]])
     assert len(found.boxes) > 0
     assert set(found.categories) <= {"dog", "cat"}
     assert (np.diff(found.scores) <= 0).all()
@@ -220,3 +220,14 @@ def test_a_panel_looks_at_a_job(job_file: Path) -> None:
     assert (
         cli.main(["run", str(job_file), *big, "verify={verifier: panel, of: [{verifier: detector, iou: 0.4}, classifier]}"]) == 2
     )
+
+
+def test_pictures_of_any_sizes_are_looked_at_together() -> None:
+    verifier = DetectorVerifier(DetectorSpec(), "cpu")
+    sizes = [(96, 96), (96, 96), (64, 128), (96, 96)]
+    images = [np.random.default_rng(k).integers(0, 256, (*size, 3), dtype=np.uint8) for k, size in enumerate(sizes)]
+    layouts = [Layout(w, h, BOXES[:1], ("dog",)) for h, w in sizes]
+    for image, layout, found in zip(images, layouts, verifier.found(images, layouts), strict=True):
+        (alone,) = verifier.found([image], [layout])
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
+        np.testing.assert_allclose(found.boxes, alone.boxes, atol=1e-2)
