@@ -1,11 +1,13 @@
 """A pipeline over layouts as the engine calls it."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from synthgen.diffusion.models import LayoutModelSpec
 from synthgen.diffusion.pipeline import LatentPipeline, load_pipeline
@@ -18,29 +20,66 @@ class LayoutPainter:
 
     def __init__(self, kind: type[LatentPipeline], spec: LayoutModelSpec, numerics: Numerics) -> None:
         self.pipeline: Any = load_pipeline(kind, spec, spec.scheduler, numerics)
-        names = signature(kind.__call__).parameters.keys() & type(spec).model_fields.keys()
-        self.options = {name: getattr(spec, name) for name in sorted(names)}
-        self.options |= {"num_inference_steps": spec.steps, "chunk": numerics.chunk}
+        self.spec, self.numerics = spec, numerics
+        self.options = options_of(kind, spec, numerics)
 
     def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
         return self.paint(scenes, seeds, **self.of(scenes, seeds))
 
     def paint(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence], **more: Any) -> list[Painting]:
         """Paint a batch with further arguments of the pipeline."""
-        images = self.pipeline(
-            [scene.layout for scene in scenes],
-            background=[scene.background for scene in scenes],
-            negative_prompt=[scene.negative for scene in scenes],
-            generator=[_generator(seed) for seed in seeds],
-            output_type="np",
-            **self.options,
-            **more,
-        )
-        return [Painting(image) for image in images]
+        return paint(self.pipeline, scenes, seeds, **self.options, **more)
+
+    def repaint(
+        self, images: Sequence[NDArray[np.uint8]], scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[NDArray[np.uint8]]:
+        """The pictures with the scenes' boxes painted anew, and not a bit changed outside their windows.
+
+        Mixture of Diffusers does it, with the same checkpoint, whatever method painted the rest. A UNet that reads more than
+        latents cannot be used so: the pictures stay as they are.
+        """
+        unet, vae = self.pipeline.unet.config, self.pipeline.vae.config
+        if unet.in_channels != vae.latent_channels:
+            return list(images)
+        pipeline, options = self.mixture
+        return [p.image for p in paint(pipeline, scenes, seeds, pictures=np.stack(images), **options)]
+
+    @cached_property
+    def mixture(self) -> tuple[Any, dict[str, Any]]:
+        """The loaded checkpoint as a pipeline that can paint single boxes of a finished picture, and its options."""
+        from synthgen.pipelines.mixture import Spec
+        from synthgen.pipelines.mixture.pipeline import MixturePipeline
+
+        zeros = self.pipeline.config.force_zeros_for_empty_prompt
+        pipeline = MixturePipeline(**self.pipeline.components, force_zeros_for_empty_prompt=zeros)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.embedded = {}
+        spec = Spec(model=self.spec.model, steps=self.spec.steps, guidance_scale=self.spec.guidance_scale)
+        return pipeline, options_of(MixturePipeline, spec, self.numerics)
 
     def of(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> dict[str, Any]:
         """Further arguments of the pipeline for these scenes."""
         return {}
+
+
+def options_of(kind: type[LatentPipeline], spec: LayoutModelSpec, numerics: Numerics) -> dict[str, Any]:
+    """The arguments of a pipeline that come from its recipe, and from how the engine runs."""
+    names = signature(kind.__call__).parameters.keys() & type(spec).model_fields.keys()
+    options = {name: getattr(spec, name) for name in sorted(names)}
+    return options | {"num_inference_steps": spec.steps, "chunk": numerics.chunk}
+
+
+def paint(pipeline: Any, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence], **options: Any) -> list[Painting]:
+    """Paint a batch of scenes with a pipeline over layouts."""
+    images = pipeline(
+        [scene.layout for scene in scenes],
+        background=[scene.background for scene in scenes],
+        negative_prompt=[scene.negative for scene in scenes],
+        generator=[_generator(seed) for seed in seeds],
+        output_type="np",
+        **options,
+    )
+    return [Painting(image) for image in images]
 
 
 def _generator(seed: np.random.SeedSequence) -> torch.Generator:
