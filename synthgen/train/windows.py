@@ -139,7 +139,8 @@ class WindowTrainee(nn.Module):
 
     def export(self, folder: Path) -> None:
         """Write an fp16 Stable Diffusion checkpoint."""
-        self.vae[0].register_to_config(_name_or_path=self.spec.name)  # not the folder that it was loaded from
+        for part in (self.vae[0], self.unet):
+            part.register_to_config(_name_or_path=self.spec.name)  # not the folder that it was loaded from
         pipeline = StableDiffusionPipeline(
             vae=self.vae[0],
             text_encoder=self.text,
