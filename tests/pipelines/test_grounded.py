@@ -10,12 +10,15 @@ from diffusers import DDIMScheduler, StableDiffusionGLIGENPipeline
 from torch import Tensor
 
 from synthgen.config import ConfigError, load_job
+from synthgen.engine.worker import draw_scene
 from synthgen.layouts import Layout
 from synthgen.pipelines import IncompatibleLayoutError, Numerics
 from synthgen.pipelines.grounded import Spec
 from synthgen.pipelines.grounded.pipeline import GroundedPipeline
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.scene import Scene, SceneSpec
+from synthgen.verify.detector import DetectorVerifier
+from synthgen.verify.verifiers.detector import Spec as DetectorSpec
 from tests.conftest import tiny_checkpoint
 from tests.diffusion.test_grounding import gated_unet
 
@@ -122,3 +125,23 @@ def test_a_recipe_paints_and_its_mistakes_are_named(folder: Path, checkpoint: Pa
         load_job("100dogs", ["pipeline=grounded-tiny", f"pipeline.model={checkpoint}"])
     with pytest.raises(ConfigError, match=r"stages: \[0.7, 0.7\] must be two shares of the steps, together at most 1"):
         load_job("100dogs", ["pipeline=grounded-tiny", "pipeline.stages=[0.7, 0.7]"])
+
+
+@pytest.mark.slow
+def test_the_embedded_checkpoint_puts_dogs_into_their_boxes() -> None:
+    """And not only into boxes: those of another picture hold fewer of them."""
+    small = ["layout.canvas=[224, 224]", "layout.objects={dog: 5}", "layout.size=[56, 72]", "layout.gap=6"]
+    job = load_job("100dogs", ["pipeline=grounded-tiny", *small])
+    scenes = [draw_scene(job, i) for i in range(4)]
+    painter: Any = job.pipeline.load(job.scene, Numerics())
+    images = [p.image for p in painter(scenes, [np.random.SeedSequence(i) for i in range(4)])]
+    layouts = [scene.layout for scene in scenes]
+    right, wrong = (held_share(images, of) for of in (layouts, layouts[1:] + layouts[:1]))
+    assert right > 0.5
+    assert wrong < 0.5 * right
+
+
+def held_share(images: list[Any], layouts: list[Layout]) -> float:
+    spec = DetectorSpec()
+    verdicts = DetectorVerifier(spec, "cpu")(images, layouts)
+    return 1 - float(np.mean(np.concatenate([spec.fails(v, of) for v, of in zip(verdicts, layouts, strict=True)])))
