@@ -180,29 +180,30 @@ def evaluate_command(args: argparse.Namespace) -> Result:
     reference = None if args.reference is None else Reference(args.reference, args.encoder, args.objects)
     if reference is not None and (problems := reference.check()):
         raise ConfigError([f"command line: {problem}" for problem in problems])
-    out, status, made = dataset_of(args)
+    out, (status, data, made) = dataset_of(args)
     if status:
-        return status, {}, made
+        return status, data, made
     from synthgen.evaluate.dataset import evaluate
 
     data = evaluate(out, detector, clip, reference, args.limit)
     return 0, data, [*made, *(f"{name:<12} {value}" for name, value in data.items())]
 
 
-def dataset_of(args: argparse.Namespace) -> tuple[Path, int, list[str]]:
-    """The dataset that is meant by `out`; if that is a job it is run, and its status and what it says are returned too."""
+def dataset_of(args: argparse.Namespace) -> tuple[Path, Result]:
+    """The dataset that is meant by `out`; if that is a job it is run, and what came of it is returned too."""
     from synthgen.config import ConfigError, load_job
     from synthgen.shards.dataset import read_info
 
     out = Path(args.out)
-    if out.is_dir():
-        if read_info(out) is None or args.overrides:
-            reason = f"a dataset; {args.overrides[0]!r} is for jobs" if args.overrides else "not a synthgen dataset"
-            raise ConfigError([f"{out}: {reason}" if args.overrides else f"{out}: {reason} (no readable dataset.json)"])
-        return out, 0, []
-    job = load_job(args.out, args.overrides)
-    status, _, lines = run_command(argparse.Namespace(job=args.out, overrides=args.overrides, address=None, overwrite=False))
-    return Path(job.output.path), status, lines
+    if not out.is_dir():
+        job = load_job(args.out, args.overrides)
+        run_args = argparse.Namespace(job=args.out, overrides=args.overrides, address=None, overwrite=False)
+        return Path(job.output.path), run_command(run_args)
+    if args.overrides:
+        raise ConfigError([f"{out}: a dataset; {args.overrides[0]!r} is for jobs"])
+    if read_info(out) is None:
+        raise ConfigError([f"{out}: not a synthgen dataset (no readable dataset.json)"])
+    return out, (0, {}, [])
 
 
 def report_command(args: argparse.Namespace) -> Result:
