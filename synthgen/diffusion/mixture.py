@@ -4,7 +4,7 @@ Source: Jimenez, "Mixture of Diffusers for scene composition and high resolution
 eps = sum_i w_i eps_i / sum_i w_i, with eps_i the classifier-free guided prediction on region i of z_t.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,15 +73,18 @@ class Mixture:
         shape: B, C, H, W of the latents.
         cells: latent cells that go through the network at once; at least one region does. Small chunks of large
             windows stay in a CPU's cache.
+        apart: rows that do not go through the network with others, because a table gives them something of another kind.
     """
 
-    def __init__(self, regions: Sequence[Region], conditions: Conditions, shape: Sequence[int], cells: int) -> None:
+    def __init__(
+        self, regions: Sequence[Region], conditions: Conditions, shape: Sequence[int], cells: int, apart: Container[int] = ()
+    ) -> None:
         self.shape = tuple(shape)
         device = next(table.device for table in conditions.values() if isinstance(table, Tensor))
         guided = "timestep_cond" not in conditions
         evaluations = [e for region in regions for e in _branches(region, device, guided)]
-        sizes = sorted({e.size for e in evaluations})
-        groups = [[e for e in evaluations if e.size == size] for size in sizes]
+        kinds = sorted({(e.size, e.prompt in apart) for e in evaluations})
+        groups = [[e for e in evaluations if (e.size, e.prompt in apart) == kind] for kind in kinds]
         parts = [part for group in groups for part in _parts(group, cells)]
         rows = [torch.tensor([e.prompt for e in part], device=device) for part in parts]
         self.chunks = [(part, select(conditions, own)) for part, own in zip(parts, rows, strict=True)]

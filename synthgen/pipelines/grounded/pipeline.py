@@ -1,10 +1,13 @@
 """Grounded generation over layouts: GLIGEN (Li et al., arXiv 2301.07093) with any number of boxes, in batches.
 
 A checkpoint learnt windows of one size with so many boxes at most. A canvas of that size is one window; a larger one, or one of
-more boxes, is covered with overlapping windows, each told of the boxes that it holds, and merged at every step.
+more boxes, is covered with overlapping windows, each told of the boxes that it holds, and merged at every step. A window that
+holds none is painted without the gated layers: told of no box, they still paint things now and then.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +23,31 @@ from synthgen.pipelines import IncompatibleLayoutError
 from synthgen.scene import COUNTS
 from synthgen.scene import caption as caption_of
 
-GLIGEN = "cross_attention_kwargs.gligen."
+Row = tuple[str, GroundedWindow | None, Sequence[str]]
+"""A prompt, the window that it is of (None: the negative prompt of any), and the phrases of the window's boxes."""
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """What the gated layers are told, as a table of conditions: to the rows `bare` nothing, not even that there are no boxes.
+
+    Attributes:
+        boxes: (rows, n, 4) xyxy as shares of the window.
+        masks: (rows, n), 1 where there is a box.
+        positive_embeddings: (rows, n, D) of the phrases.
+        bare: rows without gated layers.
+    """
+
+    boxes: Tensor
+    masks: Tensor
+    positive_embeddings: Tensor
+    bare: frozenset[int]
+
+    def __getitem__(self, rows: Tensor) -> dict[str, Any]:
+        if self.bare.issuperset(rows.tolist()):
+            return {}
+        tables = {"boxes": self.boxes, "masks": self.masks, "positive_embeddings": self.positive_embeddings}
+        return {"gligen": {name: table[rows] for name, table in tables.items()}}
 
 
 class GroundedPipeline(LatentPipeline):
@@ -62,7 +89,7 @@ class GroundedPipeline(LatentPipeline):
         self.check_inputs(layouts)
         side = self.unet.config.sample_size if window is None else self.cells(window)
         backgrounds, negatives = (per_image(p, len(layouts)) for p in (background, negative_prompt))
-        rows: list[tuple[str, GroundedWindow | None, Sequence[str]]] = [(text, None, ()) for text in negatives]
+        rows: list[Row] = [(text, None, ()) for text in negatives]
         regions: list[Region] = []
         for image, (layout, words) in enumerate(zip(layouts, backgrounds, strict=True)):
             size, phrases = (layout.width, layout.height), phrases_of(layout)
@@ -71,8 +98,9 @@ class GroundedPipeline(LatentPipeline):
                 weight = masks.tile(y1 - y0, x1 - x0)
                 regions.append(Region(image, w.window, len(rows), image, guidance_scale, weight))
                 rows.append((text, w, [phrases[i] for i in w.indices]))
-        conditions, noise = self.conditions(rows, max_boxes), self.noise(layouts, generator)
-        mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
+        bare = frozenset(n for n, (_, w, told) in enumerate(rows) if w is not None and not told)
+        conditions, noise = self.conditions(rows, max_boxes, bare), self.noise(layouts, generator)
+        mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk), bare)
         with gates(self.unet) as gate:
 
             def at(scale: float) -> Evaluate:
@@ -94,7 +122,7 @@ class GroundedPipeline(LatentPipeline):
         if self.unet.config.attention_type != "gated":
             raise IncompatibleLayoutError("unet: it has no gated layers; load a GLIGEN checkpoint")
 
-    def conditions(self, rows: Sequence[tuple[str, GroundedWindow | None, Sequence[str]]], most: int) -> Conditions:
+    def conditions(self, rows: Sequence[Row], most: int, bare: frozenset[int]) -> Conditions:
         """Tables with a row a window: its caption's embedding, and its boxes, padded to the number that was trained."""
         prompts, texts = Prompts(), Prompts()
         captions = [prompts.row(text) for text, _, _ in rows]
@@ -106,12 +134,9 @@ class GroundedPipeline(LatentPipeline):
                 boxes[row, :n], mask[row, :n], which[row, :n] = window.boxes, 1, [texts.row(p) for p in phrases]
         device, embedded = self._execution_device, self.encode_prompts(prompts.texts)
         pooled = self.encode_phrases(texts.texts)
-        return {
-            "encoder_hidden_states": embedded[captions],
-            GLIGEN + "boxes": torch.from_numpy(boxes).to(device, embedded.dtype),
-            GLIGEN + "masks": torch.from_numpy(mask).to(device, embedded.dtype),
-            GLIGEN + "positive_embeddings": pooled[torch.from_numpy(which).to(device)],
-        }
+        places, masks = (torch.from_numpy(table).to(device, embedded.dtype) for table in (boxes, mask))
+        grounding = Grounding(places, masks, pooled[torch.from_numpy(which).to(device)], bare)
+        return {"encoder_hidden_states": embedded[captions], "cross_attention_kwargs": grounding}
 
     def encode_phrases(self, phrases: Sequence[str]) -> Tensor:
         """Pooled text embeddings (n, D) of the boxes' phrases."""
