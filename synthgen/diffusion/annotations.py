@@ -65,10 +65,10 @@ def parse_literal(text: str) -> Corners:
     return x, y, x + w, y + h, label
 
 
-def compact(phrase: str, corners: Corners, canvas: tuple[int, int], bins: int) -> str:
+def compact(phrase: str, box: Sequence[float], canvas: tuple[int, int], bins: int) -> str:
     """A phrase and four location tokens: x0, y0, x1, y1 in `bins` equal parts of the canvas' width and height."""
     sides = (canvas[0], canvas[1], canvas[0], canvas[1])
-    parts = (min(bins - 1, max(0, int(v / side * bins))) for v, side in zip(corners[:4], sides, strict=True))
+    parts = (min(bins - 1, max(0, int(v / side * bins))) for v, side in zip(box, sides, strict=True))
     return " ".join([phrase, *(f"<loc_{part}>" for part in parts)])
 
 

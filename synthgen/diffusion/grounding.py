@@ -11,6 +11,7 @@ from diffusers.models.attention import GatedSelfAttentionDense
 from numpy.typing import NDArray
 
 from synthgen.diffusion.windows import background_windows
+from synthgen.layouts import Layout
 
 HELD = 0.5  # share of a box that a window must hold to be told of it
 
@@ -28,6 +29,13 @@ class GroundedWindow:
     window: tuple[int, int, int, int]
     indices: tuple[int, ...]
     boxes: NDArray[np.float32]
+
+    def layout(self, whole: Layout, factor: int) -> Layout:
+        """Its boxes in px of the window, with their names and phrases; factor: px a latent cell."""
+        x0, y0, x1, y1 = (factor * v for v in self.window)
+        own = whole.select(self.indices)
+        sides = np.array([x1 - x0, y1 - y0] * 2, np.float32)
+        return Layout(x1 - x0, y1 - y0, self.boxes * sides, own.categories, own.phrases)
 
 
 def grounded_windows(

@@ -74,10 +74,10 @@ class TextToImageTrainee(WindowTrainee):
         return [same[int(i)] for i in rng.integers(len(same), size=self.batch_size(like.h, like.w))]
 
     def forward(self, batch: Batch) -> Tensor:
-        """Min-SNR weighted v-prediction loss."""
+        """Min-SNR weighted loss."""
         x, ids, t, noise = (part.to(self.unet.device) for part in batch)
         v = self.unet(self.noisy(x, noise, t), t, self.text(ids).last_hidden_state).sample
-        return self.loss(v, x, noise, t)
+        return self.loss(v, x, noise, t, self.spec.snr_gamma)
 
     def measure(self) -> dict[str, float]:
         """The loss of windows of held-out scenes."""
@@ -103,7 +103,7 @@ class TextToImageTrainee(WindowTrainee):
         shape = (len(prompts), self.unet.config["in_channels"], height // self.factor, width // self.factor)
         z = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
         emb = self.text(self.tokens([*prompts, *[""] * len(prompts)]).to(device)).last_hidden_state
-        solver = self.solver()
+        solver = self.solver
         solver.set_timesteps(steps, device=device)
         for t in solver.timesteps:
             cond, uncond = self.unet(torch.cat([z, z]), t, emb).sample.float().chunk(2)

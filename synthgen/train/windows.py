@@ -16,6 +16,7 @@ from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    SchedulerMixin,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -49,12 +50,17 @@ class Window:
 
 @dataclass(frozen=True)
 class EncodedScene:
-    """Latents (C, H, W) float16 of a scene, a window for each of its boxes, and what is where in cells."""
+    """Latents (C, H, W) float16 of a scene, a window for each of its boxes, and what is where in cells.
+
+    Attributes:
+        beside: (C', H, W) float16 that the UNet reads beside the latents, if it does.
+    """
 
     latents: Tensor
     objects: tuple[Window, ...]
     boxes: np.ndarray
     scene: Scene
+    beside: Tensor | None = None
 
 
 class WindowTrainee(nn.Module):
@@ -63,17 +69,25 @@ class WindowTrainee(nn.Module):
     Args:
         unet, text: what is trained; which of their parameters require gradients, the task says.
         vae: encodes the scenes; not part of the state.
+        solver: what the checkpoint is painted with; its schedule of the noise, and what it predicts, are trained with.
     """
 
     def __init__(
-        self, spec: Any, unet: UNet2DConditionModel, text: CLIPTextModel, tokenizer: CLIPTokenizer, vae: AutoencoderKL
+        self,
+        spec: Any,
+        unet: UNet2DConditionModel,
+        text: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        vae: AutoencoderKL,
+        solver: SchedulerMixin | None = None,
     ) -> None:
         super().__init__()
         self.spec, self.unet, self.text, self.tokenizer = spec, unet.to(memory_format=torch.channels_last), text, tokenizer
         self.vae = [vae.float().eval().requires_grad_(False)]  # in a list: not part of our state
         self.factor = vae_factor(vae.config)
         self.scenes = open_scenes(spec.data, spec.seed + 1)
-        self.noise_schedule = DDPMScheduler(**SCHEDULE)
+        self.solver = solver or DPMSolverMultistepScheduler(**SCHEDULE, steps_offset=1)
+        self.noise_schedule = DDPMScheduler.from_config(self.solver.config)
 
     def batches(self, start: int, rank: int) -> Iterator[Any]:
         pool: Pool[EncodedScene] = Pool(self.scenes, self.spec.data, self.encode)
@@ -90,7 +104,7 @@ class WindowTrainee(nn.Module):
         vae = self.vae[0].to(self.unet.device)
         height, width = (n // self.factor * self.factor for n in picture.shape[:2])
         pixels = to_tensor(picture[None, :height, :width]).to(vae.device)
-        latents = vae.encode(pixels).latent_dist.mode()[0].half()
+        latents = (vae.encode(pixels).latent_dist.mode()[0] * vae.config.scaling_factor).half()
         multiple = unet_multiple(self.unet.config)
         cells = object_windows(scene.layout.boxes, (width, height), self.factor, multiple, LEAST // self.factor, CONTEXT)
         windows = tuple(
@@ -121,21 +135,25 @@ class WindowTrainee(nn.Module):
         z: Tensor = self.noise_schedule.add_noise(x, noise, t)
         return z.contiguous(memory_format=torch.channels_last)
 
-    def loss(self, v: Tensor, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Min-SNR weighted v-prediction loss (arXiv 2303.09556)."""
+    def loss(self, predicted: Tensor, x: Tensor, noise: Tensor, t: Tensor, gamma: float | None) -> Tensor:
+        """Mean squared error of the prediction, of noise or of velocity.
+
+        Args:
+            gamma: of min-SNR weights (arXiv 2303.09556, section 3.4): min(SNR, gamma) / SNR of the noise, and of the velocity
+                min(SNR, gamma) / (SNR + 1); None: not weighted.
+        """
+        velocity = self.noise_schedule.config.prediction_type == "v_prediction"
+        target = self.noise_schedule.get_velocity(x, noise, t) if velocity else noise
+        errors = (predicted.float() - target).square().mean((1, 2, 3))
+        if gamma is None:
+            return errors.mean()
         snr = compute_snr(self.noise_schedule, t)
-        weight = snr.clamp(max=self.spec.snr_gamma) / (snr + 1)
-        velocity = self.noise_schedule.get_velocity(x, noise, t)
-        return (weight * (v.float() - velocity).square().mean((1, 2, 3))).mean()
+        return (snr.clamp(max=gamma) / (snr + 1 if velocity else snr.clamp(min=1e-8)) * errors).mean()
 
     def held_out(self, batches: int = 8) -> Iterator[Any]:
         """Batches of held-out scenes, always the same ones."""
         scenes = [self.encode(*pair) for pair in islice(PastedScenes(384, 1, "heldout").from_number(0), 16)]
         return (self.batch(scenes, np.random.default_rng(k)) for k in range(batches))
-
-    def solver(self) -> DPMSolverMultistepScheduler:
-        """What the checkpoint is painted with."""
-        return DPMSolverMultistepScheduler(**SCHEDULE, steps_offset=1)
 
     def export(self, folder: Path) -> None:
         """Write an fp16 Stable Diffusion checkpoint."""
@@ -146,7 +164,7 @@ class WindowTrainee(nn.Module):
             text_encoder=self.text,
             tokenizer=self.tokenizer,
             unet=self.unet,
-            scheduler=self.solver(),
+            scheduler=self.solver,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

@@ -88,6 +88,20 @@ def test_a_batch_of_four_is_the_four_alone(pipeline: AnnotationTokensPipeline, g
         assert (together[i] - alone[0]).norm() / alone.norm() < 1e-4
 
 
+def test_tiles_are_told_of_the_boxes_they_hold(pipeline: AnnotationTokensPipeline) -> None:
+    whole = Layout(48, 48, np.array([[2, 2, 12, 14], [30, 28, 46, 44]], np.float32), ("dog", "cat"), ("a brown dog", "a cat"))
+    tiles = pipeline.tiles(whole, 24, 0.0)
+    assert [layout.phrases for _, layout in tiles] == [("a brown dog",), (), (), ("a cat",)]
+    np.testing.assert_allclose(tiles[3][1].boxes, [[6, 4, 22, 20]])
+    assert {(layout.width, layout.height) for _, layout in tiles} == {(24, 24)}
+    options: dict[str, Any] = {"tile": 24, "overlap": 0.0, "num_inference_steps": 1, "caption": "sand"}
+    one, other = (latents(pipeline, [of], 0, **options) for of in (whole, whole.select([0])))
+    changed = ((one - other).abs() > 1e-5).any(1)[0]
+    assert changed[12:, 12:].any()
+    assert not changed[:12].any()
+    assert not changed[:, :12].any()
+
+
 def test_every_box_counts(pipeline: AnnotationTokensPipeline) -> None:
     whole, base = layout(0, 100), latents(pipeline, [layout(0, 100)], 0)
     for i in (0, 50, 99):
@@ -102,6 +116,8 @@ def test_the_documents_strings_are_accepted(pipeline: AnnotationTokensPipeline) 
     assert not torch.equal(given, latents(pipeline, [layout(0, 0)], 0))
     with pytest.raises(ValueError, match="annotation 'dog': must be label_ID_bbox_X_Y_W_H"):
         latents(pipeline, [layout(0, 0)], 0, annotations=[["dog"]])
+    with pytest.raises(ValueError, match="annotations: strings are of the whole canvas; leave tile out"):
+        latents(pipeline, [layout(0, 0)], 0, annotations=[DOCUMENT], tile=24)
     with pytest.raises(ValueError, match="annotations: 2 sequences given for 1 layouts"):
         latents(pipeline, [layout(0, 0)], 0, annotations=[[], []])
 

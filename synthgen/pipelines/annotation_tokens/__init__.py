@@ -20,6 +20,9 @@ class Spec(AnnotatedSpec):
         "auto", description="literal: label_18_bbox_X_Y_W_H; compact: phrase and location tokens; auto: what the checkpoint knows"
     )
 
+    tile: int | None = Field(None, ge=8, description="px; the canvas is denoised in tiles of this side; null: in one piece")
+    overlap: float = Field(0.25, ge=0, le=0.9, description="share of a tile that the next one covers")
+
     def load(self, scene: SceneSpec, numerics: Numerics) -> "LayoutPainter":
         from synthgen.diffusion.painter import LayoutPainter
         from synthgen.pipelines.annotation_tokens.pipeline import AnnotationTokensPipeline

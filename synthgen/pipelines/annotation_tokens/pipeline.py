@@ -1,7 +1,8 @@
 """Annotations as tokens: every box is a text of its own, embedded by the text encoder and joined to the prompt.
 
 Source: "How to generate 100 dogs at distinct locations" (the project's documents 000 and 001). There one random annotation was
-kept and joined along the batch; here all are joined along the sequence, padded to the longest of the batch, and masked.
+kept and joined along the batch; here all are joined along the sequence, padded to the longest of the batch, and masked. A canvas
+larger than what a checkpoint was trained with is covered with tiles, each with the annotations of the boxes that it holds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,14 @@ from types import MappingProxyType
 from typing import Literal
 
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
+from torch.nn import functional
 
+from synthgen.diffusion import masks
 from synthgen.diffusion.annotations import compact, corners_of, literal, parse_literal
-from synthgen.diffusion.mixture import Conditions, Mixture
+from synthgen.diffusion.grounding import grounded_windows
+from synthgen.diffusion.mixture import Conditions, Mixture, Region
 from synthgen.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
 from synthgen.diffusion.prompts import captions_of, per_image, phrases_of
 from synthgen.layouts import Layout
@@ -34,6 +39,8 @@ class AnnotationTokensPipeline(LatentPipeline):
         num_inference_steps: int = 20,
         guidance_scale: float = 7.5,
         form: Literal["auto", "literal", "compact"] = "auto",
+        tile: int | None = None,
+        overlap: float = 0.25,
         categories: Mapping[str, int] = MappingProxyType({}),
         annotations: Sequence[Sequence[str]] | None = None,
         chunk: int = 32,
@@ -47,10 +54,13 @@ class AnnotationTokensPipeline(LatentPipeline):
             layouts: B layouts on one canvas size.
             background: prompt of the background, one or B.
             negative_prompt: one or B; the unconditional branch has no annotations.
-            caption: of the whole picture, or a template for it (see `synthgen.scene.caption`).
+            caption: of the whole picture or of a tile, or a template for it (see `synthgen.scene.caption`).
             form: how a box is written; auto: compact if the tokenizer has location tokens.
+            tile: px; the canvas is denoised in tiles of this side, each told of the boxes of which it holds half; None: in one
+                piece.
+            overlap: least share of a tile that its neighbour covers too.
             categories: ids of names that COCO lacks.
-            annotations: B sequences of literal strings, read instead of the layouts' boxes.
+            annotations: B sequences of literal strings, read instead of the layouts' boxes; for a canvas in one piece.
             chunk: windows of the size that the checkpoint was trained at that go through the UNet at once; of larger ones fewer.
             generator: one CPU generator an image, or one for all.
             output_type: "pil", "np" (B, H, W, 3) uint8, or "latent" (B, C, h, w) float32.
@@ -59,17 +69,33 @@ class AnnotationTokensPipeline(LatentPipeline):
             IncompatibleLayoutError: a canvas or a box that this checkpoint cannot paint.
             ValueError: a category without an id, a malformed annotation, or a form that the checkpoint does not know.
         """
-        self.check_inputs(layouts, form, annotations)
-        texts = self.texts(layouts, form, categories) if annotations is None else annotations
-        size, captions = (layouts[0].width, layouts[0].height), captions_of(layouts, background, caption)
+        self.check_inputs(layouts, form, annotations, tile)
+        tiles = [(image, *part) for image, layout in enumerate(layouts) for part in self.tiles(layout, tile, overlap)]
+        own, backgrounds = [layout for _, _, layout in tiles], per_image(background, len(layouts))
+        texts = self.texts(own, form, categories) if annotations is None else annotations
+        captions = captions_of(own, [backgrounds[image] for image, _, _ in tiles], caption)
         conditions = self.conditions([*captions, *per_image(negative_prompt, len(layouts))], texts)
-        regions = self.covers(size, [(i, len(layouts) + i) for i in range(len(layouts))], guidance_scale)
+        regions = [
+            Region(image, (x0, y0, x1, y1), row, len(tiles) + image, guidance_scale, masks.tile(y1 - y0, x1 - x0))
+            for row, (image, (x0, y0, x1, y1), _) in enumerate(tiles)
+        ]
         noise = self.noise(layouts, generator)
         mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
         latents = self.denoise(noise, [mixture] * num_inference_steps, callback_on_step_end, generator=generator)
         return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
 
-    def check_inputs(self, layouts: Sequence[Layout], form: str, annotations: Sequence[Sequence[str]] | None) -> None:
+    def tiles(self, layout: Layout, tile: int | None, overlap: float) -> list[tuple[tuple[int, int, int, int], Layout]]:
+        """Windows in latent cells that cover a canvas, and the layout of each in px of it: boxes of which it holds half."""
+        size = (layout.width, layout.height)
+        if tile is None:
+            return [((0, 0, size[0] // self.factor, size[1] // self.factor), layout)]
+        most = max(1, len(layout))  # no window is split
+        found = grounded_windows(layout.boxes, size, self.factor, self.multiple, self.cells(tile), overlap, most)
+        return [(w.window, w.layout(layout, self.factor)) for w in found]
+
+    def check_inputs(
+        self, layouts: Sequence[Layout], form: str, annotations: Sequence[Sequence[str]] | None, tile: int | None
+    ) -> None:
         """Raise IncompatibleLayoutError or ValueError for what this pipeline cannot paint."""
         self.check_layouts(layouts)
         self.check_encoder()
@@ -77,6 +103,8 @@ class AnnotationTokensPipeline(LatentPipeline):
             raise ValueError("form: compact needs a tokenizer with location tokens; use literal, or train them")
         if annotations is not None and len(annotations) != len(layouts):
             raise ValueError(f"annotations: {len(annotations)} sequences given for {len(layouts)} layouts")
+        if annotations is not None and tile is not None:
+            raise ValueError("annotations: strings are of the whole canvas; leave tile out")
         for text in (t for own in annotations or () for t in own):
             parse_literal(text)
 
@@ -86,19 +114,28 @@ class AnnotationTokensPipeline(LatentPipeline):
         return sum(token.startswith("<loc_") for token in self.tokenizer.get_vocab())
 
     def add_location_tokens(self, bins: int = BINS) -> None:
-        """Give the tokenizer and the text encoder `bins` location tokens; their embeddings are to be trained."""
+        """Give the tokenizer and the text encoder `bins` location tokens; their embeddings are to be trained.
+
+        They start as sines and cosines of the place (Vaswani et al., arXiv 1706.03762, section 3.5), as long as words are, so
+        that places near each other begin alike.
+        """
         self.tokenizer.add_tokens([f"<loc_{k}>" for k in range(bins)])
+        words = self.text_encoder.get_input_embeddings().weight
+        length, n = float(words.detach().norm(dim=1).mean()), len(words)
         self.text_encoder.resize_token_embeddings(len(self.tokenizer))
+        embedding = self.text_encoder.get_input_embeddings().weight
+        places = get_timestep_embedding(torch.arange(bins) * 1000 / bins, embedding.shape[1])
+        embedding.data[n:] = (length * functional.normalize(places, dim=1)).to(embedding)
 
     def texts(self, layouts: Sequence[Layout], form: str, categories: Mapping[str, int]) -> list[list[str]]:
         """The annotations of each layout as texts."""
         bins = 0 if form == "literal" else self.bins
-        found = []
-        for layout in layouts:
-            corners, canvas = corners_of(layout, categories), (layout.width, layout.height)
-            pairs = zip(phrases_of(layout), corners, strict=True)
-            found.append([compact(phrase, box, canvas, bins) if bins else literal(box) for phrase, box in pairs])
-        return found
+        if not bins:
+            return [[literal(corners) for corners in corners_of(layout, categories)] for layout in layouts]
+        return [
+            [compact(p, box, (own.width, own.height), bins) for p, box in zip(phrases_of(own), own.boxes.tolist(), strict=True)]
+            for own in layouts
+        ]
 
     def conditions(self, prompts: Sequence[str], annotations: Sequence[Sequence[str]]) -> Conditions:
         """Embeddings (P, S, D) of prompts, the first of which have annotations, and which tokens there are, (P, S) bool."""

@@ -1,0 +1,34 @@
+"""Train a checkpoint to read annotations as a mask: the recipe."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from synthgen.shards.categories import category_ids
+from synthgen.train import Trainee
+from synthgen.train.tasks._boxed import BoxedSpec
+
+
+class Spec(BoxedSpec):
+    """A UNet with as many more input channels as latents have, in which it reads the boxes painted grey on black."""
+
+    task: Literal["annotation_mask"] = "annotation_mask"
+    windows: tuple[int, int] = Field((96, 128), description="least and greatest side of a window, px")
+    max_boxes: int = Field(1000, ge=1, description="boxes that a window is told of at most")
+    look: Literal[0] = Field(0, description="the mask is not attended to")
+    label_range: int = Field(90, ge=1, description="category id that is painted white")
+    categories: dict[str, int] = Field(default={}, description="ids of names that COCO lacks")
+
+    def check(self) -> list[str]:
+        problems = super().check()
+        try:
+            beyond = {name: i for name, i in category_ids(self.categories, self.categories).items() if i > self.label_range}
+            problems += [f"label_range: must be at least {i}, the category id of {name!r}" for name, i in beyond.items()]
+        except ValueError as error:
+            problems.append(f"categories: {error}")
+        return problems
+
+    def load(self) -> Trainee:
+        from synthgen.train.annotation_mask import AnnotationMaskTrainee
+
+        return AnnotationMaskTrainee(self)

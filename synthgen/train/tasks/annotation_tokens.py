@@ -1,0 +1,33 @@
+"""Train a checkpoint to read annotations as tokens: the recipe."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from synthgen.shards.categories import category_ids
+from synthgen.train import Trainee
+from synthgen.train.tasks._boxed import BoxedSpec
+
+
+class Spec(BoxedSpec):
+    """UNet, text encoder and location tokens, on windows of scenes whose boxes are texts beside the prompt."""
+
+    task: Literal["annotation_tokens"] = "annotation_tokens"
+    form: Literal["compact", "literal"] = Field("compact", description="phrase and location tokens; or label_18_bbox_X_Y_W_H")
+    bins: int = Field(64, ge=2, le=1000, description="location tokens: parts of a side that they tell apart")
+    train: Literal["all", "attention"] = Field("all", description="of the UNet; attention: its cross-attention alone")
+    train_text_encoder: bool = Field(True, description="all of it; false: its token embeddings alone")
+    categories: dict[str, int] = Field(default={}, description="ids of names that COCO lacks, for the literal form")
+
+    def check(self) -> list[str]:
+        problems = super().check()
+        try:
+            category_ids(self.categories, self.categories)
+        except ValueError as error:
+            problems.append(f"categories: {error}")
+        return problems
+
+    def load(self) -> Trainee:
+        from synthgen.train.annotation_tokens import AnnotationTokensTrainee
+
+        return AnnotationTokensTrainee(self)
