@@ -11,7 +11,6 @@ from synthgen.pipelines import ModelNotFoundError
 from synthgen.voice import Spoken
 from synthgen.voice.audio import RATE, Samples, read_wav
 
-DEFAULT = "openai/whisper-base.en"
 CONVERTED = "model.bin"  # CTranslate2's own format, which runs no code, unlike transformers' pickled pytorch_model.bin
 FILES = ["*.json", "*.txt", "*.safetensors", CONVERTED]
 HINT = "A picture of three cats and twelve people in a street."  # what is likely to be said, for Whisper's previous text
@@ -56,9 +55,7 @@ def find_whisper(name: str) -> Path:
     folder = Path(name)
     if not folder.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise ModelNotFoundError(
-                f"--speech: {name!r}: no such folder, and no Hugging Face id (owner/name), such as {DEFAULT}"
-            )
+            raise ModelNotFoundError(f"--speech: {name!r}: no such folder, and no Hugging Face id (owner/name)")
         folder = _fetched(name)
     if reason := _unusable(folder):
         raise ModelNotFoundError(f"--speech: {name!r}: {reason}")
