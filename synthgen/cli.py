@@ -6,13 +6,18 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from shlex import quote
+from typing import TYPE_CHECKING, Any
 
 from synthgen import __version__
 from synthgen.errors import InputError
 
+if TYPE_CHECKING:
+    from synthgen.config import Job
+
 SHOWN = 200  # pictures in the report that `run` writes: it is made anew with each extension of a dataset
 EXIT_FAULT, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+WHISPER = "openai/whisper-base.en"
 Result = tuple[int, dict[str, Any], list[str]]
 
 
@@ -62,15 +67,29 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as images=1000 pipeline.steps=12")
         return sub
 
-    sub = job_command("run", run_command, "make the dataset, or what is missing of it")
+    def speech_option(sub: argparse.ArgumentParser) -> None:
+        text = f"a Whisper: Hugging Face id, or folder (transformers', or one for faster-whisper); default: {WHISPER}"
+        sub.add_argument("--speech", metavar="MODEL", default=WHISPER, help=text)
+
+    def spoken(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        either = sub.add_mutually_exclusive_group()
+        either.add_argument("--voice", type=Path, metavar="WAV", help='recording of such as "one hundred dogs in a park"')
+        either.add_argument("--say", metavar="TEXT", help="the same in writing")
+        speech_option(sub)
+        return sub
+
+    sub = spoken(job_command("run", run_command, "make the dataset, or what is missing of it"))
     sub.add_argument("--address", help="address of a running Ray cluster (default: RAY_ADDRESS, else Ray on this machine)")
     sub.add_argument("--overwrite", action="store_true", help="remove the dataset that is in the output folder first")
-    sub = job_command("preview", preview_command, "draw sampled layouts; loads no model")
+    sub = spoken(job_command("preview", preview_command, "draw sampled layouts; loads no model"))
     sub.add_argument("-n", type=int, default=8, help="how many layouts (default 8)")
     sub.add_argument("-o", "--output", type=Path, help="PNG to write (default: preview-NAME.png)")
-    sub = job_command("plan", plan_command, "time a few images and tell what the whole job will take")
+    sub = spoken(job_command("plan", plan_command, "time a few images and tell what the whole job will take"))
     sub.add_argument("--address", help=argparse.SUPPRESS)
     job_command("train", train_command, "train a checkpoint, or go on with it")
+    sub = command("transcribe", transcribe_command, "tell what a recording says, and what a job would make of it")
+    sub.add_argument("audio", type=Path, metavar="WAV", help="PCM or floating point, at most 30 s")
+    speech_option(sub)
     sub = command("evaluate", evaluate_command, "hold a dataset against a detector, against CLIP, and against real pictures")
     sub.add_argument("out", metavar="OUT", help="output folder of `synthgen run`; or a job, which is run first")
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="of the job")
@@ -96,11 +115,31 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def run_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "made", "seconds", "interrupted"}."""
-    from synthgen.config import load_job
+def load(args: argparse.Namespace) -> tuple["Job", dict[str, Any]]:
+    """The job, and {"spoken": the fields of `synthgen.voice.Spoken`} if something was said to it, which is shown."""
+    from synthgen.config import find_recipe, load_job
+    from synthgen.voice import Spoken
 
-    job = load_job(args.job, args.overrides)  # before the heavy imports: a mistake is told at once
+    find_recipe("job", args.job)  # a wrong name is told before a recording is listened to
+    said = None if args.say is None else Spoken(text=args.say)
+    if args.voice is not None:
+        from synthgen.voice.speech import hear
+
+        said = hear(args.voice, args.speech)
+        print(said.heard(), file=sys.stderr)
+    job = load_job(args.job, args.overrides, said)
+    if said is None or job.spoken is None:
+        return job, {}
+    print(*job.spoken.understood(), sep="\n", file=sys.stderr)
+    return job, {"spoken": job.spoken.model_dump(mode="json")}
+
+
+def run_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "made", "seconds", "interrupted"}.
+
+    With --voice or --say "spoken" too (`load`), as with `preview` and `plan`.
+    """
+    job, spoken = load(args)  # before the heavy imports: a mistake is told at once
     from synthgen.engine.pool import ShardFailedError
     from synthgen.engine.run import run
     from synthgen.report import write_report
@@ -114,9 +153,9 @@ def run_command(args: argparse.Namespace) -> Result:
     finally:
         bar.close()
     data = {"output": job.output.path, **result.counts, "made": result.made, "seconds": round(result.seconds, 3)}
-    data["interrupted"] = result.interrupted
+    data |= {"interrupted": result.interrupted, **spoken}
     if result.interrupted:
-        overrides = "".join(f" {o}" for o in args.overrides)
+        overrides = "".join(f" {o}" for o in args.overrides) + (f" --say {quote(spoken['spoken']['text'])}" if spoken else "")
         text = f"stopped; {data['images']} of {job.images} images are done. To go on: synthgen run {args.job}{overrides}"
         return EXIT_INTERRUPTED, data, [text]
     if result.made and result.counts["complete"]:
@@ -147,9 +186,9 @@ class _ProgressBar:
 
 def preview_command(args: argparse.Namespace) -> Result:
     """`--json`: {"path", "layouts", "boxes", "coverage"}."""
-    from synthgen.config import ConfigError, load_job
+    from synthgen.config import ConfigError
 
-    job = load_job(args.job, args.overrides)
+    job, spoken = load(args)
     from synthgen.engine.worker import draw_scene
     from synthgen.preview import write_preview
 
@@ -160,6 +199,7 @@ def preview_command(args: argparse.Namespace) -> Result:
     write_preview(path, layouts, job.layout.examples())
     coverage = sum(layout.coverage() for layout in layouts) / len(layouts)
     data = {"path": str(path), "layouts": len(layouts), "boxes": sum(map(len, layouts)), "coverage": round(coverage, 4)}
+    data |= spoken
     return 0, data, [f"{path}: {data['layouts']} layouts, {data['boxes']} boxes, mean coverage {coverage:.1%}"]
 
 
@@ -197,7 +237,7 @@ def dataset_of(args: argparse.Namespace) -> tuple[Path, Result]:
     out = Path(args.out)
     if not out.is_dir():
         job = load_job(args.out, args.overrides)
-        run_args = argparse.Namespace(job=args.out, overrides=args.overrides, address=None, overwrite=False)
+        run_args = parse(["run", args.out, *args.overrides])
         return Path(job.output.path), run_command(run_args)
     if args.overrides:
         raise ConfigError([f"{out}: a dataset; {args.overrides[0]!r} is for jobs"])
@@ -237,13 +277,21 @@ def plan_command(args: argparse.Namespace) -> Result:
     """`--json`: the fields of `synthgen.engine.plan.Plan`."""
     from dataclasses import asdict
 
-    from synthgen.config import load_job
-
-    job = load_job(args.job, args.overrides)
+    job, spoken = load(args)
     from synthgen.engine.plan import plan
 
     estimate = plan(job, args.address)
-    return 0, asdict(estimate), estimate.lines()
+    return 0, {**asdict(estimate), **spoken}, estimate.lines()
+
+
+def transcribe_command(args: argparse.Namespace) -> Result:
+    """`--json`: the fields of `synthgen.voice.Spoken`."""
+    from synthgen.shards.categories import COCO_IDS
+    from synthgen.voice.speech import hear
+    from synthgen.voice.understand import understand
+
+    spoken = understand(hear(args.audio, args.speech), COCO_IDS)
+    return 0, spoken.model_dump(mode="json"), [spoken.heard(), *spoken.understood()]
 
 
 def train_command(args: argparse.Namespace) -> Result:

@@ -15,9 +15,11 @@ from synthgen.layouts import InfeasibleLayoutError, SamplerSpec
 from synthgen.pipelines import MethodSpec
 from synthgen.pipelines.tiling.document import as_job, is_tiling_document
 from synthgen.scene import SceneSpec
-from synthgen.shards.categories import category_ids
+from synthgen.shards.categories import COCO_IDS, category_ids
 from synthgen.train import TaskSpec
 from synthgen.verify import VerifierSpec
+from synthgen.voice import Spoken
+from synthgen.voice.understand import understand
 from synthgen.yamlfile import ConfigError, Document, KeyPath, parse_yaml, read_yaml
 
 __all__ = ["ConfigError", "Job", "OutputSpec", "find_recipe", "load_job", "load_training", "recipe_names"]
@@ -68,6 +70,7 @@ class Job(BaseModel):
     on_reject: Literal["keep", "fail"] = "keep"
     verify: SerializeAsAny[VerifierSpec] | None = Field(None, description="look at every box; null: do not")
     categories: dict[str, Annotated[int, Field(ge=1)]] = Field(default={}, description="ids of names that COCO lacks")
+    spoken: Spoken | None = Field(None, description="what was said, where parts of the job were spoken: a record")
 
     @field_validator("workers")
     @classmethod
@@ -102,11 +105,15 @@ class Job(BaseModel):
         return {**flat(parts), **flat({"output": output}), **flat(files)}
 
 
-def load_job(name: str, overrides: Sequence[str] = ()) -> Job:
+def load_job(name: str, overrides: Sequence[str] = (), said: Spoken | None = None) -> Job:
     """Read a job file (a path, or the name of a shipped job), its recipes and `key=value` overrides, and check all.
+
+    Args:
+        said: replaces keys of the file too; an override goes before it.
 
     Raises:
         ConfigError: with every problem at once, each as `file:line: key.path: what is wrong`.
+        InputError: no words were said.
     """
     document = read_yaml(find_recipe("job", name))
     if not isinstance(document.data, dict):
@@ -119,6 +126,8 @@ def load_job(name: str, overrides: Sequence[str] = ()) -> Job:
     _apply(document, [c for c in changes if len(c.path) == 1])
     for section in SECTIONS:
         _inline(document, section)
+    if said is not None:
+        _apply(document, _spoken(document.data, said))
     _apply(document, [c for c in changes if len(c.path) > 1])
     return _Validation(document).job()
 
@@ -169,6 +178,7 @@ def _recipe_folders(kind: str) -> list[Path]:
 class _Override:
     path: KeyPath
     value: Any
+    place: str = COMMAND_LINE
 
 
 def _parse_override(text: str) -> _Override:
@@ -186,11 +196,22 @@ def _apply(document: Document, changes: Sequence[_Override]) -> None:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
                 dotted = ".".join(map(str, change.path[: i + 1]))
-                raise ConfigError([f"{COMMAND_LINE}: {'.'.join(map(str, change.path))}: {dotted} is not a mapping"])
+                raise ConfigError([f"{change.place}: {'.'.join(map(str, change.path))}: {dotted} is not a mapping"])
         node[change.path[-1]] = change.value
         for path in [p for p in document.places if p[: len(change.path)] == change.path]:
             del document.places[path]
-        document.places[change.path] = COMMAND_LINE
+        document.places[change.path] = change.place
+
+
+def _spoken(data: dict[str, Any], said: Spoken) -> list[_Override]:
+    """What was said as overrides, with the categories that a job (its recipes inline) knows."""
+    layout = data["layout"] if isinstance(data.get("layout"), dict) else {}
+    own = [section for section in (data.get("categories"), layout.get("objects")) if isinstance(section, dict)]
+    understood = understand(said, [*COCO_IDS, *(str(name) for section in own for name in section)])
+    settings = {**understood.settings(), "spoken": understood.model_dump(mode="json")}
+    if understood.objects and layout.get("total") is not None:
+        settings["layout.total"] = None  # of shares, which counts replace
+    return [_Override(tuple(key.split(".")), value, f"spoken ({said.text!r})") for key, value in settings.items()]
 
 
 def _inline(document: Document, section: str) -> None:

@@ -20,21 +20,22 @@ class SceneSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     object: Choice = Field("a {category}", description="prompt of a box; a list is drawn from for each box")
+    phrases: dict[str, Choice] = Field(default={}, description="of single categories, what stands in the place of `object`")
     background: Choice = Field("", description="prompt of the background; a list is drawn from for each image")
     negative: str = Field("", description="what the picture must not show")
     backgrounds: str | None = Field(None, description="folder of your own pictures to paint the objects into")
 
-    @field_validator("object", "background")
+    @field_validator("object", "background", "phrases")
     @classmethod
-    def not_empty(cls, value: Choice) -> Choice:
-        if not isinstance(value, str) and not value:
+    def not_empty(cls, value: Choice | dict[str, Choice]) -> Choice | dict[str, Choice]:
+        if not all(map(_options, _choices(value))):
             raise ValueError("the list is empty; give at least one prompt")
         return value
 
-    @field_validator("object")
+    @field_validator("object", "phrases")
     @classmethod
-    def names_only_category(cls, value: Choice) -> Choice:
-        for prompt in _options(value):
+    def names_only_category(cls, value: Choice | dict[str, Choice]) -> Choice | dict[str, Choice]:
+        for prompt in (option for choice in _choices(value) for option in _options(choice)):
             try:
                 prompt.format(category="")
             except (KeyError, IndexError, ValueError):
@@ -54,7 +55,7 @@ class SceneSpec(BaseModel):
         Phrases and a caption that the layout came with are kept.
         """
         background = _pick(self.background, rng)
-        drawn = tuple(_pick(self.object, rng).format(category=name) for name in layout.categories)
+        drawn = tuple(_pick(self.phrases.get(name, self.object), rng).format(category=name) for name in layout.categories)
         return Scene(layout.with_phrases(layout.phrases or drawn), layout.caption or background, self.negative)
 
 
@@ -83,6 +84,10 @@ def pictures(folder: Path) -> list[Path]:
 
 def _options(value: Choice) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else value
+
+
+def _choices(value: Choice | dict[str, Choice]) -> list[Choice]:
+    return list(value.values()) if isinstance(value, dict) else [value]
 
 
 def _pick(value: Choice, rng: np.random.Generator) -> str:

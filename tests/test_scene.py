@@ -21,6 +21,12 @@ def test_each_box_draws_from_the_list() -> None:
     assert scenes[0].prompt.startswith("2 dog, 1 cat, ")
 
 
+def test_a_category_can_have_prompts_of_its_own() -> None:
+    spec = SceneSpec(object="a {category}", phrases={"dog": ("a brown {category}", "a wet {category}")})
+    drawn = {spec.draw(LAYOUT, np.random.default_rng(i)).phrases[:2] for i in range(40)}
+    assert drawn == {("a brown dog", "a cat"), ("a wet dog", "a cat")}
+
+
 def test_labels_do_not_follow_the_prompt() -> None:
     scene = SceneSpec(object="three wolves").draw(LAYOUT, np.random.default_rng(0))
     assert scene.layout.categories == LAYOUT.categories
@@ -31,7 +37,17 @@ def test_region_prompt() -> None:
     assert region_prompt("a dog", "") == "a dog"
 
 
-@pytest.mark.parametrize("bad", [{"object": ()}, {"object": "{x}"}, {"background": ()}, {"backgrounds": "no/such/folder"}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"object": ()},
+        {"object": "{x}"},
+        {"background": ()},
+        {"phrases": {"dog": "{x}"}},
+        {"phrases": {"dog": []}},
+        {"backgrounds": "no/such/folder"},
+    ],
+)
 def test_bad_scenes(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         SceneSpec.model_validate(bad)

@@ -170,6 +170,15 @@ def folder_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def files_hash(folder: Path, patterns: list[str]) -> str:
+    """sha256 over names and bytes of the files of a folder that match."""
+    digest = hashlib.sha256()
+    for file in sorted(f for pattern in patterns for f in folder.glob(pattern)):
+        with file.open("rb") as stream:
+            digest.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode())
+    return digest.hexdigest()
+
+
 def read_config(folder: Path, part: str) -> dict[str, Any]:
     """The config.json of a part of a checkpoint."""
     config: dict[str, Any] = json.loads((folder / part / "config.json").read_text())

@@ -1,13 +1,12 @@
 """Models that look at pictures, by name: embedded, in a folder, or on the Hugging Face Hub."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from synthgen.diffusion.models import EMBEDDED, snapshot
+from synthgen.diffusion.models import EMBEDDED, files_hash, snapshot
 from synthgen.layouts import SamplerSpec
 from synthgen.pipelines import ModelNotFoundError
 from synthgen.verify import VerifierSpec
@@ -53,8 +52,4 @@ class ModelVerifierSpec(VerifierSpec):
         return problems
 
     def fingerprint(self) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        for file in sorted(f for kind in FILES for f in self.folder().glob(kind)):
-            with file.open("rb") as stream:
-                digest.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode())
-        return {"model_sha256": digest.hexdigest()}
+        return {"model_sha256": files_hash(self.folder(), FILES)}
