@@ -1,7 +1,6 @@
 """Layouts that exist already: those of annotated pictures and of datasets of ours."""
 
 import hashlib
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def _read(path: Path, changed: int) -> tuple[Entry, ...]:
     for entry in lines.read(path) if path.suffix in lines.LINES + lines.TABLES else coco.read(path):
         if isinstance(entry, Problem):
             raise ValueError(str(entry))
-        entries.append(replace(entry, more=None))
+        entries.append(entry)
     if not any(len(e.names) for e in entries):
         raise ValueError(f"{path}: holds no boxes")
     return tuple(entries)

@@ -27,10 +27,12 @@ class Problem:
     Attributes:
         place: file and line, or file and index.
         why: what is wrong, with the value.
+        entry: place of the entry that is lost by it; null: none is.
     """
 
     place: str
     why: str
+    entry: str | None = None
 
     def __str__(self) -> str:
         return f"{self.place}: {self.why}"
@@ -71,7 +73,7 @@ class BadEntryError(ValueError):
         self.faults = faults
 
     def problems(self, place: str) -> list[Problem]:
-        return [Problem(place, fault) for fault in self.faults]
+        return [Problem(place, fault, place) for fault in self.faults]
 
 
 def converted(values: Iterable[Any], convert: Callable[[Any], T], what: str) -> list[T]:

@@ -52,9 +52,9 @@ def entries(data: dict[str, Any], path: Path, images: Path, whole: bool) -> Iter
     of_image: dict[Any, list[tuple[str, dict[str, Any]]]] = {}
     for i, image in enumerate(data["images"]):
         if not isinstance(image.get("id"), int | str):
-            yield Problem(f"{path}: images[{i}]", f"id: {image.get('id')!r} is not an id")
+            yield Problem(f"{path}: images[{i}]", f"id: {image.get('id')!r} is not an id", f"{path}: images[{i}]")
         elif image["id"] in of_image:
-            yield Problem(f"{path}: images[{i}]", f"id: {image['id']!r} stands twice")
+            yield Problem(f"{path}: images[{i}]", f"id: {image['id']!r} stands twice", f"{path}: images[{i}]")
         else:
             of_image[image["id"]] = []
     for k, annotation in enumerate(data["annotations"]):
@@ -86,7 +86,7 @@ def _entry(
             if whole and not problems:
                 more.append(_more(annotation, *size))
         except ValueError as error:
-            problems.append(Problem(where, str(error)))
+            problems.append(Problem(where, str(error), place))
     if problems:
         yield from problems
         return

@@ -19,6 +19,7 @@ from synthgen.records import (
     positive,
     xyxy,
 )
+from synthgen.records.coco import run_length
 from synthgen.records.pictures import upright_size
 from synthgen.shards.categories import COCO_IDS
 
@@ -38,7 +39,11 @@ class Columns:
 
 
 def read(
-    path: Path, images: Path | None = None, columns: Columns | None = None, ids: Mapping[str, int] | None = None
+    path: Path,
+    images: Path | None = None,
+    columns: Columns | None = None,
+    ids: Mapping[str, int] | None = None,
+    whole: bool = False,
 ) -> Iterator[Entry | Problem]:
     """The annotated pictures of a file, one a row.
 
@@ -46,9 +51,11 @@ def read(
         images: the folder that file names start from; null: that of the file.
         columns: where a row has what.
         ids: category ids that annotation strings may have beside COCO's, by name.
+        whole: keep what is known of each box beside its place: masks, held against the size of the picture.
     """
     rows = _table(path) if path.suffix in TABLES else _lines(path)
-    row = _Row(images or path.parent, columns or Columns(), {i: name for name, i in {**COCO_IDS, **(ids or {})}.items()})
+    names = {i: name for name, i in {**COCO_IDS, **(ids or {})}.items()}
+    row = _Row(images or path.parent, columns or Columns(), names, whole)
     for place, record in rows:
         try:
             if isinstance(record, BadEntryError):
@@ -95,6 +102,7 @@ class _Row:
     folder: Path
     columns: Columns
     names: dict[int, str]
+    whole: bool
 
     def entry(self, record: Any, place: str) -> Entry:
         if not isinstance(record, dict):
@@ -111,7 +119,10 @@ class _Row:
         for key, values in lists.items():
             if len(values) != len(names):
                 raise BadEntryError(f"{key}: {len(values)} given for {len(names)} boxes")
-        more = tuple({"segmentation": mask} for mask in lists["masks"]) if "masks" in lists else None
+        more = None
+        if self.whole and "masks" in lists:
+            masks = converted(lists["masks"], lambda mask: run_length(mask, width, height), "masks")
+            more = tuple({"segmentation": mask} for mask in masks)
         caption = self.caption(record)
         return Entry(place, width, height, as_boxes(boxes), names, **lists, caption=caption, picture=picture, more=more)
 

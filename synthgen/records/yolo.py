@@ -164,13 +164,13 @@ def _entry(picture: Path, labels: Path, names: dict[int, str], whole: bool) -> I
     try:
         size = upright_size(picture)
     except BadEntryError as error:
-        yield Problem(str(picture), str(error).removeprefix(f"{picture}: "))
+        yield Problem(str(picture), str(error).removeprefix(f"{picture}: "), str(picture))
         return
     rows, kinds, more, problems = [], [], [], []
     try:
         lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else []
     except (OSError, UnicodeDecodeError) as error:
-        lines, problems = [], [Problem(str(labels), f"cannot be read: {error}")]
+        lines, problems = [], [Problem(str(labels), f"cannot be read: {error}", str(picture))]
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
@@ -179,7 +179,7 @@ def _entry(picture: Path, labels: Path, names: dict[int, str], whole: bool) -> I
                 kinds.append(name)
                 more.append({"segmentation": run_length([polygon], *size)} if whole and polygon else {})
             except ValueError as error:
-                problems.append(Problem(f"{labels}:{number}", str(error)))
+                problems.append(Problem(f"{labels}:{number}", str(error), str(picture)))
     yield from problems
     if not problems:
         yield Entry(str(picture), *size, as_boxes(rows), tuple(kinds), picture=picture, more=tuple(more) if whole else None)
