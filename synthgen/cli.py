@@ -264,7 +264,7 @@ def plan_command(args: argparse.Namespace) -> Result:
 
 
 def train_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"output", "step", "loss", "seconds", "interrupted", "figures"}."""
+    """`--json`: {"output", "step", "loss", "seconds", "interrupted", "figures", "skipped"}."""
     from dataclasses import asdict
 
     from synthgen.config import load_training
@@ -285,6 +285,8 @@ def train_command(args: argparse.Namespace) -> Result:
         result = train(spec, report)
     data = {"output": spec.output.path, **asdict(result)}
     figures = "".join(f", {name} {value:g}" for name, value in result.figures.items())
+    if result.skipped:
+        figures += f"; {result.skipped} entries of the data skipped, listed in {spec.output.path}/skipped.jsonl"
     if result.interrupted:
         overrides = "".join(f" {o}" for o in args.overrides)
         text = f"stopped after step {result.step} of {spec.steps}. To go on: synthgen train {args.job}{overrides}"
@@ -293,7 +295,7 @@ def train_command(args: argparse.Namespace) -> Result:
 
 
 def import_command(args: argparse.Namespace) -> Result:
-    """`--json`: what `finalize` gives, and {"output", "format", "made", "clipped", "anew", "skipped", "problems", "categories", …}.
+    """`--json`: what `finalize` gives, and {"output", "format", "made", "clipped", "anew", "skipped", "categories", "problems"}.
 
     "clipped": boxes that stuck out by a pixel at most; "anew": pictures that were encoded anew; "skipped": pictures left out;
     "problems": [{"place", "why"}] of them; "categories": {name: id}; "seconds"; "interrupted".

@@ -1,5 +1,6 @@
 """Scenes to train on: numbered, captioned after what they show, and the same however they are read."""
 
+import json
 from itertools import islice
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 from synthgen.train import DataSpec
-from synthgen.train.scenes import PastedScenes, Pool, ShardScenes, crop_scene, loaded, open_scenes
+from synthgen.train.dataset_scenes import scene_of
+from synthgen.train.geometry import crop_scene
+from synthgen.train.scenes import PastedScenes, Pool, ShardScenes, loaded, open_scenes
 
 
 def test_scenes_are_a_function_of_seed_and_number() -> None:
@@ -59,7 +62,7 @@ def test_boxes_follow_the_crop() -> None:
     boxes = [[0, 0, 40, 40], [50, 50, 20, 20], [10, 10, 20, 20]]
     annotations = [{"bbox": b, "category": "dog", "phrase": f"dog {i}"} for i, b in enumerate(boxes)]
     record = {"width": 100, "height": 100, "prompt": "3 dog, sand", "annotations": annotations}
-    scene = crop_scene(record, 10, 10, 50, 50)
+    scene = crop_scene(scene_of(json.dumps(record).encode()), 10, 10, 50, 50)
     assert scene.phrases == ("dog 0", "dog 2")  # of the second a quarter is inside
     np.testing.assert_array_equal(scene.layout.boxes, [[0, 0, 30, 30], [0, 0, 20, 20]])
     assert scene.background == "sand"
