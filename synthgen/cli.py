@@ -311,9 +311,9 @@ def import_command(args: argparse.Namespace) -> Result:
     with tqdm(unit="image", smoothing=0.05, dynamic_ncols=True) as bar:
 
         def report(what: str, count: int) -> None:
-            if bar.desc != f"{what}: ":
+            if bar.desc != what:
                 bar.reset(bar.n or None)  # what was checked is what will be written
-                bar.set_description(what)
+                bar.set_description_str(what)
             bar.update(count)
 
         result = import_dataset(spec, args.overwrite, report)

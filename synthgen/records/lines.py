@@ -54,7 +54,7 @@ def read(
         whole: keep what is known of each box beside its place: masks, held against the size of the picture.
     """
     rows = _table(path) if path.suffix in TABLES else _lines(path)
-    names = {i: name for name, i in {**COCO_IDS, **(ids or {})}.items()}
+    names = {i: name for name, i in (ids or {}).items()} | {i: name for name, i in COCO_IDS.items()}
     row = _Row(images or path.parent, columns or Columns(), names, whole)
     for place, record in rows:
         try:

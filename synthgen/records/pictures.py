@@ -88,7 +88,7 @@ def taken_over(data: bytes, size: tuple[int, int], verify: bool) -> tuple[bytes,
                 return data, kind
             kind = "jpg" if kind == "jpg" else "png"
             buffer = io.BytesIO()
-            recorded.convert("RGB").save(buffer, "JPEG" if kind == "jpg" else "PNG", quality=QUALITY, exif=b"")
+            recorded.convert("RGB").save(buffer, "JPEG" if kind == "jpg" else "PNG", quality=QUALITY, subsampling=0, exif=b"")
             return buffer.getvalue(), kind
     except BadEntryError:
         raise
