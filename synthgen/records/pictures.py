@@ -60,7 +60,7 @@ def pixels(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(_as_recorded(image, size).convert("RGB"))
+            return np.array(_as_recorded(image, size).convert("RGB"))
     except BadEntryError:
         raise
     except DAMAGED as error:

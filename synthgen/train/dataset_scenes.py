@@ -75,7 +75,7 @@ class DatasetScenes(ABC):
         Raises:
             BadDataError: its entry is bad and may not be skipped, or all are.
         """
-        for j in range(k, k + len(self)):
+        for j in range(k, k + 2 * len(self)):  # the rest of this epoch, and surely all of another
             i = self.entry_at(j)
             try:
                 scene, picture = self.read(i)

@@ -39,7 +39,7 @@ def resized(scene: Scene, picture: Picture, side: int) -> tuple[Scene, Picture]:
     image = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
     scale = np.array([width / columns, height / rows] * 2)
     layout = replace(scene.layout, width=width, height=height, boxes=(scene.layout.boxes * scale).astype(np.float32))
-    return replace(scene, layout=layout), np.asarray(image)
+    return replace(scene, layout=layout), np.array(image)
 
 
 def crop_scene(scene: Scene, x: int, y: int, width: int, height: int) -> Scene:
