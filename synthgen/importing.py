@@ -83,8 +83,7 @@ def import_dataset(spec: ImportSpec, overwrite: bool = False, report: Report | N
     refuse_foreign(spec.out)
     survey = surveyed(spec.source, tell)
     refuse_bad(spec, survey)
-    ids = import_ids(spec, survey)
-    info = dataset_info(spec, survey, ids)
+    info = dataset_info(spec, survey, import_ids(spec, survey))
     if not overwrite:
         refuse_changed(spec.out, info)
     with Lock(spec.out) as lock:
@@ -92,18 +91,16 @@ def import_dataset(spec: ImportSpec, overwrite: bool = False, report: Report | N
         if overwrite:
             remove_dataset(spec.out)
         begin(spec.out, info, as_job(spec, info))
-        skipped = [json.dumps(asdict(problem)) + "\n" for problem in survey.problems]
-        if skipped:
-            write_text(spec.out / "skipped.jsonl", "".join(skipped))
+        list_skipped(spec.out, survey)
         made, interrupted = 0, False
         try:
-            for count in write_shards(spec, survey, ids, lock, tell):
+            for count in write_shards(spec, survey, info.category_ids, lock, tell):
                 made += count
         except KeyboardInterrupt:
             interrupted = True
         clean(spec.out)
         counts = finalize(spec.out, info)
-    return ImportResult(survey, made, time.perf_counter() - began, interrupted, counts, ids)
+    return ImportResult(survey, made, time.perf_counter() - began, interrupted, counts, info.category_ids)
 
 
 def refuse_within(spec: ImportSpec) -> None:
@@ -122,6 +119,13 @@ def refuse_bad(spec: ImportSpec, survey: Survey) -> None:
         raise BadEntriesError("\n".join([*listed, f"{spec.source.path}: {len(listed)} problems{also}"]))
     if not survey.count:
         raise BadEntriesError("\n".join([*listed, f"{spec.source.path}: holds no entry that can be used"]))
+
+
+def list_skipped(out: Path, survey: Survey) -> None:
+    """Write `skipped.jsonl`, a line a problem, if there are any."""
+    lines = [json.dumps(asdict(problem)) + "\n" for problem in survey.problems]
+    if lines:
+        write_text(out / "skipped.jsonl", "".join(lines))
 
 
 def import_ids(spec: ImportSpec, survey: Survey) -> dict[str, int]:
