@@ -107,11 +107,6 @@ class DatasetScenes(ABC):
             raise BadDataError("\n".join(lines))
         self.skipped |= {problem.place: problem.why for problem in found}
 
-    def taken(self) -> dict[str, str]:
-        """What was skipped since the last call."""
-        skipped, self.skipped = self.skipped, {}
-        return skipped
-
     def require_some(self) -> None:
         if not len(self):
             raise BadDataError("\n".join([f"{self.data.source}: holds no entry that can be used", *list(self.skipped)[:LISTED]]))

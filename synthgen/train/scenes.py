@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -14,7 +14,7 @@ from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.pipelines.paste import PastePainter
 from synthgen.scene import Scene
 from synthgen.train import DataSpec
-from synthgen.train.dataset_scenes import BadDataError, DatasetScenes, RecordScenes, ShardScenes
+from synthgen.train.dataset_scenes import BadDataError, RecordScenes, ShardScenes
 from synthgen.train.geometry import Picture
 
 __all__ = ["PastedScenes", "Picture", "Pool", "RecordScenes", "Scenes", "ShardScenes", "loaded", "open_scenes", "relight"]
@@ -30,10 +30,18 @@ GROUND_WORDS = {"grass": "a field of grass"}
 
 
 class Scenes(Protocol):
-    """An endless sequence of scenes with pictures (H, W, 3) uint8."""
+    """An endless sequence of scenes with pictures (H, W, 3) uint8; if it skips bad data, `skipped` says what and why."""
 
     def from_number(self, start: int) -> Iterator[tuple[Scene, Picture]]:
         """The scenes from number `start` on: the same ones whenever it is called."""
+
+
+@runtime_checkable
+class Numbered(Scenes, Protocol):
+    """Scenes that can be had one by one."""
+
+    def __getitem__(self, k: int) -> tuple[Scene, Picture]:
+        """Scene number k."""
 
 
 def open_scenes(data: DataSpec, seed: int) -> Scenes:
@@ -128,8 +136,7 @@ def loaded(scenes: Scenes, start: int, workers: int) -> Iterator[tuple[Scene, Pi
         if isinstance(made, BadDataError):
             raise made
         pair, skipped = made
-        if isinstance(scenes, DatasetScenes):
-            scenes.skipped |= skipped  # what the worker's copy has noted
+        getattr(scenes, "skipped", {}).update(skipped)  # what the worker's copy has noted
         yield pair
 
 
@@ -155,12 +162,14 @@ class _Striped(IterableDataset[Made]):
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         try:
             for pair in self.stripe(first, step):
-                yield pair, self.scenes.taken() if isinstance(self.scenes, DatasetScenes) else {}
+                skipped = getattr(self.scenes, "skipped", {})
+                yield pair, dict(skipped)
+                skipped.clear()
         except BadDataError as error:
             yield error
 
     def stripe(self, first: int, step: int) -> Iterator[tuple[Scene, Picture]]:
-        if isinstance(self.scenes, PastedScenes | DatasetScenes):
+        if isinstance(self.scenes, Numbered):
             return (self.scenes[k] for k in count(self.start + first, step))
         return islice(self.scenes.from_number(self.start), first, None, step)
 
