@@ -4,7 +4,6 @@ A reader goes through its source entry by entry, and yields each as an Entry or 
 leave out what is wrong.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from synthgen.errors import InputError
 
 TOLERANCE = 1.0  # px that a box may stick out of its picture: annotation tools round; such boxes are clipped
+FARTHEST = 1e6  # px; what is larger is no place in a picture
 LEAST_SIDE = 1e-3  # px of a box, after clipping
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ def corners(box: Any) -> list[float]:
 def _four_numbers(value: Any, what: str) -> list[float]:
     if not (isinstance(value, list | tuple) and len(value) == 4 and all(isinstance(v, int | float) for v in value)):
         raise ValueError(f"{value!r} is not {what}")
-    if not all(math.isfinite(v) for v in value):
+    if not all(abs(v) <= FARTHEST for v in value):  # false of NaN too
         raise ValueError(f"{list(value)}: all four must be finite")
     return list(value)
 
@@ -136,8 +136,8 @@ def positive(value: Any, key: str) -> int:
     Raises:
         BadEntryError: it is no whole number greater than 0.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value < 1 or value % 1:
-        raise BadEntryError(f"{key}: {value!r} is not a whole number greater than 0")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= FARTHEST or value % 1:
+        raise BadEntryError(f"{key}: {value!r} is not a whole number from 1 to {FARTHEST:g}")
     return int(value)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from synthgen.records import BadEntryError, Entry, Problem, UnreadableSourceError, as_boxes, below, positive, xyxy
 
 PARTS = ("images", "annotations", "categories")
+MOST_PIXELS = 2 * 89_478_485  # of a picture: what pillow takes for a decompression bomb
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -30,6 +31,9 @@ def load(path: Path) -> dict[str, Any]:
     wrong = [c for c in data["categories"] if not isinstance(c.get("id"), int) or not isinstance(c.get("name"), str)]
     if wrong:
         raise UnreadableSourceError(f"{path}: categories: {wrong[0]!r} needs an id (a number) and a name")
+    ids = [c["id"] for c in data["categories"]]
+    if len(ids) != len(set(ids)):
+        raise UnreadableSourceError(f"{path}: categories: id {next(i for i in ids if ids.count(i) > 1)} stands twice")
     return data
 
 
@@ -131,6 +135,8 @@ def _is_polygon(points: Any) -> bool:
 def _checked_encoding(segmentation: Any, width: int, height: int) -> dict[str, Any]:
     from pycocotools import mask as coco_mask
 
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"segmentation: a picture of {width} x {height} px is too large for a mask")
     if not isinstance(segmentation, dict) or list(segmentation.get("size") or ()) != [height, width]:
         raise ValueError(f"segmentation: neither polygons nor a run-length encoding of size [{height}, {width}]")
     counts = segmentation.get("counts")
