@@ -141,6 +141,17 @@ def positive(value: Any, key: str) -> int:
     return int(value)
 
 
+def text(value: Any, key: str) -> str | None:
+    """A caption, or none.
+
+    Raises:
+        BadEntryError: it is something else.
+    """
+    if value is not None and not isinstance(value, str):
+        raise BadEntryError(f"{key}: {value!r} is not a text")
+    return value
+
+
 def below(folder: Path, name: Any, key: str) -> Path:
     """A file that a source names, which must lie in the folder.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from synthgen.records import BadEntryError, Entry, Problem, UnreadableSourceError, as_boxes, below, positive, xyxy
+from synthgen.records import BadEntryError, Entry, Problem, UnreadableSourceError, as_boxes, below, positive, text, xyxy
 
 PARTS = ("images", "annotations", "categories")
 MOST_PIXELS = 2 * 89_478_485  # of a picture: what pillow takes for a decompression bomb
@@ -80,12 +80,14 @@ def _entry(
     try:
         size = positive(image.get("width"), "width"), positive(image.get("height"), "height")
         picture = below(images, image["file_name"], "file_name") if "file_name" in image else None
+        text(image.get("caption"), "caption")
     except BadEntryError as error:
         problems += error.problems(place)
     for where, annotation in found:
         try:
-            if annotation.get("category_id") not in names:
-                raise BadEntryError(f"category_id {annotation.get('category_id')!r} is not among the categories")
+            category = annotation.get("category_id")
+            if not isinstance(category, int) or category not in names:
+                raise BadEntryError(f"category_id {category!r} is not among the categories")
             rows.append(xyxy(annotation.get("bbox")))
             if whole and not problems:
                 more.append(_more(annotation, *size))
@@ -105,7 +107,7 @@ def _more(annotation: dict[str, Any], width: int, height: int) -> dict[str, Any]
     if annotation.get("segmentation"):
         more["segmentation"] = run_length(annotation["segmentation"], width, height)
     area = annotation.get("area")
-    return more | ({"area": float(area)} if isinstance(area, int | float) and 0 < area < float("inf") else {})
+    return more | ({"area": float(area)} if isinstance(area, int | float) and 0 < area <= width * height else {})
 
 
 def run_length(segmentation: Any, width: int, height: int) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def run_length(segmentation: Any, width: int, height: int) -> dict[str, Any]:
     from pycocotools import mask as coco_mask
 
     if isinstance(segmentation, list):
-        if not all(_is_polygon(p) for p in segmentation):
+        if not segmentation or not all(_is_polygon(p) for p in segmentation):
             raise ValueError("segmentation: a polygon is a flat list of three or more points x, y")
         encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     else:
@@ -137,7 +139,7 @@ def _checked_encoding(segmentation: Any, width: int, height: int) -> dict[str, A
 
     if width * height > MOST_PIXELS:
         raise ValueError(f"segmentation: a picture of {width} x {height} px is too large for a mask")
-    if not isinstance(segmentation, dict) or list(segmentation.get("size") or ()) != [height, width]:
+    if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
         raise ValueError(f"segmentation: neither polygons nor a run-length encoding of size [{height}, {width}]")
     counts = segmentation.get("counts")
     try:

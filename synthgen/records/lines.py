@@ -17,6 +17,7 @@ from synthgen.records import (
     converted,
     corners,
     positive,
+    text,
     xyxy,
 )
 from synthgen.records.coco import run_length
@@ -26,6 +27,7 @@ from synthgen.shards.categories import COCO_IDS
 TABLES = (".parquet",)
 LINES = (".jsonl", ".ndjson")
 DOCUMENT_FORM = re.compile(r"label_(\d+)_bbox_" + "_".join([r"(-?\d+(?:\.\d+)?)"] * 4))  # x, y, width, height in px
+A_BOX_EACH: dict[str, tuple[type, ...]] = {"phrases": (str,), "masks": (dict,), "depth": (int, float)}
 LOADED_IMAGE = "image"  # what `datasets` calls the column `file_name` of a folder of images, once it is loaded
 
 
@@ -115,10 +117,7 @@ class _Row:
             boxes, names = self.plain_boxes(record)
         picture = self.picture(record)
         width, height = _picture_size(record, picture)
-        lists = {key: _list(record, key) for key in ("phrases", "masks", "depth") if record.get(key)}
-        for key, values in lists.items():
-            if len(values) != len(names):
-                raise BadEntryError(f"{key}: {len(values)} given for {len(names)} boxes")
+        lists = {key: _a_box_each(record, key, len(names)) for key in A_BOX_EACH if record.get(key)}
         more = None
         if self.whole and "masks" in lists:
             masks = converted(lists["masks"], lambda mask: run_length(mask, width, height), "masks")
@@ -142,9 +141,7 @@ class _Row:
         value = record.get(key)
         if isinstance(value, list) and all(isinstance(v, str) for v in value):
             return ", ".join(value)
-        if value is not None and not isinstance(value, str):
-            raise BadEntryError(f"{key}: {value!r} is not a text")
-        return value
+        return text(value, key)
 
     def document_boxes(self, strings: Any) -> tuple[list[list[float]], tuple[str, ...]]:
         """Boxes and names of `label_4_bbox_359.17_146.17_112.45_213.57`: category id, then x, y, width, height."""
@@ -152,10 +149,10 @@ class _Row:
         if not isinstance(strings, list):
             raise BadEntryError(f"{key}: {strings!r} is not a list of strings")
 
-        def convert(text: Any) -> tuple[list[float], str]:
-            found = DOCUMENT_FORM.fullmatch(str(text))
+        def convert(value: Any) -> tuple[list[float], str]:
+            found = DOCUMENT_FORM.fullmatch(str(value))
             if not found or int(found[1]) not in self.names:
-                raise ValueError(f"{text!r} is not label_ID_bbox_X_Y_W_H with an id of COCO's")
+                raise ValueError(f"{value!r} is not label_ID_bbox_X_Y_W_H with an id of COCO's")
             return xyxy([float(v) for v in found.groups()[1:]]), self.names[int(found[1])]
 
         pairs = converted(strings, convert, key)
@@ -191,9 +188,20 @@ def _list(record: dict[str, Any], key: str) -> tuple[Any, ...]:
     return tuple(record[key])
 
 
+def _a_box_each(record: dict[str, Any], key: str, boxes: int) -> tuple[Any, ...]:
+    values, kind = _list(record, key), A_BOX_EACH[key]
+    if len(values) != boxes:
+        raise BadEntryError(f"{key}: {len(values)} given for {boxes} boxes")
+    if not all(isinstance(value, kind) for value in values):
+        raise BadEntryError(f"{key}: {record[key]!r}: not of the kind that it needs for each box")
+    return values
+
+
 def _mask_box(mask: Any) -> list[float]:
     from pycocotools import mask as coco_mask
 
+    if not isinstance(mask, dict):
+        raise ValueError(f"{mask!r} is not a run-length encoding")
     try:
         return xyxy(coco_mask.toBbox(mask).tolist())
     except (TypeError, KeyError) as error:

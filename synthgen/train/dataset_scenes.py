@@ -279,7 +279,7 @@ def scene_of(record: bytes) -> Scene:
         boxes = np.array([a["bbox"] for a in shown], np.float64).reshape(-1, 4)
         names = tuple(str(a["category"]) for a in shown)
         phrases = tuple(str(a.get("phrase") or f"a {a['category']}") for a in shown)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BadEntryError(f"its json cannot be read: {type(error).__name__} {error}") from None
     boxes[:, 2:] += boxes[:, :2]
     if not (np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()):

@@ -262,3 +262,47 @@ def test_boxes_are_clipped_by_a_pixel_at_most() -> None:
     for box in ([-1.2, 0, 20, 20], [90, 0, 101.5, 20], [100, 0, 100.5, 20], [-0.9, 0, 0, 20]):
         with pytest.raises(BadEntryError, match=r"box 1 \(cat\), x .* y 0 to 20: outside the picture of 100 x 50 px"):
             clipped(entry(box))
+
+
+RLE = {"size": [60, 80], "counts": [4799, 1]}
+ODD: list[Any] = [
+    [], {}, None, True, 1.5, "x", -1, 10**400, float("nan"), [None], {"size": 3}, {**RLE, "counts": {}}, {**RLE, "counts": "z~\0"},
+    {**RLE, "counts": ["a"]}, {**RLE, "counts": None}, {**RLE, "counts": "\u1234"}, [[1, 2, 3, 4, 5, float("nan")]], [[1] * 6, []],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ["images", "annotations"])
+def test_no_value_in_a_coco_file_breaks_the_reader(part: str) -> None:
+    """Whatever stands where: an entry or a problem comes of it, never an error of another kind."""
+    for key in (
+        "id",
+        "file_name",
+        "width",
+        "height",
+        "caption",
+        "image_id",
+        "category_id",
+        "bbox",
+        "segmentation",
+        "area",
+        "iscrowd",
+    ):
+        for value in ODD:
+            data = coco_data()
+            data[part][0][key] = value
+            assert list(coco.entries(data, Path("i.json"), Path(), True))
+
+
+@pytest.mark.parametrize("left_out", ["custom_annotation", "boxes", "width"])
+def test_no_value_in_a_line_breaks_the_reader(tmp_path: Path, left_out: str) -> None:
+    row = {
+        **{"file_name": "0.jpg", "width": 80, "height": 60, "caption": "x", "custom_annotation": ["label_1_bbox_1_2_3_4"]},
+        **{"categories": ["dog"], "boxes": [[1, 2, 3, 4]], "masks": [RLE], "phrases": ["a dog"], "depth": [1.0]},
+    }
+    del row[left_out]
+    rows = [{**row, key: value} for key in row for odd in ODD for value in (odd, [odd])]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = list(lines.read(path, whole=True))
+    assert len({f.place for f in found}) == len(rows)
+    assert any(isinstance(f, Entry) for f in found) == (left_out != "width")
