@@ -369,6 +369,8 @@ def import_spec(args: argparse.Namespace) -> Any:
         raise InputError("\n".join(problems))
     columns = Columns(args.caption_column, args.image_column, args.annotation_column)
     form, path = locate(args.source, args.format)
+    if (form == "yolo" and args.images) or (form != "yolo" and args.split):
+        raise InputError(f"command line: {'--images' if args.images else '--split'}: not for {form}, which {path} is")
     source = Source(form, path, args.images, args.split, columns, ids)
     return ImportSpec(source, args.out, categories, ids, args.shard_size, args.skip_bad, args.licence)
 

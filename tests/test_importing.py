@@ -228,6 +228,7 @@ def test_category_names_and_ids(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--shard-size", "0"], "command line: --shard-size: 0 must be from 1 to 100000"),
         (["--images", "nowhere"], "command line: --images: nowhere: no such folder"),
         (["--format", "yolo"], "no yolo here"),
+        (["--split", "train"], "command line: --split: not for jsonl"),
         (
             ["--caption-column", "text"],
             ":1: text: no such column for a caption; there are: file_name, caption, custom_annotation",
