@@ -1,21 +1,18 @@
 """The driver: what is missing is made, committed as it comes, and finalised."""
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from synthgen.config import Job
 from synthgen.engine.pool import ShardFailedError, open_pool
 from synthgen.engine.worker import Progress
-from synthgen.shards.dataset import ChangedJobError, DatasetInfo, finalize, read_info, refuse_changed, write_info
+from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, refuse_foreign, remove_dataset
 from synthgen.shards.lock import Lock
 from synthgen.shards.shard import commit, committed, read_marker, withdraw
-from synthgen.shards.store import clean, replacing
+from synthgen.shards.store import clean
 
 Report = Callable[[int], None]
 
@@ -72,7 +69,7 @@ def run(
         if overwrite:
             remove_dataset(out)
         refuse_changed(out, info)
-        begin(job, out, info)
+        begin(out, info, job.resolved())
         todo = missing_shards(job, out)
         for number in todo:
             withdraw(out, number)
@@ -112,26 +109,3 @@ def make(
     finally:
         if pool is not None:
             pool.close()
-
-
-def refuse_foreign(out: Path) -> None:
-    """Raise ChangedJobError if the folder holds something that is not a dataset of ours."""
-    if out.exists() and (not out.is_dir() or ((out / "shards").exists() and read_info(out) is None)):
-        raise ChangedJobError(f"{out} exists and is not a synthgen dataset (no readable dataset.json); give another output.path")
-
-
-def begin(job: Job, out: Path, info: DatasetInfo) -> None:
-    """Write job.yaml and dataset.json before the first shard, so that a resumed run knows what it goes on with."""
-    old = read_info(out)
-    if old is None or old != info:
-        write_info(out, info, {"images": 0, "complete": False})
-    with replacing(out / "job.yaml") as temporary, temporary.open("w") as file:
-        YAML(typ="safe", pure=True).dump(job.resolved(), file)
-
-
-def remove_dataset(out: Path) -> None:
-    """Remove what synthgen writes in an output folder, and nothing else."""
-    for folder in ("shards", "annotations"):
-        shutil.rmtree(out / folder, ignore_errors=True)
-    for name in ("job.yaml", "dataset.json", "index.json", "manifest.parquet", "README.md", "contact_sheet.jpg", "report.html"):
-        (out / name).unlink(missing_ok=True)

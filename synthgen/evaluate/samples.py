@@ -28,8 +28,8 @@ def samples(out: Path, limit: int | None = None) -> Iterator[tuple[dict[str, Any
 
 
 def labels(row: dict[str, Any]) -> Layout:
-    """The annotations of a row, as a layout."""
-    annotations = annotations_of(row)
+    """The annotations of a row, as a layout; crowds are left out."""
+    annotations = [a for a in annotations_of(row) if not a["iscrowd"]]
     boxes = np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     names = tuple(a["category"] for a in annotations)

@@ -7,7 +7,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from synthgen.layouts import Layout, SamplerSpec
-from synthgen.layouts._records import Entry, changed_at, on_canvas, read_entries, source_hash
+from synthgen.layouts._records import changed_at, on_canvas, read_entries, source_hash
+from synthgen.records import Entry
 
 
 class Spec(SamplerSpec):

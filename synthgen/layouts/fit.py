@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from synthgen.layouts import InfeasibleLayoutError, Layout, SamplerSpec
 from synthgen.layouts._objects import Floats
 from synthgen.layouts._placement import iou_with, one_by_one
-from synthgen.layouts._records import Entry, read_entries, source_hash
+from synthgen.layouts._records import read_entries, source_hash
+from synthgen.records import Entry
 
 MAX_COUNTS, MAX_BOXES, EXAMPLES = 2000, 800, 16
 MAX_DRAWS = 6

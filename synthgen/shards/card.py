@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
@@ -11,15 +11,20 @@ from synthgen.shards.sample import annotations_of
 from synthgen.shards.shard import read_members, shard_name, shard_path
 from synthgen.shards.store import replacing, write_text
 
+if TYPE_CHECKING:
+    from synthgen.shards.dataset import DatasetInfo
+
 SHEET_IMAGES = 8
 SHEET_COLUMNS = 4
 SHEET_TILE = 480
 COLOURS = ("#ff3b30", "#0a84ff", "#ffd60a", "#bf5af2", "#64d2ff", "#ff9f0a", "#30d158", "#ffffff")
 
-FEATURES = """\
+IMAGE_FEATURE = """\
   - name: {image}
     dtype: image
-  - name: json
+"""
+FEATURES = """\
+{images}  - name: json
     struct:
     - name: index
       dtype: int64
@@ -124,9 +129,7 @@ def write_contact_sheet(out: Path, rows: list[dict[str, Any]]) -> None:
         contact_sheet(pictures).save(temporary, "JPEG", quality=88)
 
 
-def write_card(
-    out: Path, name: str, facts: Mapping[str, Any], image_format: str, has_masks: bool, verified: bool = False
-) -> None:
+def write_card(out: Path, info: "DatasetInfo", facts: Mapping[str, Any], has_masks: bool, verified: bool = False) -> None:
     """Write README.md: the header that `datasets` reads, the figures, and how to load the shards.
 
     Args:
@@ -135,10 +138,13 @@ def write_card(
     """
     more = {"segmentation": SEGMENTATION if has_masks else ""}
     more |= {"verified": VERIFIED_FEATURES if verified else "", "scores": SCORES if verified else ""}
-    features = FEATURES.format(image=image_format, **more)
+    images = "".join(IMAGE_FEATURE.format(image=kind) for kind in info.image_format.split(";"))
+    features = FEATURES.format(images=images, **more)
     table = "\n".join(f"| {key} | {_escape(value)} |" for key, value in facts.items())
     last = shard_name(max(facts["shards"] - 1, 0))
-    write_text(out / "README.md", CARD.format(name=name, features=features, table=table, image=image_format, last=last))
+    texts = {"about": info.about[0].upper() + info.about[1:], "tags": "" if info.imported else "- synthetic\n"}
+    card = CARD.format(name=info.name, features=features, table=table, image=info.image_format, last=last, **texts)
+    write_text(out / "README.md", card)
 
 
 def _escape(value: Any) -> str:
@@ -153,8 +159,7 @@ pretty_name: {name}
 task_categories:
 - object-detection
 tags:
-- synthetic
-- synthgen
+{tags}- synthgen
 configs:
 - config_name: default
   data_files:
@@ -166,7 +171,7 @@ dataset_info:
 
 # {name}
 
-Synthetic images with boxes known by construction, made by synthgen.
+{about}.
 
 ![The first images, with their boxes](contact_sheet.jpg)
 

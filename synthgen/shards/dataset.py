@@ -1,6 +1,7 @@
 """The files that make shards a dataset: job, index, annotations, manifest, card."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -9,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ruamel.yaml import YAML
 
 from synthgen.errors import InputError
 from synthgen.shards.card import SHEET_IMAGES, write_card, write_contact_sheet
@@ -19,6 +21,16 @@ from synthgen.shards.store import replacing, write_text
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "ray")
 DISTRIBUTION = "synthgen-layouts"
+WRITTEN = (
+    "job.yaml",
+    "dataset.json",
+    "index.json",
+    "manifest.parquet",
+    "README.md",
+    "contact_sheet.jpg",
+    "report.html",
+    "skipped.jsonl",
+)
 
 
 class ChangedJobError(InputError):
@@ -27,7 +39,12 @@ class ChangedJobError(InputError):
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What the driver tells of the job, and what outlives it in dataset.json."""
+    """What the driver tells of the job, and what outlives it in dataset.json.
+
+    Attributes:
+        image_format: jpg, png or webp; several, as WebDataset writes alternatives ("jpg;png"), if pictures were imported.
+        imported: the form that the pictures were imported from; null: synthgen made them.
+    """
 
     name: str
     asked: int  # images
@@ -35,6 +52,14 @@ class DatasetInfo:
     category_ids: dict[str, int]
     image_format: str
     licence: str
+    imported: str | None = None
+
+    @property
+    def about(self) -> str:
+        """What the dataset is, in one line."""
+        if self.imported:
+            return f"pictures and labels imported by synthgen ({self.imported})"
+        return "synthetic images made by synthgen; boxes are known by construction"
 
 
 def versions() -> dict[str, str]:
@@ -52,8 +77,8 @@ def read_info(out: Path) -> DatasetInfo | None:
     """What dataset.json says; None if there is none."""
     try:
         data = json.loads((out / "dataset.json").read_text())
-        return DatasetInfo(**{name: data[name] for name in DatasetInfo.__dataclass_fields__})
-    except (OSError, ValueError, KeyError):
+        return DatasetInfo(**{name: data[name] for name in DatasetInfo.__dataclass_fields__ if name in data})
+    except (OSError, ValueError, TypeError):
         return None
 
 
@@ -79,6 +104,31 @@ def refuse_changed(out: Path, info: DatasetInfo) -> None:
         raise ChangedJobError(f"{out} holds another job: {'; '.join(changed)}. Give another output.path, or --overwrite")
 
 
+def refuse_foreign(out: Path) -> None:
+    """Raise ChangedJobError if the folder holds something that is not a dataset of ours."""
+    if out.exists() and (not out.is_dir() or ((out / "shards").exists() and read_info(out) is None)):
+        raise ChangedJobError(f"{out} exists and is not a synthgen dataset (no readable dataset.json); give another output.path")
+
+
+def begin(out: Path, info: DatasetInfo, job: dict[str, Any]) -> None:
+    """Write job.yaml and dataset.json before the first shard, so that a resumed run knows what it goes on with."""
+    old = read_info(out)
+    if old is None or old != info:
+        write_info(out, info, {"images": 0, "complete": False})
+    with replacing(out / "job.yaml") as temporary, temporary.open("w") as file:
+        YAML(typ="safe", pure=True).dump(job, file)
+
+
+def remove_dataset(out: Path) -> None:
+    """Remove what synthgen writes in an output folder, and nothing else; of a folder that is no dataset of ours nothing."""
+    if read_info(out) is None:
+        return
+    for folder in ("shards", "annotations"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    for name in WRITTEN:
+        (out / name).unlink(missing_ok=True)
+
+
 def finalize(out: Path, info: DatasetInfo) -> dict[str, Any]:
     """Write index, annotations, manifest, card and dataset.json for the shards committed so far.
 
@@ -88,14 +138,17 @@ def finalize(out: Path, info: DatasetInfo) -> dict[str, Any]:
     """
     numbers = committed(out)
     write_index(out, info.name, numbers)
-    description = f"{info.name}: synthetic images made by synthgen; boxes are known by construction"
-    coco_info = {"description": description, "version": versions().get(DISTRIBUTION, ""), "contributor": "synthgen"}
+    coco_info = {
+        "description": f"{info.name}: {info.about}",
+        "version": versions().get(DISTRIBUTION, ""),
+        "contributor": "synthgen",
+    }
     write_instances(out / "annotations" / "instances.json", _rows(out, numbers), info.category_ids, coco_info, info.licence)
     counts = write_manifest(out, numbers)
     counts["complete"] = counts["images"] == info.asked
     first = [row for number in numbers[:SHEET_IMAGES] for row in read_rows(out, number)][:SHEET_IMAGES]
     write_contact_sheet(out, first)
-    has_masks = any(s is not None for row in first for s in row["segmentation"])
+    has_masks = any(_have_masks(out, number) for number in numbers)
     facts = {
         "images": counts["images"],
         "boxes": counts["boxes"],
@@ -106,7 +159,7 @@ def finalize(out: Path, info: DatasetInfo) -> dict[str, Any]:
     model = {k: v for k, v in info.fingerprint.items() if k in ("pipeline.method", "pipeline.model", "seed")}
     verified = any(row["failed"] is not None for row in first)
     facts |= counts["verified"]
-    write_card(out, info.name, {**facts, **model}, info.image_format, has_masks, verified)
+    write_card(out, info, {**facts, **model}, has_masks, verified)
     write_info(out, info, counts)
     return counts
 
@@ -144,3 +197,8 @@ def write_manifest(out: Path, numbers: list[int]) -> dict[str, Any]:
 def _rows(out: Path, numbers: list[int]) -> Iterator[dict[str, Any]]:
     for number in numbers:
         yield from read_rows(out, number)
+
+
+def _have_masks(out: Path, number: int) -> bool:
+    table = pq.read_table(shard_path(out, number, ".parquet"), columns=["segmentation"])
+    return any(counts is not None for row in table["segmentation"].to_pylist() for counts in row)

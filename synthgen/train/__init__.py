@@ -43,13 +43,46 @@ class DataSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pasted: str = Field("train", description="train | heldout: what ships; or a folder with cutouts/ and grounds/")
-    shards: str | None = Field(None, description="output folder of `synthgen run` to stream instead of pasting")
+    shards: str | None = Field(None, description="output folder of `synthgen run` or `import` to stream instead of pasting")
+    coco: str | None = Field(None, description="COCO's instances.json to train on instead")
+    jsonl: str | None = Field(None, description="JSON lines (or a Parquet table) to train on instead, a picture a row")
+    images: str | None = Field(None, description="folder of the pictures of coco or jsonl; null: where they usually lie")
+    caption_column: str = Field("caption", description="of jsonl")
+    image_column: str = Field("file_name", description="of jsonl")
+    annotation_column: str = Field("custom_annotation", description="of jsonl: `label_ID_bbox_X_Y_W_H` strings; else plain boxes")
+    on_bad: Literal["refuse", "skip"] = Field("refuse", description="what becomes of entries that cannot be used; skip: counted")
+    resize: bool | None = Field(
+        None, description="scale pictures so that the shorter side is `side`; null: those of coco and jsonl, not shards"
+    )
+    flip: float = Field(0, ge=0, le=1, description="probability that a picture of a dataset is mirrored, with its boxes")
     side: int = Field(
         512, ge=64, le=4096, description="side of a pasted scene, px; larger pictures of a dataset are cropped to it"
     )
     scenes: int = Field(160, ge=1, description="scenes kept at hand; batches are drawn from these")
     fresh: int = Field(8, ge=0, description="scenes replaced by new ones every 50 steps")
     workers: int = Field(0, ge=0, description="processes that make or read scenes; 0: this one")
+
+    @property
+    def source(self) -> str | None:
+        """The dataset; null: scenes are pasted."""
+        return self.shards or self.coco or self.jsonl
+
+    @property
+    def resizes(self) -> bool:
+        return self.shards is None if self.resize is None else self.resize
+
+    @model_validator(mode="after")
+    def one_source(self) -> "DataSpec":
+        given = [key for key in ("shards", "coco", "jsonl") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[1]}: {given[0]} is given too; give one of shards, coco and jsonl")
+        for key in ("coco", "jsonl"):
+            value = getattr(self, key)
+            if value is not None and not Path(value).is_file():
+                raise ValueError(f"{key}: {value!r}: no such file")
+        if self.images is not None and not Path(self.images).is_dir():
+            raise ValueError(f"images: {self.images!r}: no such folder")
+        return self
 
     @model_validator(mode="after")
     def is_there(self) -> "DataSpec":

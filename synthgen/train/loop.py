@@ -21,7 +21,7 @@ from synthgen.shards.store import replacing, write_text
 from synthgen.train import TaskSpec
 from synthgen.train.plot import write_loss_plot
 
-FREE_TO_CHANGE = ("steps", "output.every", "output.path", "data.workers", "name")
+FREE_TO_CHANGE = ("steps", "output.every", "output.path", "data.workers", "data.on_bad", "name")
 Report = Callable[[int, float], None]
 
 
@@ -39,6 +39,7 @@ class TrainResult:
         seconds: of this call.
         figures: what was measured last, on held-out data.
         interrupted: stopped by Ctrl-C; the state is saved.
+        skipped: entries of the data that were left out as they cannot be used; listed in `skipped.jsonl`.
     """
 
     step: int
@@ -46,6 +47,7 @@ class TrainResult:
     seconds: float
     interrupted: bool
     figures: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
 
 
 class Training:
@@ -89,7 +91,8 @@ class Training:
                     self.look(step)
         self.accelerator.end_training()
         self.finish(step)
-        return TrainResult(step, self.mean_loss(), time.perf_counter() - began, step < self.spec.steps, self.figures)
+        seconds, skipped = time.perf_counter() - began, self.note_skipped()
+        return TrainResult(step, self.mean_loss(), seconds, step < self.spec.steps, self.figures, skipped)
 
     def finish(self, step: int) -> None:
         """Write the result, or the state that a stopped run goes on from."""
@@ -135,6 +138,15 @@ class Training:
         write_loss_plot(self.out / "loss.png", self.losses, self.spec.name)
         append(self.out / "figures.jsonl", {"step": step, **self.figures})
         self.accelerator.log(self.figures, step=step)
+
+    def note_skipped(self) -> int:
+        """List the entries that were left out, by earlier runs too; returns how many."""
+        path = self.out / "skipped.jsonl"
+        skipped = {entry["place"]: entry["why"] for entry in read_log(path)}
+        skipped |= getattr(getattr(self.trainee, "scenes", None), "skipped", {})
+        if skipped and self.is_main:
+            write_text(path, "".join(json.dumps({"place": place, "why": why}) + "\n" for place, why in sorted(skipped.items())))
+        return len(skipped)
 
     def mean_loss(self) -> float:
         return sum(self.losses[-200:]) / max(1, len(self.losses[-200:]))
@@ -229,6 +241,7 @@ def train(spec: TaskSpec, report: Report | None = None) -> TrainResult:
 
     Raises:
         ChangedTrainingError: the output folder holds another training.
+        BadDataError: an entry of the data cannot be used, and is not to be skipped; what was saved stays.
         LockedError: another process trains in it.
     """
     out = Path(spec.output.path).absolute()

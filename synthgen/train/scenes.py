@@ -1,27 +1,24 @@
 """Scenes to train on: an endless, numbered sequence of layouts, captions and pictures."""
 
-import io
-import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-import webdataset as wds
-from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from synthgen.assets import ASSETS
-from synthgen.layouts import Layout
 from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.pipelines.paste import PastePainter
 from synthgen.scene import Scene
 from synthgen.train import DataSpec
+from synthgen.train.dataset_scenes import BadDataError, RecordScenes, ShardScenes
+from synthgen.train.geometry import Picture
 
-Picture = NDArray[np.uint8]
+__all__ = ["PastedScenes", "Picture", "Pool", "RecordScenes", "Scenes", "ShardScenes", "loaded", "open_scenes", "relight"]
+
 Item = TypeVar("Item")
 REFRESH = 50  # steps after which the pool takes new scenes
 EMPTY_SHARE = 0.15  # scenes of ground alone
@@ -33,16 +30,30 @@ GROUND_WORDS = {"grass": "a field of grass"}
 
 
 class Scenes(Protocol):
-    """An endless sequence of scenes with pictures (H, W, 3) uint8."""
+    """An endless sequence of scenes with pictures (H, W, 3) uint8; if it skips bad data, `skipped` says what and why."""
 
     def from_number(self, start: int) -> Iterator[tuple[Scene, Picture]]:
         """The scenes from number `start` on: the same ones whenever it is called."""
 
 
+@runtime_checkable
+class Numbered(Scenes, Protocol):
+    """Scenes that can be had one by one."""
+
+    def __getitem__(self, k: int) -> tuple[Scene, Picture]:
+        """Scene number k."""
+
+
 def open_scenes(data: DataSpec, seed: int) -> Scenes:
-    """The scenes that a training job asks for."""
+    """The scenes that a training job asks for.
+
+    Raises:
+        BadDataError: entries cannot be used, and are not to be skipped.
+    """
     if data.shards is not None:
-        return ShardScenes(Path(data.shards), data.side, seed)
+        return ShardScenes(data, seed)
+    if data.coco is not None or data.jsonl is not None:
+        return RecordScenes(data, seed)
     return PastedScenes(data.side, seed, data.pasted)
 
 
@@ -93,47 +104,6 @@ class PastedScenes:
         return f"a {rng.choice(self.colours[category])} {category}"
 
 
-class ShardScenes:
-    """The samples of a dataset's shards, streamed again and again, each time in another order of the shards."""
-
-    def __init__(self, out: Path, side: int, seed: int) -> None:
-        self.tars, self.side, self.seed = sorted(str(p) for p in out.glob("shards/*.tar")), side, seed
-
-    def from_number(self, start: int) -> Iterator[tuple[Scene, Picture]]:
-        for k, sample in enumerate(islice(self.raw(), start, None), start):
-            yield self.scene(sample, np.random.default_rng((self.seed, k)))
-
-    def raw(self) -> Iterator[dict[str, bytes]]:
-        """Undecoded samples: to skip one costs no more than to read past it."""
-        for epoch in count():
-            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.tars))
-            tars = [self.tars[i] for i in order]
-            yield from wds.WebDataset(tars, shardshuffle=False, empty_check=False, nodesplitter=None, workersplitter=None)
-
-    def scene(self, sample: dict[str, bytes], rng: np.random.Generator) -> tuple[Scene, Picture]:
-        """A sample, cropped at random to `side` px where it is larger; boxes that the crop cuts in half are left out."""
-        record = json.loads(sample["json"])
-        data = next(sample[kind] for kind in ("jpg", "png", "webp") if kind in sample)
-        picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-        y, x = (int(rng.integers(max(0, n - self.side) + 1)) for n in picture.shape[:2])
-        picture = picture[y : y + self.side, x : x + self.side]
-        return crop_scene(record, x, y, picture.shape[1], picture.shape[0]), picture
-
-
-def crop_scene(record: dict[str, Any], x: int, y: int, width: int, height: int) -> Scene:
-    """The scene of a sample's record, seen through the crop at (x, y); boxes are clipped, those less than half inside go."""
-    boxes = np.array([a["bbox"] for a in record["annotations"]], np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    names = tuple(a["category"] for a in record["annotations"])
-    whole = Layout(record["width"], record["height"], boxes.astype(np.float32), names)
-    clipped = np.clip(boxes - [x, y, x, y], 0, [width, height, width, height])
-    keep = (clipped[:, 2:] - clipped[:, :2]).prod(1) >= 0.5 * (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    kept = [a for a, k in zip(record["annotations"], keep, strict=True) if k]
-    layout = Layout(width, height, clipped[keep].astype(np.float32), tuple(a["category"] for a in kept))
-    background = record["prompt"].removeprefix(Scene(whole, "").prompt).removeprefix(", ")
-    return Scene(layout.with_phrases(tuple(a.get("phrase") or f"a {a['category']}" for a in kept)), background)
-
-
 class Pool(Generic[Item]):
     """The scenes at hand at each step, oldest first: which ones is a function of the step alone, so a run can go on.
 
@@ -160,23 +130,46 @@ class Pool(Generic[Item]):
 def loaded(scenes: Scenes, start: int, workers: int) -> Iterator[tuple[Scene, Picture]]:
     """Scenes from number `start` on, made by `workers` other processes; their order does not depend on how many."""
     if workers == 0:
-        return scenes.from_number(start)
-    return iter(DataLoader(_Striped(scenes, start), batch_size=None, num_workers=workers))
+        yield from scenes.from_number(start)
+        return
+    for made in DataLoader(_Striped(scenes, start), batch_size=None, num_workers=workers, collate_fn=_as_it_is):
+        if isinstance(made, BadDataError):
+            raise made
+        pair, skipped = made
+        getattr(scenes, "skipped", {}).update(skipped)  # what the worker's copy has noted
+        yield pair
 
 
-class _Striped(IterableDataset[tuple[Scene, Picture]]):
-    """Every n-th scene for the n-th worker: a DataLoader asks them in turn."""
+Made = tuple[tuple[Scene, Picture], dict[str, str]] | BadDataError
+
+
+def _as_it_is(made: Any) -> Any:
+    """Instead of the DataLoader's conversion of arrays to tensors."""
+    return made
+
+
+class _Striped(IterableDataset[Made]):
+    """Every n-th scene for the n-th worker, and what was skipped on the way: a DataLoader asks them in turn.
+
+    Bad data comes as a value: an exception would come with the worker's traceback in its message.
+    """
 
     def __init__(self, scenes: Scenes, start: int) -> None:
         self.scenes, self.start = scenes, start
 
-    def __iter__(self) -> Iterator[tuple[Scene, Picture]]:
+    def __iter__(self) -> Iterator[Made]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        return self.stripe(first, step)
+        try:
+            for pair in self.stripe(first, step):
+                skipped = getattr(self.scenes, "skipped", {})
+                yield pair, dict(skipped)
+                skipped.clear()
+        except BadDataError as error:
+            yield error
 
     def stripe(self, first: int, step: int) -> Iterator[tuple[Scene, Picture]]:
-        if isinstance(self.scenes, PastedScenes):
+        if isinstance(self.scenes, Numbered):
             return (self.scenes[k] for k in count(self.start + first, step))
         return islice(self.scenes.from_number(self.start), first, None, step)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from synthgen.shards.card import write_card
-from synthgen.shards.dataset import finalize, read_info
+from synthgen.shards.dataset import DatasetInfo, finalize, read_info
 
 
 def test_the_card_names_the_last_shard_and_has_a_schema(dataset: Path) -> None:
@@ -18,7 +18,8 @@ def test_the_card_names_the_last_shard_and_has_a_schema(dataset: Path) -> None:
 
 
 def test_text_stays_in_its_cell(tmp_path: Path) -> None:
-    write_card(tmp_path, "x", {"shards": 1, "prompt": "a | b\n# <script>"}, "jpg", False)
+    info = DatasetInfo("x", 1, {}, {}, "jpg", "")
+    write_card(tmp_path, info, {"shards": 1, "prompt": "a | b\n# <script>"}, False)
     assert "| prompt | a \\| b # &lt;script&gt; |" in (tmp_path / "README.md").read_text()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from synthgen.train import DataSpec
-from synthgen.train.scenes import PastedScenes, Pool, ShardScenes, crop_scene, loaded, open_scenes
+from synthgen.train.scenes import PastedScenes, Pool, ShardScenes, loaded, open_scenes
 
 
 def test_scenes_are_a_function_of_seed_and_number() -> None:
@@ -53,13 +53,3 @@ def test_shards_as_scenes(dataset: Path) -> None:
         assert (scene.layout.boxes <= 96).all()
     again = list(islice(scenes.from_number(3), 5))
     np.testing.assert_array_equal(again[2][1], first[5][1])
-
-
-def test_boxes_follow_the_crop() -> None:
-    boxes = [[0, 0, 40, 40], [50, 50, 20, 20], [10, 10, 20, 20]]
-    annotations = [{"bbox": b, "category": "dog", "phrase": f"dog {i}"} for i, b in enumerate(boxes)]
-    record = {"width": 100, "height": 100, "prompt": "3 dog, sand", "annotations": annotations}
-    scene = crop_scene(record, 10, 10, 50, 50)
-    assert scene.phrases == ("dog 0", "dog 2")  # of the second a quarter is inside
-    np.testing.assert_array_equal(scene.layout.boxes, [[0, 0, 30, 30], [0, 0, 20, 20]])
-    assert scene.background == "sand"

@@ -1,0 +1,237 @@
+"""`synthgen import`: annotated pictures of other forms become a dataset like those that `synthgen run` makes.
+
+The source is gone through twice: once to find all that is wrong with it, before anything is written, and once to write shard by
+shard. So memory does not grow with the number of pictures, and an interrupted import goes on where it stopped.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from synthgen.errors import InputError
+from synthgen.layouts import Layout
+from synthgen.records import BadEntryError, Entry
+from synthgen.records.pictures import read_bytes, taken_over
+from synthgen.records.source import JSONL, Source
+from synthgen.records.survey import Report, Survey, good_entries, surveyed
+from synthgen.scene import Scene
+from synthgen.shards.categories import COCO_IDS, category_ids
+from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, refuse_foreign, remove_dataset
+from synthgen.shards.lock import Lock
+from synthgen.shards.sample import Sample
+from synthgen.shards.shard import commit, committed, read_marker, stage, withdraw
+from synthgen.shards.store import clean, write_text
+
+
+class BadEntriesError(InputError):
+    """A source has entries that cannot be used: all of them are listed."""
+
+
+@dataclass(frozen=True)
+class ImportSpec:
+    """What to import and how.
+
+    Attributes:
+        categories: names of the source to the names that the dataset has for them.
+        ids: of names that COCO lacks.
+        skip_bad: leave out what is bad, instead of refusing all.
+        licence: of the pictures; null: what the source says.
+    """
+
+    source: Source
+    out: Path
+    categories: Mapping[str, str] = field(default_factory=dict)
+    ids: Mapping[str, int] = field(default_factory=dict)
+    shard_size: int = 1000
+    skip_bad: bool = False
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """What an import did; counts are those of `finalize`."""
+
+    survey: Survey
+    made: int
+    seconds: float
+    interrupted: bool
+    counts: dict[str, Any]
+    ids: dict[str, int]
+
+
+def import_dataset(spec: ImportSpec, overwrite: bool = False, report: Report | None = None) -> ImportResult:
+    """Write the dataset of a source, or what is missing of it.
+
+    Args:
+        overwrite: remove the dataset that is in the output folder first.
+        report: called with what is done ("checked", "written") and how many pictures more.
+
+    Raises:
+        BadEntriesError: entries cannot be used, and are not to be skipped; nothing is written.
+        UnreadableSourceError: the source cannot be read.
+        InputError: a category has no id, or the output folder holds something else.
+    """
+    began, tell = time.perf_counter(), report or (lambda what, count: None)
+    refuse_within(spec)
+    refuse_foreign(spec.out)
+    survey = surveyed(spec.source, tell)
+    refuse_bad(spec, survey)
+    info = dataset_info(spec, survey, import_ids(spec, survey))
+    if not overwrite:
+        refuse_changed(spec.out, info)
+    with Lock(spec.out) as lock:
+        clean(spec.out)
+        if overwrite:
+            remove_dataset(spec.out)
+        begin(spec.out, info, as_job(spec, info))
+        list_skipped(spec.out, survey)
+        made, interrupted = 0, False
+        try:
+            for count in write_shards(spec, survey, info.category_ids, lock, tell):
+                made += count
+        except KeyboardInterrupt:
+            interrupted = True
+        clean(spec.out)
+        counts = finalize(spec.out, info)
+    return ImportResult(survey, made, time.perf_counter() - began, interrupted, counts, info.category_ids)
+
+
+def refuse_within(spec: ImportSpec) -> None:
+    """Raise InputError if the output would lie over the source."""
+    out = spec.out.resolve()
+    for path in filter(None, (spec.source.path, spec.source.images)):
+        if path.resolve() == out or path.resolve().is_relative_to(out):
+            raise InputError(f"{spec.out}: holds the source {path}; give another output folder")
+
+
+def refuse_bad(spec: ImportSpec, survey: Survey) -> None:
+    """Raise BadEntriesError if something is bad that is not to be skipped, or nothing is left."""
+    listed = [str(problem) for problem in survey.problems]
+    if listed and not spec.skip_bad:
+        also = f"; --skip-bad imports the other {survey.count}" if survey.count else ""
+        raise BadEntriesError("\n".join([*listed, f"{spec.source.path}: {len(listed)} problems{also}"]))
+    if not survey.count:
+        raise BadEntriesError("\n".join([*listed, f"{spec.source.path}: holds no entry that can be used"]))
+
+
+def list_skipped(out: Path, survey: Survey) -> None:
+    """Write `skipped.jsonl`, a line a problem, if there are any."""
+    lines = [json.dumps(asdict(problem)) + "\n" for problem in survey.problems]
+    if lines:
+        write_text(out / "skipped.jsonl", "".join(lines))
+
+
+def import_ids(spec: ImportSpec, survey: Survey) -> dict[str, int]:
+    """The id of each category: as asked, COCO's, or that of the source where it is free.
+
+    Raises:
+        InputError: names each category that has none, and each name to be mapped that the source does not have.
+    """
+    known = ", ".join(sorted(survey.names))
+    problems = [
+        f"--categories: {name!r} is not in {spec.source.path}; it has {known}"
+        for name in spec.categories
+        if name not in survey.names
+    ]
+    names = list(dict.fromkeys(spec.categories.get(name, name) for name in survey.names))
+    own = {name: spec.ids[name] for name in names if name in spec.ids}
+    taken = {*own.values(), *(COCO_IDS[name] for name in names if name in COCO_IDS and name not in own)}
+    for name, number in spec.source.own_ids.items():
+        if name in names and name not in own and name not in COCO_IDS and number > 0 and number not in taken:
+            own[name] = number
+    for name in names:
+        if name not in own and name not in COCO_IDS:
+            like = f", or is it --categories {name!r}={name.lower()!r}?" if name.lower() in COCO_IDS else ""
+            problems.append(f"{name!r} is not a COCO category; give it an id: --ids {name!r}=101{like}")
+    if problems:
+        raise InputError("\n".join(problems))
+    try:
+        return category_ids(names, own)
+    except ValueError as error:
+        raise InputError(str(error).replace("in `categories`", "with --ids")) from None
+
+
+def dataset_info(spec: ImportSpec, survey: Survey, ids: dict[str, int]) -> DatasetInfo:
+    """What dataset.json keeps of an import."""
+    fingerprint = {
+        "import.format": spec.source.form,
+        "import.content": survey.content,
+        "import.categories": dict(spec.categories),
+        "import.ids": ids,
+        "output.shard_size": spec.shard_size,
+    }
+    kinds = ";".join(kind for kind in ("jpg", "png", "webp") if survey.kinds[kind])
+    name = re.sub(r"[^\w.-]+", "-", spec.out.resolve().name) or "imported"
+    licence = spec.licence or spec.source.licence
+    return DatasetInfo(
+        name, survey.count, fingerprint, ids, kinds, licence, imported=f"{spec.source.form}: {spec.source.path.name}"
+    )
+
+
+def as_job(spec: ImportSpec, info: DatasetInfo) -> dict[str, Any]:
+    """What job.yaml says of an import."""
+    source = spec.source
+    given = {
+        "form": source.form,
+        "source": str(source.path),
+        "images": source.images and str(source.images),
+        "split": source.split,
+    }
+    columns = asdict(source.columns) if source.form == JSONL else None
+    more = {"columns": columns, "categories": dict(spec.categories), "ids": info.category_ids, "skip_bad": spec.skip_bad}
+    return {"version": 1, "name": info.name, "import": {**given, **more}, "output": {"shard_size": spec.shard_size}}
+
+
+def write_shards(spec: ImportSpec, survey: Survey, ids: dict[str, int], lock: Lock, tell: Report) -> Iterator[int]:
+    """Write and commit the shards that are missing; yields how many pictures each has."""
+    there = {n: marker.count for n in committed(spec.out) if (marker := read_marker(spec.out, n)) is not None}
+    entries = good_entries(spec.source, survey)
+    for number, first in enumerate(range(0, survey.count, spec.shard_size)):
+        began, group = time.perf_counter(), list(islice(entries, spec.shard_size))
+        if there.get(number) != len(group):
+            withdraw(spec.out, number)
+            samples = []
+            for index, entry in enumerate(group, first):
+                samples.append(as_sample(index, entry, spec.categories, ids))
+                tell("written", 1)
+            lock.check()
+            commit(spec.out, stage(spec.out, number, samples, {}, time.perf_counter() - began, len(samples)))
+            yield len(samples)
+        else:
+            tell("written", len(group))
+
+
+def as_sample(index: int, entry: Entry, categories: Mapping[str, str], ids: Mapping[str, int]) -> Sample:
+    """An entry as a dataset holds it.
+
+    Raises:
+        InputError: its picture has changed since it was looked at.
+    """
+    entry = replace(entry, names=tuple(categories.get(name, name) for name in entry.names))
+    try:
+        data, kind = taken_over(read_bytes(entry.picture), (entry.width, entry.height), verify=False)
+    except BadEntryError as error:
+        raise InputError(f"{entry.place}: {error}; it was good when it was checked") from None
+    boxes = tuple(annotations(entry, ids))
+    shown = [i for i, a in enumerate(boxes) if not a["iscrowd"]]
+    layout = Layout(entry.width, entry.height, entry.boxes.astype("float32"), entry.names).select(shown)
+    prompt = entry.caption or Scene(layout, "").prompt
+    return Sample(index, entry.width, entry.height, prompt, 0, 0, boxes, data, kind)
+
+
+def annotations(entry: Entry, ids: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    """COCO annotations of an entry; `area` is the source's own, else that of the mask, else that of the box."""
+    for i, ((x0, y0, x1, y1), name) in enumerate(zip(entry.boxes.tolist(), entry.names, strict=True)):
+        box = [round(v, 6) for v in (x0, y0, x1 - x0, y1 - y0)]
+        more = entry.more[i] if entry.more else {}
+        mask_area = float(coco_mask.area(more["segmentation"])) if "segmentation" in more else 0.0
+        phrase = entry.phrases[i] if entry.phrases else f"a {name}"
+        plain = {"bbox": box, "category_id": ids[name], "category": name, "phrase": phrase}
+        yield {**plain, "area": mask_area or box[2] * box[3], "iscrowd": 0, **more}

@@ -1,0 +1,112 @@
+"""The pictures of records: decoded whole, held against what the record says, and taken over byte by byte where that can be.
+
+A picture whose EXIF orientation says that it lies on its side is turned upright, as every viewer and OpenCV show it, unless the
+record's width and height are those of the pixels as they are stored: then its boxes are, too.
+"""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
+
+from synthgen.records import BadEntryError
+
+FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # every reader makes the same RGB of these
+COLOURS = ("CMYK", "YCbCr", "LAB", "HSV")  # made RGB by us
+ON_ITS_SIDE = (5, 6, 7, 8)
+QUALITY = 95  # of what must be encoded anew as jpg
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)  # what pillow raises
+
+
+def read_bytes(path: Path | None, key: str = "file_name") -> bytes:
+    """The bytes of a record's picture.
+
+    Raises:
+        BadEntryError: it is not there.
+    """
+    if path is None:
+        raise BadEntryError(f"{key}: missing; the name of the picture's file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadEntryError(f"{path}: the picture cannot be read: {error.strerror}") from None
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture as it is seen, read from its head alone.
+
+    Raises:
+        BadEntryError: it is not there, or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size[::-1] if _orientation(image) in ON_ITS_SIDE else image.size
+    except FileNotFoundError:
+        raise BadEntryError(f"{path}: the picture is not there") from None
+    except DAMAGED as error:
+        raise BadEntryError(f"{path}: not a picture: {error}") from None
+
+
+def pixels(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A record's picture as (H, W, 3) uint8.
+
+    Raises:
+        BadEntryError: it does not decode, or is not of that size (width, height).
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.array(_as_recorded(image, size).convert("RGB"))
+    except BadEntryError:
+        raise
+    except DAMAGED as error:
+        raise BadEntryError(f"the picture does not decode: {error}") from None
+
+
+def taken_over(data: bytes, size: tuple[int, int], verify: bool) -> tuple[bytes, str]:
+    """What a dataset holds of a record's picture, and its format: jpg, png or webp.
+
+    Its own bytes, if every reader sees in them what the record means; else encoded anew: jpg of quality 95 where it was one, png
+    where it was something else.
+
+    Args:
+        verify: decode it whole.
+
+    Raises:
+        BadEntryError: it does not decode, or is not of that size (width, height).
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            recorded, kind = _as_recorded(image, size), FORMATS.get(str(image.format))
+            if recorded is image and kind and image.mode in EIGHT_BITS and _orientation(image) == 1:
+                if verify:
+                    image.load()
+                return data, kind
+            kind = "jpg" if kind == "jpg" else "png"
+            buffer = io.BytesIO()
+            recorded.convert("RGB").save(buffer, "JPEG" if kind == "jpg" else "PNG", quality=QUALITY, subsampling=0, exif=b"")
+            return buffer.getvalue(), kind
+    except BadEntryError:
+        raise
+    except DAMAGED as error:
+        raise BadEntryError(f"the picture does not decode: {error}") from None
+
+
+def _as_recorded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture whose pixels the record's boxes are in: upright, or as it is stored."""
+    orientation, stored = _orientation(image), image.size
+    upright = stored[::-1] if orientation in ON_ITS_SIDE else stored
+    if size not in (upright, stored):
+        raise BadEntryError(f"the picture has {upright[0]} x {upright[1]} px, its entry says {size[0]} x {size[1]}")
+    if image.mode not in EIGHT_BITS + COLOURS:
+        raise BadEntryError(f"the picture has mode {image.mode}; save it with 8 bits a channel")
+    return ImageOps.exif_transpose(image) if orientation != 1 and size == upright else image
+
+
+def _orientation(image: Image.Image) -> int:
+    value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return value if value in range(1, 9) else 1

@@ -1,0 +1,107 @@
+"""What a source holds, and all that is wrong with it."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+from synthgen.records import BadEntryError, Entry, Problem, clipped
+from synthgen.records.pictures import read_bytes, taken_over
+from synthgen.records.source import Source
+
+AT_ONCE = 64  # pictures that are decoded at a time, by as many threads as there are cores
+Report = Callable[[str, int], None]
+
+
+@dataclass
+class Survey:
+    """What a source holds.
+
+    Attributes:
+        count: entries that can be used.
+        problems: why the others cannot.
+        bad: places of the entries that are lost by them.
+        names: categories of the source that are in use.
+        kinds: how many pictures have which format.
+        clipped: boxes that stuck out of their picture by a pixel at most.
+        anew: pictures that have to be encoded anew.
+        content: sha256 of all that is imported.
+    """
+
+    count: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    bad: set[str] = field(default_factory=set)
+    names: dict[str, None] = field(default_factory=dict)
+    kinds: Counter[str] = field(default_factory=Counter)
+    clipped: int = 0
+    anew: int = 0
+    content: str = ""
+
+
+def surveyed(source: Source, tell: Report) -> Survey:
+    """Go through all entries: every picture is decoded, every box held against its picture."""
+    survey, digest = Survey(), hashlib.sha256()
+    for seen in seen_entries(source.entries(whole=True)):
+        tell("checked", isinstance(seen.entry, Entry))
+        if seen.problems:
+            survey.problems += seen.problems
+            survey.bad |= {problem.entry for problem in seen.problems if problem.entry}
+        elif isinstance(seen.entry, Entry):
+            survey.count += 1
+            survey.names |= dict.fromkeys(seen.entry.names)
+            survey.kinds[seen.kind] += 1
+            survey.clipped += seen.clipped
+            survey.anew += seen.anew
+            digest.update(seen.content)
+    survey.content = digest.hexdigest()
+    return survey
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An entry that was looked at."""
+
+    entry: Entry | Problem
+    problems: tuple[Problem, ...] = ()
+    kind: str = ""
+    clipped: int = 0
+    anew: bool = False
+    content: bytes = b""
+
+
+def looked_at(entry: Entry | Problem) -> _Seen:
+    """Whether an entry can be used."""
+    if isinstance(entry, Problem):
+        return _Seen(entry, (entry,))
+    problems = []
+    try:
+        entry, number = clipped(entry)
+    except BadEntryError as error:
+        problems += error.problems(entry.place)
+    try:
+        original = read_bytes(entry.picture)
+        data, kind = taken_over(original, (entry.width, entry.height), verify=True)
+    except BadEntryError as error:
+        problems += error.problems(entry.place)
+    if problems:
+        return _Seen(entry, tuple(problems))
+    labels = repr((entry.width, entry.height, entry.boxes.tolist(), entry.names, entry.phrases, entry.caption, entry.more))
+    content = hashlib.sha256(original).digest() + hashlib.sha256(labels.encode()).digest()
+    return _Seen(entry, (), kind, number, data is not original, content)
+
+
+def seen_entries(entries: Iterable[Entry | Problem]) -> Iterator[_Seen]:
+    """All of them looked at, in order; no more than AT_ONCE are at hand."""
+    rest = iter(entries)
+    with ThreadPoolExecutor() as pool:
+        while batch := list(islice(rest, AT_ONCE)):
+            yield from pool.map(looked_at, batch)
+
+
+def good_entries(source: Source, survey: Survey) -> Iterator[Entry]:
+    """The entries that can be used, in order."""
+    for entry in source.entries(whole=True):
+        if isinstance(entry, Entry) and entry.place not in survey.bad:
+            yield clipped(entry)[0]

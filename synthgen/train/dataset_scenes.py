@@ -1,0 +1,293 @@
+"""Scenes of pictures that are there: a dataset's shards, COCO, or JSON lines."""
+
+import json
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from itertools import count, groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthgen.errors import InputError
+from synthgen.layouts import Layout
+from synthgen.records import BadEntryError, Entry, Problem, clipped
+from synthgen.records.lines import Columns
+from synthgen.records.pictures import pixels, read_bytes
+from synthgen.records.source import COCO, JSONL, Source
+from synthgen.scene import Scene
+from synthgen.train import DataSpec
+from synthgen.train.geometry import Picture, fitted
+
+LISTED = 20  # problems that an error lists
+END_OF_ARCHIVE = 1024  # zero bytes, at least
+
+
+class BadDataError(InputError):
+    """Entries of the data cannot be trained on; the message names file and entry."""
+
+
+class DatasetScenes(ABC):
+    """The entries of a dataset again and again, each time in another order.
+
+    Scene number k is always the same entry, resized, cropped and flipped in the same way. What cannot be used is refused; or,
+    with `data.on_bad: skip`, it is noted and the next good entry has its number too, so that all other numbers stay.
+
+    Attributes:
+        skipped: place of each entry that was left out so far, and why.
+    """
+
+    def __init__(self, data: DataSpec, seed: int) -> None:
+        self.data, self.seed = data, seed
+        self.skipped: dict[str, str] = {}
+        self.epoch: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many entries there are."""
+
+    @abstractmethod
+    def place(self, i: int) -> str:
+        """File and name of entry i."""
+
+    @abstractmethod
+    def read(self, i: int) -> tuple[Scene, Picture]:
+        """Entry i, whole.
+
+        Raises:
+            BadEntryError: it cannot be used.
+        """
+
+    @abstractmethod
+    def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The entries in the order of one epoch."""
+
+    def from_number(self, start: int) -> Iterator[tuple[Scene, Picture]]:
+        """The scenes from number `start` on."""
+        return (self[k] for k in count(start))
+
+    def __getitem__(self, k: int) -> tuple[Scene, Picture]:
+        """Scene number k.
+
+        Raises:
+            BadDataError: its entry is bad and may not be skipped, or all are.
+        """
+        for j in range(k, k + 2 * len(self)):  # the rest of this epoch, and surely all of another
+            i = self.entry_at(j)
+            try:
+                scene, picture = self.read(i)
+            except BadEntryError as error:
+                self.note([Problem(self.place(i), str(error))])
+                continue
+            rng = np.random.default_rng((self.seed, k))
+            return fitted(scene, picture, self.data.side, self.data.resizes, self.data.flip, rng)
+        raise BadDataError(f"{self.data.source}: not one entry can be used; the last: {self.place(i)}")
+
+    def entry_at(self, k: int) -> int:
+        """Which entry has number k."""
+        epoch, at = divmod(k, len(self))
+        if self.epoch[0] != epoch:
+            self.epoch = epoch, self.order(np.random.default_rng((self.seed, epoch)))
+        return int(self.epoch[1][at])
+
+    def note(self, problems: Iterable[Problem]) -> None:
+        """Skip what is wrong.
+
+        Raises:
+            BadDataError: it is not to be skipped.
+        """
+        found = list(problems)
+        if found and self.data.on_bad == "refuse":
+            more = [f"… and {len(found) - LISTED} more"] if len(found) > LISTED else []
+            lines = [*map(str, found[:LISTED]), *more]
+            lines[-1] += "; data.on_bad=skip leaves out what is bad"
+            raise BadDataError("\n".join(lines))
+        self.skipped |= {problem.place: problem.why for problem in found}
+
+    def require_some(self) -> None:
+        if not len(self):
+            raise BadDataError("\n".join([f"{self.data.source}: holds no entry that can be used", *list(self.skipped)[:LISTED]]))
+
+
+class RecordScenes(DatasetScenes):
+    """The entries of a COCO file or of JSON lines; pictures are read as they are needed."""
+
+    def __init__(self, data: DataSpec, seed: int) -> None:
+        super().__init__(data, seed)
+        self.entries: list[Entry] = []
+        problems: list[Problem] = []
+        for found in source_of(data).entries():
+            try:
+                self.entries += usable(found)
+            except BadEntryError as error:
+                problems += error.problems(found.place)
+            if isinstance(found, Problem):
+                problems.append(found)
+        self.note(problems)
+        self.require_some()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def place(self, i: int) -> str:
+        return self.entries[i].place
+
+    def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        return rng.permutation(len(self))
+
+    def read(self, i: int) -> tuple[Scene, Picture]:
+        entry = self.entries[i]
+        phrases = entry.phrases or tuple(f"a {name}" for name in entry.names)
+        boxes = entry.boxes.astype(np.float32)
+        layout = Layout(entry.width, entry.height, boxes, entry.names, phrases, caption=entry.caption)
+        return Scene(layout, entry.caption or ""), pixels(read_bytes(entry.picture), (entry.width, entry.height))
+
+
+def source_of(data: DataSpec) -> Source:
+    """What a training job names."""
+    images = Path(data.images) if data.images else None
+    if data.coco is not None:
+        return Source(COCO, Path(data.coco), images)
+    columns = Columns(data.caption_column, data.image_column, data.annotation_column)
+    return Source(JSONL, Path(str(data.jsonl)), images, columns=columns)
+
+
+def usable(found: Entry | Problem) -> list[Entry]:
+    """An entry whose boxes are inside and whose picture is there; of a problem none.
+
+    Raises:
+        BadEntryError: boxes are not, or it is not.
+    """
+    if isinstance(found, Problem):
+        return []
+    if found.picture is None or not found.picture.is_file():
+        raise BadEntryError(f"{found.picture or 'file_name'}: the picture is not there")
+    return [clipped(found)[0]]
+
+
+class ShardScenes(DatasetScenes):
+    """The samples of a dataset's shards: the shards in random order, the samples of each as they stand.
+
+    Of each shard no more is kept than how many samples it has; of the last few also where they are.
+    """
+
+    def __init__(self, data: DataSpec, seed: int) -> None:
+        super().__init__(data, seed)
+        self.tars = sorted(Path(str(data.shards)).glob("shards/*.tar"))
+        shards = [count_samples(tar) for tar in self.tars]
+        for tar, (readable, told, fault) in zip(self.tars, shards, strict=True):
+            lost = [Problem(f"{tar}: sample {n}", fault) for n in range(readable, told)]
+            self.note(lost if data.on_bad == "skip" else lost[:1])
+        self.firsts = np.concatenate([[0], np.cumsum([readable for readable, _, _ in shards])])
+        self.require_some()
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1])
+
+    def at(self, i: int) -> tuple[int, int]:
+        """Shard and number in the shard of sample i."""
+        shard = int(np.searchsorted(self.firsts, i, "right")) - 1
+        return shard, i - int(self.firsts[shard])
+
+    def place(self, i: int) -> str:
+        shard, number = self.at(i)
+        samples = samples_in(self.tars[shard])
+        return f"{self.tars[shard]}: {samples[number][0] if number < len(samples) else f'sample {number}'}"
+
+    def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        spans = [np.arange(self.firsts[s], self.firsts[s + 1]) for s in rng.permutation(len(self.tars))]
+        return np.concatenate(spans)
+
+    def read(self, i: int) -> tuple[Scene, Picture]:
+        shard, number = self.at(i)
+        samples = samples_in(self.tars[shard])
+        if number >= len(samples):
+            raise BadEntryError(f"the archive is damaged: only {len(samples)} samples of it can be read")
+        members = samples[number][1]
+        kind = next((kind for kind in ("jpg", "png", "webp") if kind in members), None)
+        if kind is None or "json" not in members:
+            raise BadEntryError(f"has {', '.join(members) or 'nothing'}; a sample has a json, and a jpg, png or webp")
+        with self.tars[shard].open("rb") as file:
+            record, data = (_part(file, members[name]) for name in ("json", kind))
+        scene = scene_of(record)
+        return scene, pixels(data, (scene.layout.width, scene.layout.height))
+
+
+def _part(file: Any, where: tuple[int, int]) -> bytes:
+    file.seek(where[0])
+    data: bytes = file.read(where[1])
+    return data
+
+
+def count_samples(tar: Path) -> tuple[int, int, str]:
+    """How many samples of a shard can be read, how many it should have (at least one more, if it breaks off), and why it differs.
+
+    What its marker says is believed if the sizes agree; without a marker a tar is whole if it ends as tars do.
+    """
+    size = tar.stat().st_size
+    try:
+        marker = json.loads(tar.with_suffix(".json").read_text())
+        told, right = int(marker["count"]), int(marker["bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        readable = len(samples_in(tar))
+        with tar.open("rb") as file:
+            file.seek(max(0, size - END_OF_ARCHIVE))
+            whole = file.read() == bytes(END_OF_ARCHIVE)
+        return readable, readable + (not whole), "the shard breaks off: it has no end of archive"
+    if size == right:
+        return told, told, ""
+    readable = min(told, len(samples_in(tar)))
+    return readable, max(told, readable + 1), f"the shard breaks off: it has {size} bytes, its marker says {right}"
+
+
+Members = list[tuple[str, dict[str, tuple[int, int]]]]
+
+
+def samples_in(tar: Path) -> Members:
+    """Key of each sample of a tar, and offset and length of each of its members; those that a broken tar holds whole."""
+    return _samples_in(tar, tar.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _samples_in(tar: Path, changed: int) -> Members:
+    size = tar.stat().st_size
+    members: list[tuple[str, str, tuple[int, int]]] = []
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            for member in archive:
+                key, dot, suffix = member.name.rpartition("/")[2].partition(".")
+                if dot and member.isreg() and member.offset_data + member.size <= size:
+                    members.append((key, suffix.lower(), (member.offset_data, member.size)))
+    except (tarfile.ReadError, OSError):
+        pass  # where it breaks off; how many were expected, `count_samples` knows
+    return [(key, {suffix: where for _, suffix, where in group}) for key, group in groupby(members, key=lambda m: m[0])]
+
+
+def scene_of(record: bytes) -> Scene:
+    """The scene of a sample's JSON: crowds are left out; a prompt that does not begin with the counts is a caption.
+
+    Raises:
+        BadEntryError: it is not the JSON of a sample, or a box is not inside the picture.
+    """
+    try:
+        data = json.loads(record)
+        width, height, prompt = int(data["width"]), int(data["height"]), str(data["prompt"])
+        shown = [a for a in data["annotations"] if not a.get("iscrowd")]
+        boxes = np.array([a["bbox"] for a in shown], np.float64).reshape(-1, 4)
+        names = tuple(str(a["category"]) for a in shown)
+        phrases = tuple(str(a.get("phrase") or f"a {a['category']}") for a in shown)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise BadEntryError(f"its json cannot be read: {type(error).__name__} {error}") from None
+    boxes[:, 2:] += boxes[:, :2]
+    if not (np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()):
+        raise BadEntryError("its json has a box without area")
+    entry, _ = clipped(Entry("", width, height, boxes, names))
+    layout = Layout(width, height, entry.boxes.astype(np.float32), names, phrases)
+    counts = Scene(layout, "").prompt
+    if not counts or prompt == counts or prompt.startswith(f"{counts}, "):
+        return Scene(layout, prompt.removeprefix(counts).removeprefix(", "))
+    captioned = Layout(width, height, layout.boxes, names, phrases, caption=prompt)
+    return Scene(captioned, prompt)

@@ -1,0 +1,76 @@
+"""Small sources of annotated pictures: the same three in each form."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+SIZES = ((80, 60), (64, 48), (50, 70))
+BOXES: tuple[list[list[float]], ...] = ([[10.5, 5.0, 30.25, 40.0], [0, 0, 20, 20]], [], [[5, 10, 40, 50]])  # xywh in px
+NAMES: tuple[list[str], ...] = (["dog", "cat"], [], ["dog"])
+IDS = {"dog": 18, "cat": 17}
+
+
+def picture(k: int, size: tuple[int, int] | None = None) -> Image.Image:
+    """A picture of noise, never the same."""
+    width, height = size or SIZES[k]
+    return Image.fromarray(np.random.default_rng(k).integers(0, 255, (height, width, 3), np.uint8))
+
+
+def write_pictures(folder: Path, suffix: str = "jpg") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(3):
+        picture(k).save(folder / f"{k}.{suffix}")
+
+
+def coco_data() -> dict[str, Any]:
+    images = [{"id": 7 + k, "file_name": f"{k}.jpg", "width": w, "height": h} for k, (w, h) in enumerate(SIZES)]
+    pairs = [(k, box, name) for k in range(3) for box, name in zip(BOXES[k], NAMES[k], strict=True)]
+    annotations = [
+        {"id": i, "image_id": 7 + k, "category_id": IDS[name], "bbox": list(box), "iscrowd": 0, "area": box[2] * box[3]}
+        for i, (k, box, name) in enumerate(pairs)
+    ]
+    return {"images": images, "annotations": annotations, "categories": [{"id": i, "name": n} for n, i in IDS.items()]}
+
+
+def write_coco(folder: Path, data: dict[str, Any] | None = None) -> Path:
+    write_pictures(folder / "images")
+    path = folder / "annotations" / "instances.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(data or coco_data()))
+    return path
+
+
+def document_rows() -> list[dict[str, Any]]:
+    """Rows as document 001 has them."""
+    strings = [
+        [f"label_{IDS[name]}_bbox_" + "_".join(map(str, box)) for box, name in zip(BOXES[k], NAMES[k], strict=True)]
+        for k in range(3)
+    ]
+    return [{"file_name": f"{k}.jpg", "caption": f"picture {k}", "custom_annotation": strings[k]} for k in range(3)]
+
+
+def write_lines(folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:
+    write_pictures(folder)
+    path = folder / "metadata.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows or document_rows()))
+    return path
+
+
+def write_yolo(folder: Path) -> Path:
+    """Pictures 0 and 1 for training, picture 2 to validate with; picture 1 has no labels."""
+    for k, split in ((0, "train"), (1, "train"), (2, "val")):
+        (folder / "images" / split).mkdir(parents=True, exist_ok=True)
+        (folder / "labels" / split).mkdir(parents=True, exist_ok=True)
+        picture(k).save(folder / "images" / split / f"{k}.jpg")
+        width, height = SIZES[k]
+        lines = [
+            f"{['cat', 'dog'].index(name)} {(x + w / 2) / width:.9f} {(y + h / 2) / height:.9f} {w / width:.9f} {h / height:.9f}\n"
+            for (x, y, w, h), name in zip(BOXES[k], NAMES[k], strict=True)
+        ]
+        if lines:
+            (folder / "labels" / split / f"{k}.txt").write_text("".join(lines))
+    (folder / "data.yaml").write_text("path: ../elsewhere\ntrain: ../images/train\nval: images/val\nnames: [cat, dog]\n")
+    return folder

@@ -1,0 +1,308 @@
+"""Readers of COCO, JSON lines and YOLO: the same entries from each, and every fault with its place."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from synthgen.records import BadEntryError, Entry, UnreadableSourceError, clipped, coco, lines, yolo
+from synthgen.records.source import Source, locate
+from tests.records.sources import (
+    BOXES,
+    NAMES,
+    SIZES,
+    coco_data,
+    document_rows,
+    write_coco,
+    write_lines,
+    write_pictures,
+    write_yolo,
+)
+
+
+def source(folder: Path, form: str) -> Source:
+    write: dict[str, Callable[[Path], Path]] = {"coco": write_coco, "jsonl": write_lines, "yolo": write_yolo}
+    write[form](folder)
+    found, path = locate(folder)
+    assert found == form
+    return Source(form, path, split="all" if form == "yolo" else None)
+
+
+@pytest.mark.parametrize("form", ["coco", "jsonl", "yolo"])
+def test_every_form_gives_the_same_entries(tmp_path: Path, form: str) -> None:
+    entries = [e for e in source(tmp_path, form).entries() if isinstance(e, Entry)]
+    assert [(e.width, e.height) for e in entries] == list(SIZES)
+    for entry, boxes, names in zip(entries, BOXES, NAMES, strict=True):
+        wanted = np.array(boxes, float).reshape(-1, 4)
+        wanted[:, 2:] += wanted[:, :2]
+        np.testing.assert_allclose(entry.boxes, wanted, atol=1e-5)
+        assert entry.names == tuple(names)
+        assert entry.picture is not None
+        assert entry.picture.is_file()
+
+
+def coco_problems(data: dict[str, Any]) -> list[str]:
+    return [str(p) for p in coco.entries(data, Path("i.json"), Path(), True) if not isinstance(p, Entry)]
+
+
+@pytest.mark.parametrize(
+    ("part", "index", "changes", "message"),
+    [
+        ("annotations", 2, {"category_id": 99}, "i.json: annotations[2]: category_id 99 is not among the categories"),
+        ("annotations", 1, {"image_id": 99}, "i.json: annotations[1]: image_id 99 is not among the images"),
+        ("annotations", 1, {"image_id": [1]}, "i.json: annotations[1]: image_id [1] is not among the images"),
+        ("annotations", 0, {"bbox": [1, 2, 0, 4]}, "i.json: annotations[0]: [1, 2, 0, 4]: width and height must be greater than 0"),
+        ("annotations", 0, {"bbox": [1, 2, float("nan"), 4]}, "i.json: annotations[0]: [1, 2, nan, 4]: all four must be finite"),
+        ("annotations", 0, {"bbox": [1, 2, 10**400, 4]}, "all four must be finite"),
+        ("annotations", 0, {"bbox": [1, 2, 3]}, "i.json: annotations[0]: [1, 2, 3] is not x, y, width, height"),
+        ("annotations", 0, {"segmentation": [[1, 2, 3]]}, "i.json: annotations[0]: segmentation: a polygon is a flat list"),
+        ("annotations", 0, {"segmentation": [[1e12, 2, 3, 4, 5, 6]]}, "i.json: annotations[0]: segmentation: a polygon"),
+        ("annotations", 0, {"segmentation": {"size": [60, 80], "counts": [1, 2]}}, "segmentation: not a run-length encoding"),
+        ("annotations", 0, {"segmentation": {"size": [6, 8], "counts": [48]}}, "nor a run-length encoding of size [60, 80]"),
+        ("images", 1, {"id": 7}, "i.json: images[1]: id: 7 stands twice"),
+        ("images", 0, {"width": 0}, "i.json: images[0]: width: 0 is not a whole number from 1 to 1e+06"),
+        ("images", 0, {"height": 10**9}, "i.json: images[0]: height: 1000000000 is not a whole number from 1 to 1e+06"),
+        ("images", 0, {"file_name": "../../etc/0.jpg"}, "i.json: images[0]: file_name: '../../etc/0.jpg' leads out of"),
+        ("images", 0, {"file_name": "/etc/0.jpg"}, "i.json: images[0]: file_name: '/etc/0.jpg' leads out of"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_coco_file(part: str, index: int, changes: dict[str, Any], message: str) -> None:
+    data = coco_data()
+    data[part][index].update(changes)
+    (problem,) = coco_problems(data)
+    assert message in problem
+
+
+def test_all_problems_are_listed_and_the_rest_is_read() -> None:
+    data = coco_data()
+    data["annotations"][0]["bbox"][2] = data["annotations"][1]["category_id"] = -1
+    found = list(coco.entries(data, Path("i.json"), Path(), False))
+    assert [type(f).__name__ for f in found] == ["Problem", "Problem", "Entry", "Entry"]
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "message"),
+    [
+        ("coco", "{", "instances.json:1: not JSON"),
+        ("coco", "{}", "instances.json: not a COCO file: it needs images, annotations and categories"),
+        ("coco", '{"images": [], "annotations": {}, "categories": []}', "instances.json: annotations: not a list of mappings"),
+        ("coco", '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "id 1 stands twice"),
+        ("coco", '{"images": [], "annotations": [], "categories": [{"id": 1}]}', "categories: {'id': 1} needs an id (a number) and a name"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_something_else(tmp_path: Path, form: str, text: str, message: str) -> None:
+    path = tmp_path / "instances.json"
+    path.write_text(text)
+    with pytest.raises(UnreadableSourceError) as caught:
+        list(Source(form, path).entries())
+    assert message in str(caught.value)
+
+
+def test_masks_of_a_coco_file_are_run_length_encodings() -> None:
+    data = coco_data()
+    counts = coco_mask.encode(np.asfortranarray(np.eye(60, 80, dtype=np.uint8)))
+    plain = [60 * 80 - 5, 5]
+    for annotation, segmentation in zip(
+        data["annotations"],
+        ([[10, 5, 30, 5, 30, 25, 10, 25]], {"size": [60, 80], "counts": counts["counts"].decode()}, []),
+        strict=True,
+    ):
+        annotation["segmentation"] = segmentation
+    first, *_ = (e for e in coco.entries(data, Path("i.json"), Path(), True) if isinstance(e, Entry))
+    assert first.more is not None
+    assert [int(coco_mask.area(m["segmentation"])) for m in first.more] == [400, 60]
+    assert coco_mask.area(coco.run_length({"size": [60, 80], "counts": plain}, 80, 60)) == 5
+
+
+def test_crowds_are_kept_only_where_they_are_asked_for() -> None:
+    data = coco_data()
+    data["annotations"][1]["iscrowd"] = 1
+    names = [
+        [e.names for e in coco.entries(data, Path("i.json"), Path(), whole) if isinstance(e, Entry)] for whole in (False, True)
+    ]
+    assert [of[0] for of in names] == [("dog",), ("dog", "cat")]
+
+
+def test_columns_have_the_names_that_the_user_gives_them(tmp_path: Path) -> None:
+    rows = [{"photo": r["file_name"], "text": [r["caption"], "x"], "labels": r["custom_annotation"]} for r in document_rows()]
+    path = write_lines(tmp_path, rows)
+    entries = list(lines.read(path, columns=lines.Columns("text", "photo", "labels")))
+    assert all(isinstance(e, Entry) for e in entries)
+    assert [e.caption for e in entries if isinstance(e, Entry)] == ["picture 0, x", "picture 1, x", "picture 2, x"]
+    for columns, message in (
+        (lines.Columns("words", "photo", "labels"), ":1: words: no such column for a caption; there are: photo, text, labels"),
+        (lines.Columns("text", "pic", "labels"), ":1: pic: no such column for the picture; there are: photo, text, labels"),
+        (lines.Columns("text", "photo", "boxes"), ":1: boxes: no such column for annotations; there are: photo, text, labels"),
+    ):
+        assert message in str(next(iter(lines.read(path, columns=columns))))
+
+
+def test_the_columns_of_document_001(tmp_path: Path) -> None:
+    """`image` is what `datasets` makes of file_name; the caption is the list of annotations."""
+    (first, *_) = lines.read(write_lines(tmp_path), columns=lines.Columns("custom_annotation", "image", "custom_annotation"))
+    assert isinstance(first, Entry)
+    assert first.caption == "label_18_bbox_10.5_5.0_30.25_40.0, label_17_bbox_0_0_20_20"
+    assert first.picture == tmp_path / "0.jpg"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("[1]", ":2: '[1]' is not a mapping"),
+        ("{nonsense", ":2: not JSON"),
+        ('{"file_name": "none.jpg", "custom_annotation": []}', ":2: "),
+        ('{"file_name": 3, "custom_annotation": []}', ":2: file_name: 3 is not the name of a file"),
+        ('{"file_name": "../0.jpg", "custom_annotation": []}', ":2: file_name: '../0.jpg' leads out of"),
+        ('{"file_name": "0.jpg", "custom_annotation": ["label_999_bbox_1_2_3_4"]}', "custom_annotation[0]: 'label_999_bbox_1_2_3_4'"),
+        ('{"file_name": "0.jpg", "custom_annotation": ["label_1_bbox_nan_2_3_4"]}', "is not label_ID_bbox_X_Y_W_H"),
+        ('{"file_name": "0.jpg", "custom_annotation": ["label_1_bbox_1_2_0_4"]}', "[1.0, 2.0, 0.0, 4.0]: width and height"),
+        ('{"file_name": "0.jpg", "custom_annotation": "label_1"}', "custom_annotation: 'label_1' is not a list of strings"),
+        ('{"file_name": "0.jpg", "caption": 7, "custom_annotation": []}', "caption: 7 is not a text"),
+        ('{"file_name": "0.jpg"}', ":2: categories: missing; a name for each box (or a column custom_annotation)"),
+        ('{"file_name": "0.jpg", "width": "x", "height": 3, "custom_annotation": []}', "width: 'x' is not a whole number"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_line(tmp_path: Path, row: str, message: str) -> None:
+    write_pictures(tmp_path)
+    path = tmp_path / "m.jsonl"
+    good = json.dumps(document_rows()[0])
+    path.write_text(f"{good}\n{row}\n{good}\n")
+    first, problem, last = lines.read(path)
+    assert isinstance(first, Entry)
+    assert isinstance(last, Entry)
+    assert str(problem).startswith(f"{path}:2: ")
+    assert message in str(problem)
+
+
+def test_annotation_strings_of_categories_that_coco_lacks(tmp_path: Path) -> None:
+    path = write_lines(tmp_path, [{"file_name": "0.jpg", "custom_annotation": ["label_101_bbox_1_2_3_4"]}])
+    (entry,) = lines.read(path, ids={"fox": 101})
+    assert isinstance(entry, Entry)
+    assert entry.names == ("fox",)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("7 0.5 0.5 0.1 0.1", "0.txt:3: class 7 has no name; there are 0 to 1"),
+        ("dog 0.5 0.5 0.1 0.1", "0.txt:3: 'dog 0.5 0.5 0.1 0.1': not a class and numbers"),
+        ("0 0.5 0.5 0.1", "0.txt:3: 3 numbers after the class"),
+        ("0 0.5 0.5 0 0.1", "0.txt:3: [40.0, 27.0, 0.0, 6.0]: width and height must be greater than 0"),
+        ("0 nan 0.5 0.1 0.1", "0.txt:3: "),
+    ],
+)
+def test_what_is_wrong_in_yolo_labels(tmp_path: Path, line: str, message: str) -> None:
+    labels = write_yolo(tmp_path) / "labels/train/0.txt"
+    labels.write_text(labels.read_text() + line + "\n")
+    (problem,) = (p for p in yolo.read(tmp_path, "train") if not isinstance(p, Entry))
+    assert message in str(problem)
+
+
+def test_yolo_labels_without_a_picture_are_named(tmp_path: Path) -> None:
+    (write_yolo(tmp_path) / "labels/train/9.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (problem,) = (p for p in yolo.read(tmp_path, "train") if not isinstance(p, Entry))
+    assert str(problem).endswith("labels/train/9.txt: there is no picture of this name")
+
+
+def test_yolo_polygons_and_classes_txt(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/classes.txt").write_text("dog\n")
+    (tmp_path / "labels/0.txt").write_text("0 0.25 0.5 0.5 0.5 0.5 1 0.25 1\n")
+    first, *_ = (e for e in yolo.read(tmp_path, whole=True) if isinstance(e, Entry))
+    np.testing.assert_allclose(first.boxes, [[20, 30, 40, 60]])
+    assert first.more is not None
+    assert coco_mask.area(first.more[0]["segmentation"]) == 20 * 30
+
+
+def test_splits_of_yolo_must_be_named(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    with pytest.raises(UnreadableSourceError, match="has train, val; name one, or all"):
+        list(yolo.read(tmp_path))
+    with pytest.raises(UnreadableSourceError, match="has no split 'test'; it has train, val"):
+        list(yolo.read(tmp_path, "test"))
+    assert len(list(yolo.read(tmp_path / "data.yaml", "val"))) == 1
+
+
+def test_yolo_lists_stay_inside(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    (tmp_path / "train.txt").write_text("./images/train/0.jpg\n")
+    (tmp_path / "data.yaml").write_text("train: train.txt\nnames: {0: cat, 1: dog}\n")
+    assert [len(e.names) for e in yolo.read(tmp_path) if isinstance(e, Entry)] == [2]
+    (tmp_path / "train.txt").write_text("/etc/0.jpg\n")
+    with pytest.raises(UnreadableSourceError, match=r"train.txt:1: picture: '/etc/0.jpg' leads out of"):
+        list(yolo.read(tmp_path))
+
+
+def test_more_than_one_source_in_a_folder(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    write_lines(tmp_path)
+    with pytest.raises(
+        UnreadableSourceError, match=r"more than one source: .*instances.json \(coco\), .*metadata.jsonl \(jsonl\)"
+    ):
+        locate(tmp_path)
+    assert locate(tmp_path, "jsonl") == ("jsonl", tmp_path / "metadata.jsonl")
+    with pytest.raises(UnreadableSourceError, match="no yolo here"):
+        locate(tmp_path, "yolo")
+
+
+def entry(box: list[float]) -> Entry:
+    return Entry("x", 100, 50, np.array([[0, 0, 10, 10], box], float), ("dog", "cat"))
+
+
+def test_boxes_are_clipped_by_a_pixel_at_most() -> None:
+    inside, number = clipped(entry([-0.6, 20, 100.4, 50.9]))
+    assert number == 1
+    np.testing.assert_array_equal(inside.boxes[1], [0, 20, 100, 50])
+    assert clipped(entry([0, 0, 100, 50]))[1] == 0
+    for box in ([-1.2, 0, 20, 20], [90, 0, 101.5, 20], [100, 0, 100.5, 20], [-0.9, 0, 0, 20]):
+        with pytest.raises(BadEntryError, match=r"box 1 \(cat\), x .* y 0 to 20: outside the picture of 100 x 50 px"):
+            clipped(entry(box))
+
+
+RLE = {"size": [60, 80], "counts": [4799, 1]}
+ODD: list[Any] = [
+    [], {}, None, True, 1.5, "x", -1, 10**400, float("nan"), [None], {"size": 3}, {**RLE, "counts": {}}, {**RLE, "counts": "z~\0"},
+    {**RLE, "counts": ["a"]}, {**RLE, "counts": None}, {**RLE, "counts": "\u1234"}, [[1, 2, 3, 4, 5, float("nan")]], [[1] * 6, []],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ["images", "annotations"])
+def test_no_value_in_a_coco_file_breaks_the_reader(part: str) -> None:
+    """Whatever stands where: an entry or a problem comes of it, never an error of another kind."""
+    for key in (
+        "id",
+        "file_name",
+        "width",
+        "height",
+        "caption",
+        "image_id",
+        "category_id",
+        "bbox",
+        "segmentation",
+        "area",
+        "iscrowd",
+    ):
+        for value in ODD:
+            data = coco_data()
+            data[part][0][key] = value
+            assert list(coco.entries(data, Path("i.json"), Path(), True))
+
+
+@pytest.mark.parametrize("left_out", ["custom_annotation", "boxes", "width"])
+def test_no_value_in_a_line_breaks_the_reader(tmp_path: Path, left_out: str) -> None:
+    row = {
+        **{"file_name": "0.jpg", "width": 80, "height": 60, "caption": "x", "custom_annotation": ["label_1_bbox_1_2_3_4"]},
+        **{"categories": ["dog"], "boxes": [[1, 2, 3, 4]], "masks": [RLE], "phrases": ["a dog"], "depth": [1.0]},
+    }
+    del row[left_out]
+    rows = [{**row, key: value} for key in row for odd in ODD for value in (odd, [odd])]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = list(lines.read(path, whole=True))
+    assert len({f.place for f in found}) == len(rows)
+    assert any(isinstance(f, Entry) for f in found) == (left_out != "width")

@@ -1,0 +1,283 @@
+"""Scenes of shards, COCO and JSON lines: numbered, the same with any number of workers, and what is bad refused or skipped."""
+
+import io
+import json
+import shutil
+import tarfile
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from synthgen import cli
+from synthgen.config import ConfigError, load_training
+from synthgen.importing import ImportSpec, import_dataset
+from synthgen.records.source import Source
+from synthgen.train import DataSpec
+from synthgen.train.dataset_scenes import BadDataError, DatasetScenes, RecordScenes, ShardScenes, scene_of
+from synthgen.train.loop import read_log
+from synthgen.train.scenes import Pool, loaded, open_scenes
+from tests.records.sources import coco_data, document_rows, picture, write_coco, write_lines
+from tests.train.test_loop import VAE
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures of 128 px in shards of two."""
+    folder = tmp_path_factory.mktemp("shards")
+    for k in range(6):
+        picture(k, (128, 128)).save(folder / f"{k}.jpg")
+    rows = [{"file_name": f"{k}.jpg", "caption": str(k), "custom_annotation": ["label_18_bbox_10_20_60_50"]} for k in range(6)]
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    import_dataset(ImportSpec(Source("jsonl", folder / "m.jsonl"), folder / "out", shard_size=2))
+    return folder / "out"
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    return write_lines(tmp_path / "source")
+
+
+def scenes(seed: int = 0, **data: Any) -> DatasetScenes:
+    opened = open_scenes(DataSpec.model_validate({"side": 64, **data}), seed)
+    assert isinstance(opened, DatasetScenes)
+    return opened
+
+
+def captions(of: DatasetScenes, start: int, number: int) -> list[str]:
+    return [scene.prompt for scene, _ in islice(of.from_number(start), number)]
+
+
+def test_json_lines_as_scenes(lines: Path) -> None:
+    of = scenes(jsonl=str(lines), flip=0.5)
+    assert isinstance(of, RecordScenes)
+    first = list(islice(of.from_number(0), 6))
+    assert {p.shape for _, p in first} == {(64, 64, 3)}  # the shorter side was scaled to it
+    for epoch in (first[:3], first[3:]):
+        assert sorted(s.prompt for s, _ in epoch) == ["picture 0", "picture 1", "picture 2"]
+    for scene, _ in first:
+        assert scene.background == scene.layout.caption == scene.prompt
+        assert all(p == f"a {c}" for p, c in zip(scene.phrases, scene.layout.categories, strict=True))
+    np.testing.assert_array_equal(of[5][1], first[5][1])
+    assert captions(scenes(1, jsonl=str(lines)), 0, 9) != captions(of, 0, 9)
+
+
+def test_coco_and_an_import_of_it_give_the_same_scenes(tmp_path: Path) -> None:
+    """One shard, no shuffling within: the samples stand in the order of the file."""
+    path = write_coco(tmp_path / "source")
+    import_dataset(ImportSpec(Source("coco", path), tmp_path / "out"))
+    of = scenes(coco=str(path), images=str(tmp_path / "source/images"), side=80, resize=False)
+    streamed = scenes(shards=str(tmp_path / "out"), side=80)
+    assert isinstance(streamed, ShardScenes)
+    ours = {scene.prompt: (scene, picture) for scene, picture in islice(of.from_number(0), 3)}
+    for scene, pixels in islice(streamed.from_number(0), 3):
+        other, same = ours[scene.prompt]
+        np.testing.assert_array_equal(pixels, same)
+        np.testing.assert_array_equal(scene.layout.boxes, other.layout.boxes)
+        assert scene.layout.categories == other.layout.categories
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_order_does_not_depend_on_workers(workers: int, shards: Path) -> None:
+    of = scenes(shards=str(shards))
+    for k, (scene, pixels) in enumerate(islice(loaded(of, 3, workers), 7), 3):
+        assert isinstance(pixels, np.ndarray)
+        np.testing.assert_array_equal(pixels, of[k][1])
+        np.testing.assert_array_equal(scene.layout.boxes, of[k][0].layout.boxes)
+
+
+def test_shards_without_markers_and_with_a_folder_in_their_names(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "other/shards"
+    out.mkdir(parents=True)
+    with tarfile.open(shards / "shards/000001.tar") as old, tarfile.open(out / "a.tar", "w") as new:
+        for member in old:
+            data = old.extractfile(member)
+            member.name = f"folder/{member.name}"
+            new.addfile(member, data)
+    of = scenes(shards=str(tmp_path / "other"))
+    assert len(of) == 2
+    np.testing.assert_array_equal(
+        np.sort([p.sum() for _, p in islice(of.from_number(0), 2)]), sorted(of[k][1].sum() for k in (0, 1))
+    )
+    tar = out / "a.tar"
+    tar.write_bytes(tar.read_bytes()[:-11000])  # the end of the archive and of the last picture
+    with pytest.raises(BadDataError, match=r"a.tar: sample .: the shard breaks off: it has no end of archive"):
+        scenes(shards=str(tmp_path / "other"))
+
+
+def test_a_shard_that_breaks_off(shards: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(shards, tmp_path / "copy")
+    tar = copy / "shards/000001.tar"
+    with tarfile.open(tar) as archive:
+        start = archive.getmembers()[2].offset
+    tar.write_bytes(tar.read_bytes()[: start + 700])  # the last sample goes
+    with pytest.raises(BadDataError) as caught:
+        scenes(shards=str(copy))
+    (message,) = caught.value.problems
+    assert message.startswith(f"{tar}: sample 1: the shard breaks off: it has {start + 700} bytes, its marker says")
+    assert message.endswith("data.on_bad=skip leaves out what is bad")
+    of = scenes(shards=str(copy), on_bad="skip")
+    assert len(of) == 5
+    assert list(of.skipped) == [f"{tar}: sample 1"]
+    assert len({p.tobytes() for _, p in islice(of.from_number(0), 5)}) == 5
+
+
+def broken_dataset(out: Path, tmp_path: Path) -> Path:
+    """A copy of a dataset in which one sample of the first shard does not decode, and one has a box outside."""
+    copy = tmp_path / "broken"
+    (copy / "shards").mkdir(parents=True)
+    shutil.copy(out / "shards/000001.tar", copy / "shards/000001.tar")
+    with tarfile.open(out / "shards/000000.tar") as old, tarfile.open(copy / "shards/000000.tar", "w") as new:
+        for member in old:
+            data = old.extractfile(member)
+            assert data is not None
+            content = data.read()
+            if member.name == "000000000.jpg":
+                content = content[: len(content) // 2]
+            if member.name == "000000001.json":
+                record = json.loads(content)
+                record["annotations"][0]["bbox"][0] = 500.0
+                content = json.dumps(record).encode()
+            member.size = len(content)
+            new.addfile(member, io.BytesIO(content))
+    return copy
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_samples_are_refused_by_name(workers: int, shards: Path, tmp_path: Path) -> None:
+    copy = broken_dataset(shards, tmp_path)
+    with pytest.raises(BadDataError) as caught:
+        list(islice(loaded(scenes(shards=str(copy)), 0, workers), 8))
+    (message,) = caught.value.problems
+    assert message.startswith(
+        (f"{copy}/shards/000000.tar: 000000000: the picture does not decode", f"{copy}/shards/000000.tar: 000000001: box 0")
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_samples_are_skipped_and_counted(workers: int, shards: Path, tmp_path: Path) -> None:
+    """The numbers of the others stay: a run that goes on from the middle meets the same scenes."""
+    copy = broken_dataset(shards, tmp_path)
+    of = scenes(shards=str(copy), on_bad="skip")
+    whole = list(islice(loaded(of, 0, workers), 12))
+    first, second = (of.skipped[f"{copy}/shards/000000.tar: 00000000{k}"] for k in (0, 1))
+    assert len(of.skipped) == 2
+    assert first.startswith("the picture does not decode")
+    assert second == "box 0 (dog), x 500 to 560, y 20 to 70: outside the picture of 128 x 128 px"
+    later = list(islice(loaded(scenes(shards=str(copy), on_bad="skip"), 5, 0), 7))
+    for (_, a), (_, b) in zip(whole[5:], later, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_is_bad_in_records_is_known_before_training(lines: Path) -> None:
+    rows = document_rows()
+    rows[1]["file_name"] = "none.jpg"
+    rows[2]["custom_annotation"] = ["label_18_bbox_0_0_60_20"]
+    rows += [{"caption": "no picture"}]
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    with pytest.raises(BadDataError) as caught:
+        scenes(jsonl=str(lines))
+    places = [problem.split(": ")[0] for problem in caught.value.problems]
+    assert places == [f"{lines}:{n}" for n in (2, 3, 4, 5)]
+    of = scenes(jsonl=str(lines), on_bad="skip")
+    assert (len(of), len(of.skipped)) == (1, 4)
+    (lines.parent / "0.jpg").unlink()
+    with pytest.raises(BadDataError, match="holds no entry that can be used"):
+        scenes(jsonl=str(lines), on_bad="skip")
+
+
+def test_records_whose_pictures_do_not_decode(lines: Path) -> None:
+    path = lines.parent / "1.jpg"
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(BadDataError, match=r"metadata.jsonl:2: the picture does not decode"):
+        list(islice(scenes(jsonl=str(lines)).from_number(0), 3))
+    of = scenes(jsonl=str(lines), on_bad="skip")
+    assert set(captions(of, 0, 3)) == {"picture 0", "picture 2"}
+    assert list(of.skipped) == [f"{lines}:2"]
+    for k in (0, 2):
+        (lines.parent / f"{k}.jpg").write_bytes(path.read_bytes())
+    with pytest.raises(BadDataError, match="not one entry can be used"):
+        captions(of, 0, 1)
+
+
+def test_crowds_are_no_objects(tmp_path: Path) -> None:
+    data = coco_data()
+    data["annotations"][0]["iscrowd"] = 1
+    of = scenes(coco=str(write_coco(tmp_path / "source", data)), side=96, resize=False)
+    assert sorted(s.layout.categories for s, _ in islice(of.from_number(0), 3)) == [(), ("cat",), ("dog",)]
+
+
+def test_captions_of_samples() -> None:
+    def scene(prompt: str, *names: str) -> Any:
+        annotations = [{"bbox": [1, 1, 5, 5], "category": name} for name in names]
+        return scene_of(json.dumps({"width": 9, "height": 9, "prompt": prompt, "annotations": annotations}).encode())
+
+    assert (scene("2 dog, sand", "dog", "dog").background, scene("2 dog, sand", "dog", "dog").layout.caption) == ("sand", None)
+    free = scene("2 dogs and a man", "dog", "dog")
+    assert (free.background, free.prompt, free.layout.caption) == ("2 dogs and a man", "2 dogs and a man", "2 dogs and a man")
+    assert (scene("1 dog", "dog").background, scene("sand").background) == ("", "sand")
+
+
+@pytest.fixture
+def training_file(tmp_path: Path, lines: Path) -> Path:
+    path = tmp_path / "training.yaml"
+    data = {"jsonl": str(lines), "side": 64, "scenes": 3, "fresh": 1, "flip": 0.5}
+    path.write_text(json.dumps({**VAE, "steps": 2, "data": data, "output": {"path": str(tmp_path / "run"), "every": 1}}))
+    return path
+
+
+def test_train_on_json_lines(training_file: Path, lines: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the command line; refused data leaves what was saved, and the same command goes on once it may skip."""
+    path, run = lines.parent / "1.jpg", training_file.parent / "run"
+    assert cli.main(["train", str(training_file), "steps=1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == 0
+    path.write_bytes(path.read_bytes()[:-300])
+    assert cli.main(["train", str(training_file), "steps=2"]) == 2
+    errors = capsys.readouterr().err
+    assert f"synthgen: {lines}:2: the picture does not decode" in errors
+    assert "Traceback" not in errors
+    assert [entry["step"] for entry in read_log(run / "log.jsonl")] == [1]
+    assert cli.main(["train", str(training_file), "data.on_bad=skip", "data.workers=2", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["step"], data["skipped"]) == (2, 1)
+    (listed,) = read_log(run / "skipped.jsonl")
+    assert listed["place"] == f"{lines}:2"
+
+
+def test_what_is_at_hand_is_a_function_of_the_step_though_some_is_skipped(shards: Path, tmp_path: Path) -> None:
+    data = DataSpec(shards=str(broken_dataset(shards, tmp_path)), side=64, scenes=3, fresh=2, on_bad="skip", flip=0.5)
+    steps = [list(items) for items in islice(Pool(open_scenes(data, 0), data, lambda _, picture: picture.sum()).steps(0), 120)]
+    again = Pool(open_scenes(data, 0), data, lambda _, picture: picture.sum())
+    assert [list(items) for items in islice(again.steps(70), 50)] == steps[70:]
+    assert len({tuple(items) for items in steps}) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("{jsonl: nowhere.jsonl}", "data.jsonl: 'nowhere.jsonl': no such file"),
+        ("{coco: nowhere.json}", "data.coco: 'nowhere.json': no such file"),
+        ("{jsonl: {lines}, coco: {lines}}", "data.jsonl: coco is given too; give one of shards, coco and jsonl"),
+        ("{jsonl: {lines}, images: nowhere}", "data.images: 'nowhere': no such folder"),
+        ("{jsonl: {lines}, on_bad: ignore}", "data.on_bad: 'ignore': input should be 'refuse' or 'skip'"),
+    ],
+)
+def test_mistakes_are_named(training_file: Path, lines: Path, data: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_training(str(training_file), [f"data={data.replace('{lines}', str(lines))}"])
+    assert message in str(caught.value)
+
+
+def test_a_missing_column_is_named(training_file: Path, lines: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", str(training_file), "data.caption_column=text"]) == 2
+    assert f"{lines}:1: text: no such column for a caption; there are: file_name, caption" in capsys.readouterr().err
+    assert not (training_file.parent / "run").exists()
+
+
+def test_a_picture_of_another_size(lines: Path) -> None:
+    picture(5, (20, 30)).save(lines.parent / "0.jpg")
+    lines.write_text(json.dumps({**document_rows()[0], "width": 80, "height": 60}) + "\n")
+    with pytest.raises(BadDataError, match=r"metadata.jsonl:1: the picture has 20 x 30 px, its entry says 80 x 60"):
+        captions(scenes(jsonl=str(lines)), 0, 1)
