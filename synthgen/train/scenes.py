@@ -42,8 +42,35 @@ class Scenes(Protocol):
 def open_scenes(data: DataSpec, seed: int) -> Scenes:
     """The scenes that a training job asks for."""
     if data.shards is not None:
-        return ShardScenes(Path(data.shards), data.side, seed)
-    return PastedScenes(data.side, seed, data.pasted)
+        scenes: Scenes = ShardScenes(Path(data.shards), data.side, seed, data.hold_out)
+    else:
+        scenes = PastedScenes(data.side, seed, data.pasted)
+    if data.mixed_with is None:
+        return scenes
+    return MixedScenes(scenes, ShardScenes(Path(data.mixed_with), data.side, seed), data.mixed_share)
+
+
+def held_out_scenes(data: DataSpec, seed: int) -> Scenes:
+    """Scenes to measure on: pasted from what ships for it, or the samples of a dataset that are held out.
+
+    Of a dataset of which nothing is held out they are samples that are trained on too.
+    """
+    if data.shards is None:
+        return PastedScenes(512, 2, "heldout")
+    return ShardScenes(Path(data.shards), data.side, seed, data.hold_out, held=data.hold_out is not None)
+
+
+class MixedScenes:
+    """Two sequences in one: of any run of scenes `share` (of 1, to one scene) are of the second."""
+
+    def __init__(self, first: Scenes, second: Scenes, share: float) -> None:
+        self.first, self.second, self.share = first, second, share
+
+    def from_number(self, start: int) -> Iterator[tuple[Scene, Picture]]:
+        before = int(start * self.share)
+        first, second = self.first.from_number(start - before), self.second.from_number(before)
+        for k in count(start):
+            yield next(second if int((k + 1) * self.share) > int(k * self.share) else first)
 
 
 class PastedScenes:
@@ -94,10 +121,16 @@ class PastedScenes:
 
 
 class ShardScenes:
-    """The samples of a dataset's shards, streamed again and again, each time in another order of the shards."""
+    """The samples of a dataset's shards, streamed again and again, each time in another order of the shards.
 
-    def __init__(self, out: Path, side: int, seed: int) -> None:
+    Args:
+        hold_out: samples whose index is a multiple of this are left out; None: none are.
+        held: those alone, instead.
+    """
+
+    def __init__(self, out: Path, side: int, seed: int, hold_out: int | None = None, held: bool = False) -> None:
         self.tars, self.side, self.seed = sorted(str(p) for p in out.glob("shards/*.tar")), side, seed
+        self.hold_out, self.held = hold_out, held
 
     def from_number(self, start: int) -> Iterator[tuple[Scene, Picture]]:
         for k, sample in enumerate(islice(self.raw(), start, None), start):
@@ -108,7 +141,11 @@ class ShardScenes:
         for epoch in count():
             order = np.random.default_rng((self.seed, epoch)).permutation(len(self.tars))
             tars = [self.tars[i] for i in order]
-            yield from wds.WebDataset(tars, shardshuffle=False, empty_check=False, nodesplitter=None, workersplitter=None)
+            stream = wds.WebDataset(tars, shardshuffle=False, empty_check=False, nodesplitter=None, workersplitter=None)
+            yield from (sample for sample in stream if self.keeps(int(sample["__key__"])))
+
+    def keeps(self, index: int) -> bool:
+        return self.hold_out is None or is_held_out(index, self.hold_out) == self.held
 
     def scene(self, sample: dict[str, bytes], rng: np.random.Generator) -> tuple[Scene, Picture]:
         """A sample, cropped at random to `side` px where it is larger; boxes that the crop cuts in half are left out."""
@@ -118,6 +155,11 @@ class ShardScenes:
         y, x = (int(rng.integers(max(0, n - self.side) + 1)) for n in picture.shape[:2])
         picture = picture[y : y + self.side, x : x + self.side]
         return crop_scene(record, x, y, picture.shape[1], picture.shape[0]), picture
+
+
+def is_held_out(index: int, hold_out: int) -> bool:
+    """Whether the sample of that index is not trained on."""
+    return index % hold_out == 0
 
 
 def crop_scene(record: dict[str, Any], x: int, y: int, width: int, height: int) -> Scene:
