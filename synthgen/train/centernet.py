@@ -14,6 +14,7 @@ from synthgen.train.scenes import Picture
 from synthgen.train.tasks.detector import CROP, Spec
 from synthgen.train.vae import to_tensor
 from synthgen.verify.centernet import STRIDE, CenterNet, Detections
+from synthgen.verify.detector import LEAST_SCORE
 
 SPREAD = 12  # the heat of an object falls off with its side / SPREAD
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -45,7 +46,7 @@ class CenterNetTrainee(DetectorTrainee):
         return -focal.sum() / peak.sum().clamp(min=1) + apart.sum() / weight.sum().clamp(min=1)
 
     def detect(self, picture: Picture) -> Detections:
-        return self.net.detect(picture)
+        return self.net.detect(picture, least=LEAST_SCORE)
 
     def export(self, folder: Path) -> None:
         """Write the detector in fp16."""
