@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,13 @@ class TransformersTrainee(DetectorTrainee):
         loss: Tensor = self.net(**inputs, labels=labels).loss
         return loss
 
+    @cached_property
+    def pipe(self) -> Any:
+        """Made when it is first needed: by then the model is on its device."""
+        return pipeline("object-detection", model=self.net, image_processor=self.processor, device=self.net.device)
+
     def detect(self, picture: Picture) -> Detections:
-        pipe = pipeline("object-detection", model=self.net, image_processor=self.processor, device=self.net.device)
-        return detect_with(pipe, [picture])[0]
+        return detect_with(self.pipe, [picture])[0]
 
     def export(self, folder: Path) -> None:
         """Write the model, and the image processor that it was trained with."""
