@@ -1,6 +1,7 @@
 """`synthgen benchmark`: what each row trains on, what the runs say together, and that it goes on where it stopped."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from scipy import stats
 
 from synthgen import cli
 from synthgen.benchmark import Benchmark, Row
+from synthgen.benchmark.run import benchmark
 from synthgen.benchmark.summary import interval, summary, table
 from synthgen.config import load_job, load_training
 from synthgen.engine.run import run
+from synthgen.train.loop import read_log
 from tests.conftest import SMALL_JOB
 
 SMALL = {"channels": [8, 8, 16, 16], "crop": 64, "batch_size": 2, "steps": 2, "warmup": 1}
@@ -47,7 +50,17 @@ def command(files: dict[str, str], *more: str) -> list[str]:
     return ["benchmark", *where, "--hold-out", "3", "--json", *more]
 
 
+def spec_of(files: dict[str, str], **more: Any) -> Benchmark:
+    real, synthetic, out = (Path(files[name]) for name in ("real", "synthetic", "out"))
+    return Benchmark(real, synthetic, out, job=files["detector.yaml"], **more)
+
+
 def test_it_compares_and_goes_on(files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    def stop_at_once(name: str, done: int, loss: float) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    assert benchmark(spec_of(files, hold_out=3, seeds=1), stop_at_once, print) == {"interrupted": True, "runs": []}
+    assert [e["step"] for e in read_log(Path(files["out"]) / "runs" / "real-seed0" / "log.jsonl")] == [1]
     assert cli.main(command(files, "--seeds", "1")) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["images"] == {"real": 4, "synthetic": 6, "test": 2}
@@ -69,9 +82,7 @@ def test_it_compares_and_goes_on(files: dict[str, str], capsys: pytest.CaptureFi
 
 
 def test_all_rows_have_one_job_but_for_their_data(files: dict[str, str]) -> None:
-    spec = Benchmark(
-        Path(files["real"]), Path(files["synthetic"]), Path(files["out"]), ratios=(0.25, 0.5), job=files["detector.yaml"], seeds=2
-    )
+    spec = spec_of(files, ratios=(0.25, 0.5), seeds=2)
     runs = list(spec.runs())
     assert [r.name for r in runs[:4]] == ["real-seed0", "synthetic-seed0", "mixed-0.25-seed0", "mixed-0.5-seed0"]
     jobs = [spec.training(r).model_dump(exclude={"data", "seed", "name", "output"}) for r in runs]
@@ -85,7 +96,7 @@ def test_all_rows_have_one_job_but_for_their_data(files: dict[str, str]) -> None
         (files["real"], files["synthetic"], 5),
     ]
     assert [d.mixed_share for d in data] == [0, 1, 0.25, 0.5]
-    with_test = Benchmark(spec.real, spec.synthetic, spec.out, test=spec.synthetic, job=spec.job)
+    with_test = spec_of(files, test=Path(files["cats"]))
     assert with_test.training(runs[0]).data.hold_out is None
 
 
