@@ -100,6 +100,17 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--encoder", default="efficientnet-lite0", help="what they are compared in: folder or Hub id")
     sub.add_argument("--objects", action="store_true", help="compare what is in the boxes instead of whole pictures")
     sub.add_argument("--limit", type=int, help="look at so many images")
+    sub = command("benchmark", benchmark_command, "train a detector on real, synthetic and mixed pictures: do these help?")
+    sub.add_argument("--real", type=Path, required=True, help="dataset of real pictures (synthgen import makes one)")
+    sub.add_argument("--synthetic", type=Path, required=True, help="output folder of `synthgen run`")
+    sub.add_argument("--test", type=Path, help="dataset of other real pictures; without one a part of --real is held out")
+    sub.add_argument("--hold-out", type=int, default=5, metavar="N", help="that part: every N-th picture (default 5)")
+    sub.add_argument("--ratios", type=float, nargs="+", default=[0.5], help="shares of synthetic scenes when mixed (default 0.5)")
+    sub.add_argument("--seeds", type=int, default=3, help="trainings of each (default 3)")
+    sub.add_argument("--detector", default="train-detector", help="training job of the detector (default: train-detector)")
+    sub.add_argument("--steps", type=int, help="steps of each training (default: the job's)")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="folder for the trainings, results.json and benchmark.png")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="of the training job")
     sub = command("report", report_command, "write report.html, a page to look at a dataset with")
     sub.add_argument("out", metavar="OUT", type=Path, help="output folder of `synthgen run`")
     sub.add_argument("--most", type=int, default=2000, help="pictures that the page shows (default 2000)")
@@ -421,6 +432,41 @@ def import_spec(args: argparse.Namespace) -> Any:
         raise InputError(f"command line: {'--images' if args.images else '--split'}: not for {form}, which {path} is")
     source = Source(form, path, args.images, args.split, columns, ids)
     return ImportSpec(source, args.out, categories, ids, args.shard_size, args.skip_bad, args.licence)
+
+
+def benchmark_command(args: argparse.Namespace) -> Result:
+    """`--json`: what `synthgen.benchmark.run.benchmark` returns."""
+    from synthgen.benchmark import Benchmark
+
+    overrides = (*args.overrides, *([f"steps={args.steps}"] if args.steps is not None else []))
+    spec = Benchmark(
+        args.real, args.synthetic, args.output, args.test, args.hold_out, tuple(args.ratios), args.seeds, args.detector, overrides
+    )
+    spec.check()
+    runs = list(spec.runs())
+    total = len(runs) * spec.training(runs[0]).steps
+    from tqdm import tqdm
+
+    from synthgen.benchmark.run import benchmark
+    from synthgen.benchmark.summary import table
+
+    with tqdm(total=total, unit="step", smoothing=0.05, dynamic_ncols=True) as bar:
+
+        def step(name: str, done: int, loss: float) -> None:
+            bar.set_description(name, refresh=False)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update(done - bar.n)
+
+        data = benchmark(spec, step, bar.write)
+    if data.get("interrupted"):
+        return (
+            EXIT_INTERRUPTED,
+            data,
+            [f"stopped; {len(data['runs'])} of {len(runs)} trainings are done. The same command goes on"],
+        )
+    images = ", ".join(f"{count} {name}" for name, count in data["images"].items())
+    tail = f"{spec.out}/results.json, benchmark.png: {data['steps']} steps each, {spec.seeds} seeds; pictures: {images}"
+    return 0, data, [*table(data["rows"]), "", tail]
 
 
 def check_command(args: argparse.Namespace) -> Result:

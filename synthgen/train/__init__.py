@@ -61,6 +61,11 @@ class DataSpec(BaseModel):
     scenes: int = Field(160, ge=1, description="scenes kept at hand; batches are drawn from these")
     fresh: int = Field(8, ge=0, description="scenes replaced by new ones every 50 steps")
     workers: int = Field(0, ge=0, description="processes that make or read scenes; 0: this one")
+    hold_out: int | None = Field(
+        None, ge=2, description="samples of `shards` whose index is a multiple of this are kept for figures; null: none are"
+    )
+    mixed_with: str | None = Field(None, description="output folder of a second dataset, mixed in")
+    mixed_share: float = Field(0.5, ge=0, le=1, description="share of its scenes")
 
     @property
     def source(self) -> str | None:
@@ -86,8 +91,12 @@ class DataSpec(BaseModel):
 
     @model_validator(mode="after")
     def is_there(self) -> "DataSpec":
-        if self.shards is not None and not list(Path(self.shards).glob("shards/*.tar")):
-            raise ValueError(f"shards: {self.shards!r} holds no shards/*.tar; give the output folder of a `synthgen run`")
+        for key in ("shards", "mixed_with"):
+            folder = getattr(self, key)
+            if folder is not None and not list(Path(folder).glob("shards/*.tar")):
+                raise ValueError(f"{key}: {folder!r} holds no shards/*.tar; give the output folder of a `synthgen run`")
+        if self.hold_out is not None and self.shards is None:
+            raise ValueError("hold_out: is for `shards`; pasted scenes have held-out ones of their own")
         if self.pasted not in ("train", "heldout") and not (Path(self.pasted) / "cutouts").is_dir():
             raise ValueError(f"pasted: {self.pasted!r} is not train or heldout, nor a folder that holds cutouts/ and grounds/")
         return self

@@ -172,9 +172,12 @@ class ShardScenes(DatasetScenes):
     """The samples of a dataset's shards: the shards in random order, the samples of each as they stand.
 
     Of each shard no more is kept than how many samples it has; of the last few also where they are.
+
+    Args:
+        held: the samples that `data.hold_out` keeps apart, instead of the others.
     """
 
-    def __init__(self, data: DataSpec, seed: int) -> None:
+    def __init__(self, data: DataSpec, seed: int, held: bool = False) -> None:
         super().__init__(data, seed)
         self.tars = sorted(Path(str(data.shards)).glob("shards/*.tar"))
         shards = [count_samples(tar) for tar in self.tars]
@@ -182,10 +185,12 @@ class ShardScenes(DatasetScenes):
             lost = [Problem(f"{tar}: sample {n}", fault) for n in range(readable, told)]
             self.note(lost if data.on_bad == "skip" else lost[:1])
         self.firsts = np.concatenate([[0], np.cumsum([readable for readable, _, _ in shards])])
+        every = np.arange(self.firsts[-1])
+        self.used = np.ones(len(every), bool) if data.hold_out is None else is_held_out(every, data.hold_out) == held
         self.require_some()
 
     def __len__(self) -> int:
-        return int(self.firsts[-1])
+        return int(self.used.sum())
 
     def at(self, i: int) -> tuple[int, int]:
         """Shard and number in the shard of sample i."""
@@ -199,7 +204,8 @@ class ShardScenes(DatasetScenes):
 
     def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
         spans = [np.arange(self.firsts[s], self.firsts[s + 1]) for s in rng.permutation(len(self.tars))]
-        return np.concatenate(spans)
+        every: NDArray[np.int64] = np.concatenate(spans)
+        return every[self.used[every]]
 
     def read(self, i: int) -> tuple[Scene, Picture]:
         shard, number = self.at(i)
@@ -214,6 +220,11 @@ class ShardScenes(DatasetScenes):
             record, data = (_part(file, members[name]) for name in ("json", kind))
         scene = scene_of(record)
         return scene, pixels(data, (scene.layout.width, scene.layout.height))
+
+
+def is_held_out(number: Any, hold_out: int) -> Any:
+    """Whether the sample of that number in its dataset (an int, or an array of them) is not trained on."""
+    return number % hold_out == 0
 
 
 def _part(file: Any, where: tuple[int, int]) -> bytes:

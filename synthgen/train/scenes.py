@@ -51,10 +51,43 @@ def open_scenes(data: DataSpec, seed: int) -> Scenes:
         BadDataError: entries cannot be used, and are not to be skipped.
     """
     if data.shards is not None:
-        return ShardScenes(data, seed)
-    if data.coco is not None or data.jsonl is not None:
-        return RecordScenes(data, seed)
-    return PastedScenes(data.side, seed, data.pasted)
+        scenes: Scenes = ShardScenes(data, seed)
+    elif data.coco is not None or data.jsonl is not None:
+        scenes = RecordScenes(data, seed)
+    else:
+        scenes = PastedScenes(data.side, seed, data.pasted)
+    if data.mixed_with is None:
+        return scenes
+    second = data.model_copy(update={"shards": data.mixed_with, "coco": None, "jsonl": None, "hold_out": None})
+    return MixedScenes(scenes, ShardScenes(second, seed), data.mixed_share)
+
+
+def held_out_scenes(data: DataSpec, seed: int) -> Scenes:
+    """Scenes to measure on: pasted from what ships for it, or the samples of a dataset that are held out.
+
+    Of a dataset of which nothing is held out they are samples that are trained on too.
+    """
+    if data.shards is not None:
+        return ShardScenes(data, seed, held=data.hold_out is not None)
+    return PastedScenes(512, 2, "heldout") if data.source is None else RecordScenes(data, seed)
+
+
+class MixedScenes:
+    """Two sequences in one: of any run of scenes `share` (of 1, to one scene) are of the second."""
+
+    def __init__(self, first: Scenes, second: Scenes, share: float) -> None:
+        self.first, self.second, self.share = first, second, share
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """What both have left out."""
+        return {place: why for of in (self.first, self.second) for place, why in getattr(of, "skipped", {}).items()}
+
+    def from_number(self, start: int) -> Iterator[tuple[Scene, Picture]]:
+        before = int(start * self.share)
+        first, second = self.first.from_number(start - before), self.second.from_number(before)
+        for k in count(start):
+            yield next(second if int((k + 1) * self.share) > int(k * self.share) else first)
 
 
 class PastedScenes:

@@ -80,22 +80,27 @@ class CenterNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         out = self.head(y)
         return out[:, :-4], out[:, -4:]
 
-    def detect(self, image: NDArray[np.uint8], most: int = 1000) -> Detections:
+    def detect(self, image: NDArray[np.uint8], most: int = 1000, least: float = 0.0) -> Detections:
         """What is in a picture (H, W, 3) uint8."""
-        return self.detect_all([image], most)[0]
+        return self.detect_all([image], most, least)[0]
 
     @torch.no_grad()
-    def detect_all(self, images: Sequence[NDArray[np.uint8]], most: int = 1000) -> list[Detections]:
-        """What is in pictures (H, W, 3) uint8 of one size: the `most` best peaks of each, less what overlaps (IoU > 0.5)."""
+    def detect_all(self, images: Sequence[NDArray[np.uint8]], most: int = 1000, least: float = 0.0) -> list[Detections]:
+        """What is in pictures (H, W, 3) uint8 of one size: the `most` best peaks of each, less what overlaps (IoU > 0.5).
+
+        `least`: score from which a peak is looked at; where there are few good ones, a higher one saves most of the time.
+        """
         h, w = images[0].shape[:2]
         x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.device, self.dtype) / 127.5 - 1
         x = F.pad(x, (0, -w % MULTIPLE, 0, -h % MULTIPLE), mode="replicate")
         heat, distances = self(x.contiguous(memory_format=torch.channels_last))
-        return [self.read(of.sigmoid(), d, (w, h), most) for of, d in zip(heat.float(), distances.float(), strict=True)]
+        pairs = zip(heat.float(), distances.float(), strict=True)
+        return [self.read(of.sigmoid(), d, (w, h), most, least) for of, d in pairs]
 
-    def read(self, heat: Tensor, distances: Tensor, size: tuple[int, int], most: int) -> Detections:
+    def read(self, heat: Tensor, distances: Tensor, size: tuple[int, int], most: int, least: float = 0.0) -> Detections:
         """What heat map (K, h, w) and log distances (4, h, w) say of a picture of that size, in px."""
         scores, cells = peaks(heat, most)
+        scores, cells = scores[scores >= least], cells[scores >= least]
         boxes = boxes_at(distances, cells).cpu()
         boxes = torch.minimum(boxes.clamp(min=0), torch.tensor([*size, *size]))
         keep = non_maximum(boxes.numpy(), scores.cpu().numpy())

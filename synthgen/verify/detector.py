@@ -53,26 +53,33 @@ class DetectorVerifier:
         return [self.spec.labels.get(name, name) for name in dict.fromkeys(layout.categories) if name]
 
 
-def load_detector(spec: Spec, device: str) -> Detect:
-    """The project's own small detector, or one of transformers."""
+def load_detector(spec: Spec, device: str, least: float | None = None) -> Detect:
+    """The project's own small detector, or one of transformers.
+
+    Args:
+        least: score from which detections are looked at; None: all of the small one's, LEAST_SCORE for those of transformers.
+    """
     if "categories" in spec.config():
         own = CenterNet.from_pretrained(spec.folder(), dtype=torch.float32, use_safetensors=True).eval().to(device)
         own.to(memory_format=torch.channels_last)
-        return lambda images, labels: own.detect_all(images)
+        return lambda images, labels: own.detect_all(images, least=least or 0.0)
+    floor = LEAST_SCORE if least is None else least
     task = "zero-shot-object-detection" if spec.zero_shot else "object-detection"
     theirs: Any = pipeline(task, model=str(spec.folder()), device=device, model_kwargs={"use_safetensors": True})
-
-    def plain(images: Sequence[NDArray[np.uint8]], labels: Sequence[Sequence[str]]) -> list[Detections]:
-        pictures = [Image.fromarray(image) for image in images]
-        return [as_detections(f) for f in theirs(pictures, threshold=LEAST_SCORE, batch_size=AT_ONCE)]
 
     def told(images: Sequence[NDArray[np.uint8]], labels: Sequence[Sequence[str]]) -> list[Detections]:
         """Each label is a pass of its own there."""
         pairs = zip(images, labels, strict=True)
-        asked = [theirs(Image.fromarray(i), candidate_labels=list(of), threshold=LEAST_SCORE) if of else [] for i, of in pairs]
+        asked = [theirs(Image.fromarray(i), candidate_labels=list(of), threshold=floor) if of else [] for i, of in pairs]
         return [as_detections(f) for f in asked]
 
-    return told if spec.zero_shot else plain
+    return told if spec.zero_shot else lambda images, labels: detect_with(theirs, images, floor)
+
+
+def detect_with(theirs: Any, images: Sequence[NDArray[np.uint8]], least: float = LEAST_SCORE) -> list[Detections]:
+    """What transformers' object-detection pipeline finds in pictures (H, W, 3)."""
+    pictures = [Image.fromarray(image) for image in images]
+    return [as_detections(f) for f in theirs(pictures, threshold=least, batch_size=AT_ONCE)]
 
 
 def as_detections(found: Sequence[dict[str, Any]]) -> Detections:

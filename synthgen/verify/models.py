@@ -14,6 +14,29 @@ from synthgen.verify import VerifierSpec
 FILES = ["*.json", "*.txt", "*.safetensors"]
 
 
+def find_folder(name: str, files: list[str]) -> Path:
+    """Where the model of that name is; of one on the Hub, `files` are fetched.
+
+    Raises:
+        ModelNotFoundError: it cannot be had.
+    """
+    for folder in (EMBEDDED / name, Path(name)):
+        if (folder / "config.json").is_file():
+            return folder
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        have = ", ".join(sorted(p.name for p in EMBEDDED.iterdir() if (p / "config.json").is_file()))
+        raise ModelNotFoundError(
+            f"{name!r}: no folder of that name holds a config.json, and it is no Hugging Face id (owner/name); embedded: {have}"
+        )
+    return snapshot(name, files, [])
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a model's folder."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
+
+
 class ModelVerifierSpec(VerifierSpec):
     """A verifier that loads a model."""
 
@@ -25,21 +48,11 @@ class ModelVerifierSpec(VerifierSpec):
         Raises:
             ModelNotFoundError: it cannot be had.
         """
-        for folder in (EMBEDDED / self.model, Path(self.model)):
-            if (folder / "config.json").is_file():
-                return folder
-        if self.model.startswith((".", "/", "~")) or self.model.count("/") != 1:
-            have = ", ".join(sorted(p.name for p in EMBEDDED.iterdir() if (p / "config.json").is_file()))
-            raise ModelNotFoundError(
-                f"{self.model!r}: no folder of that name holds a config.json, and it is no Hugging Face id (owner/name); "
-                f"embedded: {have}"
-            )
-        return snapshot(self.model, FILES, [])
+        return find_folder(self.model, FILES)
 
     def config(self) -> dict[str, Any]:
         """The model's config.json."""
-        config: dict[str, Any] = json.loads((self.folder() / "config.json").read_text())
-        return config
+        return read_model_config(self.folder())
 
     def check(self, sampler: SamplerSpec) -> list[str]:
         problems = super().check(sampler)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from synthgen.train import DataSpec
-from synthgen.train.scenes import PastedScenes, Pool, ShardScenes, loaded, open_scenes
+from synthgen.train.scenes import MixedScenes, PastedScenes, Pool, ShardScenes, held_out_scenes, loaded, open_scenes
 
 
 def test_scenes_are_a_function_of_seed_and_number() -> None:
@@ -53,3 +53,23 @@ def test_shards_as_scenes(dataset: Path) -> None:
         assert (scene.layout.boxes <= 96).all()
     again = list(islice(scenes.from_number(3), 5))
     np.testing.assert_array_equal(again[2][1], first[5][1])
+
+
+def test_held_out_samples_are_not_trained_on(dataset: Path) -> None:
+    data = DataSpec(shards=str(dataset), side=128, hold_out=3)
+    whole = {p.tobytes() for _, p in islice(open_scenes(DataSpec(shards=str(dataset), side=128), 0).from_number(0), 6)}
+    trained = {p.tobytes() for _, p in islice(open_scenes(data, 0).from_number(0), 8)}
+    held = {p.tobytes() for _, p in islice(held_out_scenes(data, 0).from_number(0), 8)}
+    assert (len(whole), len(trained), len(held)) == (6, 4, 2)
+    assert trained | held == whole
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.7])
+def test_mixed_scenes_keep_their_share_and_can_begin_anywhere(dataset: Path, share: float) -> None:
+    scenes = open_scenes(DataSpec(shards=str(dataset), side=64, mixed_with=str(dataset), mixed_share=share), 0)
+    assert isinstance(scenes, MixedScenes)
+    scenes.first, scenes.second = PastedScenes(64, 1), PastedScenes(64, 2)
+    second = {p.tobytes() for _, p in islice(scenes.second.from_number(0), 40)}
+    straight = [p.tobytes() for _, p in islice(scenes.from_number(0), 40)]
+    assert abs(sum(p in second for p in straight) - 40 * share) <= 1
+    assert [p.tobytes() for _, p in islice(scenes.from_number(13), 5)] == straight[13:18]

@@ -44,3 +44,16 @@ def test_any_size_and_back_from_disk(tmp_path: Path) -> None:
     again = CenterNet.from_pretrained(tmp_path).eval().detect(image, most=20)
     np.testing.assert_allclose(again.boxes, found.boxes, atol=1e-3)
     assert len(found.at_least(2.0).scores) == 0
+
+
+def test_peaks_below_the_least_score_are_not_looked_at() -> None:
+    torch.manual_seed(0)
+    net = CenterNet(("dog",), (8, 8, 16, 16)).eval()
+    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    every = net.detect(picture)
+    least = float(np.median(every.scores[every.scores > 0]))
+    some = net.detect(picture, least=least)
+    wanted = every.at_least(least)
+    assert 0 < len(some.scores) < len(every.scores)
+    np.testing.assert_array_equal(some.scores, wanted.scores)
+    np.testing.assert_array_equal(some.boxes, wanted.boxes)
