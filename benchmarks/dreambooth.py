@@ -45,7 +45,7 @@ from synthgen.train.vae import Features, to_tensor
 REX, BUD, PLAIN = "<rex> dog", "<bud> dog", "dog"
 ANSWERS = (REX, BUD, PLAIN)  # the last stands for neither
 KINDS: dict[str, dict[str, int]] = {"rex": {REX: 8}, "bud": {BUD: 8}, "both": {REX: 4, BUD: 4}, "ordinary": {PLAIN: 8}}
-LEARNT_ON, RATED_ON = 16, 6  # pasted pictures of each kind
+LEARNT_ON, RATED_ON = 8, 3  # pasted pictures of each kind
 
 
 def draw_scenes(objects: dict[str, int], images: int, seed: int) -> list[Scene]:

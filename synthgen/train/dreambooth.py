@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from peft import LoraConfig, TrainableTokensConfig, get_peft_model, get_peft_model_state_dict
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -92,7 +92,8 @@ class ConceptScenes:
 
     def photograph(self, concept: NewConcept, file: Path, rng: np.random.Generator) -> tuple[Scene, Picture]:
         """A square of a photograph, at the size of a window: all of it is the object."""
-        with Image.open(file) as image:
+        with Image.open(file) as opened:
+            image = ImageOps.exif_transpose(opened)
             side = min(image.size) * rng.uniform(PHOTO_CROP, 1)
             x, y = (rng.uniform(0, n - side) for n in image.size)
             box, to = (x, y, x + side, y + side), (self.window, self.window)

@@ -111,8 +111,9 @@ class WindowTrainee(nn.Module):
     def anywhere(self, scenes: list[EncodedScene], rng: np.random.Generator) -> list[tuple[EncodedScene, Window]]:
         """Windows of one random size, anywhere."""
         multiple = unet_multiple(self.unet.config)
-        most = min(MOST // self.factor, *(n for s in scenes for n in s.latents.shape[1:]))
-        h, w = (int(v) * multiple for v in rng.integers(LEAST // self.factor // multiple, most // multiple + 1, 2))
+        least = min(self.unet.config["sample_size"], *(n for s in scenes for n in s.latents.shape[1:]))
+        most = min(least * MOST // LEAST, *(n for s in scenes for n in s.latents.shape[1:]))
+        h, w = (int(v) * multiple for v in rng.integers(least // multiple, most // multiple + 1, 2))
         picked = [scenes[int(i)] for i in rng.integers(len(scenes), size=self.batch_size(h, w))]
         return [(s, scene_window(s, h, w, rng)) for s in picked]
 

@@ -245,6 +245,7 @@ def test_identifiers_are_categories_of_a_layout(
         ("init", "first", "concepts: <rex> is known to"),
         ("sizes", [20, 80], "sizes: [20, 80] must be two sides from 16 to 40 px"),
         ("sizes", [40, 20], "sizes: [40, 20] must be two sides"),
+        ("data", {"side": 65}, "data.side: 65 px must be a multiple of 2 and at least 16"),
         ("prior_prompts", ["a dog"], "prior_prompts: 'a dog': must name {category}"),
         ("data", {"side": 64, "shards": "dataset"}, "data.shards: not read"),
     ],

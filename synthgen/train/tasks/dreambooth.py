@@ -136,8 +136,9 @@ class Spec(TaskSpec):
 
     def size_problems(self, folder: Path) -> list[str]:
         window, (low, high) = window_of(folder), self.sizes_px(folder)
-        if self.data.side < window:
-            return [f"data: side {self.data.side} px is less than a window of {self.init}, {window} px"]
+        factor = vae_factor(read_config(folder, "vae"))
+        if self.data.side < window or self.data.side % factor:
+            return [f"data.side: {self.data.side} px must be a multiple of {factor} and at least {window} for {self.init}"]
         most = min(float(self.data.side), MOST_WINDOWS * window)
         if not LEAST_SIDE <= low <= high <= most:
             return [f"sizes: [{low:g}, {high:g}] must be two sides from {LEAST_SIDE} to {most:g} px"]
