@@ -116,7 +116,8 @@ def learn(folder: Path, coats: Path, coat: str, init: str, changes: list[str]) -
     own = [f"concepts={json.dumps(concept)}", f"init={init}", f"output.path={folder}"]
     began = time.process_time()
     if not (folder / "checkpoint").exists():
-        train(load_training("train-dreambooth", [*changes, *own]))
+        if train(load_training("train-dreambooth", [*changes, *own])).interrupted:
+            raise SystemExit(130)
         (folder / "minutes").write_text(f"{(time.process_time() - began) / 60:.2f}")
     return str(folder / "checkpoint"), float((folder / "minutes").read_text())
 

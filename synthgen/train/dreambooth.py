@@ -44,6 +44,7 @@ PHOTO_CROP = 0.85  # least share of a photograph's shorter side that is seen
 UNET_LORA = r"^(?!.*fuser).*\.(to_q|to_k|to_v|to_out\.0|conv1|conv2|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2)$"
 TEXT_LORA = ["q_proj", "k_proj", "v_proj", "out_proj"]
 SHEET_BOXES = 4
+WORDS = "trainable_tokens"  # in the names of the parameters that are embeddings of new words
 
 Part = tuple[Tensor, Tensor, Tensor, Tensor]
 Batch = tuple[Part, Part]
@@ -121,6 +122,12 @@ class DreamBoothTrainee(WindowTrainee):
             weight.requires_grad_(spec.lora is None and "fuser" not in name and "position_net" not in name)
         if spec.lora is not None:
             self.unet.add_adapter(LoraConfig(r=spec.lora.rank, lora_alpha=spec.lora.rank, target_modules=UNET_LORA))
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The new words learn fastest: what sets a class apart is to be in its word, not in what all dogs look like."""
+        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        words, rest = ([p for name, p in trained if (WORDS in name) == own] for own in (True, False))
+        return [{"params": words, "rate": self.spec.word_rate}, {"params": rest}]
 
     @property
     def kept(self) -> list[tuple[str, tuple[str, ...]]]:

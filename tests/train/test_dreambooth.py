@@ -91,6 +91,9 @@ def test_what_is_trained(studio: Studio, lora: dict[str, int] | None, train_text
     trainee = DreamBoothTrainee(studio.spec("rex", lora=lora, train_text_encoder=train_text))
     trained = {n for n, p in trainee.named_parameters() if p.requires_grad}
     words = {n for n in trained if "trainable_tokens" in n}
+    rates = {id(p): group.get("rate", 1.0) for group in trainee.groups() for p in group["params"]}
+    assert {n for n, p in trainee.named_parameters() if rates.get(id(p)) == trainee.spec.word_rate} == words
+    assert len(rates) == len(trained)
     layers = {n for n in trained if n.startswith("text.")} - words
     unet = {n for n in trained if n.startswith("unet.")}
     assert len(words) == 1

@@ -102,6 +102,7 @@ class Spec(TaskSpec):
     sizes: tuple[float, float] | None = Field(
         None, description="longer side of a pasted cut-out, px, [least, most]; null: 0.7 to 1.3 of the checkpoint's windows"
     )
+    word_rate: float = Field(20.0, gt=0, description="learning rate of the new words' embeddings against that of all else")
     lora: LoraSpec | None = Field(None, description="null: all weights of the UNet change")
     train_text_encoder: bool = Field(False, description="all of it; the embeddings of the new words are trained in any case")
     prior_images: int = Field(12, ge=1, description="pictures that `init` paints of each class that is to stay as it is")
