@@ -198,6 +198,10 @@ def test_a_run_in_two_parts_has_the_same_curve(studio: Studio, tmp_path: Path) -
     assert read_log(tmp_path / "out/log.jsonl") == read_log(tmp_path / "whole/log.jsonl")
     for part in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
         assert (tmp_path / "out/checkpoint" / part).read_bytes() == (tmp_path / "whole/checkpoint" / part).read_bytes()
+    learnt = MixturePipeline.from_pretrained(tmp_path / "whole/checkpoint", dtype=torch.float32)
+    rex, dog = (learnt.tokenizer.convert_tokens_to_ids(word) for word in ("<rex>", "dog</w>"))
+    embedding = learnt.text_encoder.get_input_embeddings().weight
+    assert (embedding[rex] - embedding[dog]).abs().max() > 0.01  # 4 steps of at most 0.001 would not do
     assert set(read_log(tmp_path / "out/figures.jsonl")[-1]) == {"step", "concept_loss", "prior_loss"}
     assert Image.open(tmp_path / "out/samples/0000004.png").size == (4 * 24, 2 * 24)
     assert Image.open(tmp_path / "out/prior.png").size == (2 * 64, 2 * 64)
