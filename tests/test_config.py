@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from synthgen import registry
 from synthgen.config import ConfigError, Job, load_job, load_training, recipe_names
@@ -128,6 +129,9 @@ def test_aliases_cannot_blow_up(tmp_path: Path) -> None:
 def test_shipped_jobs_are_valid(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"width": 64, "height": 64, "categories": ["ball"], "boxes": [[0, 0, 9, 9]]}
     (tmp_path / "captions.jsonl").write_text(json.dumps(row))  # what `benchmarks/captions.py` writes
+    for folder in ("my/rex", "my/bud"):  # what train-dreambooth.yaml names
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / folder / "1.png")
     monkeypatch.chdir(tmp_path)
     if name.startswith("train-"):
         assert load_training(name, ["vae=synthgen-tiny"] if name == "train-tiny" else []).name in (

@@ -13,6 +13,7 @@ from synthgen.scene import SceneSpec
 
 EMBEDDED = Path(__file__).parent.parent / "models"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
+CONCEPTS = "concepts.json"  # in a checkpoint's folder: the classes that it learnt by identifiers
 LICENCES = {"synthgen-tiny": "Apache-2.0"}
 SchedulerName = Literal["dpm++", "unipc", "ddim", "euler", "lms", "lcm"]
 
@@ -127,7 +128,7 @@ def find_lora(name: str) -> Path:
 
 def _from_hub(name: str, variant: str | None) -> Path:
     weights = f"*.{variant}.safetensors" if variant else "*.safetensors"
-    wanted = ["model_index.json", *(f"{part}/{kind}" for part in PARTS for kind in ("*.json", "*.txt", weights))]
+    wanted = ["model_index.json", CONCEPTS, *(f"{part}/{kind}" for part in PARTS for kind in ("*.json", "*.txt", weights))]
     return snapshot(name, wanted, ["*non_ema*"] if variant else ["*non_ema*", "*.fp16.*"])
 
 

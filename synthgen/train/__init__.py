@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Trainee(Protocol):
     """What a task trains: a torch module whose forward is the loss of one batch.
 
-    Its parameters that require gradients are trained; its state is what a checkpoint of the run holds.
+    Its parameters that require gradients are trained; its state is what a checkpoint of the run holds. A trainee whose parameters
+    do not all learn at one rate has a `groups()`: the optimiser's groups, each with a `rate` that multiplies the learning rate.
     """
 
     def batches(self, start: int, rank: int) -> Iterator[Any]:

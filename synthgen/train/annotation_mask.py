@@ -70,7 +70,7 @@ class AnnotationMaskTrainee(BoxedTrainee):
         z = torch.cat([self.noisy(noised.x, noised.noise, noised.t), batch.mask.to(device)], 1)
         words = self.text(batch.ids.to(device)).last_hidden_state
         predicted = self.unet(z.contiguous(memory_format=torch.channels_last), noised.t, words).sample
-        return self.loss(predicted, noised.x, noised.noise, noised.t, self.spec.snr_gamma)
+        return self.loss(predicted, noised.x, noised.noise, noised.t)
 
     def untold(self, batch: Batch) -> Batch:
         return replace(batch, mask=batch.black)

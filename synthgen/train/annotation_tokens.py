@@ -62,7 +62,7 @@ class AnnotationTokensTrainee(BoxedTrainee):
         conditions = self.reader.conditions(batch.captions, batch.texts)
         self.attention.last = conditions["encoder_hidden_states"].shape[1] - self.tokenizer.model_max_length
         predicted = self.unet(self.noisy(noised.x, noised.noise, noised.t), noised.t, **conditions).sample
-        loss = self.loss(predicted, noised.x, noised.noise, noised.t, self.spec.snr_gamma)
+        loss = self.loss(predicted, noised.x, noised.noise, noised.t)
         seen = self.attention.take()
         if not seen:
             return loss

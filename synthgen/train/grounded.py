@@ -77,7 +77,7 @@ class GroundedTrainee(BoxedTrainee):
         grounding = {"gligen": {"boxes": boxes, "masks": mask, "positive_embeddings": phrases}}
         z = self.noisy(noised.x, noised.noise, noised.t)
         predicted = self.unet(z, noised.t, words, cross_attention_kwargs=grounding).sample
-        loss = self.loss(predicted, noised.x, noised.noise, noised.t, self.spec.snr_gamma)
+        loss = self.loss(predicted, noised.x, noised.noise, noised.t)
         looks = self.attention.take()
         return loss + self.spec.look * look_loss(looks, boxes, mask, *noised.x.shape[2:]) if looks else loss
 

@@ -66,7 +66,8 @@ class Training:
         self.trainee = trainee.to(self.accelerator.device)
         self.weights = [p for p in self.trainee.parameters() if p.requires_grad]
         self.ema = EMAModel(self.weights, decay=spec.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75) if spec.ema else None
-        optimiser = torch.optim.AdamW(self.weights, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99))
+        groups = trainee.groups() if hasattr(trainee, "groups") else [{"params": self.weights}]
+        optimiser = torch.optim.AdamW(groups, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99))
         self.model, self.optimiser = self.accelerator.prepare(self.trainee, optimiser)
         self.losses: list[float] = []
         self.figures: dict[str, float] = {}
@@ -105,7 +106,7 @@ class Training:
     def step(self, batch: Any, step: int) -> float:
         """One optimiser step; returns the loss."""
         for group in self.optimiser.param_groups:
-            group["lr"] = self.spec.learning_rate_at(step)
+            group["lr"] = self.spec.learning_rate_at(step) * group.get("rate", 1.0)
         with self.accelerator.autocast():
             loss = self.model(batch)
         self.accelerator.backward(loss)

@@ -77,7 +77,7 @@ class TextToImageTrainee(WindowTrainee):
         """Min-SNR weighted loss."""
         x, ids, t, noise = (part.to(self.unet.device) for part in batch)
         v = self.unet(self.noisy(x, noise, t), t, self.text(ids).last_hidden_state).sample
-        return self.loss(v, x, noise, t, self.spec.snr_gamma)
+        return self.loss(v, x, noise, t)
 
     def measure(self) -> dict[str, float]:
         """The loss of windows of held-out scenes."""

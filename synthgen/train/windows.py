@@ -104,13 +104,17 @@ class WindowTrainee(nn.Module):
         vae = self.vae[0].to(self.unet.device)
         height, width = (n // self.factor * self.factor for n in picture.shape[:2])
         pixels = to_tensor(picture[None, :height, :width]).to(vae.device)
-        latents = (vae.encode(pixels).latent_dist.mode()[0] * vae.config.scaling_factor).half()
-        multiple = unet_multiple(self.unet.config)
-        cells = object_windows(scene.layout.boxes, (width, height), self.factor, multiple, LEAST // self.factor, CONTEXT)
+        latents = vae.encode(pixels).latent_dist.mode()[0] * vae.config.scaling_factor
+        return self.with_windows(scene, latents.half())
+
+    def with_windows(self, scene: Scene, latents: Tensor) -> EncodedScene:
+        """A scene of these latents (C, H, W), with the window of each box that a window may be as large as."""
+        size, least = (latents.shape[2] * self.factor, latents.shape[1] * self.factor), self.unet.config["sample_size"]
+        cells = object_windows(scene.layout.boxes, size, self.factor, unet_multiple(self.unet.config), least, CONTEXT)
         windows = tuple(
             Window(y0, x0, y1 - y0, x1 - x0, region_prompt(phrase, scene.background))
             for (x0, y0, x1, y1), phrase in zip(cells.tolist(), scene.phrases, strict=True)
-            if max(y1 - y0, x1 - x0) <= MOST // self.factor
+            if max(y1 - y0, x1 - x0) <= least * MOST // LEAST
         )
         return EncodedScene(latents, windows, scene.layout.boxes / self.factor, scene)
 
@@ -121,8 +125,9 @@ class WindowTrainee(nn.Module):
     def anywhere(self, scenes: list[EncodedScene], rng: np.random.Generator) -> list[tuple[EncodedScene, Window]]:
         """Windows of one random size, anywhere."""
         multiple = unet_multiple(self.unet.config)
-        most = min(MOST // self.factor, *(n for s in scenes for n in s.latents.shape[1:]))
-        h, w = (int(v) * multiple for v in rng.integers(LEAST // self.factor // multiple, most // multiple + 1, 2))
+        least = min(self.unet.config["sample_size"], *(n for s in scenes for n in s.latents.shape[1:]))
+        most = min(least * MOST // LEAST, *(n for s in scenes for n in s.latents.shape[1:]))
+        h, w = (int(v) * multiple for v in rng.integers(least // multiple, most // multiple + 1, 2))
         picked = [scenes[int(i)] for i in rng.integers(len(scenes), size=self.batch_size(h, w))]
         return [(s, scene_window(s, h, w, rng)) for s in picked]
 
@@ -135,16 +140,16 @@ class WindowTrainee(nn.Module):
         z: Tensor = self.noise_schedule.add_noise(x, noise, t)
         return z.contiguous(memory_format=torch.channels_last)
 
-    def loss(self, predicted: Tensor, x: Tensor, noise: Tensor, t: Tensor, gamma: float | None) -> Tensor:
+    def loss(self, predicted: Tensor, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Mean squared error of the prediction, of noise or of velocity.
 
-        Args:
-            gamma: of min-SNR weights (arXiv 2303.09556, section 3.4): min(SNR, gamma) / SNR of the noise, and of the velocity
-                min(SNR, gamma) / (SNR + 1); None: not weighted.
+        With `snr_gamma` min-SNR weighted (arXiv 2303.09556, section 3.4): min(SNR, gamma) / SNR for noise, and for velocity
+        min(SNR, gamma) / (SNR + 1).
         """
         velocity = self.noise_schedule.config.prediction_type == "v_prediction"
         target = self.noise_schedule.get_velocity(x, noise, t) if velocity else noise
         errors = (predicted.float() - target).square().mean((1, 2, 3))
+        gamma = self.spec.snr_gamma
         if gamma is None:
             return errors.mean()
         snr = compute_snr(self.noise_schedule, t)
@@ -157,23 +162,36 @@ class WindowTrainee(nn.Module):
 
     def export(self, folder: Path) -> None:
         """Write an fp16 Stable Diffusion checkpoint."""
-        for part in (self.vae[0], self.unet):
-            part.register_to_config(_name_or_path=self.spec.name)  # not the folder that it was loaded from
-        pipeline = StableDiffusionPipeline(
-            vae=self.vae[0],
-            text_encoder=self.text,
-            tokenizer=self.tokenizer,
-            unet=self.unet,
-            scheduler=self.solver,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        for part in (self.vae[0], self.text, self.unet):
-            part.half()
-        pipeline.save_pretrained(folder)
-        for part in (self.vae[0], self.text, self.unet):
-            part.float()
+        save_checkpoint(folder, self.spec.name, self.vae[0], self.text, self.tokenizer, self.unet, self.solver)
+
+
+def save_checkpoint(
+    folder: Path,
+    name: str,
+    vae: AutoencoderKL,
+    text: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    solver: Any,
+) -> None:
+    """Write an fp16 Stable Diffusion checkpoint; the parts stay in fp32."""
+    for part in (vae, unet):
+        part.register_to_config(_name_or_path=name)  # not the folder that it was loaded from
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=solver,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    for part in (vae, text, unet):
+        part.half()
+    pipeline.save_pretrained(folder)
+    for part in (vae, text, unet):
+        part.float()
 
 
 def scene_window(scene: EncodedScene, h: int, w: int, rng: np.random.Generator) -> Window:

@@ -34,11 +34,17 @@ class DetectorVerifier:
         self.detect = load_detector(spec, device)
 
     def __call__(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Verdict]:
-        found = self.found(images, layouts)
-        return [hold(of, seen, self.spec.unasked) for of, seen in zip(layouts, found, strict=True)]
+        called = [replace(of, categories=tuple(self.spec.labels.get(name, name) for name in of.categories)) for of in layouts]
+        found = self.seen(images, layouts)
+        return [hold(of, seen, self.spec.unasked) for of, seen in zip(called, found, strict=True)]
 
     def found(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Detections]:
-        """What is in each picture, in the layouts' names; runs of pictures of one size are looked at together."""
+        """What is in each picture, in the layouts' names."""
+        found = self.seen(images, layouts)
+        return [replace(f, categories=tuple(self.names.get(label, label) for label in f.categories)) for f in found]
+
+    def seen(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Detections]:
+        """The same in the detector's words; runs of pictures of one size are looked at together."""
         found: list[Detections] = []
         pairs = zip(images, (self.labels(of) for of in layouts), strict=True)
         for _, run in groupby(pairs, key=lambda pair: pair[0].shape):
@@ -46,11 +52,11 @@ class DetectorVerifier:
             for k in range(0, len(same), AT_ONCE):
                 pictures, labels = zip(*same[k : k + AT_ONCE], strict=True)
                 found += self.detect(pictures, labels)
-        return [replace(f, categories=tuple(self.names.get(label, label) for label in f.categories)) for f in found]
+        return found
 
     def labels(self, layout: Layout) -> list[str]:
         """What the detector calls a layout's categories."""
-        return [self.spec.labels.get(name, name) for name in dict.fromkeys(layout.categories) if name]
+        return list(dict.fromkeys(self.spec.labels.get(name, name) for name in layout.categories if name))
 
 
 def load_detector(spec: Spec, device: str, least: float | None = None) -> Detect:

@@ -98,7 +98,10 @@ def test_another_training_in_the_folder_is_refused(training_file: Path, capsys: 
     [
         ("crop=33", "crop: 33 px must be a multiple of 2"),
         ("crop=128", "crop: 128 px is larger than data.side, 96 px"),
-        ("task=vea", "task: 'vea' is not a task; did you mean 'vae'?; there are: annotation_mask, annotation_tokens, detector, dreambooth, grounded, text_to_image, vae"),
+        (
+            "task=vea",
+            "task: 'vea' is not a task; did you mean 'vae'?; there are: annotation_mask, annotation_tokens, detector, dreambooth, grounded, text_to_image, vae",
+        ),
         ("data.shards=nowhere", "data.shards: 'nowhere' holds no shards/*.tar"),
         ("data.pasted=nowhere", "data.pasted: 'nowhere' is not train or heldout"),
         ("init=nowhere", "init: model 'nowhere': no folder of that name"),

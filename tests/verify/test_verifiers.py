@@ -138,6 +138,18 @@ def test_detectors_of_transformers_are_read(detr: Path) -> None:
         assert len(verdict.scores) == len(verdict.ious) == len(layout)
 
 
+def test_two_categories_may_be_called_the_same() -> None:
+    """Identifiers: a detector that knows dogs alone sees <rex> dog and <bud> dog as dogs."""
+    labels = {"<rex> dog": "dog", "<bud> dog": "dog"}
+    verifier = DetectorVerifier(DetectorSpec(labels=labels, unasked=None), "cpu")
+    layout = Layout(160, 96, np.array([[8, 8, 72, 72], [84, 16, 148, 80]], np.float32), ("dog", "dog"), ("a brown dog",) * 2)
+    (painting,) = PasteSpec().load(SceneSpec(), Numerics())([Scene(layout, "a field of grass")], [np.random.SeedSequence(0)])
+    named = Layout(160, 96, layout.boxes, tuple(labels))
+    plain, own = (verifier([painting.image], [of])[0].scores for of in (layout, named))
+    assert (plain > 0.1).all()
+    np.testing.assert_array_equal(own, plain)
+
+
 @pytest.mark.parametrize("found", [[], [{"score": 0.2, "label": "a", "box": {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}}] * 2])
 def test_detections_of_pipelines(found: Sequence[dict[str, Any]]) -> None:
     ours = as_detections(found)
