@@ -12,6 +12,7 @@ from synthgen.layouts import Layout
 from synthgen.pipelines.annotation_mask.pipeline import AnnotationMaskPipeline
 from synthgen.scene import Scene
 from synthgen.train.boxed import BoxedTrainee, Noised
+from synthgen.train.lora import add_lora
 from synthgen.train.scenes import Picture
 from synthgen.train.tasks.annotation_mask import Spec
 from synthgen.train.windows import EncodedScene
@@ -38,6 +39,9 @@ class AnnotationMaskTrainee(BoxedTrainee):
         widen(self.unet, 2 * self.vae[0].config.latent_channels)
         for name, weight in self.unet.named_parameters():
             weight.requires_grad_("fuser" not in name and "position_net" not in name)
+        if spec.lora is not None:
+            add_lora(self.unet, spec.lora.rank)
+            self.unet.conv_in.requires_grad_(True)  # it begins at 0, and a LoRA beside the checkpoint lacks it
 
     @torch.no_grad()
     def encode(self, scene: Scene, picture: Picture) -> EncodedScene:

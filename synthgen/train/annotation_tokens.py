@@ -9,6 +9,7 @@ from torch import Tensor
 from synthgen.pipelines.annotation_tokens.pipeline import AnnotationTokensPipeline
 from synthgen.train.box_attention import BoxAttention, look_loss
 from synthgen.train.boxed import BoxedTrainee, Noised
+from synthgen.train.lora import add_lora
 from synthgen.train.tasks.annotation_tokens import Spec
 from synthgen.train.windows import EncodedScene
 
@@ -38,6 +39,8 @@ class AnnotationTokensTrainee(BoxedTrainee):
         for name, weight in self.unet.named_parameters():
             gated = "fuser" in name or "position_net" in name  # not called
             weight.requires_grad_(not gated and (spec.train == "all" or ".attn2." in name))
+        if spec.lora is not None:
+            add_lora(self.unet, spec.lora.rank)
         self.text.requires_grad_(spec.train_text_encoder)
         self.text.get_input_embeddings().requires_grad_(True)
         self.attention = BoxAttention()

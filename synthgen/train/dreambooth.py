@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
-from peft import LoraConfig, TrainableTokensConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -34,6 +33,7 @@ from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.pipelines.paste import CutOut
 from synthgen.scene import Scene
 from synthgen.shards.store import replacing, write_text
+from synthgen.train.lora import add_lora, merged
 from synthgen.train.scenes import PastedScenes, Picture, Pool, relight
 from synthgen.train.tasks.dreambooth import Concept, NewConcept, Spec, earlier_concepts, is_cutout, window_of
 from synthgen.train.vae import to_pixels
@@ -41,7 +41,6 @@ from synthgen.train.windows import EncodedScene, Window, WindowTrainee, save_che
 
 ANYWHERE_SHARE = 0.25  # of the prior's batches: any window, with the names of all that is in it
 PHOTO_CROP = 0.85  # least share of a photograph's shorter side that is seen
-UNET_LORA = r"^(?!.*fuser).*\.(to_q|to_k|to_v|to_out\.0|conv1|conv2|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2)$"
 TEXT_LORA = ["q_proj", "k_proj", "v_proj", "out_proj"]
 SHEET_BOXES = 4
 WORDS = "trainable_tokens"  # in the names of the parameters that are embeddings of new words
@@ -121,7 +120,7 @@ class DreamBoothTrainee(WindowTrainee):
         for name, weight in self.unet.named_parameters():
             weight.requires_grad_(spec.lora is None and "fuser" not in name and "position_net" not in name)
         if spec.lora is not None:
-            self.unet.add_adapter(LoraConfig(r=spec.lora.rank, lora_alpha=spec.lora.rank, target_modules=UNET_LORA))
+            add_lora(self.unet, spec.lora.rank)
 
     def groups(self) -> list[dict[str, Any]]:
         """The new words learn fastest: what sets a class apart is to be in its word, not in what all dogs look like."""
@@ -245,19 +244,11 @@ class DreamBoothTrainee(WindowTrainee):
 
     def export(self, folder: Path) -> None:
         """Write a checkpoint with all its classes; a LoRA is merged into it, and stands beside it too."""
-        unet, text = deepcopy(self.unet), deepcopy(self.text)
-        lora = None
-        if self.spec.lora is not None:
-            lora = get_peft_model_state_dict(unet)
-            unet.fuse_lora()
-            unet.unload_lora()
-        text = text.merge_and_unload()
+        unet, text = merged(self.unet, folder / "lora"), deepcopy(self.text).merge_and_unload()
         save_checkpoint(folder, self.spec.name, self.vae[0], text, self.tokenizer, unet, self.solver)
         known = [*self.earlier, *self.spec.concepts]
         entries = [{"identifier": c.identifier, "category": c.category} for c in known]
         write_text(folder / CONCEPTS, json.dumps(entries, indent=1) + "\n")
-        if lora is not None:
-            StableDiffusionPipeline.save_lora_weights(folder / "lora", unet_lora_layers=lora)
 
 
 def add_words(tokenizer: CLIPTokenizer, text: CLIPTextModel, concepts: Sequence[Concept]) -> list[int]:

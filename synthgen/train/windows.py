@@ -27,6 +27,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from synthgen.diffusion.models import unet_multiple, vae_factor
 from synthgen.diffusion.windows import object_windows
 from synthgen.scene import Scene, region_prompt
+from synthgen.train.lora import merged
 from synthgen.train.scenes import PastedScenes, Picture, Pool, open_scenes
 from synthgen.train.vae import to_tensor
 
@@ -161,8 +162,9 @@ class WindowTrainee(nn.Module):
         return (self.batch(scenes, np.random.default_rng(k)) for k in range(batches))
 
     def export(self, folder: Path) -> None:
-        """Write an fp16 Stable Diffusion checkpoint."""
-        save_checkpoint(folder, self.spec.name, self.vae[0], self.text, self.tokenizer, self.unet, self.solver)
+        """Write an fp16 Stable Diffusion checkpoint; a LoRA is merged into it, and stands beside it too."""
+        unet = merged(self.unet, folder / "lora")
+        save_checkpoint(folder, self.spec.name, self.vae[0], self.text, self.tokenizer, unet, self.solver)
 
 
 def save_checkpoint(

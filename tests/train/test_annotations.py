@@ -111,6 +111,21 @@ def test_what_is_trained_can_be_chosen(checkpoint: Path) -> None:
     assert all(text.startswith("label_") for texts in batch.texts for text in texts)
 
 
+def test_a_lora_is_merged_into_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    spec = MaskSpec.model_validate(settings(checkpoint, lora={"rank": 2}))
+    trainee = AnnotationMaskTrainee(spec)
+    trained = {name for name, p in trainee.unet.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or "conv_in." in name for name in trained)
+    batch = next(trainee.batches(0, 0))
+    losses(trainee, batch, 1e-2, 2)
+    trainee.export(tmp_path)
+    assert list((tmp_path / "lora").glob("*.safetensors"))
+    again = AnnotationMaskTrainee(MaskSpec.model_validate(settings(tmp_path)))
+    assert not any("lora_" in name for name, _ in again.unet.named_parameters())
+    with torch.no_grad():
+        assert again(batch).item() == pytest.approx(trainee(batch).item(), rel=1e-2)  # fp16
+
+
 def test_a_widened_unet_predicts_what_it_did(checkpoint: Path, mask: AnnotationMaskTrainee) -> None:
     batch = next(mask.batches(0, 0))
     assert mask.unet.config.in_channels == 2 * mask.vae[0].config.latent_channels

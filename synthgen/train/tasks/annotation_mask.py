@@ -7,6 +7,7 @@ from pydantic import Field
 from synthgen.shards.categories import category_ids
 from synthgen.train import Trainee
 from synthgen.train.tasks._boxed import BoxedSpec
+from synthgen.train.tasks._lora import LoraSpec
 
 
 class Spec(BoxedSpec):
@@ -17,6 +18,7 @@ class Spec(BoxedSpec):
     max_boxes: int = Field(1000, ge=1, description="boxes that a window is told of at most")
     look: Literal[0] = Field(0, description="the mask is not attended to")
     label_range: int = Field(90, ge=1, description="category id that is painted white")
+    lora: LoraSpec | None = Field(None, description="null: the weights of the UNet themselves change")
     categories: dict[str, int] = Field(default={}, description="ids of names that COCO lacks")
 
     def check(self) -> list[str]:

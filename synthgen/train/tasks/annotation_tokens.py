@@ -7,6 +7,7 @@ from pydantic import Field
 from synthgen.shards.categories import category_ids
 from synthgen.train import Trainee
 from synthgen.train.tasks._boxed import BoxedSpec
+from synthgen.train.tasks._lora import LoraSpec
 
 
 class Spec(BoxedSpec):
@@ -17,6 +18,7 @@ class Spec(BoxedSpec):
     bins: int = Field(64, ge=2, le=1000, description="location tokens: parts of a side that they tell apart")
     train: Literal["all", "attention"] = Field("all", description="of the UNet; attention: its cross-attention alone")
     train_text_encoder: bool = Field(True, description="all of it; false: its token embeddings alone")
+    lora: LoraSpec | None = Field(None, description="null: the weights of the UNet themselves change")
     categories: dict[str, int] = Field(default={}, description="ids of names that COCO lacks, for the literal form")
 
     def check(self) -> list[str]:

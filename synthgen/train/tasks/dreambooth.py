@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from synthgen.diffusion.models import CONCEPTS, find_model, read_config, vae_factor
 from synthgen.scene import pictures
 from synthgen.train import TaskSpec, Trainee
+from synthgen.train.tasks._lora import LoraSpec
 from synthgen.train.tasks.vae import missing_model
 
 LEAST_SIDE = 16  # px of a picture
@@ -83,14 +84,6 @@ def is_cutout(file: Path) -> bool:
     if opaque < LEAST_OPAQUE:
         raise ValueError(f"images: {str(file)!r} is transparent but for {opaque:.1%}; it must show the object")
     return sum(alpha.histogram()[:128]) > 0
-
-
-class LoraSpec(BaseModel):
-    """Low-rank changes instead of changes to all weights (arXiv 2106.09685)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rank: int = Field(16, ge=1)
 
 
 class Spec(TaskSpec):

@@ -1,0 +1,11 @@
+"""LoRA: what the recipes of tasks say of it."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LoraSpec(BaseModel):
+    """Low-rank changes instead of changes to all weights (arXiv 2106.09685)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(16, ge=1)
