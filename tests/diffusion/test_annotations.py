@@ -33,11 +33,11 @@ def test_malformed_strings_are_named(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("corners", "tokens"),
-    [((0, 0, 100, 50, 18), "0 0 63 63"), ((50, 25, 75, 49.9, 18), "32 32 48 63"), ((1.5, 0.7, 3.2, 1.6, 18), "0 0 2 2")],
+    ("box", "tokens"),
+    [((0, 0, 100, 50), "0 0 63 63"), ((50, 25, 75, 49.9), "32 32 48 63"), ((1.5, 0.7, 3.2, 1.6), "0 0 2 2")],
 )
-def test_compact_form_bins_each_side(corners: tuple[float, float, float, float, int], tokens: str) -> None:
-    assert compact("a dog", corners, (100, 50), 64) == "a dog " + " ".join(f"<loc_{k}>" for k in tokens.split())
+def test_compact_form_bins_each_side(box: tuple[float, float, float, float], tokens: str) -> None:
+    assert compact("a dog", box, (100, 50), 64) == "a dog " + " ".join(f"<loc_{k}>" for k in tokens.split())
 
 
 def test_ids_are_cocos_or_given() -> None:
