@@ -28,7 +28,8 @@ from synthgen.train.vae import Features
 from synthgen.verify.centernet import CenterNet
 
 SIDE = 320  # px of the canvas
-LAYOUT = [f"layout.canvas=[{SIDE}, {SIDE}]", "layout.size=[56, 76]", "layout.gap=2"]
+SIZE = ["layout.size=[56, 76]", "layout.gap=2"]
+LAYOUT = [f"layout.canvas=[{SIDE}, {SIDE}]", *SIZE]
 RECIPES = {
     "tokens": ["pipeline=annotation-tokens-tiny", "pipeline.tile=112", "pipeline.overlap=0.05"],
     "mask": ["pipeline=annotation-mask-tiny", "pipeline.tile=112"],
@@ -51,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     detector = CenterNet.from_pretrained(EMBEDDED / "centernet-tiny", dtype=torch.float32).eval()
-    meters = Meters(load_judge(args.judge), detector, Features(), LAYOUT)
+    meters = Meters(load_judge(args.judge), detector, Features(), SIZE)
     scenes, rows = draw_scenes(args.dogs, args.images, 21, LAYOUT), {}
     for method in RECIPES:
         for name, told, recipe in variants(method, getattr(args, method), scenes):

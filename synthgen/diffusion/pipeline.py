@@ -208,7 +208,8 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
             torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).to(self.vae.device, self.vae.dtype) / 127.5 - 1
         )
         means = torch.cat([self.vae.encode(p[None]).latent_dist.mode() for p in pixels]).float()
-        self.vae.to(dtype=dtype)
+        if self.vae.dtype != dtype:
+            self.vae.to(dtype=dtype)
         return (means - self._shift) * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor, cpu_vae: bool = False) -> NDArray[np.uint8]:

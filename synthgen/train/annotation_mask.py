@@ -36,6 +36,7 @@ class AnnotationMaskTrainee(BoxedTrainee):
     def __init__(self, spec: Spec) -> None:
         options = {"tile": min(256, spec.windows[1]), "label_range": spec.label_range, "categories": spec.categories}
         super().__init__(spec, AnnotationMaskPipeline, options)
+        self.blacks: dict[tuple[int, int], Tensor] = {}
         widen(self.unet, 2 * self.vae[0].config.latent_channels)
         for name, weight in self.unet.named_parameters():
             weight.requires_grad_("fuser" not in name and "position_net" not in name)
@@ -57,13 +58,18 @@ class AnnotationMaskTrainee(BoxedTrainee):
         self.painter[0].vae.to(self.unet.device)
         return self.painter[0].encode_pictures(painted)[0].half()
 
+    @torch.no_grad()
+    def black(self, width: int, height: int) -> Tensor:
+        """Latents (C, h, w) of a mask without boxes; each size is encoded once."""
+        if (width, height) not in self.blacks:
+            self.blacks[width, height] = self.encode_mask(Layout(width, height, np.zeros((0, 4), np.float32), ())).float()
+        return self.blacks[width, height]
+
     def batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:
         """Windows of one random size, anywhere, with their part of the mask."""
         windows = self.windows(scenes, rng)
         masks = torch.stack([w.of(w.scene.beside) for w in windows if w.scene.beside is not None]).float()
-        w = windows[0].layout
-        with torch.no_grad():
-            black = self.encode_mask(Layout(w.width, w.height, np.zeros((0, 4), np.float32), ())).float()
+        black = self.black(windows[0].layout.width, windows[0].layout.height)
         told = torch.tensor([w.told for w in windows], device=masks.device)[:, None, None, None]
         ids = self.tokens([w.caption for w in windows])
         return Batch(self.noised(windows, rng), ids, torch.where(told, masks, black), black.expand_as(masks))
