@@ -1,6 +1,7 @@
 """What several tests use: small jobs, finished datasets, and tiny random checkpoints."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import pytest
 
 from synthgen.config import Job, load_job
 from synthgen.engine.run import run
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many workers as cores
 
 SMALL_JOB: dict[str, Any] = {
     "version": 1,
