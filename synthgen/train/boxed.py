@@ -76,8 +76,8 @@ class BoxedTrainee(WindowTrainee):
         folder = find_model(spec.init)
         pipeline = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
         pipeline.set_progress_bar_config(disable=True)
-        self.options = options
         super().__init__(spec, pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, pipeline.vae, pipeline.scheduler)
+        self.options = options
         self.painter = [pipeline]  # in a list: its parts are registered already
 
     def windows(self, scenes: list[EncodedScene], rng: np.random.Generator) -> list[BoxedWindow]:
