@@ -11,9 +11,7 @@ from diffusers.models.attention import GatedSelfAttentionDense
 from numpy.typing import NDArray
 
 from synthgen.diffusion.windows import background_windows
-from synthgen.layouts import Layout
-
-HELD = 0.5  # share of a box that a window must hold to be told of it
+from synthgen.layouts import HELD, Layout, held
 
 
 @dataclass(frozen=True)
@@ -68,13 +66,6 @@ def grounded_windows(
     told = shares >= HELD
     told[np.arange(len(boxes)), shares.argmax(1)] |= ~told.any(1)
     return [_grounded(window, cells, np.flatnonzero(told[:, k]), most) for k, window in enumerate(found)]
-
-
-def held(cells: NDArray[np.float64], window: Sequence[int]) -> NDArray[np.float64]:
-    """Share (N,) of each box's area that a window holds; boxes and window in the same unit."""
-    sides = np.minimum(cells[:, 2:], window[2:]) - np.maximum(cells[:, :2], window[:2])
-    share: NDArray[np.float64] = sides.clip(0).prod(1) / (cells[:, 2:] - cells[:, :2]).prod(1)
-    return share
 
 
 def halves(window: Sequence[int], multiple: int) -> list[tuple[int, ...]]:

@@ -15,6 +15,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from synthgen.errors import InputError
 
 Boxes = NDArray[np.float32]
+HELD = 0.5  # share of a box that a window or a crop must hold for the box to count there
+
+
+def held(boxes: NDArray[np.float64], window: Sequence[float]) -> NDArray[np.float64]:
+    """Share (N,) of the area of each of (N, 4) boxes that a window x0, y0, x1, y1 holds; all in the same unit."""
+    sides = np.minimum(boxes[:, 2:], window[2:]) - np.maximum(boxes[:, :2], window[:2])
+    share: NDArray[np.float64] = sides.clip(0).prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return share
 
 
 @dataclass(frozen=True)

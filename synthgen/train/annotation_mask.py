@@ -15,7 +15,7 @@ from synthgen.train.boxed import BoxedTrainee, Noised
 from synthgen.train.lora import add_lora
 from synthgen.train.scenes import Picture
 from synthgen.train.tasks.annotation_mask import Spec
-from synthgen.train.windows import EncodedScene
+from synthgen.train.windows import EncodedScene, is_gated
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class AnnotationMaskTrainee(BoxedTrainee):
         self.blacks: dict[tuple[int, int], Tensor] = {}
         widen(self.unet, 2 * self.vae[0].config.latent_channels)
         for name, weight in self.unet.named_parameters():
-            weight.requires_grad_("fuser" not in name and "position_net" not in name)
+            weight.requires_grad_(not is_gated(name))
         if spec.lora is not None:
             add_lora(self.unet, spec.lora.rank)
             self.unet.conv_in.requires_grad_(True)  # it begins at 0, and a LoRA beside the checkpoint lacks it

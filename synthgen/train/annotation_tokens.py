@@ -8,10 +8,10 @@ from torch import Tensor
 
 from synthgen.pipelines.annotation_tokens.pipeline import AnnotationTokensPipeline
 from synthgen.train.box_attention import BoxAttention, look_loss
-from synthgen.train.boxed import BoxedTrainee, Noised
+from synthgen.train.boxed import BoxedTrainee, Noised, padded_boxes
 from synthgen.train.lora import add_lora
 from synthgen.train.tasks.annotation_tokens import Spec
-from synthgen.train.windows import EncodedScene
+from synthgen.train.windows import EncodedScene, is_gated
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class AnnotationTokensTrainee(BoxedTrainee):
         if spec.form == "compact" and not self.reader.bins:
             self.reader.add_location_tokens(spec.bins)
         for name, weight in self.unet.named_parameters():
-            gated = "fuser" in name or "position_net" in name  # not called
-            weight.requires_grad_(not gated and (spec.train == "all" or ".attn2." in name))
+            weight.requires_grad_(not is_gated(name) and (spec.train == "all" or ".attn2." in name))
         if spec.lora is not None:
             add_lora(self.unet, spec.lora.rank)
         self.text.requires_grad_(spec.train_text_encoder)
@@ -51,11 +50,7 @@ class AnnotationTokensTrainee(BoxedTrainee):
         """Windows of one random size, anywhere, with the boxes that they hold at least half of."""
         windows = self.windows(scenes, rng)
         told = [w.layout if w.told else w.layout.select([]) for w in windows]
-        most = max(1, *map(len, told))
-        boxes, mask = torch.zeros(len(windows), most, 4), torch.zeros(len(windows), most)
-        for i, (window, layout) in enumerate(zip(windows, told, strict=True)):
-            n = len(layout)
-            boxes[i, :n], mask[i, :n] = torch.from_numpy(window.shares[:n]), 1
+        boxes, mask = padded_boxes(windows, max(1, *map(len, told)))
         texts = self.reader.texts(told, self.spec.form, self.spec.categories)
         return Batch(self.noised(windows, rng), [w.caption for w in windows], texts, boxes, mask)
 

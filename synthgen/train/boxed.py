@@ -1,5 +1,6 @@
 """Training of UNets that are told of boxes: windows of scenes with the boxes in them, as the pipelines cut them."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from synthgen.diffusion.grounding import HELD, held
 from synthgen.diffusion.models import find_model, unet_multiple
 from synthgen.diffusion.pipeline import LatentPipeline
-from synthgen.layouts import Layout
+from synthgen.layouts import HELD, Layout, held
 from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.scene import Scene, SceneSpec, caption
 from synthgen.train.tasks._boxed import BoxedSpec
@@ -116,9 +116,9 @@ class BoxedTrainee(WindowTrainee):
         told, untold = (float(np.mean([float(self(b)) for b in of])) for of in (batches, map(self.untold, batches)))
         return {"heldout_loss": round(told, 5), "heldout_loss_without_boxes": round(untold, 5)}
 
+    @abstractmethod
     def untold(self, batch: Any) -> Any:
         """The same batch without its boxes."""
-        raise NotImplementedError
 
     def sheet(self) -> Image.Image:
         """Four layouts painted by the pipeline, without and with their boxes drawn."""
@@ -140,6 +140,15 @@ class BoxedTrainee(WindowTrainee):
                 draw.rectangle(box, outline="red")
             sheet.paste(image, (i * side, side))
         return sheet
+
+
+def padded_boxes(windows: Sequence[BoxedWindow], most: int) -> tuple[Tensor, Tensor]:
+    """What windows are told of: boxes (B, most, 4) as shares of them, and a mask (B, most), 1 where there is a box."""
+    boxes, mask = torch.zeros(len(windows), most, 4), torch.zeros(len(windows), most)
+    for i, window in enumerate(windows):
+        n = len(window.layout) if window.told else 0
+        boxes[i, :n], mask[i, :n] = torch.from_numpy(window.shares[:n]), 1
+    return boxes, mask
 
 
 def sheet_scenes(side: int) -> list[Scene]:

@@ -34,10 +34,10 @@ from synthgen.pipelines.paste import CutOut
 from synthgen.scene import Scene
 from synthgen.shards.store import replacing, write_text
 from synthgen.train.lora import add_lora, merged
-from synthgen.train.scenes import PastedScenes, Picture, Pool, relight
+from synthgen.train.scenes import PastedScenes, Picture, relight
 from synthgen.train.tasks.dreambooth import Concept, NewConcept, Spec, earlier_concepts, is_cutout, window_of
 from synthgen.train.vae import to_pixels
-from synthgen.train.windows import EncodedScene, Window, WindowTrainee, save_checkpoint
+from synthgen.train.windows import EncodedScene, Window, WindowTrainee, is_gated, save_checkpoint
 
 ANYWHERE_SHARE = 0.25  # of the prior's batches: any window, with the names of all that is in it
 PHOTO_CROP = 0.85  # least share of a photograph's shorter side that is seen
@@ -118,7 +118,7 @@ class DreamBoothTrainee(WindowTrainee):
         self.earlier, self.words = earlier_concepts(self.folder), words
         self.scenes = self.concepts = ConceptScenes(spec, self.folder, spec.seed + 1)
         for name, weight in self.unet.named_parameters():
-            weight.requires_grad_(spec.lora is None and "fuser" not in name and "position_net" not in name)
+            weight.requires_grad_(spec.lora is None and not is_gated(name))
         if spec.lora is not None:
             add_lora(self.unet, spec.lora.rank)
 
@@ -180,24 +180,12 @@ class DreamBoothTrainee(WindowTrainee):
         picture: Picture = to_pixels(vae.decode(z[None].to(vae.device, vae.dtype) / vae.config.scaling_factor).sample)[0]
         return picture
 
-    def batches(self, start: int, rank: int) -> Iterator[Batch]:
-        pool: Pool[EncodedScene] = Pool(self.scenes, self.spec.data, self.encode)
-        for step, scenes in enumerate(pool.steps(start), start):
-            yield self.batch(list(scenes), np.random.default_rng((self.spec.seed, step, rank)))
-
     def batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:
         """Windows of the new classes, and windows of what is to be kept."""
         filled = [s for s in self.prior if s.objects]
         kept = self.anywhere(self.prior, rng) if rng.random() < ANYWHERE_SHARE else self.same_sized(filled, rng)
         new = self.same_sized([s for s in scenes if s.objects], rng)
         return self.part(new, rng, 0), self.part(kept, rng, self.spec.prompt_dropout)
-
-    def same_sized(self, scenes: list[EncodedScene], rng: np.random.Generator) -> list[tuple[EncodedScene, Window]]:
-        """Windows of objects, all of the size of a random one."""
-        scene = scenes[int(rng.integers(len(scenes)))]
-        like = scene.objects[int(rng.integers(len(scene.objects)))]
-        same = [(s, w) for s in scenes for w in s.objects if (w.h, w.w) == (like.h, like.w)]
-        return [same[int(i)] for i in rng.integers(len(same), size=self.batch_size(like.h, like.w))]
 
     def part(self, picks: list[tuple[EncodedScene, Window]], rng: np.random.Generator, dropout: float) -> Part:
         x = torch.stack([s.latents[:, w.y : w.y + w.h, w.x : w.x + w.w] for s, w in picks]).float()

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from synthgen.layouts import Layout
+from synthgen.layouts import HELD, Layout, held
 from synthgen.layouts.coco import mirrored
 from synthgen.scene import Scene
 
@@ -46,7 +46,7 @@ def crop_scene(scene: Scene, x: int, y: int, width: int, height: int) -> Scene:
     """The scene seen through the crop at (x, y); boxes are clipped, those less than half inside go."""
     boxes = scene.layout.boxes.astype(np.float64)
     clipped = np.clip(boxes - [x, y, x, y], 0, [width, height, width, height])
-    keep = (clipped[:, 2:] - clipped[:, :2]).prod(1) >= 0.5 * (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    keep = held(boxes, (x, y, x + width, y + height)) >= HELD
     layout: Layout = replace(scene.layout, width=width, height=height, boxes=clipped.astype(np.float32))
     return replace(scene, layout=layout.select(np.flatnonzero(keep).tolist()))
 

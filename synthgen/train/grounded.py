@@ -9,9 +9,9 @@ from torch import Tensor
 
 from synthgen.pipelines.grounded.pipeline import GroundedPipeline
 from synthgen.train.box_attention import BoxAttention, look_loss
-from synthgen.train.boxed import BoxedTrainee, BoxedWindow, Noised
+from synthgen.train.boxed import BoxedTrainee, BoxedWindow, Noised, padded_boxes
 from synthgen.train.tasks.grounded import Spec
-from synthgen.train.windows import EncodedScene
+from synthgen.train.windows import EncodedScene, is_gated
 
 GATE = 0.3  # of layers that were never trained: shut ones would have to open before the rest can learn
 
@@ -35,7 +35,7 @@ class GroundedTrainee(BoxedTrainee):
         super().__init__(spec, GroundedPipeline, options)
         self.text.requires_grad_(False)
         for name, weight in self.unet.named_parameters():
-            weight.requires_grad_("fuser" in name or "position_net" in name)
+            weight.requires_grad_(is_gated(name))
         self.attention = BoxAttention(spec.max_boxes)
         for layer in (m for m in self.unet.modules() if isinstance(m, GatedSelfAttentionDense)):
             layer.attn.set_processor(self.attention)
@@ -52,13 +52,11 @@ class GroundedTrainee(BoxedTrainee):
 
     def grounding(self, windows: list[BoxedWindow]) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, their mask and their phrases, padded to the number that the layers are told of at most."""
-        shape = (len(windows), self.spec.max_boxes)
-        boxes, mask, phrases = torch.zeros(*shape, 4), torch.zeros(shape), torch.zeros(*shape, self.text.config.hidden_size)
+        boxes, mask = padded_boxes(windows, self.spec.max_boxes)
+        phrases = torch.zeros(*mask.shape, self.text.config.hidden_size)
         for i, window in enumerate(windows):
             if window.told:
-                n = len(window.layout)
-                boxes[i, :n], mask[i, :n] = torch.from_numpy(window.shares), 1
-                phrases[i, :n] = self.phrases(window.layout.phrases or ())
+                phrases[i, : len(window.layout)] = self.phrases(window.layout.phrases or ())
         return boxes, mask, phrases
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.pipelines.paste import PastePainter
 from synthgen.scene import Scene
 from synthgen.train import DataSpec
-from synthgen.train.dataset_scenes import BadDataError, RecordScenes, ShardScenes
+from synthgen.train.dataset_scenes import BadDataError, DatasetScenes, RecordScenes, ShardScenes
 from synthgen.train.geometry import Picture
 
 __all__ = ["PastedScenes", "Picture", "Pool", "RecordScenes", "Scenes", "ShardScenes", "loaded", "open_scenes", "relight"]
@@ -51,7 +51,7 @@ def open_scenes(data: DataSpec, seed: int) -> Scenes:
         BadDataError: entries cannot be used, and are not to be skipped.
     """
     if data.shards is not None:
-        scenes: Scenes = ShardScenes(data, seed)
+        scenes: Numbered = ShardScenes(data, seed)
     elif data.coco is not None or data.jsonl is not None:
         scenes = RecordScenes(data, seed)
     else:
@@ -75,19 +75,22 @@ def held_out_scenes(data: DataSpec, seed: int) -> Scenes:
 class MixedScenes:
     """Two sequences in one: of any run of scenes `share` (of 1, to one scene) are of the second."""
 
-    def __init__(self, first: Scenes, second: Scenes, share: float) -> None:
+    def __init__(self, first: Numbered, second: Numbered, share: float) -> None:
         self.first, self.second, self.share = first, second, share
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """What both have left out."""
-        return {place: why for of in (self.first, self.second) for place, why in getattr(of, "skipped", {}).items()}
+        self.skipped: dict[str, str] = {}  # what both leave out
+        for part in (first, second):
+            if isinstance(part, DatasetScenes):
+                self.skipped |= part.skipped
+                part.skipped = self.skipped
 
     def from_number(self, start: int) -> Iterator[tuple[Scene, Picture]]:
-        before = int(start * self.share)
-        first, second = self.first.from_number(start - before), self.second.from_number(before)
-        for k in count(start):
-            yield next(second if int((k + 1) * self.share) > int(k * self.share) else first)
+        """The scenes from number `start` on."""
+        return (self[k] for k in count(start))
+
+    def __getitem__(self, k: int) -> tuple[Scene, Picture]:
+        """Scene number k: only that one is read, so that workers share the work."""
+        before = int(k * self.share)
+        return self.second[before] if int((k + 1) * self.share) > before else self.first[k - before]
 
 
 class PastedScenes:

@@ -15,7 +15,7 @@ from synthgen.diffusion.models import find_model, vae_factor
 from synthgen.train.scenes import open_scenes
 from synthgen.train.tasks.text_to_image import Spec
 from synthgen.train.vae import to_pixels
-from synthgen.train.windows import LEAST, EncodedScene, Window, WindowTrainee
+from synthgen.train.windows import LEAST, EncodedScene, Window, WindowTrainee, is_gated
 
 GROUND_SHARE, SCENE_SHARE = 0.2, 0.08  # of the batches: ground alone; any window, with the names of all that is in it
 CAPTIONS_READ = 128  # scenes whose words a new tokenizer knows
@@ -36,7 +36,7 @@ class TextToImageTrainee(WindowTrainee):
         if spec.init is not None:
             self.start_from(find_model(spec.init))
         for name, weight in self.unet.named_parameters():
-            weight.requires_grad_("fuser" not in name and "position_net" not in name)
+            weight.requires_grad_(not is_gated(name))
 
     def start_from(self, folder: Path) -> None:
         """Take over the weights of a checkpoint; words that its tokenizer knows keep their embeddings."""
@@ -67,11 +67,7 @@ class TextToImageTrainee(WindowTrainee):
             return self.anywhere(grounds, rng)
         if kind < GROUND_SHARE + SCENE_SHARE:
             return self.anywhere(filled, rng)
-        # one window a scene first, so that scenes of few, large objects count as much as those of many
-        scene = filled[int(rng.integers(len(filled)))]
-        like = scene.objects[int(rng.integers(len(scene.objects)))]
-        same = [(s, w) for s in filled for w in s.objects if (w.h, w.w) == (like.h, like.w)]
-        return [same[int(i)] for i in rng.integers(len(same), size=self.batch_size(like.h, like.w))]
+        return self.same_sized(filled, rng)
 
     def forward(self, batch: Batch) -> Tensor:
         """Min-SNR weighted loss."""

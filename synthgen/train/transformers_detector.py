@@ -13,13 +13,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 from synthgen.errors import InputError
+from synthgen.layouts import HELD, held
 from synthgen.train.detector import DetectorTrainee, Example
 from synthgen.train.scenes import Picture
 from synthgen.train.tasks.detector import Spec
 from synthgen.verify.centernet import Detections
 from synthgen.verify.detector import detect_with
-
-INSIDE = 0.5  # least share of a box inside the crop that it is looked for in
 
 
 class TransformersTrainee(DetectorTrainee):
@@ -84,8 +83,8 @@ def annotations(example: Example) -> list[dict[str, Any]]:
     """COCO's annotations (bbox xywh in px) of the boxes that lie in a crop at least by half, clipped to it."""
     height, width = example.picture.shape[:2]
     clipped = np.clip(example.boxes, 0, [width, height, width, height]).astype(np.float64)
-    sides, whole = clipped[:, 2:] - clipped[:, :2], (example.boxes[:, 2:] - example.boxes[:, :2]).prod(1)
-    keep = np.flatnonzero((sides.prod(1) >= INSIDE * whole) & (sides > 0).all(1))
+    sides = clipped[:, 2:] - clipped[:, :2]
+    keep = np.flatnonzero(held(example.boxes.astype(np.float64), (0, 0, width, height)) >= HELD)
     boxes = np.concatenate([clipped[:, :2], sides], 1)
     return [
         {"bbox": boxes[i].tolist(), "area": float(sides[i].prod()), "category_id": example.kinds[i], "iscrowd": 0} for i in keep

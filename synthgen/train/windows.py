@@ -132,6 +132,16 @@ class WindowTrainee(nn.Module):
         picked = [scenes[int(i)] for i in rng.integers(len(scenes), size=self.batch_size(h, w))]
         return [(s, scene_window(s, h, w, rng)) for s in picked]
 
+    def same_sized(self, scenes: list[EncodedScene], rng: np.random.Generator) -> list[tuple[EncodedScene, Window]]:
+        """Windows of objects, all of the size of one.
+
+        That one is drawn from a random scene: so scenes of few, large objects count as much as those of many.
+        """
+        scene = scenes[int(rng.integers(len(scenes)))]
+        like = scene.objects[int(rng.integers(len(scene.objects)))]
+        same = [(s, w) for s in scenes for w in s.objects if (w.h, w.w) == (like.h, like.w)]
+        return [same[int(i)] for i in rng.integers(len(same), size=self.batch_size(like.h, like.w))]
+
     def tokens(self, prompts: list[str]) -> Tensor:
         ids: Tensor = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return ids
@@ -165,6 +175,11 @@ class WindowTrainee(nn.Module):
         """Write an fp16 Stable Diffusion checkpoint; a LoRA is merged into it, and stands beside it too."""
         unet = merged(self.unet, folder / "lora")
         save_checkpoint(folder, self.spec.name, self.vae[0], self.text, self.tokenizer, unet, self.solver)
+
+
+def is_gated(name: str) -> bool:
+    """Whether a UNet's parameter is one of GLIGEN's gated layers, which are called only with boxes."""
+    return "fuser" in name or "position_net" in name
 
 
 def save_checkpoint(

@@ -7,7 +7,8 @@ from diffusers import UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthgen.diffusion.grounding import HELD, Gates, gates, grounded_windows, halves, held, strengths
+from synthgen.diffusion.grounding import Gates, gates, grounded_windows, halves, strengths
+from synthgen.layouts import HELD, held
 
 
 @st.composite

@@ -9,7 +9,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from synthgen.config import ConfigError, load_training
-from synthgen.diffusion.grounding import HELD, held
+from synthgen.layouts import HELD, held
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.train.grounded import GroundedTrainee
 from synthgen.train.tasks.grounded import Spec

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from synthgen.records import Problem
 from synthgen.train import DataSpec
 from synthgen.train.scenes import MixedScenes, PastedScenes, Pool, ShardScenes, held_out_scenes, loaded, open_scenes
 
@@ -73,3 +74,13 @@ def test_mixed_scenes_keep_their_share_and_can_begin_anywhere(dataset: Path, sha
     straight = [p.tobytes() for _, p in islice(scenes.from_number(0), 40)]
     assert abs(sum(p in second for p in straight) - 40 * share) <= 1
     assert [p.tobytes() for _, p in islice(scenes.from_number(13), 5)] == straight[13:18]
+
+
+def test_mixed_scenes_tell_what_either_part_skips(dataset: Path) -> None:
+    data = DataSpec(shards=str(dataset), side=64, mixed_with=str(dataset), on_bad="skip")
+    scenes = open_scenes(data, 0)
+    assert isinstance(scenes, MixedScenes)
+    for k, part in enumerate((scenes.first, scenes.second)):
+        assert isinstance(part, ShardScenes)
+        part.note([Problem(f"picture {k}", "does not decode")])
+    assert scenes.skipped == {"picture 0": "does not decode", "picture 1": "does not decode"}
