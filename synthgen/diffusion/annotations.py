@@ -66,10 +66,14 @@ def parse_literal(text: str) -> Corners:
 
 
 def compact(phrase: str, box: Sequence[float], canvas: tuple[int, int], bins: int) -> str:
-    """A phrase and four location tokens: x0, y0, x1, y1 in `bins` equal parts of the canvas' width and height."""
-    sides = (canvas[0], canvas[1], canvas[0], canvas[1])
-    parts = (min(bins - 1, max(0, int(v / side * bins))) for v, side in zip(box, sides, strict=True))
-    return " ".join([phrase, *(f"<loc_{part}>" for part in parts)])
+    """A phrase and two location tokens: the cells, counted row by row, that hold the first and the last corner of a box.
+
+    The canvas is divided into `bins` by `bins` cells, each of which has a token (GeoDiffusion, arXiv 2306.04607, section 3.2).
+    """
+    x0, y0, x1, y1 = (
+        min(bins - 1, max(0, int(v / side * bins))) for v, side in zip(box, (canvas[0], canvas[1]) * 2, strict=True)
+    )
+    return f"{phrase} <loc_{y0 * bins + x0}> <loc_{y1 * bins + x1}>"
 
 
 def paint_annotations(annotations: Sequence[Sequence[Corners]], canvas: tuple[int, int], label_range: int) -> NDArray[np.uint8]:

@@ -59,6 +59,9 @@ class DataSpec(BaseModel):
     side: int = Field(
         512, ge=64, le=4096, description="side of a pasted scene, px; larger pictures of a dataset are cropped to it"
     )
+    sizes: tuple[float, float] | None = Field(
+        None, description="least and greatest side of a pasted scene's boxes, px (some 24 more); null: most 48-80, some 40-210"
+    )
     scenes: int = Field(160, ge=1, description="scenes kept at hand; batches are drawn from these")
     fresh: int = Field(8, ge=0, description="scenes replaced by new ones every 50 steps")
     workers: int = Field(0, ge=0, description="processes that make or read scenes; 0: this one")
@@ -98,6 +101,10 @@ class DataSpec(BaseModel):
                 raise ValueError(f"{key}: {folder!r} holds no shards/*.tar; give the output folder of a `synthgen run`")
         if self.hold_out is not None and self.shards is None:
             raise ValueError("hold_out: is for `shards`; pasted scenes have held-out ones of their own")
+        if self.sizes is not None and not 8 <= self.sizes[0] <= self.sizes[1] <= self.side / 2 - 24:
+            raise ValueError(
+                f"sizes: {list(self.sizes)} must be two sides from 8 px to {self.side / 2 - 24:g} px (half of `side` less 24)"
+            )
         if self.pasted not in ("train", "heldout") and not (Path(self.pasted) / "cutouts").is_dir():
             raise ValueError(f"pasted: {self.pasted!r} is not train or heldout, nor a folder that holds cutouts/ and grounds/")
         return self

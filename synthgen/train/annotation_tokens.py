@@ -1,11 +1,14 @@
 """Training of a checkpoint that reads annotations as tokens beside the prompt, as the pipeline of that name writes them."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from synthgen.diffusion.prompts import phrases_of
+from synthgen.layouts import Layout
 from synthgen.pipelines.annotation_tokens.pipeline import AnnotationTokensPipeline
 from synthgen.train.box_attention import BoxAttention, look_loss
 from synthgen.train.boxed import BoxedTrainee, Noised, padded_boxes
@@ -16,13 +19,12 @@ from synthgen.train.windows import EncodedScene, is_gated
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows: noised latents, captions, the texts of each one's boxes, and the boxes (B, n, 4) with their mask (B, n)."""
+    """Windows: noised latents, captions, the boxes that each is told of, and whether they are noise with random boxes."""
 
     noised: Noised
     captions: list[str]
-    texts: list[list[str]]
-    boxes: Tensor
-    mask: Tensor
+    told: list[Layout]
+    rehearsed: bool = False
 
 
 class AnnotationTokensTrainee(BoxedTrainee):
@@ -46,36 +48,62 @@ class AnnotationTokensTrainee(BoxedTrainee):
         usual = self.unet.attn_processors
         self.unet.set_attn_processor({name: self.attention if "attn2" in name else usual[name] for name in usual})
 
+    def batches(self, start: int, rank: int) -> Iterator[Batch]:
+        for step, batch in enumerate(super().batches(start, rank), start):
+            rng = np.random.default_rng((self.spec.seed, step, rank, 1))
+            yield self.rehearsal(batch, rng) if step < self.spec.rehearse else batch
+
+    def rehearsal(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        """The batch with noise alone for pictures, and as many random boxes as one window may have, of what it has boxes of.
+
+        In pictures cells see what they are part of before they need to know where they are; here they need to.
+        """
+        names = [pair for own in batch.told for pair in zip(own.categories, phrases_of(own), strict=True)]
+        told = [random_layout(own, names, rng) for own in batch.told]
+        last = torch.full_like(batch.noised.t, self.noise_schedule.config["num_train_timesteps"] - 1)
+        return replace(
+            batch, noised=Noised(torch.zeros_like(batch.noised.x), batch.noised.noise, last), told=told, rehearsed=True
+        )
+
     def batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:
         """Windows of one random size, anywhere, with the boxes that they hold at least half of."""
         windows = self.windows(scenes, rng)
-        told = [w.layout if w.told else w.layout.select([]) for w in windows]
-        boxes, mask = padded_boxes(windows, max(1, *map(len, told)))
-        texts = self.reader.texts(told, self.spec.form, self.spec.categories)
-        return Batch(self.noised(windows, rng), [w.caption for w in windows], texts, boxes, mask)
+        return Batch(self.noised(windows, rng), [w.caption for w in windows], [w.told_of for w in windows])
 
     def forward(self, batch: Batch) -> Tensor:
         """Mean squared error of the prediction, and in training also of where cross-attention looks."""
         noised = batch.noised.to(self.unet.device)
-        conditions = self.reader.conditions(batch.captions, batch.texts)
+        texts = self.reader.texts(batch.told, self.spec.form, self.spec.categories)
+        conditions = self.reader.conditions(batch.captions, texts)
         self.attention.last = conditions["encoder_hidden_states"].shape[1] - self.tokenizer.model_max_length
         predicted = self.unet(self.noisy(noised.x, noised.noise, noised.t), noised.t, **conditions).sample
         loss = self.loss(predicted, noised.x, noised.noise, noised.t)
         seen = self.attention.take()
         if not seen:
             return loss
-        boxes, mask = batch.boxes.to(self.unet.device), batch.mask.to(self.unet.device)
-        owners = self.owners(batch).to(self.unet.device)
-        return loss + self.spec.look * look_loss((p @ owners for p in seen), boxes, mask, *noised.x.shape[2:])
+        boxes, mask = (part.to(self.unet.device) for part in padded_boxes(batch.told, max(1, *map(len, batch.told))))
+        owners = self.owners(texts).to(self.unet.device)
+        look = look_loss((p @ owners for p in seen), boxes, mask, *noised.x.shape[2:])
+        return look if batch.rehearsed else loss + self.spec.look * look
 
-    def owners(self, batch: Batch) -> Tensor:
+    def owners(self, texts: Sequence[Sequence[str]]) -> Tensor:
         """Which box each token after the prompt is of: (B, tokens, n), one at the box's column."""
-        found = torch.zeros(len(batch.texts), self.attention.last, batch.boxes.shape[1])
-        for row, texts in enumerate(batch.texts):
-            lengths = torch.tensor([len(self.tokenizer(text, add_special_tokens=False).input_ids) for text in texts])
-            which = torch.repeat_interleave(torch.arange(len(texts)), lengths) if texts else torch.zeros(0, dtype=torch.long)
+        found = torch.zeros(len(texts), self.attention.last, max(1, *map(len, texts)))
+        for row, own in enumerate(texts):
+            lengths = torch.tensor([len(self.tokenizer(text, add_special_tokens=False).input_ids) for text in own])
+            which = torch.repeat_interleave(torch.arange(len(own)), lengths) if own else torch.zeros(0, dtype=torch.long)
             found[row, torch.arange(len(which)), which] = 1
         return found
 
     def untold(self, batch: Batch) -> Batch:
-        return replace(batch, texts=[[] for _ in batch.texts], mask=torch.zeros_like(batch.mask))
+        return replace(batch, told=[own.select([]) for own in batch.told])
+
+
+def random_layout(like: Layout, names: Sequence[tuple[str, str]], rng: np.random.Generator) -> Layout:
+    """One to four boxes anywhere on a canvas of that size, a quarter to half as long; of categories and phrases in `names`."""
+    n = int(rng.integers(1, 5)) if names else 0
+    sides = rng.uniform(0.25, 0.5, (n, 2))
+    corners = rng.uniform(size=(n, 2)) * (1 - sides)
+    boxes = np.concatenate([corners, corners + sides], 1) * ([like.width, like.height] * 2)
+    picked = [names[int(k)] for k in rng.integers(max(1, len(names)), size=n)]
+    return Layout(like.width, like.height, boxes.astype(np.float32), tuple(c for c, _ in picked), tuple(p for _, p in picked))

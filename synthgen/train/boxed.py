@@ -45,9 +45,9 @@ class BoxedWindow:
         return latents[:, y0:y1, x0:x1]
 
     @property
-    def shares(self) -> np.ndarray:
-        """The boxes as shares of the window, (n, 4) float32."""
-        return (self.layout.boxes / np.array([self.layout.width, self.layout.height] * 2)).astype(np.float32)
+    def told_of(self) -> Layout:
+        """The boxes that the UNet is told of."""
+        return self.layout if self.told else self.layout.select([])
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,8 @@ class BoxedTrainee(WindowTrainee):
         return [self.window(filled[int(rng.integers(len(filled)))], h, w, rng) for _ in range(self.batch_size(h, w))]
 
     def window(self, scene: EncodedScene, h: int, w: int, rng: np.random.Generator) -> BoxedWindow:
-        """A window of h x w cells anywhere in a scene; of the boxes that it holds, a random choice if they are too many."""
-        rows, columns = scene.latents.shape[1:]
-        y, x = int(rng.integers(max(0, rows - h) + 1)), int(rng.integers(max(0, columns - w) + 1))
+        """A window of h x w cells in a scene; of the boxes that it holds, a random choice if they are too many."""
+        y, x = self.corner(scene, h, w, rng, self.spec.at_boxes)
         inside = np.flatnonzero(held(scene.boxes, (x, y, x + w, y + h)) >= HELD)
         inside = np.sort(rng.permutation(inside)[: self.spec.max_boxes])
         boxes = (scene.boxes[inside] - [x, y, x, y]).clip(0, [w, h, w, h]) * self.factor
@@ -103,6 +102,16 @@ class BoxedTrainee(WindowTrainee):
         elif rng.random() < self.spec.names_dropout:
             words = scene.scene.background
         return BoxedWindow(scene, (x, y, x + w, y + h), layout, words, rng.random() >= self.spec.boxes_dropout)
+
+    def corner(self, scene: EncodedScene, h: int, w: int, rng: np.random.Generator, at_boxes: float) -> tuple[int, int]:
+        """Where a window begins, y and x in cells: anywhere, or with this probability so that it holds a random box's centre."""
+        least, most = np.zeros(2), np.maximum(0, np.array(scene.latents.shape[1:]) - (h, w))
+        if at_boxes and len(scene.boxes) and rng.random() < at_boxes:
+            x0, y0, x1, y1 = scene.boxes[rng.integers(len(scene.boxes))]
+            centre = np.array([y0 + y1, x0 + x1]) / 2
+            least, most = (np.clip(edge, 0, most).round() for edge in (centre - (h, w), centre))
+        y, x = (int(v) for v in rng.integers(least.astype(int), most.astype(int) + 1))
+        return y, x
 
     def noised(self, windows: Sequence[BoxedWindow], rng: np.random.Generator) -> Noised:
         """Their latents with the noise they get: mostly much, since there boxes decide what is painted."""
@@ -142,12 +151,12 @@ class BoxedTrainee(WindowTrainee):
         return sheet
 
 
-def padded_boxes(windows: Sequence[BoxedWindow], most: int) -> tuple[Tensor, Tensor]:
-    """What windows are told of: boxes (B, most, 4) as shares of them, and a mask (B, most), 1 where there is a box."""
-    boxes, mask = torch.zeros(len(windows), most, 4), torch.zeros(len(windows), most)
-    for i, window in enumerate(windows):
-        n = len(window.layout) if window.told else 0
-        boxes[i, :n], mask[i, :n] = torch.from_numpy(window.shares[:n]), 1
+def padded_boxes(layouts: Sequence[Layout], most: int) -> tuple[Tensor, Tensor]:
+    """Boxes (B, most, 4) as shares of their windows, and a mask (B, most), 1 where there is a box."""
+    boxes, mask = torch.zeros(len(layouts), most, 4), torch.zeros(len(layouts), most)
+    for i, own in enumerate(layouts):
+        boxes[i, : len(own)] = torch.from_numpy(own.boxes / np.array([own.width, own.height] * 2, np.float32))
+        mask[i, : len(own)] = 1
     return boxes, mask
 
 

@@ -52,11 +52,11 @@ class GroundedTrainee(BoxedTrainee):
 
     def grounding(self, windows: list[BoxedWindow]) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, their mask and their phrases, padded to the number that the layers are told of at most."""
-        boxes, mask = padded_boxes(windows, self.spec.max_boxes)
+        told = [w.told_of for w in windows]
+        boxes, mask = padded_boxes(told, self.spec.max_boxes)
         phrases = torch.zeros(*mask.shape, self.text.config.hidden_size)
-        for i, window in enumerate(windows):
-            if window.told:
-                phrases[i, : len(window.layout)] = self.phrases(window.layout.phrases or ())
+        for i, own in enumerate(told):
+            phrases[i, : len(own)] = self.phrases(own.phrases or ())
         return boxes, mask, phrases
 
     @torch.no_grad()

@@ -26,6 +26,7 @@ DOGS_SHARE = 0.7  # of the others: dogs alone
 PLAIN_SHARE = 0.15  # captions that name no colour
 GRASS_SHARE = 0.45  # it is what most jobs ask for
 SIZES = (40, 210)  # longer side of a box, px
+USUAL_SIZES = (48, 80)  # of most
 GROUND_WORDS = {"grass": "a field of grass"}
 
 
@@ -55,7 +56,7 @@ def open_scenes(data: DataSpec, seed: int) -> Scenes:
     elif data.coco is not None or data.jsonl is not None:
         scenes = RecordScenes(data, seed)
     else:
-        scenes = PastedScenes(data.side, seed, data.pasted)
+        scenes = PastedScenes(data.side, seed, data.pasted, data.sizes)
     if data.mixed_with is None:
         return scenes
     second = data.model_copy(update={"shards": data.mixed_with, "coco": None, "jsonl": None, "hold_out": None})
@@ -97,10 +98,13 @@ class PastedScenes:
     """Scenes of `side` px pasted on the fly from a folder's cutouts/ and grounds/: number k is always the same.
 
     Captions are made of the words in the files' names, so they name what was pasted.
+
+    Args:
+        sizes: least and greatest side of a scene's boxes, px (others of the scene are up to 24 px longer); None: mostly 48-80.
     """
 
-    def __init__(self, side: int, seed: int, source: str = "train") -> None:
-        self.side, self.seed = side, seed
+    def __init__(self, side: int, seed: int, source: str = "train", sizes: tuple[float, float] | None = None) -> None:
+        self.side, self.seed, self.sizes = side, seed, sizes
         cutouts, grounds = Path(source) / "cutouts", Path(source) / "grounds"
         if source in ("train", "heldout"):
             cutouts, grounds = ASSETS / "cutouts" / source, ASSETS / "grounds" / source
@@ -124,7 +128,8 @@ class PastedScenes:
 
     def layout_spec(self, rng: np.random.Generator) -> ScatterSpec:
         """A sampler of boxes of one size class, small ones more often, that covers about a third of the canvas."""
-        small = float(np.exp(rng.uniform(*np.log(SIZES)))) if rng.random() < 0.35 else float(rng.uniform(48, 80))
+        small = float(np.exp(rng.uniform(*np.log(SIZES)))) if rng.random() < 0.35 else float(rng.uniform(*USUAL_SIZES))
+        small = float(rng.uniform(*self.sizes)) if self.sizes else small
         small = max(8.0, min(small, SIZES[1] - 24, self.side / 2 - 24))
         room = int(self.side**2 * rng.uniform(0.15, 0.4) / (small + 12) ** 2)
         names = ["dog"] if rng.random() < DOGS_SHARE else sorted(self.colours)

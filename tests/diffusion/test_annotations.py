@@ -34,9 +34,9 @@ def test_malformed_strings_are_named(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("box", "tokens"),
-    [((0, 0, 100, 50), "0 0 63 63"), ((50, 25, 75, 49.9), "32 32 48 63"), ((1.5, 0.7, 3.2, 1.6), "0 0 2 2")],
+    [((0, 0, 100, 50), "0 4095"), ((50, 25, 75, 49.9), "2080 4080"), ((1.5, 0.7, 3.2, 1.6), "0 130")],
 )
-def test_compact_form_bins_each_side(box: tuple[float, float, float, float], tokens: str) -> None:
+def test_compact_form_names_the_cells_of_two_corners(box: tuple[float, float, float, float], tokens: str) -> None:
     assert compact("a dog", box, (100, 50), 64) == "a dog " + " ".join(f"<loc_{k}>" for k in tokens.split())
 
 

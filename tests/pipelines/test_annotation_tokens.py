@@ -130,7 +130,7 @@ def test_location_tokens_make_annotations_compact(checkpoint: Path, tmp_path: Pa
     pipeline.add_location_tokens(32)
     assert pipeline.bins == 32
     (texts,) = pipeline.texts([layout(0, 2)], "auto", {})
-    assert len(pipeline.tokenizer(texts[0], add_special_tokens=False).input_ids) == len(["a", "brown", "dog"]) + 4
+    assert len(pipeline.tokenizer(texts[0], add_special_tokens=False).input_ids) == len(["a", "brown", "dog"]) + 2
     base = latents(pipeline, [layout(0, 2)], 0)
     assert not torch.equal(base, latents(pipeline, [layout(1, 2)], 0))
     pipeline.save_pretrained(tmp_path)

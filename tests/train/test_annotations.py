@@ -51,21 +51,23 @@ def losses(trainee: Any, batch: Any, rate: float, steps: int = 12) -> list[float
 
 def test_each_window_is_told_of_its_boxes_in_words(tokens: AnnotationTokensTrainee) -> None:
     batch = next(tokens.batches(0, 0))
-    assert any(batch.texts)
-    for texts, boxes, mask in zip(batch.texts, batch.boxes, batch.mask, strict=True):
-        assert len(texts) == int(mask.sum())
-        for text, box in zip(texts, boxes.tolist(), strict=False):
+    assert any(map(len, batch.told))
+    for texts, own in zip(tokens.reader.texts(batch.told, "compact", {}), batch.told, strict=True):
+        assert len(texts) == len(own)
+        for text, box in zip(texts, (own.boxes / ([own.width, own.height] * 2)).tolist(), strict=True):
             parts = [int(word[5:-1]) for word in text.split() if word.startswith("<loc_")]
-            assert parts == [min(15, int(v * 16)) for v in box]
+            x0, y0, x1, y1 = (min(15, int(v * 16)) for v in box)
+            assert parts == [16 * y0 + x0, 16 * y1 + x1]
 
 
 def test_each_token_is_of_the_box_that_it_describes(tokens: AnnotationTokensTrainee) -> None:
     batch = next(tokens.batches(0, 0))
     with torch.no_grad():
         tokens(batch)
-    for owners, texts in zip(tokens.owners(batch), batch.texts, strict=True):
-        lengths = [len(tokens.tokenizer(t, add_special_tokens=False).input_ids) for t in texts]
-        assert owners.sum(0)[: len(texts)].tolist() == lengths
+    texts = tokens.reader.texts(batch.told, "compact", {})
+    for owners, own in zip(tokens.owners(texts), texts, strict=True):
+        lengths = [len(tokens.tokenizer(t, add_special_tokens=False).input_ids) for t in own]
+        assert owners.sum(0)[: len(own)].tolist() == lengths
         assert owners.sum() == sum(lengths)
 
 
@@ -80,11 +82,33 @@ def test_looks_are_watched_but_change_nothing(tokens: AnnotationTokensTrainee) -
     assert tokens(batch).item() > plain
 
 
+def test_where_to_look_is_rehearsed_on_noise_alone(checkpoint: Path) -> None:
+    spec = TokensSpec.model_validate(settings(checkpoint, bins=16, rehearse=2, windows=[48, 48]))
+    trainee = AnnotationTokensTrainee(spec)
+    first, second, third = islice(trainee.batches(0, 0), 3)
+    assert (first.rehearsed, second.rehearsed, third.rehearsed) == (True, True, False)
+    for own in first.told:
+        sides = own.boxes[:, 2:] - own.boxes[:, :2]
+        assert 1 <= len(own) <= 4
+        assert (own.boxes >= 0).all()
+        assert (own.boxes <= 48).all()
+        assert ((sides > 11.9) & (sides < 24.1)).all()
+    assert first.noised.x.abs().max() == 0
+    assert set(first.noised.t.tolist()) == {999}
+    again = next(trainee.batches(1, 0))
+    np.testing.assert_array_equal(again.told[0].boxes, second.told[0].boxes)
+    found = losses(trainee, first, 1e-2, 20)
+    assert found[-1] < 0.8 * found[0]  # of where it looks alone
+
+
 def test_places_near_each_other_begin_alike(tokens: AnnotationTokensTrainee) -> None:
-    ids = tokens.tokenizer.convert_tokens_to_ids([f"<loc_{k}>" for k in range(16)])
+    ids = tokens.tokenizer.convert_tokens_to_ids([f"<loc_{k}>" for k in range(256)])
     fresh = AnnotationTokensTrainee(tokens.spec)  # the other one has been trained on
     e = torch.nn.functional.normalize(fresh.text.get_input_embeddings().weight[ids].detach(), dim=1)
-    assert (e[:-1] * e[1:]).sum(1).min() > (e[:4] * e[-4:]).sum(1).max()
+    alike = (e @ e.T).reshape(16, 16, 16, 16)
+    beside, below = (alike.diagonal(0, 0, 2).diagonal(1, 0, 1), alike.diagonal(0, 1, 3).diagonal(1, 0, 1))
+    apart = torch.stack([alike[0, 0, 12:, 12:], alike[12:, 0, 0, 12:]])
+    assert min(beside.min(), below.min()) > apart.max()
 
 
 def test_tokens_are_learnt_and_kept(tokens: AnnotationTokensTrainee, tmp_path: Path) -> None:
@@ -107,8 +131,9 @@ def test_what_is_trained_can_be_chosen(checkpoint: Path) -> None:
     trained = {name for name, p in trainee.named_parameters() if p.requires_grad}
     assert all(".attn2." in name or "token_embedding" in name for name in trained)
     assert any("token_embedding" in name for name in trained)
-    batch = next(trainee.batches(0, 0))
-    assert all(text.startswith("label_") for texts in batch.texts for text in texts)
+    texts = trainee.reader.texts(next(trainee.batches(0, 0)).told, "literal", IDS)
+    assert any(texts)
+    assert all(text.startswith("label_") for own in texts for text in own)
 
 
 def test_a_lora_is_merged_into_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:

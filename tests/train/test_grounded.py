@@ -9,8 +9,9 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from synthgen.config import ConfigError, load_training
-from synthgen.layouts import HELD, held
+from synthgen.layouts import HELD, Layout, held
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
+from synthgen.scene import Scene
 from synthgen.train.grounded import GroundedTrainee
 from synthgen.train.tasks.grounded import Spec
 from tests.diffusion.test_grounding import gated_unet
@@ -33,11 +34,23 @@ def test_windows_come_with_the_boxes_they_hold(trainee: GroundedTrainee) -> None
         window = trainee.window(scene, 32, 24, rng)
         assert window.of(scene.latents).shape[1:] == (32, 24)
         assert len(window.layout) <= trainee.spec.max_boxes
-        assert ((window.shares >= 0) & (window.shares <= 1)).all()
+        shares = window.layout.boxes / ([window.layout.width, window.layout.height] * 2)
+        assert ((shares >= 0) & (shares <= 1)).all()
         assert window.caption == "" or window.caption.startswith(scene.scene.background)
         if len(window.layout):
-            sizes = (window.shares[:, 2:] - window.shares[:, :2]) * [24, 32]
+            sizes = (shares[:, 2:] - shares[:, :2]) * [24, 32]
             assert (sizes.prod(1) >= HELD * (scene.boxes[:, 2:] - scene.boxes[:, :2]).prod(1).min() - 1e-3).all()
+
+
+def test_windows_can_be_laid_over_boxes(trainee: GroundedTrainee) -> None:
+    one = Layout(128, 128, np.array([[100, 4, 124, 28]], np.float32), ("dog",))
+    scene = trainee.with_windows(Scene(one, "grass"), torch.zeros(4, 64, 64))
+    y, x = (scene.boxes[0, [1, 0]] + scene.boxes[0, [3, 2]]) / 2
+    at = [trainee.corner(scene, 16, 16, np.random.default_rng(k), 1.0) for k in range(20)]
+    assert len(set(at)) > 5
+    assert all(top <= y <= top + 16 and left <= x <= left + 16 for top, left in at)
+    anywhere = [trainee.corner(scene, 16, 16, np.random.default_rng(k), 0.0) for k in range(20)]
+    assert not all(top <= y <= top + 16 and left <= x <= left + 16 for top, left in anywhere)
 
 
 def test_only_the_gated_layers_are_trained(trainee: GroundedTrainee) -> None:

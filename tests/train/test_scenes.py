@@ -28,6 +28,17 @@ def test_captions_name_colours_that_the_cut_outs_have() -> None:
             assert phrase in {f"a {category}", *(f"a {c} {category}" for c in scenes.colours[category])}
 
 
+def test_sizes_can_be_chosen() -> None:
+    for scene, _ in islice(PastedScenes(256, 0, sizes=(20, 30)).from_number(0), 6):
+        sides = scene.layout.boxes[:, 2:] - scene.layout.boxes[:, :2]
+        assert (sides.max(1, initial=20) >= 20 - 1).all()
+        assert (sides <= 54 + 1).all()
+    with pytest.raises(
+        ValueError, match=r"sizes: \[20.0, 110.0\] must be two sides from 8 px to 104 px \(half of `side` less 24\)"
+    ):
+        DataSpec(side=256, sizes=(20, 110))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_order_does_not_depend_on_workers(workers: int) -> None:
     scenes = PastedScenes(96, 0)

@@ -5,12 +5,12 @@ kept and joined along the batch; here all are joined along the sequence, padded 
 larger than what a checkpoint was trained with is covered with tiles, each with the annotations of the boxes that it holds.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal
 
 import torch
-from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,7 +23,7 @@ from synthgen.diffusion.prompts import captions_of, per_image, phrases_of
 from synthgen.layouts import Layout
 from synthgen.scene import COUNTS
 
-BINS = 64  # parts of a side that location tokens tell apart
+BINS = 32  # parts of a side that location tokens tell apart
 
 
 class AnnotationTokensPipeline(LatentPipeline):
@@ -110,22 +110,20 @@ class AnnotationTokensPipeline(LatentPipeline):
 
     @property
     def bins(self) -> int:
-        """How many location tokens the tokenizer has: parts of a side that it tells apart; 0 if none."""
-        return sum(token.startswith("<loc_") for token in self.tokenizer.get_vocab())
+        """Parts of a side that the tokenizer's location tokens, one for each cell, tell apart; 0 if it has none."""
+        return math.isqrt(sum(token.startswith("<loc_") for token in self.tokenizer.get_vocab()))
 
     def add_location_tokens(self, bins: int = BINS) -> None:
-        """Give the tokenizer and the text encoder `bins` location tokens; their embeddings are to be trained.
+        """Give the tokenizer and the text encoder `bins` x `bins` location tokens; their embeddings are to be trained.
 
-        They start as sines and cosines of the place (Vaswani et al., arXiv 1706.03762, section 3.5), as long as words are, so
-        that places near each other begin alike.
+        They start as sines and cosines of the place, as long as words are, so that places near each other begin alike.
         """
-        self.tokenizer.add_tokens([f"<loc_{k}>" for k in range(bins)])
+        self.tokenizer.add_tokens([f"<loc_{k}>" for k in range(bins**2)])
         words = self.text_encoder.get_input_embeddings().weight
         length, n = float(words.detach().norm(dim=1).mean()), len(words)
         self.text_encoder.resize_token_embeddings(len(self.tokenizer))
         embedding = self.text_encoder.get_input_embeddings().weight
-        places = get_timestep_embedding(torch.arange(bins) * 1000 / bins, embedding.shape[1])
-        embedding.data[n:] = (length * functional.normalize(places, dim=1)).to(embedding)
+        embedding.data[n:] = (length * functional.normalize(place_waves(bins, embedding.shape[1]), dim=1)).to(embedding)
 
     def texts(self, layouts: Sequence[Layout], form: str, categories: Mapping[str, int]) -> list[list[str]]:
         """The annotations of each layout as texts."""
@@ -164,3 +162,17 @@ class AnnotationTokensPipeline(LatentPipeline):
         padded = torch.tensor([[start, *piece, *[end] * (longest - len(piece) + 1)] for piece in pieces])
         embedded = self.text_encoder(padded.to(self._execution_device)).last_hidden_state
         return torch.cat([row[1 : len(piece) + 1] for row, piece in zip(embedded, pieces, strict=True)])
+
+
+def place_waves(bins: int, width: int) -> Tensor:
+    """Sines and cosines of where the centres of `bins` x `bins` cells are, row by row: (bins^2, width) float32.
+
+    As of words in a text (Vaswani et al., arXiv 1706.03762, section 3.5), but along both sides; the waves are from four sides to
+    four cells long, evenly on a logarithmic scale.
+    """
+    turns = torch.logspace(math.log10(0.25), math.log10(max(1, bins / 4)), width // 4)
+    place = (torch.arange(bins) + 0.5) / bins
+    y, x = torch.meshgrid(place, place, indexing="ij")
+    angles = 2 * math.pi * torch.stack([x.flatten(), y.flatten()], 1)[:, :, None] * turns
+    waves = torch.cat([angles.sin(), angles.cos()], 1).flatten(1)
+    return functional.pad(waves, (0, width - waves.shape[1]))

@@ -12,6 +12,7 @@ class BoxedSpec(TaskSpec):
 
     init: str = Field(description="checkpoint that is trained on: embedded, folder, or Hub id")
     windows: tuple[int, int] = Field((112, 112), description="least and greatest side of a window, px")
+    at_boxes: float = Field(0.0, ge=0, le=1, description="share of windows laid over a random box; the others are anywhere")
     max_boxes: int = Field(8, ge=1, description="boxes that a window is told of at most")
     caption: Caption = Field("{background} with {phrases}", description="of a window; {counts}, {phrases}, {background} of it")
     prompt_dropout: float = Field(0.1, ge=0, lt=1, description="share of windows with the null prompt")
