@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The whole loop: generate, fine-tune on it, generate again with what was learnt, train a detector on that, and measure.
 
-usage: benchmarks/loop.py OUT [--images 40] [--method tokens] [--init synthgen-tiny] [--steps 1600] [--detector-steps 600] [--json]
+usage: benchmarks/loop.py OUT [--images 40] [--method tokens] [--init synthgen-tiny] [--steps 1600] [--detector-steps 600]
+                          [--json]
   1. OUT/first     scenes of dogs, pasted
   2. OUT/tuned     a checkpoint learns on these shards to read boxes (`task: annotation_tokens` or `annotation_mask`); --init: a
                    folder of one that has learnt it elsewhere and goes on here
