@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from synthgen.diffusion.prompts import phrases_of
 from synthgen.layouts import Layout
@@ -15,6 +16,8 @@ from synthgen.train.boxed import BoxedTrainee, Noised, padded_boxes
 from synthgen.train.lora import add_lora
 from synthgen.train.tasks.annotation_tokens import Spec
 from synthgen.train.windows import EncodedScene, is_gated
+
+READING_RATE = 2.0  # of the learning rate, for what reads boxes
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,26 @@ class AnnotationTokensTrainee(BoxedTrainee):
             add_lora(self.unet, spec.lora.rank)
         self.text.requires_grad_(spec.train_text_encoder)
         self.text.get_input_embeddings().requires_grad_(True)
+        self.rehearsing = False
+        for weight in self.rest():
+            weight.register_hook(lambda grad: grad * (not self.rehearsing))  # type: ignore[no-untyped-call]
         self.attention = BoxAttention()
         usual = self.unet.attn_processors
         self.unet.set_attn_processor({name: self.attention if "attn2" in name else usual[name] for name in usual})
+
+    def readers(self) -> list[nn.Parameter]:
+        """What reads boxes: cross-attention and texts."""
+        own = [p for name, p in self.unet.named_parameters() if ".attn2." in name]
+        return [p for p in (*own, *self.text.parameters()) if p.requires_grad]
+
+    def rest(self) -> list[nn.Parameter]:
+        """What is trained besides; not while where to look is rehearsed."""
+        own = {id(p) for p in self.readers()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in own]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """What reads boxes has more to learn than the rest, which paints already."""
+        return [{"params": self.readers(), "rate": READING_RATE}, {"params": self.rest()}]
 
     def batches(self, start: int, rank: int) -> Iterator[Batch]:
         for step, batch in enumerate(super().batches(start, rank), start):
@@ -72,6 +92,7 @@ class AnnotationTokensTrainee(BoxedTrainee):
 
     def forward(self, batch: Batch) -> Tensor:
         """Mean squared error of the prediction, and in training also of where cross-attention looks."""
+        self.rehearsing = batch.rehearsed
         noised = batch.noised.to(self.unet.device)
         texts = self.reader.texts(batch.told, self.spec.form, self.spec.categories)
         conditions = self.reader.conditions(batch.captions, texts)

@@ -97,6 +97,11 @@ def test_where_to_look_is_rehearsed_on_noise_alone(checkpoint: Path) -> None:
     assert set(first.noised.t.tolist()) == {999}
     again = next(trainee.batches(1, 0))
     np.testing.assert_array_equal(again.told[0].boxes, second.told[0].boxes)
+    for batch, rest_learns in ((first, False), (third, True)):
+        trainee.zero_grad()
+        trainee(batch).backward()
+        assert any(p.grad is not None and p.grad.any() for p in trainee.readers())
+        assert any(p.grad is not None and p.grad.any() for p in trainee.rest()) == rest_learns
     found = losses(trainee, first, 1e-2, 20)
     assert found[-1] < 0.8 * found[0]  # of where it looks alone
 
