@@ -1,0 +1,37 @@
+"""The commands, a module a group of them. Whatever is heavy is imported by the command that needs it.
+
+A new command is a function of the parsed arguments that returns a `Result`, and the lines that add it in its module's `add`.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+EXIT_FAULT, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+Result = tuple[int, dict[str, Any], list[str]]  # exit status, what --json prints, lines of text for people
+Run = Callable[[argparse.Namespace], Result]
+
+
+class Commands:
+    """The command line that the modules add their commands to.
+
+    Args:
+        top: the parser of all.
+    """
+
+    def __init__(self, top: argparse.ArgumentParser) -> None:
+        self.subparsers = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(self, name: str, run: Run, text: str) -> argparse.ArgumentParser:
+        """A command; returns its parser, for its own arguments."""
+        sub = self.subparsers.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=run)
+        sub.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
+        return sub
+
+    def add_job(self, name: str, run: Run, text: str) -> argparse.ArgumentParser:
+        """A command that takes a job and overrides of its keys."""
+        sub = self.add(name, run, text)
+        sub.add_argument("job", metavar="JOB", help="job file, or the name of a shipped job")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as images=1000 pipeline.steps=12")
+        return sub

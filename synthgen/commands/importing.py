@@ -1,0 +1,132 @@
+"""Commands that learn from what others annotated."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from synthgen.commands import EXIT_INTERRUPTED, Commands, Result
+from synthgen.commands.making import SHOWN
+from synthgen.errors import InputError
+
+
+def add(commands: Commands) -> None:
+    """Add `import` and `fit`."""
+    sub = commands.add("import", import_command, "make a dataset of annotated pictures: COCO, JSON lines or YOLO")
+    sub.add_argument(
+        "source", metavar="SRC", type=Path, help="COCO's instances.json, .jsonl, .parquet or data.yaml; or its folder"
+    )
+    sub.add_argument("out", metavar="OUT", type=Path, help="output folder")
+    sub.add_argument("--format", choices=("coco", "jsonl", "yolo"), help="what the source is (default: guessed)")
+    sub.add_argument("--images", type=Path, help="folder of the pictures (default: where they usually lie)")
+    sub.add_argument("--split", choices=("train", "val", "test", "all"), help="of a YOLO dataset")
+    sub.add_argument("--categories", action="append", metavar="NAME=NAME", help="puppy=dog, or a YAML file of such; repeatable")
+    sub.add_argument("--ids", action="append", metavar="NAME=ID", help="id of a name that COCO lacks; repeatable")
+    sub.add_argument("--caption-column", default="caption", metavar="COLUMN", help="of JSON lines (default: caption)")
+    sub.add_argument("--image-column", default="file_name", metavar="COLUMN", help="default: file_name")
+    sub.add_argument("--annotation-column", default="custom_annotation", metavar="COLUMN", help="default: custom_annotation")
+    sub.add_argument("--shard-size", type=int, default=1000, metavar="N", help="images a shard (default 1000)")
+    sub.add_argument("--licence", help="of the pictures (default: what the source says)")
+    sub.add_argument("--skip-bad", action="store_true", help="leave out entries that are bad, and list them in OUT/skipped.jsonl")
+    sub.add_argument("--overwrite", action="store_true", help="remove the dataset that is in the output folder first")
+    sub = commands.add("fit", fit_command, "learn what the layouts of a dataset are like, for the sampler `fit`")
+    sub.add_argument("data", metavar="DATA", help="COCO's instances.json, .jsonl, .parquet, or the output of `synthgen run`")
+    sub.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
+
+
+def import_command(args: argparse.Namespace) -> Result:
+    """`--json`: what `finalize` gives, and {"output", "format", "made", "clipped", "anew", "skipped", "categories", "problems"}.
+
+    "clipped": boxes that stuck out by a pixel at most; "anew": pictures that were encoded anew; "skipped": pictures left out;
+    "problems": [{"place", "why"}] of them; "categories": {name: id}; "seconds"; "interrupted".
+    """
+    from dataclasses import asdict
+
+    from tqdm import tqdm
+
+    from synthgen.importing import import_dataset
+    from synthgen.report import write_report
+
+    spec = import_spec(args)
+    with tqdm(unit="image", smoothing=0.05, dynamic_ncols=True) as bar:
+
+        def report(what: str, count: int) -> None:
+            if bar.desc != what:
+                bar.reset(bar.n or None)  # what was checked is what will be written
+                bar.set_description_str(what)
+            bar.update(count)
+
+        result = import_dataset(spec, args.overwrite, report)
+    survey = result.survey
+    data = {"output": str(args.out), "format": spec.source.form, **result.counts, "made": result.made}
+    data |= {"clipped": survey.clipped, "anew": survey.anew, "skipped": len(survey.bad), "categories": result.ids}
+    data |= {
+        "problems": [asdict(p) for p in survey.problems],
+        "seconds": round(result.seconds, 3),
+        "interrupted": result.interrupted,
+    }
+    if result.interrupted:
+        return EXIT_INTERRUPTED, data, [f"stopped; {data['images']} of {survey.count} images are done; the same command goes on"]
+    if result.made:
+        write_report(args.out, SHOWN)
+    notes = [f"{survey.clipped} boxes clipped by a pixel at most"] if survey.clipped else []
+    notes += [f"{survey.anew} pictures encoded anew"] if survey.anew else []
+    text = "; ".join([f"{args.out}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards", *notes])
+    why = f"{len(survey.bad)} pictures left out, {len(survey.problems)} problems (also in {args.out / 'skipped.jsonl'}):"
+    left_out = [why] if survey.problems else []
+    return 0, data, [text, *left_out, *map(str, survey.problems)]
+
+
+def import_spec(args: argparse.Namespace) -> Any:
+    """What the arguments of `synthgen import` ask for.
+
+    Raises:
+        InputError: names each argument that is wrong.
+    """
+    from synthgen.importing import ImportSpec
+    from synthgen.records.lines import Columns
+    from synthgen.records.source import Source, locate
+    from synthgen.yamlfile import read_yaml
+
+    problems, categories, ids = [], {}, {}
+    for text in args.categories or ():
+        pairs = dict([text.rsplit("=", 1)]) if "=" in text else read_yaml(Path(text)).data
+        if isinstance(pairs, dict) and all(isinstance(v, str) and v for v in pairs.values()):
+            categories.update(pairs)
+        else:
+            problems.append(f"command line: --categories: {text!r}: give puppy=dog, or a YAML file that maps names to names")
+    for text in args.ids or ():
+        name, _, number = text.rpartition("=")
+        if name and number.isdigit() and int(number) > 0:
+            ids[name] = int(number)
+        else:
+            problems.append(f"command line: --ids: {text!r}: give name=id, such as fox=101")
+    if not 1 <= args.shard_size <= 100_000:
+        problems.append(f"command line: --shard-size: {args.shard_size} must be from 1 to 100000")
+    if args.images is not None and not args.images.is_dir():
+        problems.append(f"command line: --images: {args.images}: no such folder")
+    if problems:
+        raise InputError("\n".join(problems))
+    columns = Columns(args.caption_column, args.image_column, args.annotation_column)
+    form, path = locate(args.source, args.format)
+    if (form == "yolo" and args.images) or (form != "yolo" and args.split):
+        raise InputError(f"command line: {'--images' if args.images else '--split'}: not for {form}, which {path} is")
+    source = Source(form, path, args.images, args.split, columns, ids)
+    return ImportSpec(source, args.out, categories, ids, args.shard_size, args.skip_bad, args.licence)
+
+
+def fit_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"path", "pictures", "boxes", "categories"}."""
+    from synthgen.config import ConfigError
+    from synthgen.layouts.fit import learn
+    from synthgen.shards.store import write_text
+
+    try:
+        model = learn(args.data)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from None
+    write_text(args.output, json.dumps(model) + "\n")
+    boxes = sum(sum(counts.values()) for counts in model["counts"])
+    data = {"path": str(args.output), "pictures": model["pictures"], "boxes": boxes, "categories": list(model["boxes"])}
+    text = f"{args.output}: {model['pictures']} pictures, {boxes} boxes, {len(model['boxes'])} categories"
+    return 0, data, [text, f"use it: synthgen preview JOB layout=fit layout.model={args.output}"]

@@ -1,0 +1,110 @@
+"""Commands that look at a dataset."""
+
+import argparse
+from pathlib import Path
+
+from synthgen.commands import EXIT_FAULT, Commands, Result
+from synthgen.commands.making import run_command
+
+
+def add(commands: Commands) -> None:
+    """Add `check`, `finalize`, `report` and `evaluate`."""
+    for name, run, text in (
+        ("check", check_command, "look for anything wrong with a dataset"),
+        ("finalize", finalize_command, "write the dataset files for what is committed so far"),
+    ):
+        commands.add(name, run, text).add_argument("out", type=Path, metavar="OUT", help="output folder")
+    sub = commands.add("report", report_command, "write report.html, a page to look at a dataset with")
+    sub.add_argument("out", metavar="OUT", type=Path, help="output folder of `synthgen run`")
+    sub.add_argument("--most", type=int, default=2000, help="pictures that the page shows (default 2000)")
+    sub = commands.add("evaluate", evaluate_command, "hold a dataset against a detector, against CLIP, and against real pictures")
+    sub.add_argument("out", metavar="OUT", help="output folder of `synthgen run`; or a job, which is run first")
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="of the job")
+    sub.add_argument("--detector", default="centernet-tiny", help="embedded, folder or Hub id (default: centernet-tiny)")
+    sub.add_argument("--threshold", type=float, default=0.3, help="score from which a detection counts (default 0.3)")
+    sub.add_argument("--clip", help="folder or Hub id of a CLIP; without one its figures are not measured")
+    sub.add_argument("--reference", type=Path, help="real pictures, a folder or a dataset; without them theirs are not measured")
+    sub.add_argument("--encoder", default="efficientnet-lite0", help="what they are compared in: folder or Hub id")
+    sub.add_argument("--objects", action="store_true", help="compare what is in the boxes instead of whole pictures")
+    sub.add_argument("--limit", type=int, help="look at so many images")
+
+
+def check_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"ok", "faults", "images", "boxes", "shards"}."""
+    from synthgen.shards.check import check_dataset
+
+    faults, counts = check_dataset(args.out)
+    data = {"ok": not faults, "faults": faults, **counts}
+    summary = f"{counts['images']} images, {counts['boxes']} boxes, {counts['shards']} shards"
+    if faults:
+        return EXIT_FAULT, data, [*faults, f"{args.out}: {len(faults)} faults in {summary}"]
+    return 0, data, [f"ok: {summary}"]
+
+
+def finalize_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete"}."""
+    from synthgen.config import ConfigError
+    from synthgen.shards.dataset import finalize, read_info
+    from synthgen.shards.lock import Lock
+
+    info = read_info(args.out)
+    if info is None:
+        raise ConfigError([f"{args.out}: no dataset here (dataset.json is missing or damaged)"])
+    with Lock(args.out):
+        counts = finalize(args.out, info)
+    done = "complete" if counts["complete"] else f"{info.asked - counts['images']} images are still missing"
+    return 0, {"output": str(args.out), **counts}, [f"{args.out}: {counts['images']} images, {counts['boxes']} boxes; {done}"]
+
+
+def report_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"path", "images", "shown", "bytes"}."""
+    from synthgen.report import write_report
+
+    counts = write_report(args.out, args.most)
+    path = args.out / "report.html"
+    text = f"{path}: {counts['shown']} of {counts['images']} images, {counts['bytes'] / 1e6:.1f} MB"
+    return 0, {"path": str(path), **counts}, [text]
+
+
+def evaluate_command(args: argparse.Namespace) -> Result:
+    """`--json`: what `synthgen.evaluate.dataset.evaluate` returns."""
+    from synthgen.config import ConfigError
+    from synthgen.evaluate.reference import Reference
+    from synthgen.verify.verifiers.clip import Spec as Clip
+    from synthgen.verify.verifiers.detector import Spec as Detector
+
+    if not 0 <= args.threshold <= 1:
+        raise ConfigError([f"command line: --threshold: {args.threshold:g} must be in [0, 1]"])
+    detector = Detector(model=args.detector, threshold=args.threshold)
+    clip = None if args.clip is None else Clip(model=args.clip)
+    for spec in (detector, clip):
+        if spec is not None:
+            spec.folder()  # says what is wrong with the name
+    reference = None if args.reference is None else Reference(args.reference, args.encoder, args.objects)
+    if reference is not None and (problems := reference.check()):
+        raise ConfigError([f"command line: {problem}" for problem in problems])
+    out, (status, data, made) = dataset_of(args)
+    if status:
+        return status, data, made
+    from synthgen.evaluate.dataset import evaluate
+
+    data = evaluate(out, detector, clip, reference, args.limit)
+    return 0, data, [*made, *(f"{name:<12} {value}" for name, value in data.items())]
+
+
+def dataset_of(args: argparse.Namespace) -> tuple[Path, Result]:
+    """The dataset that is meant by `out`; if that is a job it is run, and what came of it is returned too."""
+    from synthgen.cli import parse
+    from synthgen.config import ConfigError, load_job
+    from synthgen.shards.dataset import read_info
+
+    out = Path(args.out)
+    if not out.is_dir():
+        job = load_job(args.out, args.overrides)
+        run_args = parse(["run", args.out, *args.overrides])
+        return Path(job.output.path), run_command(run_args)
+    if args.overrides:
+        raise ConfigError([f"{out}: a dataset; {args.overrides[0]!r} is for jobs"])
+    if read_info(out) is None:
+        raise ConfigError([f"{out}: not a synthgen dataset (no readable dataset.json)"])
+    return out, (0, {}, [])

@@ -1,0 +1,104 @@
+"""Commands that make a dataset, or tell what it will be."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from synthgen.commands import EXIT_FAULT, EXIT_INTERRUPTED, Commands, Result
+from synthgen.commands.speaking import load, spoken
+
+SHOWN = 200  # pictures in the report that `run` writes: it is made anew with each extension of a dataset
+
+
+def add(commands: Commands) -> None:
+    """Add `run`, `preview` and `plan`."""
+    sub = spoken(commands.add_job("run", run_command, "make the dataset, or what is missing of it"))
+    sub.add_argument("--address", help="address of a running Ray cluster (default: RAY_ADDRESS, else Ray on this machine)")
+    sub.add_argument("--overwrite", action="store_true", help="remove the dataset that is in the output folder first")
+    sub = spoken(commands.add_job("preview", preview_command, "draw sampled layouts; loads no model"))
+    sub.add_argument("-n", type=int, default=8, help="how many layouts (default 8)")
+    sub.add_argument("-o", "--output", type=Path, help="PNG to write (default: preview-NAME.png)")
+    sub = spoken(commands.add_job("plan", plan_command, "time a few images and tell what the whole job will take"))
+    sub.add_argument("--address", help=argparse.SUPPRESS)
+
+
+def run_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "made", "seconds", "interrupted"}.
+
+    With --voice or --say "spoken" too (`load`), as with `preview` and `plan`.
+    """
+    job, spoken = load(args)  # before the heavy imports: a mistake is told at once
+    from synthgen.engine.pool import ShardFailedError
+    from synthgen.engine.run import run
+    from synthgen.report import write_report
+
+    bar = _ProgressBar()
+    try:
+        result = run(job, args.address, args.overwrite, bar.open)
+    except ShardFailedError as error:
+        text = f"{error}\nAll finished shards are kept; run the same command again to go on."
+        return EXIT_FAULT, {"error": [str(error)]}, [text]
+    finally:
+        bar.close()
+    data = {"output": job.output.path, **result.counts, "made": result.made, "seconds": round(result.seconds, 3)}
+    data |= {"interrupted": result.interrupted, **spoken}
+    if result.interrupted:
+        overrides = "".join(f" {o}" for o in args.overrides) + (f" --say {quote(spoken['spoken']['text'])}" if spoken else "")
+        text = f"stopped; {data['images']} of {job.images} images are done. To go on: synthgen run {args.job}{overrides}"
+        return EXIT_INTERRUPTED, data, [text]
+    if result.made and result.counts["complete"]:
+        write_report(Path(job.output.path), SHOWN)
+    rate = f", {result.made} made now at {result.made / result.seconds:.2f} images/s" if result.made else ", all were there"
+    return 0, data, [f"{job.output.path}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards{rate}"]
+
+
+class _ProgressBar:
+    """Images done, images/s and time left, on stderr."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def open(self, total: int, done: int) -> Callable[[int], None]:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, initial=done, unit="image", smoothing=0.05, dynamic_ncols=True)
+        return self.advance
+
+    def advance(self, images: int) -> None:
+        self.bar.update(images)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def preview_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"path", "layouts", "boxes", "coverage"}."""
+    from synthgen.config import ConfigError
+
+    job, spoken = load(args)
+    from synthgen.engine.worker import draw_scene
+    from synthgen.preview import write_preview
+
+    if args.n < 1:
+        raise ConfigError([f"command line: -n: {args.n} must be at least 1"])
+    layouts = [draw_scene(job, i).layout for i in range(args.n)]
+    path = args.output or Path(f"preview-{job.name}.png")
+    write_preview(path, layouts, job.layout.examples())
+    coverage = sum(layout.coverage() for layout in layouts) / len(layouts)
+    data = {"path": str(path), "layouts": len(layouts), "boxes": sum(map(len, layouts)), "coverage": round(coverage, 4)}
+    data |= spoken
+    return 0, data, [f"{path}: {data['layouts']} layouts, {data['boxes']} boxes, mean coverage {coverage:.1%}"]
+
+
+def plan_command(args: argparse.Namespace) -> Result:
+    """`--json`: the fields of `synthgen.engine.plan.Plan`."""
+    from dataclasses import asdict
+
+    job, spoken = load(args)
+    from synthgen.engine.plan import plan
+
+    estimate = plan(job, args.address)
+    return 0, {**asdict(estimate), **spoken}, estimate.lines()
