@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -313,6 +313,8 @@ class _Validation:
             "pipeline": job.pipeline.check(job.layout, job.scene),
             "verify": job.verify.check(job.layout) if job.verify else [],
         }
+        for name in job.scene.atmosphere() if not job.pipeline.follows_words else ():
+            self.problem(("scene", name), f"{job.pipeline.method} paints no {name}, and a prompt must be true; leave it out")
         for section, problems in parts.items():
             for problem in problems:
                 key, _, text = problem.partition(": ")
@@ -329,9 +331,10 @@ def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """The keys that the (nested) model at `loc` knows."""
     for part in loc:
         annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        models = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if len(models) != 1:
             return []
-        model = annotation
+        model = models[0]
     return list(model.model_fields)
 
 

@@ -1,17 +1,19 @@
 """A scene: one layout and the words for what is in it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from synthgen.camera import CameraSpec
 from synthgen.layouts import Layout
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 Choice = str | tuple[str, ...]
 COUNTS = "{counts}, {background}"
+ATMOSPHERE = ("weather", "light", "season", "style")
 
 
 class SceneSpec(BaseModel):
@@ -24,11 +26,18 @@ class SceneSpec(BaseModel):
     background: Choice = Field("", description="prompt of the background; a list is drawn from for each image")
     negative: str = Field("", description="what the picture must not show")
     backgrounds: str | None = Field(None, description="folder of your own pictures to paint the objects into")
+    weather: Choice | None = Field(
+        None, description="as 'in thick fog'; a list is drawn from for each image, as of the next three"
+    )
+    light: Choice | None = Field(None, description="as 'at dusk'; these words follow those of the background, in this order")
+    season: Choice | None = Field(None, description="as 'in autumn'; an empty text in a list: nothing is said")
+    style: Choice | None = Field(None, description="as 'a film photograph'")
+    camera: CameraSpec | None = Field(None, description="effects on finished pictures; null: none")
 
-    @field_validator("object", "background", "phrases")
+    @field_validator("object", "background", "phrases", *ATMOSPHERE)
     @classmethod
-    def not_empty(cls, value: Choice | dict[str, Choice]) -> Choice | dict[str, Choice]:
-        if not all(map(_options, _choices(value))):
+    def not_empty(cls, value: Choice | dict[str, Choice] | None) -> Choice | dict[str, Choice] | None:
+        if value is not None and not all(map(_options, _choices(value))):
             raise ValueError("the list is empty; give at least one prompt")
         return value
 
@@ -49,23 +58,41 @@ class SceneSpec(BaseModel):
             raise ValueError(f"{value!r} is not a folder with pictures ({', '.join(PICTURE_SUFFIXES)})")
         return value
 
-    def draw(self, layout: Layout, rng: np.random.Generator) -> "Scene":
-        """The scene of one layout: a function of the spec, the layout and the generator's state.
+    def draw(self, layout: Layout, rng: np.random.Generator, atmosphere: np.random.Generator | None = None) -> "Scene":
+        """The scene of one layout: a function of the spec, the layout and the generators' states.
 
-        Phrases and a caption that the layout came with are kept.
+        Phrases and a caption that the layout came with are kept; weather, light, season and style follow the caption too.
+
+        Args:
+            atmosphere: what these four are drawn with, apart from the rest; None: `rng`.
         """
         background = _pick(self.background, rng)
         drawn = tuple(_pick(self.phrases.get(name, self.object), rng).format(category=name) for name in layout.categories)
-        return Scene(layout.with_phrases(layout.phrases or drawn), layout.caption or background, self.negative)
+        words = {name: _pick(choice, atmosphere or rng) for name, choice in self.atmosphere().items()}
+        said = [text for text in words.values() if text]
+        if layout.caption:
+            layout = replace(layout, caption=", ".join([layout.caption, *said]))
+        place = layout.caption or ", ".join(filter(None, [background, *said]))
+        return Scene(layout.with_phrases(layout.phrases or drawn), place, self.negative, words)
+
+    def atmosphere(self) -> dict[str, Choice]:
+        """Weather, light, season and style, those of them that are asked for."""
+        return {name: choice for name in ATMOSPHERE if (choice := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A layout whose boxes have prompts, and the prompt of what is round them."""
+    """A layout whose boxes have prompts, and the prompt of what is round them.
+
+    Attributes:
+        background: with the words of the atmosphere.
+        atmosphere: weather, light, season and style as they were drawn, those of them that are asked for.
+    """
 
     layout: Layout
     background: str
     negative: str = ""
+    atmosphere: dict[str, str] = field(default_factory=dict)
 
     @property
     def phrases(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -24,7 +25,7 @@ from synthgen.verify.actions import Checked, Inspection
 
 log = logging.getLogger(__name__)
 
-LAYOUT_STREAM, SCENE_STREAM, NOISE_STREAM, REPAIR_STREAM = 0, 1, 2, 3
+LAYOUT_STREAM, SCENE_STREAM, NOISE_STREAM, REPAIR_STREAM, ATMOSPHERE_STREAM, CAMERA_STREAM = range(6)
 BLANK_DEVIATION = 1.0  # grey levels; a picture with less is not a picture
 PIL_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
@@ -80,7 +81,8 @@ def draw_scene(job: Job, index: int) -> Scene:
         layout = job.layout.sample(np.random.default_rng(seed_sequence(job.seed, index, LAYOUT_STREAM)), index)
     except InfeasibleLayoutError as error:
         raise InfeasibleLayoutError(f"sample {index}, seed {job.seed}: {error}") from None
-    return job.scene.draw(layout, np.random.default_rng(seed_sequence(job.seed, index, SCENE_STREAM)))
+    words, atmosphere = (np.random.default_rng(seed_sequence(job.seed, index, s)) for s in (SCENE_STREAM, ATMOSPHERE_STREAM))
+    return job.scene.draw(layout, words, atmosphere)
 
 
 class Worker:
@@ -202,17 +204,28 @@ class Worker:
                 raise RejectedImageError(f"samples {samples}: {what} after {self.job.max_attempts} attempts")
 
     def encode(self, indices: Sequence[int], batch: Sequence[Painted]) -> list[Sample]:
-        """Finished samples of a painted batch."""
+        """Finished samples of a painted batch: taken by the camera, now that all has been looked at, and encoded."""
         job, samples = self.job, []
         for index, painted in zip(indices, batch, strict=True):
             scene, checked = painted.scene, painted.checked
-            picture = encode_image(painted.painting.image, job.output.image_format, job.output.quality)
+            pixels, conditions = self.take(index, painted)
+            picture = encode_image(pixels, job.output.image_format, job.output.quality)
             boxes = tuple(annotations(scene, painted.painting, self.ids, checked))
             width, height, kind = scene.layout.width, scene.layout.height, job.output.image_format
             verified = None if checked is None else checked.record()
-            sample = Sample(index, width, height, scene.prompt, job.seed, painted.attempt, boxes, picture, kind, verified)
+            sample = Sample(
+                index, width, height, scene.prompt, job.seed, painted.attempt, boxes, picture, kind, verified, conditions
+            )
             samples.append(sample)
         return samples
+
+    def take(self, index: int, painted: Painted) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """A painted picture as the scene's camera takes it, and what was drawn for it: the same at every attempt."""
+        image, conditions = painted.painting.image, dict[str, Any](painted.scene.atmosphere)
+        if self.job.scene.camera is None:
+            return image, conditions
+        image, effects = self.job.scene.camera(image, seed_sequence(self.job.seed, index, CAMERA_STREAM))
+        return image, conditions | effects
 
     def _noise(self, index: int, attempt: int) -> np.random.SeedSequence:
         return seed_sequence(self.job.seed, index, NOISE_STREAM, attempt)

@@ -76,6 +76,11 @@ class MethodSpec(BaseModel):
         """Whether painting runs on torch, and so on a GPU where there is one."""
         return False
 
+    @property
+    def follows_words(self) -> bool:
+        """Whether the picture follows any words of the scene's background: weather, light, season and style are such."""
+        return True
+
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
         """What stands against painting these layouts with this recipe, each as `key: reason`."""
         return []

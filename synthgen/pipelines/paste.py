@@ -36,6 +36,10 @@ class Spec(MethodSpec):
     shadow: float = Field(0.4, ge=0, le=1, description="darkness of the shadow where an object stands")
 
     @property
+    def follows_words(self) -> bool:
+        return False
+
+    @property
     def cutout_folder(self) -> Path:
         return ASSETS / "cutouts" / self.cutouts if self.cutouts in SHIPPED else Path(self.cutouts)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from synthgen.errors import InputError
 from synthgen.shards.dataset import read_info
-from synthgen.shards.sample import VERIFIED, annotations_of
+from synthgen.shards.sample import VERIFIED, annotations_of, conditions_of
 from synthgen.shards.shard import committed, read_marker, read_members, read_rows, shard_path
 from synthgen.shards.store import write_text
 
@@ -82,8 +82,9 @@ def picture(row: dict[str, Any], data: bytes) -> dict[str, Any]:
         for a in annotations_of(row)
     ]
     facts = {name: row[name] for name in VERIFIED if row.get(name) is not None}
+    drawn = {name: value for name, value in conditions_of(row).items() if value is not None}
     plain = {"n": row["index"], "w": row["width"], "h": row["height"], "p": row["prompt"], "t": row["attempt"]}
-    return {**plain, **facts, "boxes": boxes, "src": base64.b64encode(buffer.getvalue()).decode()}
+    return {**plain, **facts, "drawn": drawn, "boxes": boxes, "src": base64.b64encode(buffer.getvalue()).decode()}
 
 
 def shards(out: Path) -> Iterator[dict[str, Any]]:

@@ -1,13 +1,13 @@
 """The dataset card: README.md with the schema that loaders need, and a contact sheet with the boxes drawn."""
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
-from synthgen.shards.sample import annotations_of
+from synthgen.shards.sample import annotations_of, is_number
 from synthgen.shards.shard import read_members, shard_name, shard_path
 from synthgen.shards.store import replacing, write_text
 
@@ -40,7 +40,7 @@ FEATURES = """\
       dtype: int64
     - name: attempt
       dtype: int64
-{verified}    - name: annotations
+{verified}{conditions}    - name: annotations
       list:
       - name: bbox
         list: float64
@@ -68,6 +68,14 @@ VERIFIED_FEATURES = """\
         dtype: int64
       - name: repairs
         dtype: int64
+"""
+CONDITIONS = """\
+    - name: conditions
+      struct:
+"""
+CONDITION = """\
+      - name: {name}
+        dtype: {kind}
 """
 SCORES = """\
       - name: score
@@ -129,15 +137,25 @@ def write_contact_sheet(out: Path, rows: list[dict[str, Any]]) -> None:
         contact_sheet(pictures).save(temporary, "JPEG", quality=88)
 
 
-def write_card(out: Path, info: "DatasetInfo", facts: Mapping[str, Any], has_masks: bool, verified: bool = False) -> None:
+def write_card(
+    out: Path,
+    info: "DatasetInfo",
+    facts: Mapping[str, Any],
+    has_masks: bool,
+    verified: bool = False,
+    conditions: Sequence[str] = (),
+) -> None:
     """Write README.md: the header that `datasets` reads, the figures, and how to load the shards.
 
     Args:
         has_masks: annotations have a segmentation.
         verified: they have scores, and samples what was seen in them.
+        conditions: that samples have.
     """
     more = {"segmentation": SEGMENTATION if has_masks else ""}
     more |= {"verified": VERIFIED_FEATURES if verified else "", "scores": SCORES if verified else ""}
+    fields = [CONDITION.format(name=name, kind="float64" if is_number(name) else "string") for name in conditions]
+    more |= {"conditions": CONDITIONS + "".join(fields) if fields else ""}
     images = "".join(IMAGE_FEATURE.format(image=kind) for kind in info.image_format.split(";"))
     features = FEATURES.format(images=images, **more)
     table = "\n".join(f"| {key} | {_escape(value)} |" for key, value in facts.items())

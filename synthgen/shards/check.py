@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from synthgen.shards.dataset import DatasetInfo, read_info
-from synthgen.shards.sample import annotations_of, sample_key
+from synthgen.shards.sample import annotations_of, conditions_of, sample_key
 from synthgen.shards.shard import Marker, read_marker, read_members, shard_name, shard_path
 from synthgen.shards.store import digest
 
@@ -98,12 +98,15 @@ def check_sample(row: dict[str, Any], picture: bytes, record: bytes) -> Iterator
     if hashlib.sha256(picture).hexdigest() != row["image_sha256"]:
         yield "picture differs from its row (sha256)"
     try:
-        annotations = json.loads(record)["annotations"]
+        data = json.loads(record)
+        annotations, conditions = data["annotations"], data.get("conditions", {})
     except (ValueError, KeyError, TypeError):
         yield "json cannot be read"
         return
     if annotations != annotations_of(row):
         yield "json and row have different annotations"
+    if conditions != conditions_of(row):
+        yield "json and row have different conditions"
     for annotation in annotations_of(row):
         x, y, w, h = annotation["bbox"]
         if not (w > 0 and h > 0 and x >= 0 and y >= 0 and x + w <= row["width"] + 1e-3 and y + h <= row["height"] + 1e-3):

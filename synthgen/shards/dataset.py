@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from synthgen.errors import InputError
 from synthgen.shards.card import SHEET_IMAGES, write_card, write_contact_sheet
 from synthgen.shards.coco import write_instances
-from synthgen.shards.sample import SCHEMA, VERIFIED
+from synthgen.shards.sample import SCHEMA, VERIFIED, conditions_of, table_schema
 from synthgen.shards.shard import committed, read_marker, read_rows, shard_name, shard_path
 from synthgen.shards.store import replacing, write_text
 
@@ -159,7 +159,7 @@ def finalize(out: Path, info: DatasetInfo) -> dict[str, Any]:
     model = {k: v for k, v in info.fingerprint.items() if k in ("pipeline.method", "pipeline.model", "seed")}
     verified = any(row["failed"] is not None for row in first)
     facts |= counts["verified"]
-    write_card(out, info, {**facts, **model}, has_masks, verified)
+    write_card(out, info, {**facts, **model}, has_masks, verified, list(conditions_of(first[0])) if first else [])
     write_info(out, info, counts)
     return counts
 
@@ -178,7 +178,10 @@ def write_index(out: Path, name: str, numbers: list[int]) -> None:
 
 def write_manifest(out: Path, numbers: list[int]) -> dict[str, Any]:
     """Join the shards' tables into manifest.parquet, one shard in memory at a time; returns the totals."""
-    columns = [f for f in SCHEMA if f.name not in ("bbox", "segmentation", "area", "iscrowd")]
+    names = pq.read_schema(shard_path(out, numbers[0], ".parquet")).names if numbers else SCHEMA.names
+    columns = [
+        f for f in table_schema(conditions_of(dict.fromkeys(names))) if f.name not in ("bbox", "segmentation", "area", "iscrowd")
+    ]
     counts: dict[str, Any] = {"images": 0, "boxes": 0, "shards": len(numbers), "bytes": 0, "verified": {}}
     with replacing(out / "manifest.parquet") as temporary, pq.ParquetWriter(temporary, pa.schema(columns)) as writer:
         for number in numbers:

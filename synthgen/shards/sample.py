@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ ANNOTATION_COLUMNS = {
     "action": pa.string(),
     "segmentation": pa.string(),
 }
+CONDITION_TYPES = (pa.string(), pa.float64())
 VERIFIED = ("failed", "unasked", "repairs")
 """Of a picture that was looked at: boxes that do not hold, objects that nobody asked for, how often windows were repainted."""
 SCHEMA = pa.schema(
@@ -41,6 +43,21 @@ SCHEMA = pa.schema(
 )
 
 
+def table_schema(conditions: Iterable[str]) -> pa.Schema:
+    """SCHEMA, and a column for each condition (`Sample.conditions`): words, and numbers of what the camera did."""
+    return pa.schema([*SCHEMA, *((name, CONDITION_TYPES[is_number(name)]) for name in conditions)])
+
+
+def is_number(condition: str) -> bool:
+    """Whether a condition is a number, and not words."""
+    return condition.startswith("camera_")
+
+
+def conditions_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The conditions of a row: what it has beyond SCHEMA."""
+    return {name: value for name, value in row.items() if name not in SCHEMA.names}
+
+
 @dataclass(frozen=True)
 class Sample:
     """A finished sample.
@@ -48,6 +65,8 @@ class Sample:
     Attributes:
         image: encoded picture.
         verified: VERIFIED by name, if the picture was looked at.
+        conditions: what was drawn for the picture: weather, light, season and style, and camera_EFFECT_PARAMETER, None where the
+            effect spared it; all that the job asks for, so the same keys in each sample.
         annotations: one mapping a box, as COCO has them: bbox xywh in px, category_id, category, area, iscrowd, …
     """
 
@@ -61,6 +80,7 @@ class Sample:
     image: bytes
     image_format: str
     verified: dict[str, int] | None = None
+    conditions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -71,16 +91,17 @@ class Sample:
         fields = ("index", "key", "width", "height", "prompt", "seed", "attempt")
         record = {name: getattr(self, name) for name in fields}
         looked_at = {} if self.verified is None else {"verified": self.verified}
-        return json.dumps({**record, **looked_at, "annotations": list(self.annotations)}).encode()
+        drawn = {"conditions": self.conditions} if self.conditions else {}
+        return json.dumps({**record, **looked_at, **drawn, "annotations": list(self.annotations)}).encode()
 
     def row(self, shard: str) -> dict[str, Any]:
-        """The same as one row of SCHEMA; `segmentation` is the counts of the run-length encoding."""
+        """The same as one row of SCHEMA with its conditions; `segmentation` is the counts of the run-length encoding."""
         columns = {name: [a.get(name) for a in self.annotations] for name in ANNOTATION_COLUMNS}
         columns["segmentation"] = [(a.get("segmentation") or {}).get("counts") for a in self.annotations]
         verified = dict.fromkeys(VERIFIED) if self.verified is None else self.verified
         plain = {n: getattr(self, n) for n in ("index", "key", "width", "height", "prompt", "seed", "attempt", "image_format")}
         hashes = {"image_bytes": len(self.image), "image_sha256": hashlib.sha256(self.image).hexdigest()}
-        return {**plain, "shard": shard, "n_boxes": len(self.annotations), **verified, **columns, **hashes}
+        return {**plain, "shard": shard, "n_boxes": len(self.annotations), **verified, **columns, **hashes, **self.conditions}
 
 
 def sample_key(index: int) -> str:

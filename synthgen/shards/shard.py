@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from synthgen.shards.sample import SCHEMA, Sample
+from synthgen.shards.sample import Sample, table_schema
 from synthgen.shards.store import digest, promote, staged, write_text
 
 
@@ -62,7 +62,8 @@ def stage(
     name = shard_name(number)
     tar, parquet = staged(out, f"{name}.tar"), staged(out, f"{name}.parquet")
     write_tar(tar, samples)
-    pq.write_table(pa.Table.from_pylist([s.row(name) for s in samples], SCHEMA), parquet, compression="zstd")
+    table = pa.Table.from_pylist([s.row(name) for s in samples], table_schema(samples[0].conditions))
+    pq.write_table(table, parquet, compression="zstd")
     marker = Marker(
         count=len(samples),
         first_index=samples[0].index,

@@ -93,6 +93,10 @@ class Spec(ModelSpec):
     seed: int | None = Field(None, ge=0, description="of the noise; null: the job's seed and the image's index")
     cpu_vae: bool = Field(False, description="decode on the CPU")
 
+    @property
+    def follows_words(self) -> bool:
+        return False
+
     def fingerprint(self) -> dict[str, Any]:
         files = {r.reference_image for r in self.regions if isinstance(r, ImageRegion)}
         hashes = {f"sha256:{f}": hashlib.sha256(Path(str(f)).read_bytes()).hexdigest() for f in sorted(files, key=str)}

@@ -60,6 +60,10 @@ class Spec(ModelSpec):
         return self
 
     @property
+    def follows_words(self) -> bool:
+        return False
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of tiles."""
         return len(self.prompt), len(self.prompt[0]) if self.prompt else 0
