@@ -100,9 +100,13 @@ class Job(BaseModel):
         data = self.resolved()
         output = {k: v for k, v in data["output"].items() if k != "path"}
         parts = {k: data[k] for k in ("seed", "layout", "scene", "pipeline", "categories", "verify")}
-        files = {"layout": self.layout.fingerprint(), "pipeline": self.pipeline.fingerprint()}
-        files |= {"verify": self.verify.fingerprint()} if self.verify is not None else {}
-        return {**flat(parts), **flat({"output": output}), **flat(files)}
+        return {**flat(parts), **flat({"output": output}), **self.files()}
+
+    def files(self) -> dict[str, Any]:
+        """Hashes of the files that the samples depend on, flat: of the layout's, the pipeline's and the verifier's."""
+        found = {"layout": self.layout.fingerprint(), "pipeline": self.pipeline.fingerprint()}
+        found |= {"verify": self.verify.fingerprint()} if self.verify is not None else {}
+        return flat(found)
 
 
 def load_job(name: str, overrides: Sequence[str] = (), said: Spoken | None = None) -> Job:

@@ -96,7 +96,7 @@ class Worker:
 
     def __init__(self, job: Job, out: Path, device: str = "cpu") -> None:
         self.job, self.out = job, out
-        self.numerics = Numerics(job.batch_size, job.chunk, job.threads, device, versions())
+        self.numerics = Numerics(job.batch_size, job.chunk, job.threads, device, versions(), job.files())
         self.ids = job.ids()
         limit_threads(job)
         self.load()

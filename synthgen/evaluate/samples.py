@@ -1,17 +1,15 @@
 """The samples of a finished dataset, one by one."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from synthgen.layouts import Layout
 from synthgen.shards.sample import annotations_of
-from synthgen.shards.shard import committed, read_members, read_rows, shard_path
+from synthgen.shards.shard import committed, decoded, read_members, read_rows, shard_path
 
 
 def samples(out: Path, limit: int | None = None) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8], Layout]]:
@@ -24,7 +22,7 @@ def samples(out: Path, limit: int | None = None) -> Iterator[tuple[dict[str, Any
                 if limit is not None and done == limit:
                     return
                 done += 1
-                yield rows[name], np.array(Image.open(io.BytesIO(data)).convert("RGB")), labels(rows[name])
+                yield rows[name], np.array(decoded(data, f"{out}: {name}").convert("RGB")), labels(rows[name])
 
 
 def labels(row: dict[str, Any]) -> Layout:

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 from synthgen.errors import InputError
 from synthgen.shards.dataset import read_info
 from synthgen.shards.sample import VERIFIED, annotations_of, conditions_of
-from synthgen.shards.shard import committed, read_marker, read_members, read_rows, shard_path
+from synthgen.shards.shard import committed, decoded, read_marker, read_members, read_rows, shard_path
 from synthgen.shards.store import write_text
 
 SIDE, QUALITY = 384, 72  # of the pictures in the page: longer side in px, JPEG
@@ -42,11 +43,11 @@ def write_report(out: Path, most: int = MOST) -> dict[str, int]:
     shown = list(pictures(out, most))
     total = sum(marker.count for n in committed(out) if (marker := read_marker(out, n)) is not None)
     data = {"name": info.name, "images": total, "asked": info.asked, "pictures": shown, "shards": list(shards(out))}
-    job = (out / "job.yaml").read_text() if (out / "job.yaml").is_file() else ""
+    job = (out / "job.yaml").read_text(encoding="utf-8", errors="replace") if (out / "job.yaml").is_file() else ""
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # nothing in it ends the script element
-    for mark, value in (("@NAME@", html.escape(info.name)), ("@JOB@", html.escape(job)), ("@DATA@", text)):
-        page = page.replace(mark, value)
+    values = {"@NAME@": html.escape(info.name), "@JOB@": html.escape(job), "@DATA@": text}
+    page = re.sub("|".join(values), lambda mark: values[mark[0]], page)  # once: a job may say @DATA@ too
     write_text(out / "report.html", page)
     return {"images": total, "shown": len(shown), "bytes": len(page)}
 
@@ -67,10 +68,9 @@ def pictures(out: Path, most: int) -> Iterator[dict[str, Any]]:
 def picture(row: dict[str, Any], data: bytes) -> dict[str, Any]:
     """One sample as the page has it."""
     buffer = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB")
-        small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        small.save(buffer, "JPEG", quality=QUALITY)
+    small = decoded(data, f"sample {row['key']!r}").convert("RGB")
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small.save(buffer, "JPEG", quality=QUALITY)
     boxes = [
         {
             "b": [round(v, 1) for v in a["bbox"]],

@@ -1,6 +1,7 @@
 """The dataset card: README.md with the schema that loaders need, and a contact sheet with the boxes drawn."""
 
-import io
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw
 
 from synthgen.shards.sample import annotations_of, is_number
-from synthgen.shards.shard import read_members, shard_name, shard_path
+from synthgen.shards.shard import decoded, read_members, shard_name, shard_path
 from synthgen.shards.store import replacing, write_text
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ FEATURES = """\
       dtype: int64
     - name: attempt
       dtype: int64
-{verified}{conditions}    - name: annotations
+{verified}{conditions}{source}    - name: annotations
       list:
       - name: bbox
         list: float64
@@ -77,6 +78,16 @@ CONDITION = """\
       - name: {name}
         dtype: {kind}
 """
+SOURCE_FEATURES = """\
+    - name: source
+      struct:
+      - name: dataset
+        dtype: string
+      - name: index
+        dtype: int64
+      - name: key
+        dtype: string
+"""
 SCORES = """\
       - name: score
         dtype: float64
@@ -108,7 +119,8 @@ def draw_boxes(
     colour = dict(colours or {})
     for (x, y, w, h), category in zip(boxes, categories, strict=True):
         line = colour.setdefault(category, COLOURS[len(colour) % len(COLOURS)])
-        draw.rectangle((x * scale, y * scale, (x + w) * scale, (y + h) * scale), outline=line)
+        corners = (x * scale, y * scale, (x + max(w, 0)) * scale, (y + max(h, 0)) * scale)
+        draw.rectangle([min(max(v, -1e4), 1e4) for v in corners], outline=line)
     return small
 
 
@@ -129,10 +141,9 @@ def write_contact_sheet(out: Path, rows: list[dict[str, Any]]) -> None:
     for number in sorted({int(row["shard"]) for row in wanted.values()}):
         for name, data in read_members(shard_path(out, number, ".tar")):
             if name in wanted:
-                with Image.open(io.BytesIO(data)) as image:
-                    boxes = annotations_of(wanted[name])
-                    scale = (SHEET_TILE - 6) / max(image.size)
-                    pictures.append(draw_boxes(image, [b["bbox"] for b in boxes], [b["category"] for b in boxes], scale))
+                image, boxes = decoded(data, f"{out}: {name}"), annotations_of(wanted[name])
+                scale = (SHEET_TILE - 6) / max(image.size)
+                pictures.append(draw_boxes(image, [b["bbox"] for b in boxes], [b["category"] for b in boxes], scale))
     with replacing(out / "contact_sheet.jpg") as temporary:
         contact_sheet(pictures).save(temporary, "JPEG", quality=88)
 
@@ -152,28 +163,30 @@ def write_card(
         verified: they have scores, and samples what was seen in them.
         conditions: that samples have.
     """
-    more = {"segmentation": SEGMENTATION if has_masks else ""}
+    more = {"segmentation": SEGMENTATION if has_masks else "", "source": SOURCE_FEATURES if info.sources else ""}
     more |= {"verified": VERIFIED_FEATURES if verified else "", "scores": SCORES if verified else ""}
     fields = [CONDITION.format(name=name, kind="float64" if is_number(name) else "string") for name in conditions]
     more |= {"conditions": CONDITIONS + "".join(fields) if fields else ""}
     images = "".join(IMAGE_FEATURE.format(image=kind) for kind in info.image_format.split(";"))
     features = FEATURES.format(images=images, **more)
-    table = "\n".join(f"| {key} | {_escape(value)} |" for key, value in facts.items())
+    table = "\n".join(f"| {key} | {escaped(value)} |" for key, value in facts.items())
     last = shard_name(max(facts["shards"] - 1, 0))
-    texts = {"about": info.about[0].upper() + info.about[1:], "tags": "" if info.imported else "- synthetic\n"}
-    card = CARD.format(name=info.name, features=features, table=table, image=info.image_format, last=last, **texts)
+    real = info.imported or any(source.get("imported") for source in info.sources or ())
+    texts = {"about": escaped(info.about[0].upper() + info.about[1:]), "tags": "" if real else "- synthetic\n"}
+    names = {"pretty_name": json.dumps(info.name), "name": escaped(info.name)}  # JSON's strings are YAML's too
+    card = CARD.format(**names, features=features, table=table, image=info.image_format, last=last, **texts)
     write_text(out / "README.md", card)
 
 
-def _escape(value: Any) -> str:
-    """Text that cannot leave its cell of a Markdown table."""
-    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return text.replace("|", "\\|").replace("\n", " ").replace("`", "'")
+def escaped(value: Any) -> str:
+    """Text as Markdown that shows it as it is, in one line: no HTML, no link, no picture, no other cell of a table."""
+    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
 
 
 CARD = """\
 ---
-pretty_name: {name}
+pretty_name: {pretty_name}
 task_categories:
 - object-detection
 tags:

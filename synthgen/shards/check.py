@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import io
 import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from synthgen.records.pictures import DAMAGED
 from synthgen.shards.dataset import DatasetInfo, read_info
 from synthgen.shards.sample import annotations_of, conditions_of, sample_key
-from synthgen.shards.shard import Marker, read_marker, read_members, shard_name, shard_path
+from synthgen.shards.shard import (
+    DamagedShardError,
+    Marker,
+    first_line,
+    read_marker,
+    read_members,
+    read_rows,
+    shard_name,
+    shard_numbers,
+    shard_path,
+)
 from synthgen.shards.store import digest
 
+NOT_WHAT_WE_WRITE = (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)  # of any JSON
 REQUIRED = ("job.yaml", "dataset.json", "index.json", "manifest.parquet", "README.md", "annotations/instances.json")
 
 
@@ -26,17 +37,21 @@ def check_dataset(out: Path) -> tuple[list[str], dict[str, int]]:
     info = read_info(out)
     if info is None:
         return [f"{out}: no dataset here (dataset.json is missing or damaged)"], {"images": 0, "boxes": 0, "shards": 0}
-    checked = _Checked()
-    faults = [f"{name}: missing" for name in REQUIRED if not (out / name).exists()]
-    numbers = sorted({int(p.stem) for p in (out / "shards").iterdir() if p.stem.isdigit()}) if (out / "shards").is_dir() else []
+    checked, numbers = Checked(), shard_numbers(out)
+    faults = missing_files(out)
     for number in numbers:
-        faults += list(check_shard(out, number, checked))
+        faults += [*check_shard(out, number, checked), *check_files(out, number, info)]
     faults += list(check_whole(out, info, checked))
     boxes = sum(len(a) for a in checked.annotations.values())
     return faults, {"images": len(checked.annotations), "boxes": boxes, "shards": len(numbers)}
 
 
-class _Checked:
+def missing_files(out: Path) -> list[str]:
+    """A fault for each file of a dataset that is not there."""
+    return [f"{name}: missing" for name in REQUIRED if not (out / name).exists()]
+
+
+class Checked:
     """What the shards hold, as far as it is compared with the files beside them."""
 
     def __init__(self) -> None:
@@ -45,7 +60,7 @@ class _Checked:
         self.samples: dict[str, int] = {}  # samples a shard
 
 
-def check_shard(out: Path, number: int, checked: _Checked) -> Iterator[str]:
+def check_shard(out: Path, number: int, checked: Checked) -> Iterator[str]:
     """Faults of one shard: sizes and digests, members, pictures, boxes, and its table against its tar."""
     name = shard_name(number)
     marker = read_marker(out, number)
@@ -59,16 +74,25 @@ def check_shard(out: Path, number: int, checked: _Checked) -> Iterator[str]:
         return
     try:
         members = dict(read_members(tar))
-        rows = pq.read_table(parquet).to_pylist()
-    except (tarfile.TarError, EOFError, OSError, pa.ArrowException) as error:
-        yield f"shards/{name}: cannot be read: {error}"
+        rows = read_rows(out, number)
+    except DamagedShardError as error:
+        yield f"shards/{name}: {error}"
         return
     checked.samples[f"shards/{name}.tar"] = len(rows)
     yield from _check_members(name, marker, members, rows, checked)
 
 
+def check_files(out: Path, number: int, info: DatasetInfo) -> Iterator[str]:
+    """A fault for each file (a model's, most of all) that a shard was made with in another state than the dataset says."""
+    marker = read_marker(out, number)
+    files = marker.numerics.get("files", {}) if marker else {}
+    for key, value in files.items() if isinstance(files, dict) else ():
+        if value != (wanted := info.fingerprint.get(key)):
+            yield f"shards/{shard_name(number)}.json: made with another file: {key} is {value!r}, that of the job {wanted!r}"
+
+
 def _check_members(
-    name: str, marker: Marker, members: dict[str, bytes], rows: list[dict[str, Any]], checked: _Checked
+    name: str, marker: Marker, members: dict[str, bytes], rows: list[dict[str, Any]], checked: Checked
 ) -> Iterator[str]:
     indices = list(range(marker.first_index, marker.first_index + marker.count))
     if [row["index"] for row in rows] != indices:
@@ -93,14 +117,14 @@ def check_sample(row: dict[str, Any], picture: bytes, record: bytes) -> Iterator
             image.load()
             if image.size != (row["width"], row["height"]):
                 yield f"picture is {image.size}, its row says {row['width']} x {row['height']}"
-    except (OSError, ValueError, SyntaxError) as error:  # what pillow raises for damaged pictures
+    except DAMAGED as error:
         yield f"picture does not decode: {error}"
     if hashlib.sha256(picture).hexdigest() != row["image_sha256"]:
         yield "picture differs from its row (sha256)"
     try:
         data = json.loads(record)
         annotations, conditions = data["annotations"], data.get("conditions", {})
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         yield "json cannot be read"
         return
     if annotations != annotations_of(row):
@@ -113,7 +137,7 @@ def check_sample(row: dict[str, Any], picture: bytes, record: bytes) -> Iterator
             yield f"box {annotation['bbox']} is not inside the picture"
 
 
-def check_whole(out: Path, info: DatasetInfo, checked: _Checked) -> Iterator[str]:
+def check_whole(out: Path, info: DatasetInfo, checked: Checked) -> Iterator[str]:
     """Faults of the dataset as a whole: counts, indices, and the files made from the shards."""
     found = sorted(checked.annotations)
     if found != list(range(len(found))):
@@ -126,40 +150,43 @@ def check_whole(out: Path, info: DatasetInfo, checked: _Checked) -> Iterator[str
     yield from _check_coco(out, info, checked)
 
 
-def _check_manifest(out: Path, checked: _Checked) -> Iterator[str]:
+def _check_manifest(out: Path, checked: Checked) -> Iterator[str]:
     try:
         table = pq.read_table(out / "manifest.parquet", columns=["index", "image_sha256"])
-    except (OSError, pa.ArrowException) as error:
-        yield f"manifest.parquet: cannot be read: {error}"
+        listed = dict(zip(table["index"].to_pylist(), table["image_sha256"].to_pylist(), strict=True))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        yield f"manifest.parquet: cannot be read: {first_line(error)}"
         return
-    if dict(zip(table["index"].to_pylist(), table["image_sha256"].to_pylist(), strict=True)) != checked.hashes:
+    if listed != checked.hashes:
         yield "manifest.parquet: its rows differ from the shards; run `synthgen finalize`"
 
 
-def _check_index(out: Path, checked: _Checked) -> Iterator[str]:
+def _check_index(out: Path, checked: Checked) -> Iterator[str]:
     try:
         listed = {s["url"]: s["nsamples"] for s in json.loads((out / "index.json").read_text())["shardlist"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"index.json: cannot be read: {error}"
+    except NOT_WHAT_WE_WRITE as error:
+        yield f"index.json: cannot be read: {first_line(error)}"
         return
     if listed != checked.samples:
         yield "index.json: its shards differ from the folder; run `synthgen finalize`"
 
 
-def _check_coco(out: Path, info: DatasetInfo, checked: _Checked) -> Iterator[str]:
+def _check_coco(out: Path, info: DatasetInfo, checked: Checked) -> Iterator[str]:
     from pycocotools.coco import COCO
 
     path = out / "annotations" / "instances.json"
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             coco = COCO(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"annotations/instances.json: cannot be read: {error}"
+        categories = {c["name"]: c["id"] for c in coco.dataset["categories"]}
+        ids = [a["id"] for a in coco.dataset["annotations"]]
+        got = {i - 1: [{k: v for k, v in a.items() if k not in ("id", "image_id")} for a in coco.imgToAnns[i]] for i in coco.imgs}
+    except NOT_WHAT_WE_WRITE as error:
+        yield f"annotations/instances.json: cannot be read: {first_line(error)}"
         return
-    if {c["name"]: c["id"] for c in coco.dataset["categories"]} != info.category_ids:
+    if categories != info.category_ids:
         yield "annotations/instances.json: its categories differ from dataset.json"
-    if [a["id"] for a in coco.dataset["annotations"]] != list(range(1, len(coco.dataset["annotations"]) + 1)):
+    if ids != list(range(1, len(ids) + 1)):
         yield "annotations/instances.json: annotation ids are not 1, 2, 3 …"
-    got = {i - 1: [{k: v for k, v in a.items() if k not in ("id", "image_id")} for a in coco.imgToAnns[i]] for i in coco.imgs}
     if got != checked.annotations:
         yield "annotations/instances.json: its boxes differ from the shards; run `synthgen finalize`"

@@ -6,19 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field, TypeAdapter
 from ruamel.yaml import YAML
 
 from synthgen.errors import InputError
 from synthgen.shards.card import SHEET_IMAGES, write_card, write_contact_sheet
 from synthgen.shards.coco import write_instances
-from synthgen.shards.sample import SCHEMA, VERIFIED, conditions_of, table_schema
+from synthgen.shards.sample import IMAGE_FORMATS, SCHEMA, VERIFIED, conditions_of, table_schema
 from synthgen.shards.shard import committed, read_marker, read_rows, shard_name, shard_path
 from synthgen.shards.store import replacing, write_text
 
+KINDS = "|".join(IMAGE_FORMATS)
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "ray")
 DISTRIBUTION = "synthgen-layouts"
 WRITTEN = (
@@ -44,22 +46,29 @@ class DatasetInfo:
     Attributes:
         image_format: jpg, png or webp; several, as WebDataset writes alternatives ("jpg;png"), if pictures were imported.
         imported: the form that the pictures were imported from; null: synthgen made them.
+        sources: the datasets that were merged, in the order of their samples; null: it was not merged.
     """
 
     name: str
-    asked: int  # images
+    asked: Annotated[int, Field(ge=0)]  # images
     fingerprint: dict[str, Any]
-    category_ids: dict[str, int]
-    image_format: str
+    category_ids: dict[str, Annotated[int, Field(ge=1)]]
+    image_format: Annotated[str, Field(pattern=f"^({KINDS})(;({KINDS}))*$")]
     licence: str
     imported: str | None = None
+    sources: list[dict[str, Any]] | None = None
 
     @property
     def about(self) -> str:
         """What the dataset is, in one line."""
+        if self.sources:
+            return f"{len(self.sources)} datasets merged by synthgen: {', '.join(str(s.get('name')) for s in self.sources)}"
         if self.imported:
             return f"pictures and labels imported by synthgen ({self.imported})"
         return "synthetic images made by synthgen; boxes are known by construction"
+
+
+INFO = TypeAdapter(DatasetInfo)
 
 
 def versions() -> dict[str, str]:
@@ -76,9 +85,8 @@ def versions() -> dict[str, str]:
 def read_info(out: Path) -> DatasetInfo | None:
     """What dataset.json says; None if there is none."""
     try:
-        data = json.loads((out / "dataset.json").read_text())
-        return DatasetInfo(**{name: data[name] for name in DatasetInfo.__dataclass_fields__ if name in data})
-    except (OSError, ValueError, TypeError):
+        return INFO.validate_json((out / "dataset.json").read_bytes(), strict=True)
+    except (OSError, ValueError):
         return None
 
 
@@ -90,8 +98,13 @@ def write_info(out: Path, info: DatasetInfo, counts: dict[str, Any]) -> None:
 def refuse_changed(out: Path, info: DatasetInfo) -> None:
     """Raise ChangedJobError if the output was begun with another job, or holds more images than are asked for."""
     old = read_info(out)
-    if old is None:
-        return
+    changed = [] if old is None else changes(old, info)
+    if changed:
+        raise ChangedJobError(f"{out} holds another job: {'; '.join(changed)}. Give another output.path, or --overwrite")
+
+
+def changes(old: DatasetInfo, info: DatasetInfo) -> list[str]:
+    """What another job says otherwise, each as `key: was …, is …`."""
     here, there = json.loads(json.dumps(info.fingerprint)), old.fingerprint
     changed = [
         f"{key}: was {there.get(key)!r}, is {here.get(key)!r}"
@@ -100,8 +113,7 @@ def refuse_changed(out: Path, info: DatasetInfo) -> None:
     ]
     if old.asked > info.asked:
         changed.append(f"images: was {old.asked}, is {info.asked}; a dataset can be extended, not shortened")
-    if changed:
-        raise ChangedJobError(f"{out} holds another job: {'; '.join(changed)}. Give another output.path, or --overwrite")
+    return changed
 
 
 def refuse_foreign(out: Path) -> None:
@@ -157,7 +169,7 @@ def finalize(out: Path, info: DatasetInfo) -> dict[str, Any]:
         "licence": info.licence,
     }
     model = {k: v for k, v in info.fingerprint.items() if k in ("pipeline.method", "pipeline.model", "seed")}
-    verified = any(row["failed"] is not None for row in first)
+    verified = bool(counts["verified"])
     facts |= counts["verified"]
     write_card(out, info, {**facts, **model}, has_masks, verified, list(conditions_of(first[0])) if first else [])
     write_info(out, info, counts)
@@ -179,9 +191,7 @@ def write_index(out: Path, name: str, numbers: list[int]) -> None:
 def write_manifest(out: Path, numbers: list[int]) -> dict[str, Any]:
     """Join the shards' tables into manifest.parquet, one shard in memory at a time; returns the totals."""
     names = pq.read_schema(shard_path(out, numbers[0], ".parquet")).names if numbers else SCHEMA.names
-    columns = [
-        f for f in table_schema(conditions_of(dict.fromkeys(names))) if f.name not in ("bbox", "segmentation", "area", "iscrowd")
-    ]
+    columns = [f for f in table_schema(names) if f.name not in ("bbox", "segmentation", "area", "iscrowd")]
     counts: dict[str, Any] = {"images": 0, "boxes": 0, "shards": len(numbers), "bytes": 0, "verified": {}}
     with replacing(out / "manifest.parquet") as temporary, pq.ParquetWriter(temporary, pa.schema(columns)) as writer:
         for number in numbers:
