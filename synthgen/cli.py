@@ -6,10 +6,21 @@ import json
 import sys
 
 from synthgen import __version__
-from synthgen.commands import EXIT_INTERRUPTED, EXIT_USAGE, Commands, catalogue, importing, judging, making, speaking, training
+from synthgen.commands import (
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    Commands,
+    catalogue,
+    importing,
+    judging,
+    keeping,
+    making,
+    speaking,
+    training,
+)
 from synthgen.errors import InputError
 
-GROUPS = (making, speaking, training, judging, importing, catalogue)
+GROUPS = (making, speaking, training, judging, keeping, importing, catalogue)
 
 
 def main(argv: list[str] | None = None) -> int:
