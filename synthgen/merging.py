@@ -149,7 +149,8 @@ def read_part(path: Path, name: str, first: int) -> Part:
     if total != info.asked or not shards:
         raise InputError(f"{path}: has {total} of {info.asked} images; finish it first (synthgen run, or synthgen repair)")
     told = {key: value for key, value in made_with[1].numerics.items() if key in MADE_WITH} if made_with else {}
-    return Part(path, name, info, first, tuple(shards), content.hexdigest(), told, tuple(conditions_of(read_rows(path, 0)[0])))
+    conditions = tuple(conditions_of(read_rows(path, shards[0][0])[0]))
+    return Part(path, name, info, first, tuple(shards), content.hexdigest(), told, conditions)
 
 
 def refuse_mixed(path: Path, first: int, one: Marker, number: int, other: Marker) -> None:

@@ -88,7 +88,7 @@ def repair(out: Path, accept: bool = False, report: Report | None = None) -> Rep
         checked = Checked()
         numbers = shard_numbers(out) if job is None else range(job.shards)
         bad = [number for number in numbers if is_bad(out, number, info, job, checked)]
-        if not bad and not missing_files(out) and not any(check_whole(out, info, checked)):
+        if not bad and read_info(out) and not missing_files(out) and not any(check_whole(out, info, checked)):
             return Repaired()
         clean(out)
         done = _Repair(out, job, accept, lock).made(bad, why_not, report)
