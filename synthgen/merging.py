@@ -236,13 +236,18 @@ def shard_samples(part: Part, number: int, ids: Mapping[str, int], conditions: M
     """The samples of one shard as the new dataset has them.
 
     Raises:
-        InputError: its bytes are not those that its marker says.
+        InputError: its bytes or its samples are not those that its marker says.
     """
     marker, tar = read_marker(part.path, number), shard_path(part.path, number, ".tar")
     if marker is None or digest(tar) != marker.sha256:
         raise InputError(f"{tar}: its bytes are not those that were committed; make it good first: synthgen repair {part.path}")
+    end = marker.first_index
     for sample in read_samples(part.path, number):
-        yield replace(renumbered(sample, part, ids), conditions={**conditions, **sample.conditions})
+        if sample.index == end:
+            end += 1
+            yield replace(renumbered(sample, part, ids), conditions={**conditions, **sample.conditions})
+    if end != marker.first_index + marker.count:
+        raise InputError(f"{tar}: its samples are not {marker.first_index} to {marker.first_index + marker.count - 1}")
 
 
 def renumbered(sample: Sample, part: Part, ids: Mapping[str, int]) -> Sample:

@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from synthgen.config import Job, load_job
 from synthgen.engine.run import run
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many workers as cores
-
-for profile, examples in (("short", 40), ("long", 5000)):  # pytest --hypothesis-profile=long tests/fuzz
-    slow = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-    settings.register_profile(profile, max_examples=examples, deadline=None, suppress_health_check=slow)
 
 SMALL_JOB: dict[str, Any] = {
     "version": 1,

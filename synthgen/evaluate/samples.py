@@ -22,7 +22,7 @@ def samples(out: Path, limit: int | None = None) -> Iterator[tuple[dict[str, Any
                 if limit is not None and done == limit:
                     return
                 done += 1
-                yield rows[name], np.array(decoded(data, f"{out}: {name}").convert("RGB")), labels(rows[name])
+                yield rows[name], np.array(decoded(data, f"{out}: {name}")), labels(rows[name])
 
 
 def labels(row: dict[str, Any]) -> Layout:

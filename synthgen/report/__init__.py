@@ -68,7 +68,7 @@ def pictures(out: Path, most: int) -> Iterator[dict[str, Any]]:
 def picture(row: dict[str, Any], data: bytes) -> dict[str, Any]:
     """One sample as the page has it."""
     buffer = io.BytesIO()
-    small = decoded(data, f"sample {row['key']!r}").convert("RGB")
+    small = decoded(data, f"sample {row['key']!r}")
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     small.save(buffer, "JPEG", quality=QUALITY)
     boxes = [

@@ -114,7 +114,8 @@ def draw_boxes(
     colours: Mapping[str, str] | None = None,
 ) -> Image.Image:
     """A copy of the picture at `scale`, with boxes (xywh in px of the original) in a colour for each category."""
-    small = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(small)
     colour = dict(colours or {})
     for (x, y, w, h), category in zip(boxes, categories, strict=True):

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def _check_members(
     indices = list(range(marker.first_index, marker.first_index + marker.count))
     if [row["index"] for row in rows] != indices:
         yield f"shards/{name}.parquet: its rows are not samples {indices[0]} to {indices[-1]}"
+        return
     wanted = {f"{row['key']}.{suffix}" for row in rows for suffix in (row["image_format"], "json")}
     if wanted != set(members):
         yield f"shards/{name}.tar: members differ from the table: {sorted(wanted ^ set(members))[:4]}"
@@ -141,8 +143,8 @@ def check_whole(out: Path, info: DatasetInfo, checked: Checked) -> Iterator[str]
     """Faults of the dataset as a whole: counts, indices, and the files made from the shards."""
     found = sorted(checked.annotations)
     if found != list(range(len(found))):
-        missing = sorted(set(range(found[-1] + 1)) - set(found))
-        yield f"shards: samples {missing[:5]} are missing"
+        missing = islice((i for i in range(found[-1] + 1) if i not in checked.annotations), 5)
+        yield f"shards: samples {list(missing)} are missing"
     if len(found) != info.asked:
         yield f"shards: {len(found)} images, the job asks for {info.asked}"
     yield from _check_manifest(out, checked)

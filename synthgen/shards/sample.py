@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,7 @@ SCHEMA = pa.schema(
         ("image_sha256", pa.string()),
     ]
 )
+CONDITION = re.compile(r"[a-z][a-z0-9_]{0,63}")
 SOURCE = pa.field("source", pa.struct([("dataset", pa.string()), ("index", pa.int64()), ("key", pa.string())]))
 """In the tables of a dataset that was merged: what a sample was in the dataset that it came from."""
 IMAGE_FORMATS = ("jpg", "png", "webp")
@@ -66,7 +68,7 @@ def is_number(condition: str) -> bool:
 
 def is_condition(name: str) -> bool:
     """Whether a column is a condition: what a table has beyond SCHEMA and SOURCE."""
-    return name not in SCHEMA.names and name != SOURCE.name
+    return name not in SCHEMA.names and name != SOURCE.name and CONDITION.fullmatch(name) is not None
 
 
 def conditions_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -142,8 +144,10 @@ def parse_sample(record: bytes, image: bytes, image_format: str) -> Sample:
         more = {"verified": data.get("verified"), "source": data.get("source"), "conditions": data.get("conditions", {})}
         sample = Sample(**plain, annotations=tuple(data["annotations"]), image=image, image_format=image_format, **more)
         fault = row_fault(table_of([sample], "").to_pylist()[0])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, pa.ArrowException) as error:
         raise ValueError(f"its json cannot be read: {type(error).__name__} {error}") from None
+    if not all(map(is_condition, sample.conditions)) or (sample.verified is not None and set(sample.verified) != set(VERIFIED)):
+        fault = "conditions or verified have other keys than there are"
     if fault or sample.json() != record:
         raise ValueError(f"its json is not what this version writes{f': {fault}' if fault else ''}")
     return sample

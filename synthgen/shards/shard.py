@@ -16,12 +16,11 @@ from pydantic import Field, TypeAdapter
 
 from synthgen.errors import InputError
 from synthgen.records.pictures import DAMAGED
-from synthgen.shards.sample import IMAGE_FORMATS, Sample, is_condition, parse_sample, row_fault, table_of, table_schema
+from synthgen.shards.sample import IMAGE_FORMATS, Sample, parse_sample, row_fault, table_of, table_schema
 from synthgen.shards.store import digest, promote, staged, write_text
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 BROKEN = (tarfile.TarError, OSError, EOFError, ValueError, LookupError, OverflowError)  # what tarfile raises of any bytes
-CONDITION = re.compile(r"[a-z][a-z0-9_]{0,63}")  # the name of one
 NUMBER = re.compile(r"[0-9]{6}|[1-9][0-9]{6,8}")  # what `shard_name` gives
 
 
@@ -157,9 +156,8 @@ def read_rows(out: Path, number: int) -> list[dict[str, Any]]:
     path = shard_path(out, number, ".parquet")
     try:
         table = pq.read_table(path)
-        wrong = [name for name in table.column_names if is_condition(name) and not CONDITION.fullmatch(name)]
         wanted = table_schema(table.column_names)
-        wrong += [f.name for f in wanted if f.name not in table.column_names or table.schema.field(f.name).type != f.type]
+        wrong = [f.name for f in wanted if f.name not in table.column_names or table.schema.field(f.name).type != f.type]
         rows: list[dict[str, Any]] = [] if wrong else table.to_pylist()
     except (OSError, ValueError, LookupError, pa.ArrowException) as error:
         raise DamagedShardError(f"{path}: cannot be read: {first_line(error)}") from None
@@ -212,15 +210,14 @@ def read_samples(out: Path, number: int) -> Iterator[Sample]:
 
 
 def decoded(data: bytes, place: str) -> Image.Image:
-    """A picture of a shard, decoded whole.
+    """A picture of a shard, decoded whole, as RGB.
 
     Raises:
         DamagedShardError: it does not decode.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return image
+            return image.convert("RGB")
     except DAMAGED as error:
         raise DamagedShardError(f"{place}: picture does not decode: {first_line(error)}") from None
 

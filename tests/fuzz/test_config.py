@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from synthgen.config import ConfigError, load_job, load_training, recipe_names
 from synthgen.errors import InputError
 from synthgen.yamlfile import parse_yaml, read_yaml
 from tests.conftest import SMALL_JOB
+from tests.fuzz import tries
 
 SHIPPED = [Path(f"jobs/{name}.yaml") for name in recipe_names("job")]
 ODD = ["", "~", "null", ".nan", "-.inf", "1e999", "-1", "0", "9" * 5000, "true", "[]", "{}", "[[]]", "{a: b}", "*a", "&a [*a]", "!!binary x",
@@ -51,13 +52,13 @@ def both(folder: Path, data: bytes, overrides: tuple[str, ...] = ()) -> None:
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass")))
-@settings(settings.get_profile("short"), max_examples=60)
+@tries(30)
 def test_any_bytes(folder: Path, data: bytes) -> None:
     both(folder, data)
 
 
 @given(st.sampled_from(SHIPPED), st.data())
-@settings(settings.get_profile("short"))
+@tries(25)
 def test_shipped_jobs_with_a_line_changed(folder: Path, job: Path, data: st.DataObject) -> None:
     lines = job.read_text().splitlines()
     at = data.draw(st.integers(0, len(lines) - 1))
@@ -68,7 +69,7 @@ def test_shipped_jobs_with_a_line_changed(folder: Path, job: Path, data: st.Data
 
 
 @given(st.data())
-@settings(settings.get_profile("short"))
+@tries(25)
 def test_a_job_with_any_value_anywhere(folder: Path, data: st.DataObject) -> None:
     job: Any = json.loads(json.dumps({**SMALL_JOB, "output": {"path": "out"}}))
     node: Any = job
@@ -90,7 +91,7 @@ KEYS = ["images", "layout", "layout.size", "layout.objects.dog", "scene.object",
         max_size=3,
     )
 )
-@settings(settings.get_profile("short"))
+@tries(25)
 def test_any_overrides(folder: Path, overrides: list[str]) -> None:
     both(folder, json.dumps({**SMALL_JOB, "output": {"path": "out"}}).encode(), tuple(overrides))
 
@@ -99,7 +100,7 @@ def test_any_overrides(folder: Path, overrides: list[str]) -> None:
     st.text(max_size=12)
     | st.sampled_from(["../jobs/100dogs", "/etc/passwd", "a\0.yaml", ".yaml", "x" * 5000 + ".yaml", "con:", "jobs"])
 )
-@settings(settings.get_profile("short"))
+@tries(25)
 def test_any_name(name: str) -> None:
     outcome(lambda: load_job(name))
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from synthgen.engine.repair import repair
@@ -28,9 +28,9 @@ from synthgen.shards.dataset import finalize, read_info
 from synthgen.shards.sample import SCHEMA
 from synthgen.train import DataSpec
 from synthgen.train.dataset_scenes import ShardScenes
+from tests.fuzz import tries
 from tests.shards.test_shard import write_dataset
 
-SHORT = settings(settings.get_profile("short"), max_examples=25)
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6
@@ -110,7 +110,7 @@ def mutated(draw: st.DrawFn, data: bytes) -> bytes:
 
 
 @given(st.data())
-@SHORT
+@tries(20)
 def test_bytes_of_any_file(whole: Path, folder: Path, data: st.DataObject) -> None:
     out = copy(whole, folder)
     files = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
@@ -122,7 +122,7 @@ def test_bytes_of_any_file(whole: Path, folder: Path, data: st.DataObject) -> No
 
 
 @given(st.data())
-@SHORT
+@tries(20)
 def test_values_of_any_json(whole: Path, folder: Path, data: st.DataObject) -> None:
     out = copy(whole, folder)
     path = out / data.draw(st.sampled_from(["shards/000000.json", "dataset.json", "index.json", "annotations/instances.json"]))
@@ -152,7 +152,7 @@ def write_members(tar: Path, found: list[tuple[tarfile.TarInfo, bytes]], form: i
 
 
 @given(st.data())
-@SHORT
+@tries(20)
 def test_records_of_any_values(whole: Path, folder: Path, data: st.DataObject) -> None:
     out = copy(whole, folder)
     tar = out / "shards/000000.tar"
@@ -164,7 +164,7 @@ def test_records_of_any_values(whole: Path, folder: Path, data: st.DataObject) -
 
 
 @given(st.data())
-@SHORT
+@tries(20)
 def test_rows_of_any_values(whole: Path, folder: Path, data: st.DataObject) -> None:
     out = copy(whole, folder)
     path = out / "shards/000000.parquet"
@@ -185,8 +185,7 @@ KINDS = {"file": tarfile.REGTYPE, "link": tarfile.SYMTYPE, "hard link": tarfile.
          "device": tarfile.CHRTYPE, "sparse": tarfile.GNUTYPE_SPARSE}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize(("name", "kind"), [*((name, "file") for name in HOSTILE), *((HOSTILE[0], kind) for kind in KINDS)])
 def test_names_and_links_lead_nowhere(whole: Path, tmp_path: Path, name: str, kind: str) -> None:
     folder = tmp_path / "a/b"
     folder.mkdir(parents=True)
