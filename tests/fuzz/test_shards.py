@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(out: Path, on_bad: str) -> None:
-    scenes = ShardScenes(DataSpec(shards=str(out), side=16, on_bad=on_bad), 0)  # type: ignore[arg-type]
+    scenes = ShardScenes(DataSpec(shards=str(out), side=64, resize=True, on_bad=on_bad), 0)  # type: ignore[arg-type]
     for k in range(4):
         scenes[k]
 
