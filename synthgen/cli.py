@@ -6,8 +6,19 @@ import json
 import sys
 
 from synthgen import __version__
-from synthgen.commands import EXIT_INTERRUPTED, EXIT_USAGE, Commands, catalogue, importing, judging, making, speaking, training
-from synthgen.errors import InputError
+from synthgen.commands import (
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    Commands,
+    catalogue,
+    importing,
+    judging,
+    making,
+    speaking,
+    training,
+)
+from synthgen.errors import InputError, StoreFailedError
 
 GROUPS = (making, speaking, training, judging, importing, catalogue)
 
@@ -20,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
             status, data, lines = args.command(args)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except StoreFailedError as error:
+        print(f"synthgen: {error}\nAll that was finished is kept; the same command goes on.", file=sys.stderr)
+        status, data, lines = EXIT_FAULT, {"error": [str(error)]}, []
     except InputError as error:
         print(*(f"synthgen: {line}" for line in error.problems), sep="\n", file=sys.stderr)
         status, data, lines = EXIT_USAGE, {"error": error.problems}, []

@@ -1,52 +1,95 @@
-"""COCO annotations, streamed from the shards' tables."""
+"""COCO annotations, streamed from the shards' tables; of a large dataset in several files."""
 
 import json
+import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, TextIO
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, BinaryIO
 
 from synthgen.shards.sample import annotations_of
-from synthgen.shards.store import replacing
+from synthgen.shards.store import Store
+
+SHARDS_A_FILE = 1000
+"""A dataset of more shards has its annotations in files of so many: pycocotools holds a whole file in memory."""
+FOLDER = "annotations"
+WHOLE = f"{FOLDER}/instances.json"
 
 
-def write_instances(
-    path: Path, rows: Iterable[dict[str, Any]], ids: Mapping[str, int], info: dict[str, Any], licence: str
-) -> None:
-    """Write a COCO instances file with image ids index + 1 and annotation ids from 1 (pycocotools ignores id 0).
+def coco_file(number: int, shards: int) -> str:
+    """The COCO file that a shard belongs to, in a dataset of so many."""
+    return WHOLE if shards <= SHARDS_A_FILE else f"{FOLDER}/instances-{number // SHARDS_A_FILE:05d}.json"
+
+
+class CocoWriter:
+    """Writes COCO instances files with image ids index + 1 and annotation ids from 1 (pycocotools ignores id 0).
+
+    Ids go on from file to file. Use it as a context manager, and add the shards in order: memory stays constant.
 
     Args:
-        path: the file to replace.
-        rows: rows of the shards' tables, in index order; read once to a spool, so that memory stays constant.
+        shards: how many the dataset has.
         ids: category name to id.
         info: COCO's `info` mapping.
         licence: name of the licence of the images.
     """
-    categories = [{"id": i, "name": name, "supercategory": name} for name, i in sorted(ids.items(), key=lambda item: item[1])]
-    head = {"info": info, "licenses": [{"id": 1, "name": licence, "url": ""}], "categories": categories}
-    spool = path.with_name(f".{path.name}-images.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with replacing(path) as temporary, temporary.open("w") as file, spool.open("w+") as images:
-            file.write(json.dumps(head)[:-1] + ',\n"annotations": [')
-            _write_records(file, images, rows)
-            file.write('],\n"images": [')
-            images.seek(0)
-            for line in images:
-                file.write(line)
-            file.write("]}\n")
-    finally:
-        spool.unlink(missing_ok=True)
 
+    def __init__(self, store: Store, shards: int, ids: Mapping[str, int], info: dict[str, Any], licence: str) -> None:
+        categories = [{"id": i, "name": name, "supercategory": name} for name, i in sorted(ids.items(), key=lambda item: item[1])]
+        self.head = {"info": info, "licenses": [{"id": 1, "name": licence, "url": ""}], "categories": categories}
+        self.store, self.shards, self.files, self.annotations = store, shards, list[str](), 0
+        self.open = ExitStack()
 
-def _write_records(annotations: TextIO, images: TextIO, rows: Iterable[dict[str, Any]]) -> None:
-    """Write every annotation to one file and every image to the other, comma-separated."""
-    number = 0
-    for n, row in enumerate(rows):
+    def __enter__(self) -> "CocoWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self.open.__exit__(kind, value, trace)
+            return
+        if not self.files:
+            self._begin(WHOLE)
+        self._end()
+        for name, _ in list(self.store.sizes(FOLDER)):  # of a dataset that was smaller, or larger
+            if f"{FOLDER}/{name}" not in self.files and re.fullmatch(r"instances(-\d+)?\.json", name):
+                self.store.delete(f"{FOLDER}/{name}")
+
+    def add(self, number: int, rows: Iterable[dict[str, Any]]) -> None:
+        """Write the rows of a shard's table."""
+        name = coco_file(number, self.shards)
+        if self.files[-1:] != [name]:
+            if self.files:
+                self._end()
+            self._begin(name)
+        for row in rows:
+            self._write(row)
+
+    def _begin(self, name: str) -> None:
+        self.files.append(name)
+        self.file: BinaryIO = self.open.enter_context(self.store.replacing(name))
+        # COCO has images and annotations apart
+        self.images = self.open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        self.file.write(json.dumps(self.head)[:-1].encode() + b',\n"annotations": [')
+        self.comma = {"annotations": b"", "images": b""}
+
+    def _write(self, row: dict[str, Any]) -> None:
         image_id = row["index"] + 1
         name = f"{row['key']}.{row['image_format']}"
         image = {"id": image_id, "file_name": name, "width": row["width"], "height": row["height"], "license": 1}
-        images.write((",\n" if n else "") + json.dumps(image))
+        self.images.write(self._record("images", image))
         for annotation in annotations_of(row):
-            annotations.write(
-                (",\n" if number else "") + json.dumps({"id": (number := number + 1), "image_id": image_id, **annotation})
-            )
+            self.annotations += 1
+            self.file.write(self._record("annotations", {"id": self.annotations, "image_id": image_id, **annotation}))
+
+    def _record(self, kind: str, record: dict[str, Any]) -> bytes:
+        comma, self.comma[kind] = self.comma[kind], b",\n"
+        return comma + json.dumps(record).encode()
+
+    def _end(self) -> None:
+        """Finish the file that is open."""
+        self.file.write(b'],\n"images": [')
+        self.images.seek(0)
+        shutil.copyfileobj(self.images, self.file)
+        self.file.write(b"]}\n")
+        self.open.close()
