@@ -17,7 +17,7 @@ from synthgen.shards.card import SHEET_IMAGES, write_card, write_contact_sheet
 from synthgen.shards.coco import write_instances
 from synthgen.shards.sample import SCHEMA, VERIFIED, conditions_of, table_schema
 from synthgen.shards.shard import committed, read_marker, read_rows, shard_name, shard_path
-from synthgen.shards.store import replacing, write_text
+from synthgen.shards.store import JOURNAL, replacing, write_text
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "ray")
 DISTRIBUTION = "synthgen-layouts"
@@ -30,6 +30,7 @@ WRITTEN = (
     "contact_sheet.jpg",
     "report.html",
     "skipped.jsonl",
+    JOURNAL,
 )
 
 
