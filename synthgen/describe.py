@@ -16,7 +16,6 @@ from synthgen.config import RECIPES, ConfigError, Job, find_recipe, recipe_names
 from synthgen.yamlfile import read_yaml
 
 SPEC_KEYS = ("sampler", "method", "task", "verifier")
-PAPER = re.compile(r'[^.\n]*?(?:"[^"\n]*"\s*)?\(?arXiv \d{4}\.\d{4,5}\)?')
 
 
 @dataclass(frozen=True)
@@ -128,18 +127,9 @@ def sources(spec: type[BaseModel]) -> list[str]:
     files = [folder, *sorted(folder.parent.glob("pipeline.py"))] if folder.name == "__init__.py" else [folder]
     texts = [t for f in files for t in re.findall(r'"""(.*?)"""', f.read_text(encoding="utf-8"), re.S)]
     found = [" ".join(part.split()) for t in texts for part in re.findall(r"Sources?: (.*?)(?:\n\s*\n|$)", t, re.S)]
-    found += [" ".join(m.split()) for t in texts for m in PAPER.findall(t)]
-    fields = {
-        f"{n}: arXiv {a}"
-        for n, f in spec.model_fields.items()
-        for a in re.findall(r"arXiv (\d{4}\.\d{4,5})", f.description or "")
-    }
-    known: list[str] = []
-    for text in [*found, *sorted(fields)]:
-        papers = re.findall(r"\d{4}\.\d{4,5}", text)
-        if not papers or not all(any(p in k for k in known) for p in papers):
-            known.append(text)
-    return known
+    text = "\n".join([*texts, *(f.description or "" for f in spec.model_fields.values())])
+    papers = dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{4,5})", text))
+    return found + [f"arXiv {paper}" for paper in papers if not any(paper in source for source in found)]
 
 
 class _Schema(GenerateJsonSchema):
