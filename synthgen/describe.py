@@ -152,7 +152,7 @@ def _walk(schema: dict[str, Any], known: dict[str, Any], prefix: str) -> list[Pa
         required = name in schema.get("required", ())
         text = value.get("description", "")
         result.append(Parameter(prefix + name, kind, value.get("default"), required, range_of(value), text))
-        if inner is not None and len(prefix.split(".")) < 3:
+        if inner is not None and prefix.count(".") < 3:
             result += _walk(inner, known, f"{prefix}{name}.")
     return result
 
@@ -208,8 +208,6 @@ def range_of(value: dict[str, Any]) -> str:
 
 def shown(value: Any) -> str:
     """A default as YAML has it."""
-    return (
-        {None: "null", True: "true", False: "false", "": "''"}.get(value, str(value))
-        if not isinstance(value, list | dict)
-        else str(value)
-    )
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "''" if value == "" else str(value)

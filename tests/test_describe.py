@@ -36,7 +36,7 @@ def test_a_method_with_types_defaults_ranges_source_and_checkpoint() -> None:
     assert keys["mask"].type == "box | gaussian | quartic | constant"
     assert keys["window"].type == "integer | null"
     assert keys["guidance_interval"].type == "[number, number]"
-    assert any("2404.07724" in source for source in mixture.sources)
+    assert {"arXiv 2302.02412", "arXiv 2404.07724"} <= set(mixture.sources)
     assert mixture.checkpoints == ["pipeline.model, synthgen-tiny unless given: embedded checkpoint, folder, or Hugging Face id"]
     assert any("1708.01642" in source for source in describe("paste")[0].sources)
     recipe = describe("mixture-sd15")[0]
@@ -56,6 +56,8 @@ def test_describe_prints_and_refuses(capsys: pytest.CaptureFixture[str]) -> None
     assert cli.main(["describe", "scatter", "--json"]) == 0
     (data,) = json.loads(capsys.readouterr().out)["descriptions"]
     assert (data["kind"], data["name"]) == ("sampler", "scatter")
+    assert "  seed" in "\n".join(describe("train-tiny")[0].lines())
+    assert "default 0\n" in "\n".join(describe("train-tiny")[0].lines())
     assert {"name", "type", "default", "required", "range", "description"} == set(data["parameters"][0])
     assert cli.main(["describe", "scater"]) == 2
     assert "did you mean 'scatter'?" in capsys.readouterr().err
