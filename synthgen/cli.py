@@ -17,6 +17,7 @@ from synthgen.commands import (
     EXIT_USAGE,
     Commands,
     catalogue,
+    exporting,
     importing,
     judging,
     making,
@@ -25,7 +26,7 @@ from synthgen.commands import (
 )
 from synthgen.errors import InputError, explain
 
-GROUPS = (making, speaking, training, judging, importing, catalogue)
+GROUPS = (making, speaking, training, judging, importing, exporting, catalogue)
 
 
 def main(argv: list[str] | None = None) -> int:
