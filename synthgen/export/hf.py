@@ -88,11 +88,12 @@ def features(export: Export) -> dict[str, Any]:
 
     def of(kind: pa.DataType) -> dict[str, Any]:
         if pa.types.is_list(kind):
-            return {"feature": of(kind.value_type), "_type": "List"}
+            return {"feature": of(kind.value_type), "_type": "Sequence"}
         return {"dtype": "float64" if kind == pa.float64() else str(kind), "_type": "Value"}
 
     classes = {"names": list(export.labels.names), "_type": "ClassLabel"}
-    objects = {name: {"feature": classes if name == "category" else of(kind), "_type": "List"} for name, kind in OBJECTS.items()}
+    kinds = {name: classes if name == "category" else of(kind) for name, kind in OBJECTS.items()}
+    objects = {name: {"feature": kind, "_type": "Sequence"} for name, kind in kinds.items()}
     plain = {field.name: of(field.type) for field in SCHEMA if not pa.types.is_struct(field.type)}
     every = {**plain, "image": {"_type": "Image"}, "objects": objects}
     return {name: every[name] for name in SCHEMA.names}

@@ -4,6 +4,7 @@ VOC counts pixels from 1, both ends belonging to the box (VOC2012 development ki
 xmin = round(x0) + 1, xmax = round(x1). Whole numbers: a side moves by half a pixel at most. `difficult` marks crowds.
 """
 
+from math import ceil
 from typing import Any
 from xml.etree import ElementTree
 
@@ -39,9 +40,9 @@ def put(parent: ElementTree.Element, **texts: Any) -> None:
 
 
 def corners(bbox: list[float]) -> dict[str, int]:
-    """VOC's corners of x, y, width, height in px; never without a pixel."""
+    """VOC's corners of x, y, width, height in px; never without a pixel, never beyond the last one that the box touches."""
     x, y, w, h = bbox
-    xmin, ymin = round(x) + 1, round(y) + 1
+    xmin, ymin = min(round(x) + 1, ceil(x + w)), min(round(y) + 1, ceil(y + h))
     return {"xmin": xmin, "ymin": ymin, "xmax": max(xmin, round(x + w)), "ymax": max(ymin, round(y + h))}
 
 
