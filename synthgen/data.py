@@ -231,7 +231,8 @@ class DetectionDataset(IterableDataset[tuple[Any, Target]]):
         self.split, self.val, self.crowds, self.transform = split, val, crowds, transform
         self.id2label = dict(enumerate(classes.names, first_label))
         self.label2id = {name: number for number, name in self.id2label.items()}
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that persist see it change
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # workers that persist see it change
 
     def __len__(self) -> int:
         """Samples that this process's rank reads in an epoch."""

@@ -171,7 +171,7 @@ def dataset_info(spec: ImportSpec, survey: Survey, ids: dict[str, int]) -> Datas
     kinds = ";".join(kind for kind in ("jpg", "png", "webp") if survey.kinds[kind])
     name = re.sub(r"[^\w.-]+", "-", spec.out.resolve().name) or "imported"
     licence = spec.licence or spec.source.licence
-    origin = {"imported": f"{spec.source.form}: {spec.source.path.name}", "source": spec.source.head}
+    origin: dict[str, Any] = {"imported": f"{spec.source.form}: {spec.source.path.name}", "source": spec.source.head}
     return DatasetInfo(name, survey.count, fingerprint, ids, kinds, licence, **origin)
 
 
@@ -230,9 +230,9 @@ def as_source(entry: Entry, boxes: Sequence[dict[str, Any]]) -> str | None:
     """What the COCO file says of an entry that its sample does not, for `synthgen export` to write it as it was."""
     if entry.source is None:
         return None
-    image = beyond(entry.source["image"], {"width": entry.width, "height": entry.height})
-    found = [beyond(record, box) for record, box in zip(entry.source["annotations"], boxes, strict=True)]
-    return json.dumps({"image": image, "annotations": found})
+    image, *found = entry.source
+    more = [beyond(record, box) for record, box in zip(found, boxes, strict=True)]
+    return json.dumps({"image": beyond(image, {"width": entry.width, "height": entry.height}), "annotations": more})
 
 
 def annotations(entry: Entry, ids: Mapping[str, int]) -> Iterator[dict[str, Any]]:

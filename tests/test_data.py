@@ -154,7 +154,7 @@ def test_mistakes_are_named(dataset: Path, tmp_path: Path) -> None:
         ({"labels": ["dog", "dog"]}, "labels: 'dog' stands twice"),
     ):
         with pytest.raises(InputError, match=message):
-            open_dataset(dataset, **arguments)  # type: ignore[arg-type]
+            open_dataset(dataset, **arguments)
     with pytest.raises(InputError, match="no dataset here"):
         open_dataset(tmp_path)
     shutil.copytree(dataset, tmp_path / "cut")

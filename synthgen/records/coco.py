@@ -99,7 +99,7 @@ def _entry(
         return
     kinds = tuple(names[a["category_id"]] for _, a in found)
     entry = Entry(place, *size, as_boxes(rows), kinds, caption=image.get("caption"), picture=picture)
-    source = {"image": image, "annotations": [annotation for _, annotation in found]}
+    source = (image, *(annotation for _, annotation in found))
     yield replace(entry, more=tuple(more), source=source) if whole else entry
 
 

@@ -86,15 +86,24 @@ def rich_coco() -> dict[str, Any]:
 
     rng = np.random.default_rng(5)
     compressed = mask.frPyObjects(POLYGON[:1], 48, 64)[0]
-    masks = [POLYGON, UNCOMPRESSED, {"size": [48, 64], "counts": compressed["counts"].decode()}, [], None]
-    images, annotations = [], []
+    masks: list[Any] = [POLYGON, UNCOMPRESSED, {"size": [48, 64], "counts": compressed["counts"].decode()}, [], None]
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for k in range(9):
-        more = {"license": 1 + k % 2, "flickr_url": f"http://example.org/{k}", "date_captured": "2013-11-14 11:18:45"}
+        more: dict[str, Any] = {
+            "license": 1 + k % 2,
+            "flickr_url": f"http://example.org/{k}",
+            "date_captured": "2013-11-14 11:18:45",
+        }
         name = f"deep/{k}.png" if k % 3 == 2 else f"{k:012d}.jpg"
         images.append({"id": 900 - 7 * k, "file_name": name, "width": 64, "height": 48, **more})
         for n in range((3, 0, 1)[k % 3]):
             x, y, w, h = (rng.random(4) * (30, 20, 30, 25) + (0, 0, 2, 2)).round((3, 9)[n == 2])
-            annotation = {"id": 5000 - 10 * k - n, "image_id": 900 - 7 * k, "category_id": (1, 5, 900)[(k + n) % 3]}
+            annotation: dict[str, Any] = {
+                "id": 5000 - 10 * k - n,
+                "image_id": 900 - 7 * k,
+                "category_id": (1, 5, 900)[(k + n) % 3],
+            }
             annotation |= {
                 "bbox": [x, y, w, h],
                 "area": (w * h / 2).round(2),
