@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from synthgen.errors import InputError
 from synthgen.layouts import Layout
 from synthgen.records import BadEntryError, Entry
-from synthgen.records.coco import beyond
+from synthgen.records.coco import RESTORED, beyond
 from synthgen.records.pictures import read_bytes, taken_over
 from synthgen.records.source import JSONL, Source
 from synthgen.records.survey import Report, Survey, good_entries, surveyed
@@ -231,7 +231,8 @@ def as_source(entry: Entry, boxes: Sequence[dict[str, Any]]) -> str | None:
     if entry.source is None:
         return None
     image, *found = entry.source
-    more = [beyond(record, box) for record, box in zip(found, boxes, strict=True)]
+    known = [{key: box[key] for key in RESTORED if key in box} for box in boxes]
+    more = [beyond(record, box) for record, box in zip(found, known, strict=True)]
     return json.dumps({"image": beyond(image, {"width": entry.width, "height": entry.height}), "annotations": more})
 
 

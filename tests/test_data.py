@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -40,6 +40,7 @@ def keys(items: Iterable[tuple[Any, dict[str, Any]]]) -> list[str]:
     return [target["key"] for _, target in items]
 
 
+@settings(deadline=None)
 @given(
     counts=st.lists(st.integers(0, 7), min_size=1, max_size=9),
     world_size=st.integers(1, 5),

@@ -12,10 +12,9 @@ from typing import Any
 from synthgen.errors import InputError
 from synthgen.export import Export, annotations, picture_name, pictures, write_bytes
 from synthgen.records import BadEntryError, below
+from synthgen.records.coco import RESTORED
 from synthgen.shards.coco import Record, coco_head, plain_record, write_coco
 from synthgen.shards.samples import SPLITS
-
-COCO_KEYS = ("bbox", "area", "iscrowd", "segmentation")
 
 
 def write_shard(export: Export, number: int) -> None:
@@ -78,7 +77,7 @@ def restored(export: Export, row: dict[str, Any], source: dict[str, Any], plain:
     image = {**original["image"], "width": image["width"], "height": image["height"], "file_name": file_name(export, row)}
     result = []
     for annotation, said in zip(found, original["annotations"], strict=True):
-        ours = {key: annotation[key] for key in ("id", "category_id", *COCO_KEYS) if key in annotation}
+        ours = {key: annotation[key] for key in ("id", *RESTORED) if key in annotation}
         dropped = {
             key for key, keeps in (("id", source["annotation_ids"]), ("category_id", keeps_categories(export))) if not keeps
         }

@@ -11,6 +11,7 @@ import numpy as np
 from synthgen.records import BadEntryError, Entry, Problem, UnreadableSourceError, as_boxes, below, positive, text, xyxy
 
 PARTS = ("images", "annotations", "categories")
+RESTORED = ("category_id", "bbox", "area", "iscrowd", "segmentation")  # of an annotation, from what a dataset knows of it
 MOST_PIXELS = 2 * 89_478_485  # of a picture: what pillow takes for a decompression bomb
 
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthgen import cli
@@ -160,12 +160,14 @@ def test_voc(imported: Path, tmp_path: Path) -> None:
     assert sum(map(len, listed.values())) == 9
 
 
+@settings(deadline=None)
 @given(st.floats(0, 500), st.floats(0.01, 400))
 def test_voc_boxes_have_pixels_and_stay_inside(x: float, w: float) -> None:
     found, width = corners([x, 0, w, 1]), int(np.ceil(x + w))
     assert 1 <= found["xmin"] <= found["xmax"] <= width
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9 - 1), st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_share_only_takes_more(index: int, one: float, other: float) -> None:
     key, (less, more) = f"{index:09d}", sorted((one, other))

@@ -110,7 +110,9 @@ def rich_coco() -> dict[str, Any]:
                 "iscrowd": int(n == 1),
                 "segmentation": masks[(k + n) % 5],
             }
-            annotations.append(annotation | ({"attributes": {"occluded": True}, "num_keypoints": 0} if n == 2 else {}))
+            annotations.append(
+                annotation | ({"attributes": {"occluded": True}, "num_keypoints": 0, "category": "dog"} if n == 2 else {})
+            )
     annotations = [{key: value for key, value in a.items() if value is not None} for a in annotations]
     annotations[0]["bbox"] = [-0.25, 4, 20, 44.5]  # sticks out by less than a pixel
     return {
