@@ -91,7 +91,8 @@ def unclipped(out: Path) -> Found:
 def test_pycocotools(imported: Path, export: Callable[[str], Path]) -> None:
     from pycocotools.coco import COCO
 
-    folder, names, found = export("coco"), file_names(imported), {}
+    folder, names = export("coco"), file_names(imported)
+    found: Found = {}
     for split in SPLITS:
         with contextlib.redirect_stdout(io.StringIO()):
             coco = COCO(str(instances(folder, split)))
@@ -172,7 +173,8 @@ def from_supervision(dataset: Any, keys: Callable[[str], str]) -> Found:
 
 def test_supervision_coco(imported: Path, export: Callable[[str], Path]) -> None:
     supervision = library("supervision")
-    folder, names, found = export("coco"), file_names(imported), {}
+    folder, names = export("coco"), file_names(imported)
+    found: Found = {}
     for split in SPLITS:
         dataset = supervision.DetectionDataset.from_coco(str(folder / split), str(instances(folder, split)))
         found |= from_supervision(dataset, lambda path, root=folder / split: names[str(Path(path).relative_to(root))])  # type: ignore[misc]
@@ -181,7 +183,8 @@ def test_supervision_coco(imported: Path, export: Callable[[str], Path]) -> None
 
 def test_supervision_yolo(imported: Path, export: Callable[[str], Path]) -> None:
     supervision = library("supervision")
-    folder, found = export("yolo"), {}
+    folder = export("yolo")
+    found: Found = {}
     for split in SPLITS:
         folders = (str(folder / part / split) for part in ("images", "labels"))
         dataset = supervision.DetectionDataset.from_yolo(*folders, str(folder / "data.yaml"))
@@ -198,7 +201,8 @@ def test_supervision_voc(imported: Path, export: Callable[[str], Path]) -> None:
 
 def test_torchvision(imported: Path, export: Callable[[str], Path]) -> None:
     torchvision = library("torchvision")
-    folder, names, found = export("coco"), file_names(imported), {}
+    folder, names = export("coco"), file_names(imported)
+    found: Found = {}
     for split in SPLITS:
         coco = torchvision.datasets.CocoDetection(str(folder / split), str(instances(folder, split)))
         coco = torchvision.datasets.wrap_dataset_for_transforms_v2(coco, target_keys=["image_id", "boxes", "labels"])
@@ -218,7 +222,8 @@ def test_ultralytics(imported: Path, export: Callable[[str], Path], monkeypatch:
     from ultralytics.data.dataset import YOLODataset
     from ultralytics.data.utils import check_det_dataset
 
-    data, found = check_det_dataset(str(export("yolo") / "data.yaml")), {}
+    data = check_det_dataset(str(export("yolo") / "data.yaml"))
+    found: Found = {}
     for split in SPLITS:
         for label in YOLODataset(data[split], data=data, augment=False, imgsz=64).labels:
             h, w = label["shape"]
@@ -233,7 +238,8 @@ def test_fiftyone(imported: Path, export: Callable[[str], Path]) -> None:
     library("fiftyone")
     from fiftyone.utils.coco import COCODetectionDatasetImporter
 
-    folder, names, found = export("coco"), file_names(imported), {}
+    folder, names = export("coco"), file_names(imported)
+    found: Found = {}
     for split in SPLITS:
         importer = COCODetectionDatasetImporter(
             data_path=str(folder / split), labels_path=str(instances(folder, split)), label_types="detections"
