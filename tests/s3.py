@@ -62,8 +62,8 @@ class Faulty:
         if fault is None:
             return self.inner(environ, start)
         if isinstance(fault.kind, int):
-            environ["wsgi.input"].read()
-            return answer(start, fault.kind)
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            return answer(environ, start, fault.kind)
         if fault.kind == "hang":
             time.sleep(30)
         elif fault.kind == "cut":
@@ -82,10 +82,11 @@ class Faulty:
         return [json.dumps(self.requests).encode()]
 
 
-def answer(start: Callable[..., Any], status: int) -> Iterable[bytes]:
+def answer(environ: dict[str, Any], start: Callable[..., Any], status: int) -> Iterable[bytes]:
     code = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}[status]
-    start(f"{status} {code}", [("Content-Type", "application/xml")])
-    return [f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as told</Message></Error>".encode()]
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
+    start(f"{status} {code}", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
 
 def serve() -> None:

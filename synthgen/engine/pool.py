@@ -13,6 +13,8 @@ from synthgen.engine.worker import Progress, RejectedImageError, Worker
 from synthgen.shards.shard import StagedShard
 from synthgen.shards.store import Out, refuse_unshared
 
+log = logging.getLogger(__name__)
+
 Event = Progress | StagedShard
 MAX_SHARD_ATTEMPTS = 3
 POLL_SECONDS = 1.0  # how soon a Ctrl-C is noticed
@@ -126,6 +128,10 @@ class RayPool:
     def _retry(self, task: _Task, waiting: deque[tuple[int, int]], error: Exception) -> None:
         if task.attempt >= MAX_SHARD_ATTEMPTS:
             raise ShardFailedError(f"shard {task.shard:06d} failed {task.attempt} times; the last time: {error}") from error
+        why = str(error).strip().splitlines()[-1]
+        log.warning(
+            "shard %06d: attempt %d of %d failed; it goes elsewhere: %s", task.shard, task.attempt, MAX_SHARD_ATTEMPTS, why
+        )
         waiting.append((task.shard, task.attempt + 1))
 
     def _actor(self) -> Any:

@@ -1,17 +1,21 @@
 """The driver: what is missing is made, committed as it comes, and finalised."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from synthgen.config import Job
+from synthgen.engine.journal import facts, journal
 from synthgen.engine.pool import ShardFailedError, open_pool
 from synthgen.engine.worker import Progress
-from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, refuse_foreign, remove_dataset
+from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, refuse_foreign, remove_dataset, versions
 from synthgen.shards.lock import Lock
-from synthgen.shards.shard import commit, scan, shard_sizes, withdraw
+from synthgen.shards.shard import StagedShard, commit, scan, shard_sizes, withdraw
 from synthgen.shards.store import Out, Store, open_store
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[int], None]
 
@@ -67,7 +71,7 @@ def run(
     if not overwrite:
         refuse_changed(out, info)
     began = time.perf_counter()
-    with Lock(out) as lock:
+    with Lock(out) as lock, journal(out):
         out.clean()
         if overwrite:
             remove_dataset(out)
@@ -75,6 +79,7 @@ def run(
         begin(out, info, job.resolved())
         found = shard_sizes(out)
         todo = missing_shards(job, out, found)
+        log.info("run started", extra=facts(job=job.name, images=job.images, missing_shards=len(todo), versions=versions()))
         for number in found.keys() & set(todo):
             withdraw(out, number)
         failure, made, interrupted = None, 0, False
@@ -86,6 +91,8 @@ def run(
         counts = finalize(out, info)
         if failure is not None:
             raise failure
+        ended = "run interrupted" if interrupted else "run ended"
+        log.info(ended, extra=facts(made=made, seconds=round(time.perf_counter() - began, 3), **counts))
     return RunResult(made, time.perf_counter() - began, interrupted, counts)
 
 
@@ -106,6 +113,7 @@ def make(
             else:
                 lock.check()
                 commit(out, event)
+                log.info("shard committed", extra=committed_facts(event))
                 made += event.marker.count
         return made, False
     except KeyboardInterrupt:
@@ -113,3 +121,12 @@ def make(
     finally:
         if pool is not None:
             pool.close()
+
+
+def committed_facts(shard: StagedShard) -> dict[str, Any]:
+    """What the log says of a committed shard."""
+    marker = shard.marker
+    how = {key: marker.numerics.get(key) for key in ("device", "chunk")}
+    return facts(
+        shard=shard.number, images=marker.count, seconds=marker.seconds, attempts=marker.attempts, bytes=marker.bytes, **how
+    )

@@ -4,18 +4,22 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from synthgen.shards.sample import annotations_of
-from synthgen.shards.store import Store
+from synthgen.shards.store import Store, replacing
 
 SHARDS_A_FILE = 1000
 """A dataset of more shards has its annotations in files of so many: pycocotools holds a whole file in memory."""
 FOLDER = "annotations"
 WHOLE = f"{FOLDER}/instances.json"
+
+Record = tuple[dict[str, Any], list[dict[str, Any]]]
+"""An image of a COCO file, and its annotations."""
 
 
 def coco_file(number: int, shards: int) -> str:
@@ -23,23 +27,73 @@ def coco_file(number: int, shards: int) -> str:
     return WHOLE if shards <= SHARDS_A_FILE else f"{FOLDER}/instances-{number // SHARDS_A_FILE:05d}.json"
 
 
-class CocoWriter:
-    """Writes COCO instances files with image ids index + 1 and annotation ids from 1 (pycocotools ignores id 0).
-
-    Ids go on from file to file. Use it as a context manager, and add the shards in order: memory stays constant.
+def coco_head(ids: Mapping[str, int], info: dict[str, Any], licence: str) -> dict[str, Any]:
+    """What a COCO file says of all images.
 
     Args:
-        shards: how many the dataset has.
         ids: category name to id.
         info: COCO's `info` mapping.
         licence: name of the licence of the images.
     """
+    categories = [{"id": i, "name": name, "supercategory": name} for name, i in sorted(ids.items(), key=lambda item: item[1])]
+    return {"info": info, "licenses": [{"id": 1, "name": licence, "url": ""}], "categories": categories}
 
-    def __init__(self, store: Store, shards: int, ids: Mapping[str, int], info: dict[str, Any], licence: str) -> None:
-        categories = [{"id": i, "name": name, "supercategory": name} for name, i in sorted(ids.items(), key=lambda item: item[1])]
-        self.head = {"info": info, "licenses": [{"id": 1, "name": licence, "url": ""}], "categories": categories}
-        self.store, self.shards, self.files, self.annotations = store, shards, list[str](), 0
-        self.open = ExitStack()
+
+def plain_record(row: dict[str, Any], annotations: list[dict[str, Any]], first: int) -> Record:
+    """A row of a shard's table as COCO has it: image id index + 1, annotation ids from `first`."""
+    image_id, name = row["index"] + 1, f"{row['key']}.{row['image_format']}"
+    image = {"id": image_id, "file_name": name, "width": row["width"], "height": row["height"], "license": 1}
+    return image, [{"id": number, "image_id": image_id, **annotation} for number, annotation in enumerate(annotations, first)]
+
+
+def write_coco(path: Path, head: Mapping[str, Any], records: Iterable[Record]) -> None:
+    """Write a COCO file; memory stays constant."""
+    with replacing(path) as temporary, temporary.open("wb") as file, writing_coco(file, head) as coco:
+        for image, annotations in records:
+            coco.add(image, annotations)
+
+
+class CocoFile:
+    """Writes one COCO file. COCO has images and annotations apart, so the images wait in another file."""
+
+    def __init__(self, file: BinaryIO, images: BinaryIO) -> None:
+        self.file, self.images = file, images
+        self.before_image = self.before = b""
+
+    def add(self, image: dict[str, Any], annotations: Iterable[dict[str, Any]]) -> None:
+        self.images.write(self.before_image + json.dumps(image).encode())
+        self.before_image = b",\n"
+        for annotation in annotations:
+            self.file.write(self.before + json.dumps(annotation).encode())
+            self.before = b",\n"
+
+
+@contextmanager
+def writing_coco(file: BinaryIO, head: Mapping[str, Any]) -> Iterator[CocoFile]:
+    """Write a COCO file, image by image."""
+    with tempfile.TemporaryFile() as images:
+        file.write(b"{" + b"".join(f"{json.dumps(key)}: {json.dumps(value)},\n".encode() for key, value in head.items()))
+        file.write(b'"annotations": [')
+        yield CocoFile(file, images)
+        file.write(b'],\n"images": [')
+        images.seek(0)
+        shutil.copyfileobj(images, file)
+        file.write(b"]}\n")
+
+
+class CocoWriter:
+    """Writes a dataset's COCO files with image ids index + 1 and annotation ids from 1 (pycocotools ignores id 0).
+
+    Ids go on from file to file. Use it as a context manager, and add the shards in order.
+
+    Args:
+        shards: how many the dataset has.
+        head: `coco_head`.
+    """
+
+    def __init__(self, store: Store, shards: int, head: Mapping[str, Any]) -> None:
+        self.store, self.shards, self.head = store, shards, head
+        self.files, self.next, self.open = list[str](), 1, ExitStack()
 
     def __enter__(self) -> "CocoWriter":
         return self
@@ -50,7 +104,7 @@ class CocoWriter:
             return
         if not self.files:
             self._begin(WHOLE)
-        self._end()
+        self.open.close()
         for name, _ in list(self.store.sizes(FOLDER)):  # of a dataset that was smaller, or larger
             if f"{FOLDER}/{name}" not in self.files and re.fullmatch(r"instances(-\d+)?\.json", name):
                 self.store.delete(f"{FOLDER}/{name}")
@@ -59,37 +113,13 @@ class CocoWriter:
         """Write the rows of a shard's table."""
         name = coco_file(number, self.shards)
         if self.files[-1:] != [name]:
-            if self.files:
-                self._end()
             self._begin(name)
         for row in rows:
-            self._write(row)
+            image, annotations = plain_record(row, annotations_of(row), self.next)
+            self.file.add(image, annotations)
+            self.next += len(annotations)
 
     def _begin(self, name: str) -> None:
-        self.files.append(name)
-        self.file: BinaryIO = self.open.enter_context(self.store.replacing(name))
-        # COCO has images and annotations apart
-        self.images = self.open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        self.file.write(json.dumps(self.head)[:-1].encode() + b',\n"annotations": [')
-        self.comma = {"annotations": b"", "images": b""}
-
-    def _write(self, row: dict[str, Any]) -> None:
-        image_id = row["index"] + 1
-        name = f"{row['key']}.{row['image_format']}"
-        image = {"id": image_id, "file_name": name, "width": row["width"], "height": row["height"], "license": 1}
-        self.images.write(self._record("images", image))
-        for annotation in annotations_of(row):
-            self.annotations += 1
-            self.file.write(self._record("annotations", {"id": self.annotations, "image_id": image_id, **annotation}))
-
-    def _record(self, kind: str, record: dict[str, Any]) -> bytes:
-        comma, self.comma[kind] = self.comma[kind], b",\n"
-        return comma + json.dumps(record).encode()
-
-    def _end(self) -> None:
-        """Finish the file that is open."""
-        self.file.write(b'],\n"images": [')
-        self.images.seek(0)
-        shutil.copyfileobj(self.images, self.file)
-        self.file.write(b"]}\n")
         self.open.close()
+        self.files.append(name)
+        self.file = self.open.enter_context(writing_coco(self.open.enter_context(self.store.replacing(name)), self.head))

@@ -10,11 +10,11 @@ from ruamel.yaml import YAML
 
 from synthgen.errors import InputError
 from synthgen.shards.card import SHEET_IMAGES, write_card, write_contact_sheet
-from synthgen.shards.coco import CocoWriter
+from synthgen.shards.coco import CocoWriter, coco_head
 from synthgen.shards.manifest import writing_index, writing_manifest
 from synthgen.shards.sample import conditions_of
 from synthgen.shards.shard import ahead, read_table, scan, shard_sizes
-from synthgen.shards.store import LocalStore, Out, open_store
+from synthgen.shards.store import JOURNAL, LocalStore, Out, open_store
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "ray")
 DISTRIBUTION = "synthgen-layouts"
@@ -28,6 +28,7 @@ WRITTEN = (
     "contact_sheet.jpg",
     "report.html",
     "skipped.jsonl",
+    JOURNAL,
 )
 
 
@@ -42,6 +43,7 @@ class DatasetInfo:
     Attributes:
         image_format: jpg, png or webp; several, as WebDataset writes alternatives ("jpg;png"), if pictures were imported.
         imported: the form that the pictures were imported from; null: synthgen made them.
+        source: of an imported COCO file all but its images and annotations (`synthgen.records.coco.head`).
     """
 
     name: str
@@ -51,6 +53,7 @@ class DatasetInfo:
     image_format: str
     licence: str
     imported: str | None = None
+    source: dict[str, Any] | None = None
 
     @property
     def about(self) -> str:
@@ -128,7 +131,7 @@ def remove_dataset(out: Out) -> None:
     if read_info(out) is None:
         return
     store = open_store(out)
-    for folder in ("shards", "annotations"):
+    for folder in ("shards", "annotations", JOURNAL):
         store.delete_folder(folder)
     for name in WRITTEN:
         store.delete(name)
@@ -154,7 +157,7 @@ def finalize(out: Out, info: DatasetInfo) -> dict[str, Any]:
     with (
         writing_index(store, info.name) as index,
         writing_manifest(store) as manifest,
-        CocoWriter(store, len(found), info.category_ids, coco_info, info.licence) as coco,
+        CocoWriter(store, len(found), coco_head(info.category_ids, coco_info, info.licence)) as coco,
     ):
         for number, marker, table in ahead(lambda shard: (*shard, read_table(store, shard[0])), scan(store, found), TABLES):
             index.add(number, marker)
@@ -166,7 +169,7 @@ def finalize(out: Out, info: DatasetInfo) -> dict[str, Any]:
     counts = {**manifest.counts, "complete": manifest.counts["images"] == info.asked, "coco_files": len(coco.files)}
     conditions = list(conditions_of(first[0])) if first else []
     facts, verified = card_facts(info, counts), bool(counts["verified"])
-    write_card(store, info, facts, coco.files[0], manifest.has_masks, verified, conditions)
+    write_card(store, info, facts, coco.files[0], manifest.has_masks, verified, conditions, manifest.from_coco)
     write_info(store, info, counts)
     return counts
 

@@ -13,7 +13,7 @@ from synthgen.shards.sample import SCHEMA, VERIFIED, conditions_of, table_schema
 from synthgen.shards.shard import TAR, Marker, shard_file
 from synthgen.shards.store import Store
 
-LEFT_OUT = ("bbox", "segmentation", "area", "iscrowd")
+LEFT_OUT = ("bbox", "segmentation", "area", "iscrowd", "source")
 
 
 class Manifest:
@@ -22,10 +22,11 @@ class Manifest:
     Attributes:
         counts: {"images", "boxes", "shards", "bytes", "verified"}, as `finalize` returns them.
         has_masks: an annotation has a segmentation.
+        from_coco: a sample keeps what else its COCO file says.
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.has_masks = file, False
+        self.file, self.has_masks, self.from_coco = file, False, False
         self.writer: Any = None
         self.counts: dict[str, Any] = {"images": 0, "boxes": 0, "shards": 0, "bytes": 0, "verified": {}}
 
@@ -36,6 +37,7 @@ class Manifest:
         self.writer.write_table(table.select(self.names))
         masks = pc.list_flatten(table["segmentation"])
         self.has_masks |= masks.null_count < len(masks)
+        self.from_coco |= "source" in table.column_names and table["source"].null_count < table.num_rows
         counts = self.counts
         counts["images"] += table.num_rows
         counts["boxes"] += pc.sum(table["n_boxes"]).as_py() or 0

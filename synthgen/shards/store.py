@@ -16,6 +16,7 @@ from synthgen.errors import InputError
 
 STAGING = ".staging"
 TEMPORARY = ".tmp"
+JOURNAL = "log.jsonl"  # what runs did (`synthgen.engine.journal`)
 SCHEMES = ("s3", "gs", "gcs", "hdfs")
 QUERY = ("region", "scheme", "endpoint_override", "user", "replication")  # what a URL may say; never keys
 

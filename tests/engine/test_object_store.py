@@ -82,20 +82,25 @@ def test_a_killed_run_is_resumed(job_file: Path, make_job: Callable[..., Job], d
     assert_same(store, dataset)
 
 
-def test_the_commands_take_a_url(job_file: Path, url: str, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_take_a_url(
+    job_file: Path, url: str, s3: S3, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert cli.main(["run", str(job_file), f"output.path={url}"]) == 0
     assert cli.main(["check", url, "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["images"] == 6
     assert cli.main(["finalize", url]) == 0
     assert cli.main(["report", url]) == 0
     store = open_store(url)
+    told = [json.loads(line) for name, _ in store.sizes("log.jsonl") for line in store.read(f"log.jsonl/{name}").splitlines()]
+    assert [line["event"] for line in told] == ["run started", *["shard committed"] * 3, "run ended"]
     assert b"AKIATESTKEY" not in store.read("job.yaml") + store.read("dataset.json") + store.read("report.html")
     store.write("shards/000001.tar", b"cut")
     assert cli.main(["check", url]) == 1
     capsys.readouterr()
     s3.fail(Fault(500, "GET|HEAD", times=99))
+    monkeypatch.setattr(object_store, "WAITS", (0.01,))
     assert cli.main(["check", url]) == 1
-    assert capsys.readouterr().err.startswith(f"synthgen: {url}/dataset.json: the store failed 7 times: ")
+    assert capsys.readouterr().err.startswith(f"synthgen: {url}/dataset.json: the store failed 2 times: ")
 
 
 def test_a_store_that_refuses_is_told_in_one_line(job_file: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
