@@ -4,18 +4,22 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from os.path import isfile
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from synthgen import registry
+from synthgen.errors import InputError
 from synthgen.layouts import InfeasibleLayoutError, SamplerSpec
 from synthgen.pipelines import MethodSpec
 from synthgen.pipelines.tiling.document import as_job, is_tiling_document
 from synthgen.scene import SceneSpec
 from synthgen.shards.categories import COCO_IDS, category_ids
+from synthgen.shards.store import check_url, is_url
 from synthgen.train import TaskSpec
 from synthgen.verify import VerifierSpec
 from synthgen.voice import Spoken
@@ -34,16 +38,20 @@ class OutputSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(min_length=1, description="output folder")
+    path: str = Field(min_length=1, description="output folder, or a URL: s3://, gs://, hdfs://")
+    shared: bool = Field(False, description="all nodes of the cluster see the folder under this name")
     shard_size: int = Field(1000, ge=1, le=100_000, description="images a shard")
     image_format: Literal["jpg", "png", "webp"] = "jpg"
     quality: int = Field(92, ge=1, le=100, description="of jpg and webp")
 
     @field_validator("path")
     @classmethod
-    def is_local(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError("object stores are not supported yet; give a folder")
+    def without_keys(cls, value: str) -> str:
+        if is_url(value):
+            try:
+                check_url(value)
+            except InputError as error:
+                raise ValueError(str(error)) from None
         return value
 
 
@@ -98,7 +106,7 @@ class Job(BaseModel):
     def fingerprint(self) -> dict[str, Any]:
         """All that the samples depend on, flat: dotted key to value. How many, where to and how fast are not in it."""
         data = self.resolved()
-        output = {k: v for k, v in data["output"].items() if k != "path"}
+        output = {k: v for k, v in data["output"].items() if k not in ("path", "shared")}
         parts = {k: data[k] for k in ("seed", "layout", "scene", "pipeline", "categories", "verify")}
         return {**flat(parts), **flat({"output": output}), **self.files()}
 
@@ -119,7 +127,11 @@ def load_job(name: str, overrides: Sequence[str] = (), said: Spoken | None = Non
         ConfigError: with every problem at once, each as `file:line: key.path: what is wrong`.
         InputError: no words were said.
     """
-    document = read_yaml(find_recipe("job", name))
+    return job_of(read_yaml(find_recipe("job", name)), name, overrides, said)
+
+
+def job_of(document: Document, name: str, overrides: Sequence[str] = (), said: Spoken | None = None) -> Job:
+    """The same of a file that was read; `name` is what to call it."""
     if not isinstance(document.data, dict):
         raise ConfigError([f"{document.place(())}: a job is a mapping of keys to values"])
     if is_tiling_document(document.data):
@@ -156,11 +168,11 @@ def find_recipe(kind: str, name: str) -> Path:
         ConfigError: there is none; the message lists what exists and where it was looked for.
     """
     if name.endswith((".yaml", ".yml", ".json")):
-        if Path(name).is_file():
+        if isfile(name):  # unlike Path's, this says no to a name that cannot be one
             return Path(name)
         raise ConfigError([f"{name}: no such {kind} file"])
     for folder in _recipe_folders(kind):
-        if re.fullmatch(r"[\w.-]+", name) and (folder / f"{name}.yaml").is_file():
+        if re.fullmatch(r"[\w.-]+", name) and isfile(folder / f"{name}.yaml"):
             return folder / f"{name}.yaml"
     looked = ", ".join(str(f) for f in _recipe_folders(kind))
     hint = _did_you_mean(name, recipe_names(kind))
@@ -335,7 +347,8 @@ def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """The keys that the (nested) model at `loc` knows."""
     for part in loc:
         annotation = model.model_fields[str(part)].annotation
-        models = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        models = [a for a in choices if isinstance(a, type) and issubclass(a, BaseModel)]
         if len(models) != 1:
             return []
         model = models[0]

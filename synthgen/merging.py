@@ -5,15 +5,15 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from synthgen.errors import InputError
 from synthgen.shards.categories import COCO_IDS, category_ids
 from synthgen.shards.dataset import DatasetInfo, read_info, refuse_changed, refuse_foreign
 from synthgen.shards.sample import IMAGE_FORMATS, Sample, conditions_of
-from synthgen.shards.shard import Marker, committed, read_marker, read_rows, read_samples, shard_name, shard_path
-from synthgen.shards.store import digest
+from synthgen.shards.samples import parsed_samples
+from synthgen.shards.shard import TAR, Marker, read_marker, read_rows, scan, shard_file, shard_name
+from synthgen.shards.store import LocalStore, Out, Store, digest_of, open_store
 from synthgen.shards.writing import Written, write_dataset
 
 MADE_WITH = ("versions", "files")  # keys of a marker's numerics that are the same in all shards of a sound dataset
@@ -24,12 +24,12 @@ class MergeSpec:
     """What to join, and where to.
 
     Attributes:
-        sources: output folders, in the order of their samples.
+        sources: output folders or URLs, in the order of their samples.
         ids: category ids that go before those of the sources and COCO's.
     """
 
-    sources: tuple[Path, ...]
-    out: Path
+    sources: tuple[Out, ...]
+    out: Out
     ids: Mapping[str, int] = field(default_factory=dict)
     shard_size: int = 1000
 
@@ -48,7 +48,7 @@ class Part:
     """A dataset to be merged.
 
     Attributes:
-        name: of its folder; the whole path, if several folders have that name.
+        name: of its folder; all of its path or URL, if several folders have that name.
         first: index that its first sample gets.
         shards: number, first index and count of each of its shards.
         content: a hash of all its shards' bytes.
@@ -56,7 +56,7 @@ class Part:
         conditions: that its samples have.
     """
 
-    path: Path
+    store: Store
     name: str
     info: DatasetInfo
     first: int
@@ -85,7 +85,7 @@ def merge(spec: MergeSpec, overwrite: bool = False, tell: Callable[[str, int], o
     info = dataset_info(spec, parts, ids)
     if not overwrite:
         refuse_changed(spec.out, info)
-    job = {"version": 1, "name": info.name, "merge": {"sources": [str(part.path) for part in parts], "ids": ids}}
+    job = {"version": 1, "name": info.name, "merge": {"sources": [str(source) for source in spec.sources], "ids": ids}}
     written = write_dataset(
         spec.out,
         info,
@@ -106,61 +106,70 @@ def read_parts(spec: MergeSpec) -> list[Part]:
     """
     parts: list[Part] = []
     problems: list[str] = []
-    for path in spec.sources:
-        out, here = spec.out.resolve(), path.resolve()
-        if here == out or out in here.parents or here in out.parents:
-            problems.append(f"{path}: lies over the output {spec.out}; give another folder to merge into")
+    out, places = place(spec.out), [place(source) for source in spec.sources]
+    names = [folder_name(here) for here in places]
+    for source, here, name in zip(spec.sources, places, names, strict=True):
+        if f"{here}/".startswith(f"{out}/") or f"{out}/".startswith(f"{here}/"):
+            problems.append(f"{source}: lies over the output {spec.out}; give another folder to merge into")
             continue
         try:
-            alone = [other.resolve().name for other in spec.sources].count(here.name) == 1
             first = parts[-1].first + parts[-1].info.asked if parts else 0
-            parts.append(read_part(path, here.name if alone else str(path), first))
+            parts.append(read_part(open_store(source), name if names.count(name) == 1 else str(source), first))
         except InputError as error:
             problems += error.problems
     for i, part in enumerate(parts):
         twin = next((other for other in parts[:i] if other.content == part.content), None)
         if twin is not None:
-            problems.append(f"{part.path}: has the very samples of {twin.path}; name it once")
+            problems.append(f"{part.store}: has the very samples of {twin.store}; name it once")
     if problems:
         raise InputError("\n".join(problems))
     return parts
 
 
-def read_part(path: Path, name: str, first: int) -> Part:
+def place(out: Out) -> str:
+    """The folder or URL of a dataset, written in one way."""
+    store = open_store(out)
+    return str(store.root.resolve() if isinstance(store, LocalStore) else store)
+
+
+def folder_name(place: str) -> str:
+    return place.rpartition("/")[2]
+
+
+def read_part(store: Store, name: str, first: int) -> Part:
     """One source, from its markers.
 
     Raises:
         InputError: it is no dataset, not whole, or made with more than one model or version.
     """
-    info = read_info(path)
+    info = read_info(store)
     if info is None:
-        raise InputError(f"{path}: not a synthgen dataset (no readable dataset.json)")
+        raise InputError(f"{store}: not a synthgen dataset (no readable dataset.json)")
     shards, total, content, made_with = [], 0, hashlib.sha256(), None
-    for number in committed(path):
-        marker = read_marker(path, number)
-        if marker is None or marker.first_index != total:
-            raise InputError(f"{path}: sample {total} is missing; `synthgen check` says more, `synthgen repair` makes it again")
+    for number, marker in scan(store):
+        if marker.first_index != total:
+            raise InputError(f"{store}: sample {total} is missing; `synthgen check` says more, `synthgen repair` makes it again")
         shards.append((number, total, marker.count))
         total += marker.count
         content.update(marker.sha256.encode())
         if marker.numerics:  # of one that was restored from its tar alone they are not known
             made_with = made_with or (number, marker)
-            refuse_mixed(path, *made_with, number, marker)
+            refuse_mixed(store, *made_with, number, marker)
     if total != info.asked or not shards:
-        raise InputError(f"{path}: has {total} of {info.asked} images; finish it first (synthgen run, or synthgen repair)")
+        raise InputError(f"{store}: has {total} of {info.asked} images; finish it first (synthgen run, or synthgen repair)")
     told = {key: value for key, value in made_with[1].numerics.items() if key in MADE_WITH} if made_with else {}
-    conditions = tuple(conditions_of(read_rows(path, shards[0][0])[0]))
-    return Part(path, name, info, first, tuple(shards), content.hexdigest(), told, conditions)
+    conditions = tuple(conditions_of(read_rows(store, shards[0][0])[0]))
+    return Part(store, name, info, first, tuple(shards), content.hexdigest(), told, conditions)
 
 
-def refuse_mixed(path: Path, first: int, one: Marker, number: int, other: Marker) -> None:
+def refuse_mixed(store: Store, first: int, one: Marker, number: int, other: Marker) -> None:
     """Raise InputError if two shards of one dataset were made with different models or versions."""
     for kind in MADE_WITH:
         a, b = (flat_part(marker.numerics.get(kind)) for marker in (one, other))
         for key in sorted({*a, *b}):
             if a.get(key) != b.get(key):
                 raise InputError(
-                    f"{path}: mixed inside: shard {shard_name(first)} was made with {key} {a.get(key)}, "
+                    f"{store}: mixed inside: shard {shard_name(first)} was made with {key} {a.get(key)}, "
                     f"shard {shard_name(number)} with {b.get(key)}; one dataset must be of one model and one set of versions"
                 )
 
@@ -205,7 +214,7 @@ def dataset_info(spec: MergeSpec, parts: Sequence[Part], ids: dict[str, int]) ->
     }
     found = {kind for part in parts for kind in part.info.image_format.split(";")}
     kinds = ";".join(kind for kind in IMAGE_FORMATS if kind in found)
-    name = re.sub(r"[^\w.-]+", "-", spec.out.resolve().name) or "merged"
+    name = re.sub(r"[^\w.-]+", "-", folder_name(place(spec.out))) or "merged"
     licences = "; ".join(dict.fromkeys(part.info.licence for part in parts))
     records = json.loads(json.dumps([part.record() for part in parts]))
     return DatasetInfo(name, sum(part.info.asked for part in parts), fingerprint, ids, kinds, licences, sources=records)
@@ -238,14 +247,18 @@ def shard_samples(part: Part, number: int, ids: Mapping[str, int], conditions: M
     Raises:
         InputError: its bytes or its samples are not those that its marker says.
     """
-    marker, tar = read_marker(part.path, number), shard_path(part.path, number, ".tar")
-    if marker is None or digest(tar) != marker.sha256:
-        raise InputError(f"{tar}: its bytes are not those that were committed; make it good first: synthgen repair {part.path}")
+    store, name = part.store, shard_file(number, TAR)
+    tar, marker = store.path(name), read_marker(store, number)
+    if marker is None:
+        raise InputError(f"{tar}: differs from its marker; make it good first: synthgen repair {store}")
     end = marker.first_index
-    for sample in read_samples(part.path, number):
-        if sample.index == end:
-            end += 1
-            yield replace(renumbered(sample, part, ids), conditions={**conditions, **sample.conditions})
+    with store.open(name) as file:
+        if digest_of(file) != marker.sha256:
+            raise InputError(f"{tar}: its bytes are not those that were committed; make it good first: synthgen repair {store}")
+        for sample in parsed_samples(file, tar):
+            if sample.index == end:
+                end += 1
+                yield replace(renumbered(sample, part, ids), conditions={**conditions, **sample.conditions})
     if end != marker.first_index + marker.count:
         raise InputError(f"{tar}: its samples are not {marker.first_index} to {marker.first_index + marker.count - 1}")
 
@@ -258,7 +271,7 @@ def renumbered(sample: Sample, part: Part, ids: Mapping[str, int]) -> Sample:
     """
     unknown = [a["category"] for a in sample.annotations if a["category"] not in ids]
     if unknown:
-        raise InputError(f"{part.path}: sample {sample.index}: category {unknown[0]!r} is not among those of its dataset.json")
+        raise InputError(f"{part.store}: sample {sample.index}: category {unknown[0]!r} is not among those of its dataset.json")
     annotations = tuple({**a, "category_id": ids[a["category"]]} for a in sample.annotations)
-    source = {"dataset": part.name, "index": sample.index, "key": sample.key}
-    return replace(sample, index=part.first + sample.index, annotations=annotations, source=source)
+    origin = {"dataset": part.name, "index": sample.index, "key": sample.key}
+    return replace(sample, index=part.first + sample.index, annotations=annotations, origin=origin)

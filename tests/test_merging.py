@@ -20,7 +20,7 @@ from synthgen.merging import MergeSpec, merge
 from synthgen.shards.check import check_dataset
 from synthgen.shards.dataset import DatasetInfo, finalize, write_info
 from synthgen.shards.sample import annotations_of
-from synthgen.shards.shard import commit, committed, read_members, read_rows, read_samples, stage
+from synthgen.shards.shard import commit, committed, read_members, read_rows, stage
 from tests.conftest import shard_bytes
 from tests.shards.test_shard import sample
 
@@ -89,14 +89,14 @@ def test_all_samples_are_there_once(tmp_path: Path, sources: tuple[Path, ...], c
     assert check_dataset(to)[0] == []
     pairs = [(source, row) for source in sources for number in committed(source) for row in read_rows(source, number)]
     rows = [row for number in committed(to) for row in read_rows(to, number)]
-    assert [row["source"] for row in rows] == [{"dataset": s.name, "index": r["index"], "key": r["key"]} for s, r in pairs]
+    assert [row["origin"] for row in rows] == [{"dataset": s.name, "index": r["index"], "key": r["key"]} for s, r in pairs]
     assert [row["image_sha256"] for row in rows] == [r["image_sha256"] for _, r in pairs]
     assert [annotations_of(row) for row in rows] == [annotations_of(r) for _, r in pairs]
     records = [json.loads(d) for t in sorted((to / "shards").glob("*.tar")) for n, d in read_members(t) if n.endswith("json")]
-    assert [(r["index"], r["key"], r["source"]) for r in records] == [
-        (i, f"{i:09d}", row["source"]) for i, row in enumerate(rows)
+    assert [(r["index"], r["key"], r["origin"]) for r in records] == [
+        (i, f"{i:09d}", row["origin"]) for i, row in enumerate(rows)
     ]
-    assert pq.read_table(to / "manifest.parquet")["source"].to_pylist() == [row["source"] for row in rows]
+    assert pq.read_table(to / "manifest.parquet")["origin"].to_pylist() == [row["origin"] for row in rows]
     info = json.loads((to / "dataset.json").read_text())
     assert [(s["name"], s["first_index"], s["images"]) for s in info["sources"]] == [("a", 0, 5), ("b", 5, 3), ("c", 8, 4)]
     assert info["licence"] == "CC0; MIT"
@@ -109,7 +109,7 @@ def test_other_programs_read_it(tmp_path: Path, sources: tuple[Path, ...]) -> No
     to = tmp_path / "to"
     merge(MergeSpec(sources, to, shard_size=5))
     rows = load_dataset(str(to), split="train", cache_dir=str(tmp_path / "cache"))
-    assert [row["json"]["source"]["dataset"] for row in rows] == ["a"] * 5 + ["b"] * 3 + ["c"] * 4
+    assert [row["json"]["origin"]["dataset"] for row in rows] == ["a"] * 5 + ["b"] * 3 + ["c"] * 4
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(to / "annotations/instances.json"))
     assert sorted(coco.imgs) == list(range(1, 13))
@@ -153,7 +153,7 @@ def test_ids_go_by_name(tmp_path: Path) -> None:
     assert not (tmp_path / "to").exists()
     result = merge(MergeSpec((a, b), tmp_path / "to", {"fox": 7}))
     assert result.info.category_ids == {"dog": 18, "fox": 7}
-    assert {x["category_id"] for s in read_samples(tmp_path / "to", 0) for x in s.annotations} == {18, 7}
+    assert {i for row in read_rows(tmp_path / "to", 0) for i in row["category_id"]} == {18, 7}
     assert check_dataset(tmp_path / "to")[0] == []
 
 

@@ -5,36 +5,39 @@ tells of; what comes out is held against the digests that are left of the old on
 """
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from synthgen.config import ConfigError, Job, load_job
+from synthgen.config import ConfigError, Job, job_of
+from synthgen.engine.journal import facts, journal
 from synthgen.engine.pool import local_device
 from synthgen.engine.run import dataset_info
 from synthgen.engine.worker import Progress, RejectedImageError, Worker
 from synthgen.errors import InputError
 from synthgen.pipelines import Numerics
-from synthgen.shards.check import Checked, check_dataset, check_files, check_shard, check_whole, missing_files
+from synthgen.shards.check import check_dataset, examine
 from synthgen.shards.dataset import DatasetInfo, changes, finalize, read_info, versions, write_info
 from synthgen.shards.lock import Lock
+from synthgen.shards.samples import parsed_samples
 from synthgen.shards.shard import (
+    TAR,
     DamagedShardError,
     Marker,
     StagedShard,
     commit,
-    read_marker,
-    read_samples,
+    shard_file,
     shard_name,
-    shard_numbers,
-    shard_path,
     stage,
     stored_marker,
 )
-from synthgen.shards.store import clean, digest
+from synthgen.shards.store import Out, Store, digest_of, open_store
+from synthgen.yamlfile import parse_yaml
+
+log = logging.getLogger(__name__)
 
 NUMERICS = TypeAdapter(Numerics)
 DIGESTS = ("count", "first_index", "bytes", "sha256", "md5", "parquet_bytes", "parquet_sha256")
@@ -71,7 +74,7 @@ class Repaired:
         return lines + self.faults
 
 
-def repair(out: Path, accept: bool = False, report: Report | None = None) -> Repaired:
+def repair(out: Out, accept: bool = False, report: Report | None = None) -> Repaired:
     """Make bad shards again, and then the files beside the shards if anything was wrong.
 
     Args:
@@ -79,59 +82,77 @@ def repair(out: Path, accept: bool = False, report: Report | None = None) -> Rep
         report: called with how many images were painted so far, and of how many.
 
     Raises:
-        InputError: the folder holds no dataset, or its job is not the one that its shards are of.
+        InputError: there is no dataset, or its job is not the one that its shards are of.
         LockedError: a run works on it.
     """
-    out = out.absolute()
-    info, job, why_not = whose(out)
-    with Lock(out) as lock:
-        checked = Checked()
-        numbers = shard_numbers(out) if job is None else range(job.shards)
-        bad = [number for number in numbers if is_bad(out, number, info, job, checked)]
-        if not bad and read_info(out) and not missing_files(out) and not any(check_whole(out, info, checked)):
+    store = open_store(out)
+    info, job, why_not = whose(store)
+    with Lock(store) as lock, journal(store):
+        examined = examine(store, info)
+        bad = bad_shards(examined.shards, job)
+        if not bad and not examined.faults and read_info(store):
             return Repaired()
-        clean(out)
-        done = _Repair(out, job, accept, lock).made(bad, why_not, report)
-        clean(out)
+        store.clean()
+        done = _Repair(store, job, accept, lock).made(bad, why_not, report)
+        store.clean()
         if not done.left:
-            if read_info(out) is None:
-                write_info(out, info, {"images": 0, "complete": False})
-            finalize(out, info)
+            if read_info(store) is None:
+                write_info(store, info, {"images": 0, "complete": False})
+            finalize(store, info)
             done.finalized = True
-    done.faults = check_dataset(out)[0]
+        told = {"restored": done.restored, "changed": list(done.changed), "unknown": done.unknown, "left": list(done.left)}
+        log.info("repair ended", extra=facts(**told))
+    done.faults = check_dataset(store)[0]
     return done
 
 
-def whose(out: Path) -> tuple[DatasetInfo, Job | None, str]:
-    """What a folder is a dataset of; its job; and if there is none, why it cannot be painted again.
+def bad_shards(shards: Mapping[int, int | None], job: Job | None) -> list[int]:
+    """Those with a fault, or that have not as many images as the job says.
+
+    Args:
+        shards: `Examined.shards`.
+    """
+    if job is None:
+        return [number for number, count in shards.items() if count is None]
+    return [number for number in range(job.shards) if shards.get(number) != job.shard_count(number)]
+
+
+def whose(store: Store) -> tuple[DatasetInfo, Job | None, str]:
+    """What the files are a dataset of; its job; and if there is none, why it cannot be painted again.
 
     Raises:
         InputError: neither dataset.json nor job.yaml says it, or they differ.
     """
-    info = read_info(out)
+    info = read_info(store)
     if info is not None and (info.imported or info.sources):
         what, how = ("merged", "merge its sources") if info.sources else (f"imported ({info.imported})", "import its source")
         return info, None, f"the dataset was {what}, so it cannot be painted again; remove the shard's files and {how} again"
     try:
-        job = load_job(str(out / "job.yaml"))
+        job = read_job(store)
     except ConfigError as error:
         if info is None:
-            raise InputError(f"{out}: no dataset here: dataset.json is missing or damaged, and so is job.yaml") from error
+            raise InputError(f"{store}: no dataset here: dataset.json is missing or damaged, and so is job.yaml") from error
         return info, None, f"{error.problems[0]}; `synthgen run` with the dataset's job writes job.yaml again"
     made = dataset_info(job)
     if info is not None and (different := changes(info, made)):
         raise InputError(
-            f"{out}: its job.yaml and the files that it names are not what its shards are of: {'; '.join(different)}"
+            f"{store}: its job.yaml and the files that it names are not what its shards are of: {'; '.join(different)}"
         )
     return replace(made, fingerprint=json.loads(json.dumps(made.fingerprint))), job, ""
 
 
-def is_bad(out: Path, number: int, info: DatasetInfo, job: Job | None, checked: Checked) -> bool:
-    """Whether a shard has any fault, or not as many images as the job says."""
-    if any(check_shard(out, number, checked)) or any(check_files(out, number, info)):
-        return True
-    marker = read_marker(out, number)
-    return marker is None or (job is not None and marker.count != job.shard_count(number))
+def read_job(store: Store) -> Job:
+    """The job that job.yaml holds.
+
+    Raises:
+        ConfigError: it holds none.
+    """
+    place = store.path("job.yaml")
+    try:
+        text = store.read("job.yaml").decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{place}: cannot be read: {error}"]) from None
+    return job_of(parse_yaml(text, place), place)
 
 
 @dataclass(frozen=True)
@@ -147,12 +168,12 @@ class Witness:
     digests: frozenset[str]
 
     @classmethod
-    def of(cls, out: Path, number: int, job: Job | None) -> "Witness":
-        marker = stored_marker(out, number)
+    def of(cls, store: Store, number: int, job: Job | None) -> "Witness":
+        marker = stored_marker(store, number)
         if marker is not None and job is not None and marker.count != job.shard_count(number):
             return cls(None, frozenset())  # it is to have more images than it had
         found = {marker.sha256, marker.md5} if marker else set()
-        return cls(marker, frozenset(found | listed_md5(out, number)))
+        return cls(marker, frozenset(found | listed_md5(store, number)))
 
     def knows(self, shard: StagedShard) -> bool:
         """Whether the shard's tar has the bytes of the old one."""
@@ -175,11 +196,11 @@ class Witness:
         return shard
 
 
-def listed_md5(out: Path, number: int) -> set[str]:
+def listed_md5(store: Store, number: int) -> set[str]:
     """What index.json says of a shard's tar."""
     try:
-        listed = json.loads((out / "index.json").read_bytes())["shardlist"]
-        return {str(s["md5sum"]) for s in listed if s["url"] == f"shards/{shard_name(number)}.tar"}
+        listed = json.loads(store.read("index.json"))["shardlist"]
+        return {str(s["md5sum"]) for s in listed if s["url"] == shard_file(number, TAR)}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return set()
 
@@ -194,12 +215,12 @@ def difference(old: Numerics, new: Numerics) -> str:
 class _Repair:
     """The making of bad shards, one after the other."""
 
-    def __init__(self, out: Path, job: Job | None, accept: bool, lock: Lock) -> None:
-        self.out, self.job, self.accept, self.lock, self.done = out, job, accept, lock, Repaired()
+    def __init__(self, store: Store, job: Job | None, accept: bool, lock: Lock) -> None:
+        self.store, self.job, self.accept, self.lock, self.done = store, job, accept, lock, Repaired()
 
     def made(self, bad: list[int], why_not: str, report: Report | None) -> Repaired:
         """Make all that can be; of the others say `why_not`."""
-        witnesses = {number: Witness.of(self.out, number, self.job) for number in bad}
+        witnesses = {number: Witness.of(self.store, number, self.job) for number in bad}
         to_paint = {number: witness for number, witness in witnesses.items() if not self.from_tar(number, witness)}
         if self.job is None:
             self.done.left = dict.fromkeys(to_paint, why_not)
@@ -209,15 +230,16 @@ class _Repair:
 
     def from_tar(self, number: int, witness: Witness) -> bool:
         """Make table and marker again from a tar that has its old bytes; False if there is none."""
-        tar, old = shard_path(self.out, number, ".tar"), witness.marker
-        if not tar.is_file() or witness.digests.isdisjoint((digest(tar), digest(tar, "md5"))):
-            return False
+        name, old = shard_file(number, TAR), witness.marker
         try:
-            samples = list(read_samples(self.out, number))
-        except DamagedShardError:
+            with self.store.open(name) as tar:
+                if witness.digests.isdisjoint((digest_of(tar), digest_of(tar, "md5"))):
+                    return False
+                samples = list(parsed_samples(tar, name))
+        except (OSError, DamagedShardError):
             return False
         kept = (old.numerics, old.seconds, old.attempts) if old else ({}, 0.0, 0)
-        shard = stage(self.out, number, samples, *kept) if samples else None
+        shard = stage(self.store, number, samples, *kept) if samples else None
         if shard is None or not witness.knows(shard):
             return False
         self.settle(number, shard, witness, "")
@@ -237,7 +259,7 @@ class _Repair:
                 self.done.left |= dict.fromkeys(group, "it was painted on a GPU, and there is none here: its bytes would differ")
                 continue
             as_then = job.model_copy(update=dict(zip(("batch_size", "chunk", "threads"), sizes, strict=True)))
-            worker = Worker(as_then, self.out, here)
+            worker = Worker(as_then, self.store, here)
             for number in group:
                 try:
                     for event in worker.make_shard(number):
@@ -262,4 +284,4 @@ class _Repair:
             self.done.left[number] = why
             return
         self.lock.check()
-        commit(self.out, shard)
+        commit(self.store, shard)

@@ -5,8 +5,9 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,46 +15,83 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from synthgen.records.pictures import DAMAGED
+from synthgen.shards.coco import WHOLE, coco_file
 from synthgen.shards.dataset import DatasetInfo, read_info
 from synthgen.shards.sample import annotations_of, conditions_of, sample_key
 from synthgen.shards.shard import (
+    MARKER,
+    TABLE,
+    TAR,
     DamagedShardError,
     Marker,
     first_line,
+    parse_table,
     read_marker,
     read_members,
-    read_rows,
+    rows_of,
+    shard_file,
     shard_name,
-    shard_numbers,
-    shard_path,
+    shard_sizes,
 )
-from synthgen.shards.store import digest
+from synthgen.shards.store import Out, Store, digest_of, open_store
 
 NOT_WHAT_WE_WRITE = (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)  # of any JSON
-REQUIRED = ("job.yaml", "dataset.json", "index.json", "manifest.parquet", "README.md", "annotations/instances.json")
+REQUIRED = ("job.yaml", "dataset.json", "index.json", "manifest.parquet", "README.md")
+MOST_TOLD = 5  # missing samples
 
 
-def check_dataset(out: Path) -> tuple[list[str], dict[str, int]]:
-    """All faults of an output folder, each as `file: what`, and the counts of what was looked at."""
+@dataclass
+class Examined:
+    """What a check found.
+
+    Attributes:
+        faults: each as `file: what`.
+        shards: how many samples each shard has, by number; None: it has faults.
+        counts: of what was looked at: {"images", "boxes", "shards"}.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    shards: dict[int, int | None] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=lambda: {"images": 0, "boxes": 0, "shards": 0})
+
+
+def check_dataset(out: Out) -> tuple[list[str], dict[str, int]]:
+    """All faults of a dataset, and the counts of what was looked at (`Examined`)."""
     info = read_info(out)
     if info is None:
-        return [f"{out}: no dataset here (dataset.json is missing or damaged)"], {"images": 0, "boxes": 0, "shards": 0}
-    checked, numbers = Checked(), shard_numbers(out)
-    faults = missing_files(out)
-    for number in numbers:
-        faults += [*check_shard(out, number, checked), *check_files(out, number, info)]
-    faults += list(check_whole(out, info, checked))
-    boxes = sum(len(a) for a in checked.annotations.values())
-    return faults, {"images": len(checked.annotations), "boxes": boxes, "shards": len(numbers)}
+        return [f"{out}: no dataset here (dataset.json is missing or damaged)"], Examined().counts
+    examined = examine(out, info)
+    return examined.faults, examined.counts
 
 
-def missing_files(out: Path) -> list[str]:
-    """A fault for each file of a dataset that is not there."""
-    return [f"{name}: missing" for name in REQUIRED if not (out / name).exists()]
+def examine(out: Out, info: DatasetInfo) -> Examined:
+    """Look at all of a dataset: one shard after the other; what is held at once is what one COCO file holds.
+
+    Args:
+        info: what dataset.json says, or should say.
+    """
+    store, examined = open_store(out), Examined()
+    found = shard_sizes(store)
+    marked = sum(MARKER in files for files in found.values())
+    coco_files = dict.fromkeys([coco_file(number, marked) for number in found] or [WHOLE])
+    examined.faults += [f"{name}: missing" for name in (*REQUIRED, *coco_files) if not store.exists(name)]
+    with ExitStack() as opened:
+        whole, manifest = _Whole(store, info), _Manifest(store, opened)
+        for name in coco_files:
+            checked = _Checked()
+            for number in [n for n in found if coco_file(n, marked) == name]:
+                faults = list(check_shard(store, number, info, checked))
+                examined.faults += faults
+                examined.shards[number] = None if faults else checked.samples[shard_file(number, TAR)]
+            manifest.check(checked)
+            examined.faults += whole.check(name, checked)
+        examined.faults += [*whole.end(), *manifest.end()]
+    examined.counts = {"images": whole.images, "boxes": whole.boxes, "shards": len(found)}
+    return examined
 
 
-class Checked:
-    """What the shards hold, as far as it is compared with the files beside them."""
+class _Checked:
+    """What some shards hold, as far as it is compared with the files beside them."""
 
     def __init__(self) -> None:
         self.annotations: dict[int, list[dict[str, Any]]] = {}
@@ -61,39 +99,40 @@ class Checked:
         self.samples: dict[str, int] = {}  # samples a shard
 
 
-def check_shard(out: Path, number: int, checked: Checked) -> Iterator[str]:
+def check_shard(out: Out, number: int, info: DatasetInfo, checked: _Checked) -> Iterator[str]:
     """Faults of one shard: sizes and digests, members, pictures, boxes, and its table against its tar."""
-    name = shard_name(number)
-    marker = read_marker(out, number)
+    store, name = open_store(out), shard_name(number)
+    marker = read_marker(store, number)
     if marker is None:
         yield f"shards/{name}.json: no valid marker, or a file of the shard is missing or of another size"
         return
-    tar, parquet = shard_path(out, number, ".tar"), shard_path(out, number, ".parquet")
-    damaged = [path for path, wanted in ((tar, marker.sha256), (parquet, marker.parquet_sha256)) if digest(path) != wanted]
-    yield from (f"shards/{path.name}: its bytes are not those that were committed (sha256)" for path in damaged)
-    if damaged:
-        return
-    try:
-        members = dict(read_members(tar))
-        rows = read_rows(out, number)
-    except DamagedShardError as error:
-        yield f"shards/{name}: {error}"
-        return
-    checked.samples[f"shards/{name}.tar"] = len(rows)
+    yield from _check_files(name, marker, info)
+    with store.open(shard_file(number, TAR)) as tar, store.open(shard_file(number, TABLE)) as table:
+        files = ((TAR, tar, marker.sha256), (TABLE, table, marker.parquet_sha256))
+        damaged = [suffix for suffix, file, wanted in files if digest_of(file) != wanted]
+        yield from (f"shards/{name}{s}: its bytes are not those that were committed (sha256)" for s in damaged)
+        if damaged:
+            return
+        try:
+            members = dict(read_members(tar, shard_file(number, TAR)))
+            rows = rows_of(parse_table(table, shard_file(number, TABLE)), shard_file(number, TABLE), number)
+        except DamagedShardError as error:
+            yield str(error)
+            return
+    checked.samples[shard_file(number, TAR)] = len(rows)
     yield from _check_members(name, marker, members, rows, checked)
 
 
-def check_files(out: Path, number: int, info: DatasetInfo) -> Iterator[str]:
+def _check_files(name: str, marker: Marker, info: DatasetInfo) -> Iterator[str]:
     """A fault for each file (a model's, most of all) that a shard was made with in another state than the dataset says."""
-    marker = read_marker(out, number)
-    files = marker.numerics.get("files", {}) if marker else {}
+    files = marker.numerics.get("files", {})
     for key, value in files.items() if isinstance(files, dict) else ():
         if value != (wanted := info.fingerprint.get(key)):
-            yield f"shards/{shard_name(number)}.json: made with another file: {key} is {value!r}, that of the job {wanted!r}"
+            yield f"shards/{name}.json: made with another file: {key} is {value!r}, that of the job {wanted!r}"
 
 
 def _check_members(
-    name: str, marker: Marker, members: dict[str, bytes], rows: list[dict[str, Any]], checked: Checked
+    name: str, marker: Marker, members: dict[str, bytes], rows: list[dict[str, Any]], checked: _Checked
 ) -> Iterator[str]:
     indices = list(range(marker.first_index, marker.first_index + marker.count))
     if [row["index"] for row in rows] != indices:
@@ -120,7 +159,7 @@ def check_sample(row: dict[str, Any], picture: bytes, record: bytes) -> Iterator
             if image.size != (row["width"], row["height"]):
                 yield f"picture is {image.size}, its row says {row['width']} x {row['height']}"
     except DAMAGED as error:
-        yield f"picture does not decode: {error}"
+        yield f"picture does not decode: {first_line(error)}"
     if hashlib.sha256(picture).hexdigest() != row["image_sha256"]:
         yield "picture differs from its row (sha256)"
     try:
@@ -139,56 +178,99 @@ def check_sample(row: dict[str, Any], picture: bytes, record: bytes) -> Iterator
             yield f"box {annotation['bbox']} is not inside the picture"
 
 
-def check_whole(out: Path, info: DatasetInfo, checked: Checked) -> Iterator[str]:
-    """Faults of the dataset as a whole: counts, indices, and the files made from the shards."""
-    found = sorted(checked.annotations)
-    if found != list(range(len(found))):
-        missing = islice((i for i in range(found[-1] + 1) if i not in checked.annotations), 5)
-        yield f"shards: samples {list(missing)} are missing"
-    if len(found) != info.asked:
-        yield f"shards: {len(found)} images, the job asks for {info.asked}"
-    yield from _check_manifest(out, checked)
-    yield from _check_index(out, checked)
-    yield from _check_coco(out, info, checked)
+class _Whole:
+    """Compares the files of the dataset as a whole with its shards, which are shown to it in parts."""
+
+    def __init__(self, store: Store, info: DatasetInfo) -> None:
+        self.store, self.info = store, info
+        self.images = self.boxes = self.next = 0
+        self.missing: list[int] = []
+        self.samples: dict[str, int] = {}
+
+    def check(self, coco: str, checked: _Checked) -> Iterator[str]:
+        """Faults of a COCO file, against the shards that belong to it."""
+        for index in sorted(checked.annotations):
+            self.missing += range(self.next, min(index, self.next + MOST_TOLD))
+            if index < self.next:
+                yield f"shards: sample {index} is in two shards"
+            self.next = index + 1
+        yield from self._check_coco(coco, checked)
+        self.samples |= checked.samples
+        self.images += len(checked.annotations)
+        self.boxes += sum(map(len, checked.annotations.values()))
+
+    def end(self) -> Iterator[str]:
+        """Faults that show when all shards were seen."""
+        if self.missing:
+            yield f"shards: samples {self.missing[:MOST_TOLD]} are missing"
+        if self.images != self.info.asked:
+            yield f"shards: {self.images} images, the job asks for {self.info.asked}"
+        yield from self._check_index()
+
+    def _check_index(self) -> Iterator[str]:
+        try:
+            listed = {s["url"]: s["nsamples"] for s in json.loads(self.store.read("index.json"))["shardlist"]}
+        except NOT_WHAT_WE_WRITE as error:
+            yield f"index.json: cannot be read: {first_line(error)}"
+            return
+        if listed != self.samples:
+            yield "index.json: its shards differ from the folder; run `synthgen finalize`"
+
+    def _check_coco(self, name: str, checked: _Checked) -> Iterator[str]:
+        from pycocotools.coco import COCO
+
+        try:
+            coco = COCO()
+            coco.dataset = json.loads(self.store.read(name))
+            with contextlib.redirect_stdout(io.StringIO()):
+                coco.createIndex()
+            categories = {c["name"]: c["id"] for c in coco.dataset["categories"]}
+            ids = [a["id"] for a in coco.dataset["annotations"]]
+            got = {
+                i - 1: [{k: v for k, v in a.items() if k not in ("id", "image_id")} for a in coco.imgToAnns[i]] for i in coco.imgs
+            }
+        except NOT_WHAT_WE_WRITE as error:
+            yield f"{name}: cannot be read: {first_line(error)}"
+            return
+        if categories != self.info.category_ids:
+            yield f"{name}: its categories differ from dataset.json"
+        if ids != list(range(self.boxes + 1, self.boxes + 1 + len(ids))):
+            yield f"{name}: annotation ids are not {self.boxes + 1}, {self.boxes + 2}, {self.boxes + 3} …"
+        if got != checked.annotations:
+            yield f"{name}: its boxes differ from the shards; run `synthgen finalize`"
 
 
-def _check_manifest(out: Path, checked: Checked) -> Iterator[str]:
-    try:
-        table = pq.read_table(out / "manifest.parquet", columns=["index", "image_sha256"])
-        listed = dict(zip(table["index"].to_pylist(), table["image_sha256"].to_pylist(), strict=True))
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        yield f"manifest.parquet: cannot be read: {first_line(error)}"
-        return
-    if listed != checked.hashes:
-        yield "manifest.parquet: its rows differ from the shards; run `synthgen finalize`"
+class _Manifest:
+    """Compares manifest.parquet with the shards, part by part, as it is read."""
 
+    def __init__(self, store: Store, opened: ExitStack) -> None:
+        self.fault = ""
+        self.rows: Iterator[tuple[int, str]] = iter(())
+        with self._reading():
+            file = opened.enter_context(store.open("manifest.parquet"))
+            batches = pq.ParquetFile(file).iter_batches(columns=["index", "image_sha256"])
+            self.rows = (
+                pair for b in batches for pair in zip(b["index"].to_pylist(), b["image_sha256"].to_pylist(), strict=True)
+            )
 
-def _check_index(out: Path, checked: Checked) -> Iterator[str]:
-    try:
-        listed = {s["url"]: s["nsamples"] for s in json.loads((out / "index.json").read_text())["shardlist"]}
-    except NOT_WHAT_WE_WRITE as error:
-        yield f"index.json: cannot be read: {first_line(error)}"
-        return
-    if listed != checked.samples:
-        yield "index.json: its shards differ from the folder; run `synthgen finalize`"
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+            self.fault = f"manifest.parquet: cannot be read: {first_line(error)}"
 
+    def _compare(self, same: bool) -> None:
+        if not same and not self.fault:
+            self.fault = "manifest.parquet: its rows differ from the shards; run `synthgen finalize`"
 
-def _check_coco(out: Path, info: DatasetInfo, checked: Checked) -> Iterator[str]:
-    from pycocotools.coco import COCO
+    def check(self, checked: _Checked) -> None:
+        with self._reading():
+            self._compare(dict(islice(self.rows, len(checked.hashes))) == checked.hashes)
 
-    path = out / "annotations" / "instances.json"
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(str(path))
-        categories = {c["name"]: c["id"] for c in coco.dataset["categories"]}
-        ids = [a["id"] for a in coco.dataset["annotations"]]
-        got = {i - 1: [{k: v for k, v in a.items() if k not in ("id", "image_id")} for a in coco.imgToAnns[i]] for i in coco.imgs}
-    except NOT_WHAT_WE_WRITE as error:
-        yield f"annotations/instances.json: cannot be read: {first_line(error)}"
-        return
-    if categories != info.category_ids:
-        yield "annotations/instances.json: its categories differ from dataset.json"
-    if ids != list(range(1, len(ids) + 1)):
-        yield "annotations/instances.json: annotation ids are not 1, 2, 3 …"
-    if got != checked.annotations:
-        yield "annotations/instances.json: its boxes differ from the shards; run `synthgen finalize`"
+    def end(self) -> Iterator[str]:
+        """The first fault that was found, if any."""
+        with self._reading():
+            self._compare(next(self.rows, None) is None)
+        if self.fault:
+            yield self.fault

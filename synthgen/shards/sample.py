@@ -42,11 +42,14 @@ SCHEMA = pa.schema(
         ("image_format", pa.string()),
         ("image_bytes", pa.int64()),
         ("image_sha256", pa.string()),
+        ("source", pa.string()),
     ]
 )
 CONDITION = re.compile(r"[a-z][a-z0-9_]{0,63}")
-SOURCE = pa.field("source", pa.struct([("dataset", pa.string()), ("index", pa.int64()), ("key", pa.string())]))
+ORIGIN = pa.field("origin", pa.struct([("dataset", pa.string()), ("index", pa.int64()), ("key", pa.string())]))
 """In the tables of a dataset that was merged: what a sample was in the dataset that it came from."""
+OPTIONAL = ("source",)
+"""What the tables of older datasets lack."""
 IMAGE_FORMATS = ("jpg", "png", "webp")
 FIELDS = ("index", "key", "width", "height", "prompt", "seed", "attempt")
 PLAIN = (*FIELDS, "shard", "n_boxes", "image_format", "image_bytes", "image_sha256")  # of every row
@@ -54,11 +57,11 @@ OF_EVERY_BOX = ("bbox", "category_id", "category", "area", "iscrowd")
 
 
 def table_schema(names: Iterable[str]) -> pa.Schema:
-    """SCHEMA, a column for each condition (`Sample.conditions`) among the names, and SOURCE if it is: words, and numbers of
+    """SCHEMA, a column for each condition (`Sample.conditions`) among the names, and ORIGIN if it is: words, and numbers of
     what the camera did."""
     names = list(names)
     conditions = [(name, CONDITION_TYPES[is_number(name)]) for name in names if is_condition(name)]
-    return pa.schema([*SCHEMA, *conditions, *([SOURCE] if SOURCE.name in names else [])])
+    return pa.schema([*SCHEMA, *conditions, *([ORIGIN] if ORIGIN.name in names else [])])
 
 
 def is_number(condition: str) -> bool:
@@ -67,8 +70,8 @@ def is_number(condition: str) -> bool:
 
 
 def is_condition(name: str) -> bool:
-    """Whether a column is a condition: what a table has beyond SCHEMA and SOURCE."""
-    return name not in SCHEMA.names and name != SOURCE.name and CONDITION.fullmatch(name) is not None
+    """Whether a column is a condition: what a table has beyond SCHEMA and ORIGIN."""
+    return name not in SCHEMA.names and name != ORIGIN.name and CONDITION.fullmatch(name) is not None
 
 
 def conditions_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -85,8 +88,9 @@ class Sample:
         verified: VERIFIED by name, if the picture was looked at.
         conditions: what was drawn for the picture: weather, light, season and style, and camera_EFFECT_PARAMETER, None where the
             effect spared it; all that the job asks for, so the same keys in each sample.
-        source: fields of SOURCE by name, if the sample came from another dataset.
         annotations: one mapping a box, as COCO has them: bbox xywh in px, category_id, category, area, iscrowd, …
+        source: JSON of what else the COCO file that it was imported from says: {"image": {}, "annotations": [{}, one a box]}.
+        origin: fields of ORIGIN by name, if the sample was merged.
     """
 
     index: int
@@ -100,7 +104,8 @@ class Sample:
     image_format: str
     verified: dict[str, int] | None = None
     conditions: dict[str, Any] = field(default_factory=dict)
-    source: dict[str, Any] | None = None
+    source: str | None = None
+    origin: dict[str, Any] | None = None
 
     @property
     def key(self) -> str:
@@ -109,19 +114,18 @@ class Sample:
     def json(self) -> bytes:
         """What `<key>.json` holds."""
         record = {name: getattr(self, name) for name in FIELDS}
-        looked_at = {} if self.verified is None else {"verified": self.verified}
+        more = {name: value for name in ("verified", "source", "origin") if (value := getattr(self, name)) is not None}
         drawn = {"conditions": self.conditions} if self.conditions else {}
-        came_from = {} if self.source is None else {"source": self.source}
-        return json.dumps({**record, **looked_at, **drawn, **came_from, "annotations": list(self.annotations)}).encode()
+        return json.dumps({**record, **more, **drawn, "annotations": list(self.annotations)}).encode()
 
     def row(self, shard: str) -> dict[str, Any]:
         """The same as one row of `table_schema`; `segmentation` is the counts of the run-length encoding."""
         columns = {name: [a.get(name) for a in self.annotations] for name in ANNOTATION_COLUMNS}
         columns["segmentation"] = [(a.get("segmentation") or {}).get("counts") for a in self.annotations]
         verified = dict.fromkeys(VERIFIED) if self.verified is None else self.verified
-        plain = {n: getattr(self, n) for n in (*FIELDS, "image_format")}
+        plain = {n: getattr(self, n) for n in (*FIELDS, "image_format", "source")}
         hashes = {"image_bytes": len(self.image), "image_sha256": hashlib.sha256(self.image).hexdigest()}
-        came_from = {} if self.source is None else {"source": self.source}
+        came_from = {} if self.origin is None else {"origin": self.origin}
         counted = {**plain, "shard": shard, "n_boxes": len(self.annotations)}
         return {**counted, **verified, **columns, **hashes, **self.conditions, **came_from}
 
@@ -141,7 +145,7 @@ def parse_sample(record: bytes, image: bytes, image_format: str) -> Sample:
     try:
         data = json.loads(record)
         plain = {name: data[name] for name in FIELDS if name != "key"}
-        more = {"verified": data.get("verified"), "source": data.get("source"), "conditions": data.get("conditions", {})}
+        more = {name: data.get(name) for name in ("verified", "source", "origin")} | {"conditions": data.get("conditions", {})}
         sample = Sample(**plain, annotations=tuple(data["annotations"]), image=image, image_format=image_format, **more)
         fault = row_fault(table_of([sample], "").to_pylist()[0])
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, pa.ArrowException) as error:

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, remove_dataset
 from synthgen.shards.lock import Lock
 from synthgen.shards.sample import Sample
-from synthgen.shards.shard import commit, committed, read_marker, stage, withdraw
-from synthgen.shards.store import clean
+from synthgen.shards.shard import commit, scan, stage, withdraw
+from synthgen.shards.store import Out, Store, open_store
 
 Tell = Callable[[str, int], object]
 
@@ -26,7 +25,7 @@ class Written:
 
 
 def write_dataset(
-    out: Path,
+    out: Out,
     info: DatasetInfo,
     job: dict[str, Any],
     shard_size: int,
@@ -42,39 +41,39 @@ def write_dataset(
         overwrite: remove the dataset that is in the output folder first.
         tell: called with "written" and how many samples more.
     """
-    began = time.perf_counter()
-    with Lock(out) as lock:
-        clean(out)
+    began, store = time.perf_counter(), open_store(out)
+    with Lock(store) as lock:
+        store.clean()
         if overwrite:
-            remove_dataset(out)
-        refuse_changed(out, info)
-        begin(out, info, job)
+            remove_dataset(store)
+        refuse_changed(store, info)
+        begin(store, info, job)
         made, interrupted = 0, False
         try:
-            for count in write_missing(out, info.asked, shard_size, samples, lock, tell):
+            for count in write_missing(store, info.asked, shard_size, samples, lock, tell):
                 made += count
         except KeyboardInterrupt:
             interrupted = True
-        clean(out)
-        counts = finalize(out, info)
+        store.clean()
+        counts = finalize(store, info)
     return Written(made, time.perf_counter() - began, interrupted, counts)
 
 
 def write_missing(
-    out: Path, total: int, shard_size: int, samples: Callable[[range], Iterable[Sample]], lock: Lock, tell: Tell
+    store: Store, total: int, shard_size: int, samples: Callable[[range], Iterable[Sample]], lock: Lock, tell: Tell
 ) -> Iterator[int]:
     """Write and commit the shards that are missing; yields how many samples each has."""
-    there = {n: marker.count for n in committed(out) if (marker := read_marker(out, n)) is not None}
+    there = {number: marker.count for number, marker in scan(store)}
     for number, first in enumerate(range(0, total, shard_size)):
         indices = range(first, min(first + shard_size, total))
         if there.get(number) == len(indices):
             tell("written", len(indices))
             continue
         began, group = time.perf_counter(), []
-        withdraw(out, number)
+        withdraw(store, number)
         for sample in samples(indices):
             group.append(sample)
             tell("written", 1)
         lock.check()
-        commit(out, stage(out, number, group, {}, time.perf_counter() - began, len(group)))
+        commit(store, stage(store, number, group, {}, time.perf_counter() - began, len(group)))
         yield len(group)

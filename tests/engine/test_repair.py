@@ -39,6 +39,11 @@ def flip(path: Path, at: int = -300) -> None:
     path.write_bytes(data)
 
 
+def flip_all(out: Path) -> None:
+    for number, kind in enumerate(("tar", "parquet", "tar")):
+        flip(out / f"shards/00000{number}.{kind}", 700)
+
+
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}, indent=1) + "\n")
 
@@ -57,7 +62,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "shard gone": lambda out: remove(out, 1),
     "digest in the marker": lambda out: edit(out / "shards/000001.json", sha256="0" * 64),
     "marker that is none": lambda out: (out / "shards/000000.json").write_text('{"count": "two"}'),
-    "all at once": lambda out: [flip(out / f"shards/00000{n}.{kind}", 700) for n, kind in enumerate(("tar", "parquet", "tar"))],
+    "all at once": lambda out: flip_all(out),
     "manifest": lambda out: (out / "manifest.parquet").write_bytes(b"no"),
     "index": lambda out: (out / "index.json").write_text("[]"),
     "coco": lambda out: (out / "annotations/instances.json").unlink(),

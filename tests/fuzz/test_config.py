@@ -98,7 +98,7 @@ def test_any_overrides(folder: Path, overrides: list[str]) -> None:
 
 @given(
     st.text(max_size=12)
-    | st.sampled_from(["../jobs/100dogs", "/etc/passwd", "a\0.yaml", ".yaml", "x" * 5000 + ".yaml", "con:", "jobs"])
+    | st.sampled_from(["../jobs/100dogs", "/etc/passwd", "a\0.yaml", ".yaml", "x" * 5000 + ".yaml", "x" * 5000, "con:", "jobs"])
 )
 @tries(25)
 def test_any_name(name: str) -> None:

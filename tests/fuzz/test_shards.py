@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(out: Path, on_bad: str) -> None:
-    scenes = ShardScenes(DataSpec(shards=str(out), side=64, resize=True, on_bad=on_bad), 0)  # type: ignore[arg-type]
+    scenes = ShardScenes(DataSpec(shards=str(out), side=64, resize=True, on_bad=on_bad), 0)
     for k in range(4):
         scenes[k]
 
@@ -240,7 +240,10 @@ def test_a_picture_that_would_fill_the_memory_is_refused(whole: Path, tmp_path: 
     import zlib
 
     head = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    chunk = lambda kind, body: struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))  # noqa: E731
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     out = copy(whole, tmp_path)
     found = members(out / "shards/000000.tar")
