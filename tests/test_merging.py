@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from pycocotools.coco import COCO
 
 from synthgen import cli
 from synthgen.engine.repair import repair
+from synthgen.errors import InputError
 from synthgen.merging import MergeSpec, merge
 from synthgen.shards.check import check_dataset
 from synthgen.shards.dataset import DatasetInfo, finalize, write_info
-from synthgen.shards.sample import annotations_of
+from synthgen.shards.sample import Sample, annotations_of
 from synthgen.shards.shard import commit, committed, read_members, read_rows, stage
+from synthgen.shards.store import open_store
 from tests.conftest import shard_bytes
+from tests.s3 import S3
 from tests.shards.test_shard import sample
 
 CHECK = Path("/work/shared/tools/check_dataset.py")
@@ -29,7 +33,7 @@ CHECK = Path("/work/shared/tools/check_dataset.py")
 
 def write(out: Path, images: int, first: int = 0, size: int = 2, **more: Any) -> Path:
     """A dataset of noise: sample k looks like number first + k."""
-    ids = more.pop("ids", {"dog": 18})
+    ids, said = more.pop("ids", {"dog": 18}), more.pop("said", [None] * images)
     info = DatasetInfo(
         out.name, images, {"seed": first, "pipeline.model_sha256": "m"}, ids, "png", more.pop("licence", "CC0"), **more
     )
@@ -42,7 +46,7 @@ def write(out: Path, images: int, first: int = 0, size: int = 2, **more: Any) ->
             kinds = [{"category": names[k % len(names)], "category_id": ids[names[k % len(names)]]} for k in range(2)]
             place = [float(first + index), 1.5, 3.0, 4.0]  # no two pictures have their boxes in the same places
             boxes = tuple({**a, "bbox": place, **kind} for a, kind in zip(made.annotations, kinds, strict=False))
-            group.append(type(made)(index, 200, 24, made.prompt, made.seed, 0, boxes, wide(made.image), "png"))
+            group.append(Sample(index, 200, 24, made.prompt, made.seed, 0, boxes, wide(made.image), "png", source=said[index]))
         numerics = {"versions": {"torch": "2.13"}, "files": {"pipeline.model_sha256": "m"}}
         commit(out, stage(out, number, group, numerics, 0.0, len(group)))
     (out / "job.yaml").write_text("version: 1\n")
@@ -101,6 +105,38 @@ def test_all_samples_are_there_once(tmp_path: Path, sources: tuple[Path, ...], c
     assert [(s["name"], s["first_index"], s["images"]) for s in info["sources"]] == [("a", 0, 5), ("b", 5, 3), ("c", 8, 4)]
     assert info["licence"] == "CC0; MIT"
     assert info["sources"][0]["fingerprint"]["pipeline.model_sha256"] == "m"
+
+
+def test_from_and_to_an_object_store(tmp_path: Path, sources: tuple[Path, ...], s3: S3) -> None:
+    folder, url = uuid.uuid4().hex, s3.url(uuid.uuid4().hex)
+    there = open_store(s3.url(f"{folder}/b"))
+    for path in (p for p in sources[1].rglob("*") if p.is_file()):
+        there.write(str(path.relative_to(sources[1])), path.read_bytes())
+    merge(MergeSpec(sources[:2], tmp_path / "to", shard_size=3))
+    written = merge(MergeSpec((sources[0], str(there)), url, shard_size=3)).written
+    assert (written.made, written.counts["complete"]) == (8, True)
+    assert check_dataset(url) == check_dataset(tmp_path / "to")
+    for name, data in shard_bytes(tmp_path / "to").items():
+        assert open_store(url).read(f"shards/{name}") == data
+    with pytest.raises(InputError, match="lies over the output"):
+        merge(MergeSpec((sources[0], str(there)), s3.url(folder)))
+
+
+def test_what_a_coco_file_said_is_kept(tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    said = [json.dumps({"image": {"id": k}, "annotations": [{}]}) for k in range(2)]
+    a, b = write(tmp_path / "a", 2, said=said, imported="coco: x.json"), write(tmp_path / "b", 2, 10)
+    merge(MergeSpec((a, b), tmp_path / "to"))
+    assert check_dataset(tmp_path / "to")[0] == []
+    assert [row["source"] for row in read_rows(tmp_path / "to", 0)] == [*said, None, None]
+    rows = load_dataset(str(tmp_path / "to"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert [(row["json"]["source"], row["json"]["origin"]["dataset"]) for row in rows] == [
+        (said[0], "a"),
+        (said[1], "a"),
+        (None, "b"),
+        (None, "b"),
+    ]
 
 
 def test_other_programs_read_it(tmp_path: Path, sources: tuple[Path, ...]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from synthgen.engine.run import run
 from synthgen.engine.worker import Worker, encode_image
 from synthgen.shards.check import check_dataset
 from synthgen.shards.shard import stored_marker
+from synthgen.shards.store import open_store
 from tests.conftest import SMALL_JOB
 from tests.engine.test_run import snapshot
+from tests.s3 import S3
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,27 @@ def test_what_was_damaged_is_as_it_was(out: Path, harm: Callable[[Path], object]
     assert {n for n in {*before, *now} if before.get(n) != now.get(n)} <= markers  # of a lost one its time is not known
     for name in markers:
         assert {**json.loads(before[name]), **json.loads(now[name])}["sha256"] == json.loads(before[name])["sha256"]
+
+
+def test_on_an_object_store(whole: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    url, before = s3.url(f"repair/{uuid.uuid4().hex}"), snapshot(whole)
+    store = open_store(url)
+    for name, data in before.items():
+        store.write(name, data)
+    store.write("shards/000000.tar", before["shards/000000.tar"][:1500] + b"?" + before["shards/000000.tar"][1501:])
+    store.delete("shards/000001.parquet")
+    store.delete("shards/000002.json")
+    store.delete("manifest.parquet")
+    assert cli.main(["check", url]) == 1
+    capsys.readouterr()
+    assert cli.main(["repair", url, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (sorted(told["restored"]), told["faults"], told["finalized"]) == ([0, 1, 2], [], True)
+    assert {name for name in before if store.read(name) != before[name]} <= {"shards/000002.json", "report.html"}
+    assert list(store.sizes(".staging")) == []
+    log = [store.read(f"log.jsonl/{name}") for name, _ in store.sizes("log.jsonl")]
+    assert json.loads(log[0])["event"] == "repair ended"
+    assert repair(url).lines() == []
 
 
 def test_only_bad_shards_are_touched(out: Path) -> None:
