@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 from ruamel.yaml import YAML
 
 from synthgen.errors import InputError
@@ -38,6 +38,14 @@ class ChangedJobError(InputError):
     """The output holds another job; the message names the keys that differ."""
 
 
+def of_coco(source: dict[str, Any]) -> dict[str, Any]:
+    """What `synthgen.records.coco.head` gives; raises ValueError if it is something else."""
+    kinds = {"head": dict, "file_names": bool, "annotation_ids": bool}
+    if not all(isinstance(source.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError(f"not a mapping of {', '.join(kinds)}")
+    return source
+
+
 @dataclass(frozen=True)
 class DatasetInfo:
     """What the driver tells of the job, and what outlives it in dataset.json.
@@ -56,7 +64,7 @@ class DatasetInfo:
     image_format: Annotated[str, Field(pattern=f"^({KINDS})(;({KINDS}))*$")]
     licence: str
     imported: str | None = None
-    source: dict[str, Any] | None = None
+    source: Annotated[dict[str, Any], AfterValidator(of_coco)] | None = None
     sources: list[dict[str, Any]] | None = None
 
     @property

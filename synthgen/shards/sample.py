@@ -162,6 +162,8 @@ def row_fault(row: dict[str, Any]) -> str | None:
     missing = [name for name in PLAIN if row[name] is None]
     if missing:
         return f"{missing[0]} is missing"
+    if row["key"] != sample_key(row["index"]):
+        return f"key does not match index {row['index']}"
     if row["width"] < 1 or row["height"] < 1 or row["image_format"] not in IMAGE_FORMATS:
         return f"a {row['image_format']!r} of {row['width']} x {row['height']} px is no picture"
     for name in ANNOTATION_COLUMNS:

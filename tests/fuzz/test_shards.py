@@ -6,7 +6,8 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from synthgen.data import open_dataset
 from synthgen.engine.repair import repair
-from synthgen.errors import InputError
+from synthgen.errors import InputError, explain
 from synthgen.evaluate.samples import samples
+from synthgen.export import FORMATS, ExportSpec, export_dataset
 from synthgen.layouts._records import read_entries
 from synthgen.merging import MergeSpec, merge
 from synthgen.report import write_report
 from synthgen.shards.check import check_dataset
-from synthgen.shards.dataset import finalize, read_info
+from synthgen.shards.dataset import DatasetInfo, finalize, read_info, write_info
 from synthgen.shards.sample import SCHEMA
+from synthgen.shards.shard import commit, stage
 from synthgen.train import DataSpec
 from synthgen.train.dataset_scenes import ShardScenes
 from tests.fuzz import tries
-from tests.shards.test_shard import write_dataset
+from tests.shards.test_shard import sample
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 values = st.recursive(
@@ -39,8 +43,17 @@ values = st.recursive(
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = write_dataset(tmp_path_factory.mktemp("whole") / "out", [2, 1, 0, 1])
-    (out / "dataset.json").write_text((out / "dataset.json").read_text().replace('"imported": null', '"imported": "x"'))
+    """A dataset as if it were imported from a COCO file."""
+    out, head = tmp_path_factory.mktemp("whole") / "out", {"info": {}, "licenses": [], "categories": [{"id": 18, "name": "dog"}]}
+    source = {"head": head, "file_names": True, "annotation_ids": False}
+    info = DatasetInfo("test", 4, {"seed": 0}, {"dog": 18}, "png", "Apache-2.0", "x", source)
+    write_info(out, info, {})
+    for number, counts in enumerate(((2, 1), (0, 1))):
+        said = [{"image": {"id": k, "file_name": f"{number}/{k}.png"}, "annotations": [{}] * n} for k, n in enumerate(counts)]
+        group = [replace(sample(2 * number + k, n), source=json.dumps(said[k])) for k, n in enumerate(counts)]
+        commit(out, stage(out, number, group, {}, 0.0, 2))
+    (out / "job.yaml").write_text("version: 1\n")
+    finalize(out, info)
     return out
 
 
@@ -55,8 +68,8 @@ def train(out: Path, on_bad: str) -> None:
         scenes[k]
 
 
-def read_everywhere(folder: Path, out: Path) -> None:
-    """Every command that reads shards: an InputError is what may come of it, and nothing outside of its output is written."""
+def read_everywhere(folder: Path, out: Path, forms: Sequence[str] = ("coco",)) -> None:
+    """Every command that reads shards: what may come of it is told in a line, and nothing outside of its output is written."""
     faults, _ = check_dataset(out)
     assert all("\n" not in fault for fault in faults)
     readers: list[Callable[[], object]] = [
@@ -66,15 +79,20 @@ def read_everywhere(folder: Path, out: Path) -> None:
         lambda: merge(MergeSpec((out,), folder / "merged"), overwrite=True),
         lambda: write_report(out),
         lambda: (info := read_info(out)) and finalize(out, info),
+        lambda: list(open_dataset(out)),
+        *(lambda form=form: export_dataset(ExportSpec(out, form, folder / form, workers=1)) for form in forms),
         lambda: repair(out),
     ]
     for read in readers:
-        with contextlib.suppress(InputError):
+        try:
             read()
+        except (InputError, OSError) as error:
+            explain(error)  # raises what is none of ours to tell
     with contextlib.suppress(ValueError):  # whose callers say it in one line
         read_entries(str(out))
-    assert {p.name for p in folder.iterdir()} <= {"out", "merged"}
-    shutil.rmtree(folder / "merged", ignore_errors=True)
+    assert {p.name for p in folder.iterdir()} <= {"out", "merged", *FORMATS}
+    for name in ("merged", *FORMATS):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def copy(whole: Path, folder: Path) -> Path:
@@ -110,7 +128,7 @@ def mutated(draw: st.DrawFn, data: bytes) -> bytes:
 
 
 @given(st.data())
-@tries(20)
+@tries(12)
 def test_bytes_of_any_file(whole: Path, folder: Path, data: st.DataObject) -> None:
     out = copy(whole, folder)
     files = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
@@ -122,7 +140,7 @@ def test_bytes_of_any_file(whole: Path, folder: Path, data: st.DataObject) -> No
 
 
 @given(st.data())
-@tries(20)
+@tries(12)
 def test_values_of_any_json(whole: Path, folder: Path, data: st.DataObject) -> None:
     out = copy(whole, folder)
     path = out / data.draw(st.sampled_from(["shards/000000.json", "dataset.json", "index.json", "annotations/instances.json"]))
@@ -152,7 +170,7 @@ def write_members(tar: Path, found: list[tuple[tarfile.TarInfo, bytes]], form: i
 
 
 @given(st.data())
-@tries(20)
+@tries(12)
 def test_records_of_any_values(whole: Path, folder: Path, data: st.DataObject) -> None:
     out = copy(whole, folder)
     tar = out / "shards/000000.tar"
@@ -164,7 +182,7 @@ def test_records_of_any_values(whole: Path, folder: Path, data: st.DataObject) -
 
 
 @given(st.data())
-@tries(20)
+@tries(12)
 def test_rows_of_any_values(whole: Path, folder: Path, data: st.DataObject) -> None:
     out = copy(whole, folder)
     path = out / "shards/000000.parquet"
@@ -173,7 +191,10 @@ def test_rows_of_any_values(whole: Path, folder: Path, data: st.DataObject) -> N
     inner = {pa.int64(): st.integers(-(2**63), 2**63 - 1), pa.float64(): st.floats(), pa.string(): st.text(max_size=6)}
     item = kind.type.value_type if pa.types.is_list(kind.type) else kind.type
     one = st.none() | (st.lists(st.none() | st.floats(), max_size=5) if pa.types.is_list(item) else inner[item])
-    rows[0][kind.name] = data.draw(st.none() | st.lists(one, max_size=3) if pa.types.is_list(kind.type) else one)
+    if kind.name == "source" and data.draw(st.booleans()):
+        rows[0]["source"] = json.dumps(changed(json.loads(rows[0]["source"]), data))
+    else:
+        rows[0][kind.name] = data.draw(st.none() | st.lists(one, max_size=3) if pa.types.is_list(kind.type) else one)
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), path)
     mark(out)
     read_everywhere(folder, out)
@@ -229,9 +250,20 @@ def test_keys_lead_nowhere(whole: Path, tmp_path: Path, key: str) -> None:
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), out / "shards/000000.parquet")
     mark(out)
     assert any("key does not match index 0" in fault for fault in check_dataset(out)[0])
-    read_everywhere(folder, out)
+    read_everywhere(folder, out, FORMATS)
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("source", ["[", "{}", '{"image": {"file_name": 1}, "annotations": [{}, {}]}', '{"image": {"file_name": "a"}, "annotations": [{}]}'])  # fmt: skip
+def test_what_no_import_wrote_is_told_by_the_export(whole: Path, tmp_path: Path, source: str) -> None:
+    out = copy(whole, tmp_path)
+    rows = pq.read_table(out / "shards/000000.parquet").to_pylist()
+    rows[0]["source"] = source
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), out / "shards/000000.parquet")
+    mark(out)
+    with pytest.raises(InputError, match=r"000000\.parquet: sample 000000000: its source is not what an import writes"):
+        export_dataset(ExportSpec(out, "coco", tmp_path / "coco"))
 
 
 def test_a_picture_that_would_fill_the_memory_is_refused(whole: Path, tmp_path: Path) -> None:
@@ -261,5 +293,8 @@ def test_the_readers_do_read(whole: Path, tmp_path: Path) -> None:
     assert [image.shape for _, image, _ in samples(out)] == [(24, 32, 3)] * 4
     assert merge(MergeSpec((out,), tmp_path / "merged")).written.made == 4
     assert write_report(out)["shown"] == 4
+    assert len(list(open_dataset(out))) == 4
+    export_dataset(ExportSpec(out, "coco", tmp_path / "coco", val=0))
+    assert (tmp_path / "coco/train/1/0.png").is_file()
     assert repair(out).lines() == []
     assert np.sum([len(e.names) for e in read_entries(str(out))]) == 4
