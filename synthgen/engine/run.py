@@ -1,20 +1,24 @@
 """The driver: what is missing is made, committed as it comes, and finalised."""
 
+import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from synthgen.config import Job
-from synthgen.engine.pool import ShardFailedError, open_pool
-from synthgen.engine.worker import Progress
+from synthgen.engine.notice import Notice, NoTimeError
+from synthgen.engine.pool import FailedShard, Pool, StoppedError, open_pool
+from synthgen.engine.worker import Progress, is_full
 from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, refuse_foreign, remove_dataset
 from synthgen.shards.lock import Lock
 from synthgen.shards.shard import commit, committed, read_marker, withdraw
-from synthgen.shards.store import clean
+from synthgen.shards.store import clean, write_text
 
 Report = Callable[[int], None]
+FAILURES = "failures.jsonl"
+MOST_FAILED = 100  # shards in one run; so many say that it is not the shards
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,32 @@ class RunResult:
 
     Attributes:
         made: images painted by this run.
-        interrupted: stopped by Ctrl-C.
-        counts: what the dataset now holds (`finalize`).
+        interrupted: stopped by Ctrl-C or SIGTERM.
+        counts: what the dataset now holds (`finalize`); empty if SIGTERM left no time to say.
+        terminated: by SIGTERM.
+        failed: shards that were given up.
     """
 
     made: int
     seconds: float
     interrupted: bool
     counts: dict[str, Any]
+    terminated: bool = False
+    failed: Sequence[FailedShard] = ()
+
+
+@dataclass
+class Made:
+    """What became of the shards that were to be made.
+
+    Attributes:
+        stopped: why there is no going on.
+    """
+
+    images: int = 0
+    interrupted: bool = False
+    failed: list[FailedShard] = field(default_factory=list)
+    stopped: StoppedError | None = None
 
 
 def dataset_info(job: Job) -> DatasetInfo:
@@ -57,55 +79,102 @@ def run(
     Raises:
         ChangedJobError: the output holds another job.
         LockedError: another run works on it.
-        ShardFailedError: a shard could not be made; all that was committed stays, and is finalised.
+        StoppedError: the disk is full, or no worker starts; all that was committed stays.
     """
     out, info = Path(job.output.path).absolute(), dataset_info(job)
     refuse_foreign(out)
     if not overwrite:
         refuse_changed(out, info)
     began = time.perf_counter()
-    with Lock(out) as lock:
-        clean(out)
-        if overwrite:
-            remove_dataset(out)
-        refuse_changed(out, info)
-        begin(out, info, job.resolved())
-        todo = missing_shards(job, out)
-        for number in todo:
-            withdraw(out, number)
-        failure, made, interrupted = None, 0, False
-        try:
-            made, interrupted = make(job, out, todo, lock, address, report)
-        except ShardFailedError as error:
-            failure = error
-        clean(out)
-        counts = finalize(out, info)
-        if failure is not None:
-            raise failure
-    return RunResult(made, time.perf_counter() - began, interrupted, counts)
+    try:
+        with Notice() as notice, Lock(out) as lock:
+            clean(out)
+            if overwrite:
+                remove_dataset(out)
+            refuse_changed(out, info)
+            begin(out, info, job.resolved())
+            made = make(job, out, missing_shards(job, out), lock, notice, address, report)
+            if not (made.failed or made.interrupted or made.stopped):
+                (out / FAILURES).unlink(missing_ok=True)
+            notice.drop()
+            clean(out)
+            counts = _finalize_in_time(out, info)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise _full(out, error) from error
+    if made.stopped is not None:
+        raise made.stopped
+    stopped = made.interrupted or (notice.given and not counts.get("complete"))
+    return RunResult(made.images, time.perf_counter() - began, stopped, counts, stopped and notice.given, made.failed)
+
+
+def _finalize_in_time(out: Path, info: DatasetInfo) -> dict[str, Any]:
+    try:
+        return finalize(out, info)
+    except NoTimeError:
+        return {}
+
+
+def _full(out: Path, error: OSError) -> StoppedError:
+    return StoppedError(f"{out}: {error.strerror or error}: make room, or give another output.path")
 
 
 def make(
-    job: Job, out: Path, todo: list[int], lock: Lock, address: str | None, report: Callable[[int, int], Report] | None
-) -> tuple[int, bool]:
-    """Make and commit shards; returns how many images, and whether a Ctrl-C ended it."""
+    job: Job,
+    out: Path,
+    todo: list[int],
+    lock: Lock,
+    notice: Notice,
+    address: str | None = None,
+    report: Callable[[int, int], Report] | None = None,
+) -> Made:
+    """Make and commit shards until all are, or a signal or a full disk ends it."""
+    made = Made()
+    if not todo or notice.given:
+        return made
     tell = report(job.images, job.images - sum(job.shard_count(n) for n in todo)) if report else None
-    made, pool = 0, None
+    pool = None
     try:
-        if not todo:
-            return 0, False
         pool = open_pool(job, out, address)
-        for event in pool.run(todo):
-            if isinstance(event, Progress):
-                if tell:
-                    tell(event.images)
-            else:
-                lock.check()
-                commit(out, event)
-                made += event.marker.count
-        return made, False
+        notice.listen()
+        notice.finish = pool.finish
+        if notice.given:
+            pool.finish()
+        take(out, pool, _withdrawn(out, todo), lock, made, tell)
     except KeyboardInterrupt:
-        return made, True
+        made.interrupted = True
+    except StoppedError as error:
+        made.stopped = error
+    except OSError as error:
+        if not is_full(error):
+            raise
+        made.stopped = _full(out, error)
     finally:
         if pool is not None:
             pool.close()
+    return made
+
+
+def take(out: Path, pool: Pool, shards: Iterable[int], lock: Lock, made: Made, tell: Report | None = None) -> None:
+    """Commit what a pool makes, and write down what it gives up."""
+    for event in pool.run(shards):
+        if isinstance(event, Progress):
+            if tell and event.images:
+                tell(event.images)
+        elif isinstance(event, FailedShard):
+            made.failed.append(event)
+            write_text(out / FAILURES, "".join(json.dumps(asdict(f)) + "\n" for f in made.failed))
+            if len(made.failed) == MOST_FAILED:
+                pool.finish()
+        else:
+            lock.check()
+            commit(out, event)
+            made.images += event.marker.count
+
+
+def _withdrawn(out: Path, numbers: Iterable[int]) -> Iterator[int]:
+    """Take what is left of each shard out of the dataset before it is made."""
+    for number in numbers:
+        withdraw(out, number)
+        yield number

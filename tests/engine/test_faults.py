@@ -69,7 +69,7 @@ def workers_of(driver: int) -> list[int]:
         above = pid
         while above in parent and above != driver:
             above = parent[above]
-        if above == driver and command.startswith("ray::Worker"):
+        if above == driver and command.startswith("ray::Actor"):
             found.append(pid)
     return found
 

@@ -1,14 +1,15 @@
 """The driver in one process: resume, extend, refuse, and what a finished dataset holds."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from synthgen.config import Job, load_job
-from synthgen.engine.pool import LocalPool, ShardFailedError, worker_count
+from synthgen.engine.local import LocalPool
+from synthgen.engine.pool import worker_count
 from synthgen.engine.run import missing_shards, run
 from synthgen.shards.check import check_dataset
 from synthgen.shards.dataset import ChangedJobError
@@ -127,8 +128,8 @@ def test_what_a_killed_run_left_is_removed(make_job: Callable[..., Job]) -> None
 def test_ctrl_c_keeps_what_was_committed(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
     original = LocalPool.run
 
-    def interrupted(self: LocalPool, shards: list[int]):  # type: ignore[no-untyped-def]
-        yield from original(self, shards[:1])
+    def interrupted(self: LocalPool, shards: Iterator[int]):  # type: ignore[no-untyped-def]
+        yield from original(self, [next(shards)])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(LocalPool, "run", interrupted)
@@ -141,19 +142,22 @@ def test_ctrl_c_keeps_what_was_committed(make_job: Callable[..., Job], monkeypat
     assert check_dataset(out)[0] == []
 
 
-def test_a_shard_that_cannot_be_made_ends_the_run_and_keeps_the_rest(
+def test_shards_that_cannot_be_made_are_named_and_the_rest_is_kept(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(make_job("images=2", "on_reject=fail"))
     monkeypatch.setattr("synthgen.engine.worker.is_picture", lambda painting: False)
-    with pytest.raises(ShardFailedError, match=r"shard 000001: samples \[2, 3\]: blank after 3 attempts"):
-        run(make_job("on_reject=fail"))
+    result = run(make_job("on_reject=fail"))
+    assert [(f.shard, f.attempts, f.error) for f in result.failed] == [
+        (1, 1, "RejectedImageError: samples [2, 3]: blank after 3 attempts"),
+        (2, 1, "RejectedImageError: samples [4, 5]: blank after 3 attempts"),
+    ]
     monkeypatch.undo()
     out = Path(make_job().output.path)
     assert check_dataset(out)[0] == ["shards: 2 images, the job asks for 6"]
     assert run(make_job()).made == 4
 
 
-@pytest.mark.parametrize(("workers", "count"), [("1", 1), ("2", 2), ("9", 3), ("[1, 2]", 2)])
+@pytest.mark.parametrize(("workers", "count"), [("1", 1), ("2", 2), ("9", 3), ("[1, 2]", 2), ("null", 3)])
 def test_never_more_workers_than_shards(make_job: Callable[..., Job], workers: str, count: int) -> None:
-    assert worker_count(make_job(f"workers={workers}"), None) == count
+    assert worker_count(make_job(f"workers={workers}"), room=5) == count

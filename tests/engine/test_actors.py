@@ -1,0 +1,86 @@
+"""Ray actors that fail, die, stall, and whose nodes come and go, over several real nodes on this machine."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synthgen.config import Job
+from synthgen.engine.actors import RayPool
+from synthgen.engine.pool import FailedShard, StoppedError
+from synthgen.engine.worker import Progress
+from synthgen.shards.shard import StagedShard
+from tests.engine.stubs import Stub, Unloadable
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without room for workers, and one node with room for two."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
+    ray.init(address=cluster.address, log_to_driver=False)
+    cluster.first = cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_bad_day(cluster: Any, make_job: Callable[..., Job], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each shard comes once, staged or given up, whatever happens to the actors."""
+    plans = {0: "stop 1", 1: "fail", 2: "fail 2", 3: "work", 4: "die 1", 5: "reject"}
+    for number, plan in plans.items():
+        (tmp_path / str(number)).write_text(plan)
+    pool = RayPool(make_job("images=24", "workers=2", "stall_timeout=2"), tmp_path, load=Stub)
+    events = list(pool.run(range(12)))
+    pool.close()
+    staged = [e.shard if isinstance(e, FailedShard) else e.number for e in events if not isinstance(e, Progress)]
+    assert sorted(staged) == list(range(12))
+    failed = {e.shard: e for e in events if isinstance(e, FailedShard)}
+    assert {shard: f.attempts for shard, f in failed.items()} == {1: 3, 5: 1}
+    assert failed[1].error == "ValueError: this shard is not to be made"
+    assert "in fail" in failed[1].traceback
+    assert "stubs.py" in failed[1].traceback
+    assert failed[5].error == "RejectedImageError: samples [7]: blank after 3 attempts"
+    shown = sum(e.images for e in events if isinstance(e, Progress))
+    assert shown == 10, "the progress of failed attempts is taken back"
+    tried = {n: (tmp_path / f"{n}.tried").read_text().split() for n in range(12)}
+    assert {n: len(pids) for n, pids in tried.items() if len(pids) > 1} == {0: 2, 1: 3, 2: 3, 4: 2}
+    assert all(len(set(pids)) == len(pids) for pids in tried.values()), "a shard is tried again on another actor"
+    assert "shard 000000: no progress for 2 s" in caplog.text
+
+
+def test_nodes_come_and_go(cluster: Any, make_job: Callable[..., Job], tmp_path: Path) -> None:
+    """More workers than there is room for: those that have a place work; a new node gets work; a lost one's shard is made elsewhere."""
+    for number in range(60):
+        (tmp_path / str(number)).write_text("nap")
+    pool = RayPool(make_job("images=120", "workers=[1, 4]", "max_shard_attempts=1"), tmp_path, load=Stub)
+    numbers, nodes, added = [], [], False
+    for event in pool.run(range(60)):
+        assert not isinstance(event, FailedShard)
+        if isinstance(event, StagedShard):
+            numbers.append(event.number)
+            nodes.append({seat.node for seat in pool.seats if seat.node})
+            if not added:
+                assert len(pool.seats) == 4
+                cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+                added = True
+            elif cluster.first is not None and len(nodes[-1]) == 2:
+                cluster.remove_node(cluster.first, allow_graceful=False)
+                cluster.first = None
+    pool.close()
+    assert sorted(numbers) == list(range(60))
+    assert len(nodes[0]) == 1
+    assert cluster.first is None, "the new node got work"
+    assert nodes[-1] and nodes[-1] != nodes[0]
+
+
+def test_workers_that_do_not_start_end_the_run(cluster: Any, make_job: Callable[..., Job], tmp_path: Path) -> None:
+    pool = RayPool(make_job("workers=1"), tmp_path, load=Unloadable)
+    with pytest.raises(StoppedError, match="workers do not start: FileNotFoundError: no such model"):
+        list(pool.run(range(3)))
+    pool.close()
