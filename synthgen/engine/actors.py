@@ -25,7 +25,7 @@ GROW_SECONDS = 5.0  # how soon a new node is
 BEAT_SECONDS = 5.0  # between two signs of life of a worker within one batch
 LOADING = 6  # a worker that loads its model may take so many times the stall timeout
 START_ATTEMPTS = 3  # of Ray on this machine, which gives up by itself after 15 s where the machine is busy
-FAILED_STARTS = 5  # workers in a row that do not even start
+FAILED_STARTS = 4  # workers in a row that do not even start
 LONELY_SECONDS = 60.0  # without any worker, until that is said
 
 

@@ -1,12 +1,15 @@
 """Ray actors that fail, die, stall, and whose nodes come and go, over several real nodes on this machine."""
 
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from synthgen.config import Job
+from synthgen.engine import actors
 from synthgen.engine.actors import RayPool
 from synthgen.engine.pool import FailedShard, StoppedError
 from synthgen.engine.worker import Progress
@@ -16,15 +19,26 @@ from tests.engine.stubs import Stub, Unloadable
 pytestmark = pytest.mark.slow
 
 
+def node_args(cpus: int) -> dict[str, int]:
+    """Of a small node; with ports that are known beforehand it does not give up where the machine is busy."""
+    ports = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port", "metrics_export_port")
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in ports]
+        for s in sockets:
+            s.bind(("", 0))
+        numbers = [s.getsockname()[1] for s in sockets]
+    return {"num_cpus": cpus, "object_store_memory": 80 * 2**20, **dict(zip(ports, numbers, strict=True))}
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head without room for workers, and one node with room for two."""
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
+    cluster = Cluster(initialize_head=True, head_node_args=node_args(0))
     ray.init(address=cluster.address, log_to_driver=False)
-    cluster.first = cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+    cluster.first = cluster.add_node(**node_args(2))
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -67,7 +81,7 @@ def test_nodes_come_and_go(cluster: Any, make_job: Callable[..., Job], tmp_path:
             nodes.append({seat.node for seat in pool.seats if seat.node})
             if not added:
                 assert len(pool.seats) == 4
-                cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+                cluster.add_node(**node_args(2))
                 added = True
             elif cluster.first is not None and len(nodes[-1]) == 2:
                 cluster.remove_node(cluster.first, allow_graceful=False)
@@ -76,10 +90,14 @@ def test_nodes_come_and_go(cluster: Any, make_job: Callable[..., Job], tmp_path:
     assert sorted(numbers) == list(range(60))
     assert len(nodes[0]) == 1
     assert cluster.first is None, "the new node got work"
-    assert nodes[-1] and nodes[-1] != nodes[0]
+    assert nodes[-1]
+    assert nodes[-1] != nodes[0]
 
 
-def test_workers_that_do_not_start_end_the_run(cluster: Any, make_job: Callable[..., Job], tmp_path: Path) -> None:
+def test_workers_that_do_not_start_end_the_run(
+    cluster: Any, make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "FAILED_STARTS", 2)
     pool = RayPool(make_job("workers=1"), tmp_path, load=Unloadable)
     with pytest.raises(StoppedError, match="workers do not start: FileNotFoundError: no such model"):
         list(pool.run(range(3)))

@@ -1,0 +1,312 @@
+#!/usr/bin/env python3
+"""Nothing lost, nothing twice: runs that are killed and resumed, workers that hang and wake, files that are damaged.
+
+usage: benchmarks/faults.py [--seed 0] [--ray] [--json]
+  commit     SIGKILL at one step of the driver's work on files, spread over all of a run's steps
+  driver     SIGKILL to the driver at a random moment
+  With --ray also, on a Ray cluster of nodes on this machine:
+  ray driver, actor, node   SIGKILL to one of these at a random moment (a node: `remove_node(allow_graceful=False)`)
+  stalled    SIGSTOP to an actor, past the stall limit, and SIGCONT after the run
+Each is resumed until it is done, and held against the undisturbed run: samples lost and doubled, and whether all bytes are equal.
+  woken      a worker stopped (SIGSTOP) at a random moment and woken after its shard was committed by another run
+  damaged    100 truncations and 100 flipped bits of committed tars and tables: how many `check` finds
+  changed    20 changes of the job: how many are refused, with nothing changed
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from measure import table
+
+from synthgen.config import Job, load_job
+from synthgen.engine.pool import local_device
+from synthgen.engine.run import run
+from synthgen.engine.worker import Worker
+from synthgen.shards.check import check_dataset
+from synthgen.shards.dataset import ChangedJobError
+
+SMALL = ["pipeline=paste", "layout.canvas=[128, 128]", "layout.objects={dog: 3}", "layout.size=[24, 40]", "output.shard_size=2"]
+IMAGES = 16
+RUNS = {"commit": 20, "driver": 10}
+RAY_RUNS = {"ray driver": 6, "actor": 8, "node": 6}
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+STEPS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree")
+CHANGES = (
+    "seed=1", "layout.gap=3", "layout.size=[24, 41]", "layout.objects={dog: 2}", "layout.objects={cat: 3}",
+    "layout.canvas=[128, 99]", "layout=grid", "scene.background=sand", "scene.object=a dog", "pipeline.shadow=0.1", 
+    "pipeline.cutouts=heldout", "pipeline.grounds=heldout", "output.shard_size=3", "output.image_format=png", "output.quality=80", "images=4", "images=15",
+    "categories={unicorn: 400}", "verify=detector", "pipeline=mixture-tiny",
+)  # fmt: skip
+fork = multiprocessing.get_context("fork")  # the children need import nothing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ray", action="store_true", help="the runs on a Ray cluster too")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    with TemporaryDirectory() as folder:
+        results = Faults(Path(folder), rng).all(args.ray)
+    print(json.dumps(results, indent=1) if args.json else table(results))
+
+
+def small(out: Path, *more: str) -> Job:
+    return load_job("100dogs", [*SMALL, f"images={IMAGES}", f"output.path={out}", "workers=0", *more])
+
+
+class Faults:
+    """All the runs, in folders of their own."""
+
+    def __init__(self, folder: Path, rng: random.Random) -> None:
+        self.folder, self.rng = folder, rng
+        began = time.monotonic()
+        run(small(folder / "undisturbed"))
+        self.seconds, self.wanted = time.monotonic() - began, contents(folder / "undisturbed")
+        self.steps = self.count_steps()
+
+    def all(self, ray: bool) -> dict[str, dict[str, Any]]:
+        rows = {"commit": self.judged(self.at_steps()), "driver": self.judged(self.at_moments())}
+        if ray:
+            rows |= self.on_ray()
+        rows["woken"] = self.judged(self.woken(number) for number in range(10))
+        return rows | {"damaged": self.damaged(), "changed": self.changed()}
+
+    def judged(self, outs: Iterator[tuple[Path, bool]]) -> dict[str, Any]:
+        """What came of runs: (folder, whether the fault struck while the run was on)."""
+        row: Counter[str] = Counter()
+        for out, struck in outs:
+            found, keys = contents(out), sample_keys(out)
+            row += Counter(runs=1, struck=struck, lost=IMAGES - len(set(keys)), doubled=len(keys) - len(set(keys)))
+            row += Counter(equal=found == self.wanted, faults=len(check_dataset(out)[0]))
+            print(f"{out.name}: struck {struck}, equal {found == self.wanted}", file=sys.stderr)
+        return {name: row[name] for name in ("runs", "struck", "lost", "doubled", "equal", "faults")}
+
+    def count_steps(self) -> int:
+        """Steps that a whole run makes on files."""
+        seen = fork.Value("i", 0)
+
+        def counted() -> None:
+            on_step(lambda number: setattr(seen, "value", number))
+            run(small(self.folder / "counted"))
+
+        finish(counted)
+        return int(seen.value)
+
+    def at_steps(self) -> Iterator[tuple[Path, bool]]:
+        """Killed before a step, the steps spread evenly with a random shift."""
+        for i in range(RUNS["commit"]):
+            step = 1 + int((i + self.rng.random()) / RUNS["commit"] * self.steps)
+            out = self.folder / f"commit-{step}"
+
+            def killed(out: Path = out, step: int = step) -> None:
+                on_step(lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == step else None)
+                run(small(out))
+
+            struck = finish(killed) == -signal.SIGKILL
+            run(small(out))
+            yield out, struck
+
+    def at_moments(self) -> Iterator[tuple[Path, bool]]:
+        for i in range(RUNS["driver"]):
+            out = self.folder / f"driver-{i}"
+            child = begin(lambda out=out: run(small(out)))
+            time.sleep(self.rng.random() * self.seconds)
+            struck = child.is_alive()
+            child.kill()
+            child.join()
+            run(small(out))
+            yield out, struck
+
+    def woken(self, number: int) -> tuple[Path, bool]:
+        """A worker that is stopped while it makes a shard, and goes on after another one's was committed."""
+        out = self.folder / f"woken-{number}"
+        job = small(out)
+
+        def stray() -> None:
+            worker = Worker(job, out, local_device(job))
+            for shard in range(job.shards):
+                list(worker.make_shard(shard))
+
+        child = begin(stray)
+        time.sleep(self.rng.random() * self.seconds)
+        struck = child.is_alive()
+        stop(child.pid, signal.SIGSTOP)
+        run(job)
+        stop(child.pid, signal.SIGCONT)
+        child.join()
+        return out, struck
+
+    def damaged(self) -> dict[str, Any]:
+        """Truncations and flipped bits, each undone after it was looked for."""
+        out = self.folder / "damaged"
+        run(small(out, "images=6"))
+        files = sorted(p for p in (out / "shards").iterdir() if p.suffix in (".tar", ".parquet"))
+        row: Counter[str] = Counter()
+        for i in range(200):
+            path = self.rng.choice(files)
+            whole = path.read_bytes()
+            at = self.rng.randrange(len(whole))
+            flipped = whole[:at] + bytes([whole[at] ^ 1 << self.rng.randrange(8)]) + whole[at + 1 :]
+            path.write_bytes(whole[:at] if i % 2 else flipped)
+            row += Counter(runs=1, found=bool(check_dataset(out)[0]))
+            path.write_bytes(whole)
+        return {"runs": row["runs"], "found": row["found"], "faults": len(check_dataset(out)[0])}
+
+    def changed(self) -> dict[str, Any]:
+        out = self.folder / "undisturbed"
+        refused = 0
+        for change in CHANGES:
+            try:
+                run(small(out, change))
+            except ChangedJobError:
+                refused += contents(out) == self.wanted
+        return {"runs": len(CHANGES), "refused": refused}
+
+    def on_ray(self) -> dict[str, dict[str, Any]]:
+        """The faults that need a cluster: one serves all."""
+        there, here = fork.Pipe()
+        keeper = begin(lambda: keep_cluster(here))
+        try:
+            cluster = _Cluster(there, str(there.recv()), keeper)
+            rows = {
+                kind: self.judged(self.struck_on_ray(kind, n, cluster) for n in range(count)) for kind, count in RAY_RUNS.items()
+            }
+            rows["stalled"] = self.judged(self.struck_on_ray("stalled", n, cluster) for n in range(2))
+            return rows
+        finally:
+            there.send("stop")
+            keeper.join(60)
+
+    def struck_on_ray(self, kind: str, number: int, cluster: "_Cluster") -> tuple[Path, bool]:
+        """One run on two nodes; a fault strikes at a random moment after its first shard."""
+        out = self.folder / f"{kind.replace(' ', '-')}-{number}"
+        job = small(out, "workers=2", "stall_timeout=5")
+        child = begin(lambda: run(job, cluster.address))
+        while child.is_alive() and not list((out / "shards").glob("*.json")):
+            time.sleep(0.01)
+        time.sleep(self.rng.random() * self.seconds / 2)
+        struck, actors = child.is_alive(), cluster.actors()
+        victim = self.rng.choice(actors) if actors else None
+        if kind == "ray driver":
+            child.kill()
+        elif kind == "node":
+            cluster.tell("node")
+        elif victim is not None:
+            stop(victim, signal.SIGSTOP if kind == "stalled" else signal.SIGKILL)
+        child.join()
+        resumed = begin(lambda: run(job, cluster.address))
+        resumed.join()
+        if kind == "stalled" and victim is not None:
+            stop(victim, signal.SIGCONT)
+            time.sleep(1)
+        return out, struck
+
+
+class _Cluster:
+    """The keeper's end of the pipe."""
+
+    def __init__(self, pipe: Connection, address: str, keeper: BaseProcess) -> None:
+        self.pipe, self.address, self.keeper = pipe, address, keeper
+
+    def tell(self, word: str) -> None:
+        self.pipe.send(word)
+        self.pipe.recv()
+
+    def actors(self) -> list[int]:
+        return [pid for pid in descendants(int(self.keeper.pid or 0)) if command(pid).startswith("ray::Actor")]
+
+
+def keep_cluster(pipe: Connection) -> None:
+    """A head and two nodes of one place each; at "node" one is lost and another joins."""
+    from ray.cluster_utils import Cluster
+
+    small_store = {"object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small_store})
+    nodes = [cluster.add_node(num_cpus=1, **small_store) for _ in range(2)]
+    pipe.send(cluster.address)
+    while pipe.recv() == "node":
+        cluster.remove_node(nodes.pop(0), allow_graceful=False)
+        nodes.append(cluster.add_node(num_cpus=1, **small_store))
+        pipe.send("done")
+    cluster.shutdown()
+
+
+def on_step(act: Callable[[int], None]) -> None:
+    """Call `act` with the number of each step on files of this process, before the step."""
+    steps = 0
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal steps
+        if event in STEPS or (event == "open" and isinstance(args[2], int) and args[2] & WRITES):
+            steps += 1
+            act(steps)
+
+    sys.addaudithook(hook)
+
+
+def begin(work: Callable[[], Any]) -> BaseProcess:
+    child = fork.Process(target=work)
+    child.start()
+    return child
+
+
+def finish(work: Callable[[], Any]) -> int | None:
+    """The exit code of work in a process of its own."""
+    child = begin(work)
+    child.join()
+    return child.exitcode
+
+
+def stop(pid: int | None, number: int) -> None:
+    """Send a signal to a process that may be gone."""
+    try:
+        os.kill(int(pid or 0), number)
+    except ProcessLookupError:
+        return
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(c) for task in Path(f"/proc/{pid}/task").glob("*/children") for c in task.read_text().split()]
+    return [found for child in children for found in (child, *descendants(child))]
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """The files whose bytes depend on the job alone: all but markers (times), the card and what names the folder."""
+    paths = [*(out / "shards").glob("*.tar"), *(out / "shards").glob("*.parquet")]
+    paths += [out / name for name in ("annotations/instances.json", "manifest.parquet", "index.json", "contact_sheet.jpg")]
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(paths) if path.exists()}
+
+
+def sample_keys(out: Path) -> list[str]:
+    names = []
+    for path in (out / "shards").glob("*.tar"):
+        with tarfile.open(path) as tar:
+            names += [name for name in tar.getnames() if name.endswith(".json")]
+    return names
+
+
+if __name__ == "__main__":
+    main()
