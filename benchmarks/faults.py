@@ -46,10 +46,10 @@ RAY_RUNS = {"ray driver": 6, "actor": 8, "node": 6}
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 STEPS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree")
 CHANGES = (
-    "seed=1", "layout.gap=3", "layout.size=[24, 41]", "layout.objects={dog: 2}", "layout.objects={cat: 3}",
-    "layout.canvas=[128, 99]", "layout=grid", "scene.background=sand", "scene.object=a dog", "pipeline.shadow=0.1", 
-    "pipeline.cutouts=heldout", "pipeline.grounds=heldout", "output.shard_size=3", "output.image_format=png", "output.quality=80", "images=4", "images=15",
-    "categories={unicorn: 400}", "verify=detector", "pipeline=mixture-tiny",
+    "seed=1", "layout.gap=3", "layout.size=[24, 41]", "layout.size=[20, 40]", "layout.objects={dog: 2}",
+    "layout.objects={dog: 4}", "layout.canvas=[128, 99]", "scene.background=sand", "scene.object=a dog", "pipeline.shadow=0.1",
+    "pipeline.cutouts=heldout", "pipeline.grounds=heldout", "output.shard_size=3", "output.image_format=png", "output.quality=80",
+    "images=4", "images=15", "categories={unicorn: 400}", "verify=detector", "pipeline=mixture-tiny",
 )  # fmt: skip
 fork = multiprocessing.get_context("fork")  # the children need import nothing
 

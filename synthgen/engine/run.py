@@ -1,6 +1,7 @@
 """The driver: what is missing is made, committed as it comes, and finalised."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -117,7 +118,7 @@ def _finalize_in_time(out: Path, info: DatasetInfo) -> dict[str, Any]:
 
 
 def _full(out: Path, error: OSError) -> StoppedError:
-    return StoppedError(f"{out}: {error.strerror or error}: make room, or give another output.path")
+    return StoppedError(f"{out}: {os.strerror(error.errno or 0)}: make room, or give another output.path")
 
 
 def make(
