@@ -56,19 +56,22 @@ class Actor:
         reports: SimpleQueue[Event | None] = SimpleQueue()
         done = self.thread.submit(_drain, self.worker.make_shard(number), reports)
         seen = pulse.beats()
-        while not done.done() or not reports.empty():
+        while True:
             try:
                 event = reports.get(timeout=self.beat_seconds)
             except Empty:
                 seen, before = pulse.beats(), seen
-                event = Progress(number, 0) if seen != before else None
-            if event is not None:
-                yield event
+                if seen == before:
+                    continue
+                event = Progress(number, 0)
+            if event is None:
+                break
+            yield event
         done.result()
 
 
 def _drain(events: Iterator[Event], reports: "SimpleQueue[Event | None]") -> None:
-    """Move events to a queue; None says that it is time to look whether more will come."""
+    """Move events to a queue; None ends them, also where an error does."""
     try:
         for event in events:
             reports.put(event)
@@ -187,7 +190,8 @@ class RayPool:
             self.target, self.asked_at = self._wanted(), now
         busy = sum(seat.task is not None for seat in self.seats)
         wanted = min(self.target, busy + self.schedule.waiting(self.target))
-        for seat in [s for s in self.seats if not s.node][: max(0, len(self.seats) - wanted)]:
+        idle = sorted((s for s in self.seats if s.task is None), key=lambda seat: bool(seat.node))  # pending ones first
+        for seat in idle[: max(0, len(self.seats) - wanted)]:
             self._dismiss(seat)
         for _ in range(wanted - len(self.seats) if now >= self.not_before else 0):
             actor = self.remote.remote(self.load, self.beat_seconds)

@@ -37,9 +37,11 @@ class Stub:
         time.sleep(0.2)
 
     def stop(self) -> None:
+        time.sleep(0.5)  # until what was reported is sent
         os.kill(os.getpid(), signal.SIGSTOP)
 
     def die(self) -> None:
+        time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
 
     def fail(self) -> None:

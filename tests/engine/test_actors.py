@@ -70,11 +70,20 @@ def test_a_bad_day(cluster: Any, make_job: Callable[..., Job], tmp_path: Path, c
 
 def test_nodes_come_and_go(cluster: Any, make_job: Callable[..., Job], tmp_path: Path) -> None:
     """More workers than there is room for: those that have a place work; a new node gets work; a lost one's shard is made elsewhere."""
-    for number in range(60):
-        (tmp_path / str(number)).write_text("nap")
-    pool = RayPool(make_job("images=120", "workers=[1, 4]", "max_shard_attempts=1"), tmp_path, load=Stub)
+
+    def shards() -> Iterator[int]:
+        """Until the first node is lost, and a few more."""
+        more = 10
+        for number in range(2000):
+            (tmp_path / str(number)).write_text("nap")
+            yield number
+            more -= cluster.first is None
+            if not more:
+                return
+
+    pool = RayPool(make_job("images=4000", "workers=[1, 4]", "max_shard_attempts=1"), tmp_path, load=Stub)
     numbers, nodes, added = [], [], False
-    for event in pool.run(range(60)):
+    for event in pool.run(shards()):
         assert not isinstance(event, FailedShard)
         if isinstance(event, StagedShard):
             numbers.append(event.number)
@@ -87,7 +96,7 @@ def test_nodes_come_and_go(cluster: Any, make_job: Callable[..., Job], tmp_path:
                 cluster.remove_node(cluster.first, allow_graceful=False)
                 cluster.first = None
     pool.close()
-    assert sorted(numbers) == list(range(60))
+    assert sorted(numbers) == list(range(len(numbers)))
     assert len(nodes[0]) == 1
     assert cluster.first is None, "the new node got work"
     assert nodes[-1]
