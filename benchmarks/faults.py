@@ -24,6 +24,7 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -125,7 +126,7 @@ class Faults:
     def at_moments(self) -> Iterator[tuple[Path, bool]]:
         for i in range(RUNS["driver"]):
             out = self.folder / f"driver-{i}"
-            child = begin(lambda out=out: run(small(out)))
+            child = begin(partial(run, small(out)))
             time.sleep(self.rng.random() * self.seconds)
             struck = child.is_alive()
             child.kill()

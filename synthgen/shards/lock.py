@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -101,7 +102,8 @@ class Lock:
         while not self.stop.wait(HEARTBEAT):
             if not self._owned():
                 return
-            write_text(self.path, self._content())
+            with suppress(OSError):  # no room, or the draft was tidied away as a dead run's: the next beat comes soon
+                write_text(self.path, self._content())
 
 
 def is_alive(holder: dict[str, Any]) -> bool:
