@@ -240,7 +240,9 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
 def test_at_sigterm_the_shard_in_work_is_finished(
     make_job: Callable[..., Job], job_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("synthgen.cli._ProgressBar.advance", lambda self, images: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(
+        "synthgen.commands.making._ProgressBar.advance", lambda self, images: os.kill(os.getpid(), signal.SIGTERM)
+    )
     assert main(["run", str(job_file)]) == 143
     assert f"stopped; 2 of 6 images are done. To go on: synthgen run {job_file}" in capsys.readouterr().out
     monkeypatch.undo()
