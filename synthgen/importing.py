@@ -7,7 +7,7 @@ shard. So memory does not grow with the number of pictures, and an interrupted i
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from synthgen.errors import InputError
 from synthgen.layouts import Layout
 from synthgen.records import BadEntryError, Entry
+from synthgen.records.coco import RESTORED, beyond
 from synthgen.records.pictures import read_bytes, taken_over
 from synthgen.records.source import JSONL, Source
 from synthgen.records.survey import Report, Survey, good_entries, surveyed
@@ -170,9 +171,8 @@ def dataset_info(spec: ImportSpec, survey: Survey, ids: dict[str, int]) -> Datas
     kinds = ";".join(kind for kind in ("jpg", "png", "webp") if survey.kinds[kind])
     name = re.sub(r"[^\w.-]+", "-", spec.out.resolve().name) or "imported"
     licence = spec.licence or spec.source.licence
-    return DatasetInfo(
-        name, survey.count, fingerprint, ids, kinds, licence, imported=f"{spec.source.form}: {spec.source.path.name}"
-    )
+    origin: dict[str, Any] = {"imported": f"{spec.source.form}: {spec.source.path.name}", "source": spec.source.head}
+    return DatasetInfo(name, survey.count, fingerprint, ids, kinds, licence, **origin)
 
 
 def as_job(spec: ImportSpec, info: DatasetInfo) -> dict[str, Any]:
@@ -223,7 +223,17 @@ def as_sample(index: int, entry: Entry, categories: Mapping[str, str], ids: Mapp
     shown = [i for i, a in enumerate(boxes) if not a["iscrowd"]]
     layout = Layout(entry.width, entry.height, entry.boxes.astype("float32"), entry.names).select(shown)
     prompt = entry.caption or Scene(layout, "").prompt
-    return Sample(index, entry.width, entry.height, prompt, 0, 0, boxes, data, kind)
+    return Sample(index, entry.width, entry.height, prompt, 0, 0, boxes, data, kind, source=as_source(entry, boxes))
+
+
+def as_source(entry: Entry, boxes: Sequence[dict[str, Any]]) -> str | None:
+    """What the COCO file says of an entry that its sample does not, for `synthgen export` to write it as it was."""
+    if entry.source is None:
+        return None
+    image, *found = entry.source
+    known = [{key: box[key] for key in RESTORED if key in box} for box in boxes]
+    more = [beyond(record, box) for record, box in zip(found, known, strict=True)]
+    return json.dumps({"image": beyond(image, {"width": entry.width, "height": entry.height}), "annotations": more})
 
 
 def annotations(entry: Entry, ids: Mapping[str, int]) -> Iterator[dict[str, Any]]:

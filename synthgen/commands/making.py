@@ -38,7 +38,7 @@ def run_command(args: argparse.Namespace) -> Result:
     from synthgen.engine.run import run
     from synthgen.report import write_report
 
-    bar = _ProgressBar()
+    bar = _ProgressBar(args.quiet)
     try:
         result = run(job, args.address, args.overwrite, bar.open)
     except StoppedError as error:
@@ -77,13 +77,14 @@ def failed_lines(out: str, failed: list[dict[str, Any]]) -> list[str]:
 class _ProgressBar:
     """Images done, images/s and time left, on stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: bool = False) -> None:
         self.bar: Any = None
+        self.hidden = hidden
 
     def open(self, total: int, done: int) -> Callable[[int], None]:
         from tqdm import tqdm
 
-        self.bar = tqdm(total=total, initial=done, unit="image", smoothing=0.05, dynamic_ncols=True)
+        self.bar = tqdm(total=total, initial=done, unit="image", smoothing=0.05, dynamic_ncols=True, disable=self.hidden)
         return self.advance
 
     def advance(self, images: int) -> None:

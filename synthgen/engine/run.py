@@ -1,6 +1,7 @@
 """The driver: what is missing is made, committed as it comes, and finalised."""
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from synthgen.config import Job
+from synthgen.engine.journal import facts, journal
 from synthgen.engine.notice import Notice, NoTimeError
 from synthgen.engine.pool import FailedShard, Pool, StoppedError, open_pool
 from synthgen.engine.worker import Progress, is_full
-from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, refuse_foreign, remove_dataset
+from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, refuse_foreign, remove_dataset, versions
 from synthgen.shards.lock import Lock
-from synthgen.shards.shard import commit, committed, read_marker, withdraw
+from synthgen.shards.shard import StagedShard, commit, committed, read_marker, withdraw
 from synthgen.shards.store import clean, write_text
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[int], None]
 FAILURES = "failures.jsonl"
@@ -88,26 +92,31 @@ def run(
         refuse_changed(out, info)
     began = time.perf_counter()
     try:
-        with Notice() as notice, Lock(out) as lock:
+        with Notice() as notice, Lock(out) as lock, journal(out):
             clean(out)
             if overwrite:
                 remove_dataset(out)
             refuse_changed(out, info)
             begin(out, info, job.resolved())
-            made = make(job, out, missing_shards(job, out), lock, notice, address, report)
+            todo = missing_shards(job, out)
+            log.info("run started", extra=facts(job=job.name, images=job.images, missing_shards=len(todo), versions=versions()))
+            made = make(job, out, todo, lock, notice, address, report)
             if not (made.failed or made.interrupted or made.stopped):
                 (out / FAILURES).unlink(missing_ok=True)
             notice.drop()
             clean(out)
             counts = _finalize_in_time(out, info)
+            if made.stopped is not None:
+                raise made.stopped
+            stopped = made.interrupted or (notice.given and not counts.get("complete"))
+            seconds = time.perf_counter() - began
+            ended = "run interrupted" if stopped else "run ended"
+            log.info(ended, extra=facts(made=made.images, seconds=round(seconds, 3), failed=len(made.failed), **counts))
     except OSError as error:
         if not is_full(error):
             raise
         raise _full(out, error) from error
-    if made.stopped is not None:
-        raise made.stopped
-    stopped = made.interrupted or (notice.given and not counts.get("complete"))
-    return RunResult(made.images, time.perf_counter() - began, stopped, counts, stopped and notice.given, made.failed)
+    return RunResult(made.images, seconds, stopped, counts, stopped and notice.given, made.failed)
 
 
 def _finalize_in_time(out: Path, info: DatasetInfo) -> dict[str, Any]:
@@ -171,6 +180,7 @@ def take(out: Path, pool: Pool, shards: Iterable[int], lock: Lock, made: Made, t
         else:
             lock.check()
             commit(out, event)
+            log.info("shard committed", extra=committed_facts(event))
             made.images += event.marker.count
 
 
@@ -179,3 +189,12 @@ def _withdrawn(out: Path, numbers: Iterable[int]) -> Iterator[int]:
     for number in numbers:
         withdraw(out, number)
         yield number
+
+
+def committed_facts(shard: StagedShard) -> dict[str, Any]:
+    """What the log says of a committed shard."""
+    marker = shard.marker
+    how = {key: marker.numerics.get(key) for key in ("device", "chunk")}
+    return facts(
+        shard=shard.number, images=marker.count, seconds=marker.seconds, attempts=marker.attempts, bytes=marker.bytes, **how
+    )

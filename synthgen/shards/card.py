@@ -40,7 +40,7 @@ FEATURES = """\
       dtype: int64
     - name: attempt
       dtype: int64
-{verified}{conditions}    - name: annotations
+{verified}{conditions}{source}    - name: annotations
       list:
       - name: bbox
         list: float64
@@ -76,6 +76,10 @@ CONDITIONS = """\
 CONDITION = """\
       - name: {name}
         dtype: {kind}
+"""
+SOURCE = """\
+    - name: source
+      dtype: string
 """
 SCORES = """\
       - name: score
@@ -144,6 +148,7 @@ def write_card(
     has_masks: bool,
     verified: bool = False,
     conditions: Sequence[str] = (),
+    source: bool = False,
 ) -> None:
     """Write README.md: the header that `datasets` reads, the figures, and how to load the shards.
 
@@ -151,18 +156,25 @@ def write_card(
         has_masks: annotations have a segmentation.
         verified: they have scores, and samples what was seen in them.
         conditions: that samples have.
+        source: samples keep what else their COCO file says.
     """
     more = {"segmentation": SEGMENTATION if has_masks else ""}
     more |= {"verified": VERIFIED_FEATURES if verified else "", "scores": SCORES if verified else ""}
     fields = [CONDITION.format(name=name, kind="float64" if is_number(name) else "string") for name in conditions]
     more |= {"conditions": CONDITIONS + "".join(fields) if fields else ""}
+    more |= {"source": SOURCE if source else ""}
     images = "".join(IMAGE_FEATURE.format(image=kind) for kind in info.image_format.split(";"))
     features = FEATURES.format(images=images, **more)
     table = "\n".join(f"| {key} | {_escape(value)} |" for key, value in facts.items())
     last = shard_name(max(facts["shards"] - 1, 0))
-    texts = {"about": info.about[0].upper() + info.about[1:], "tags": "" if info.imported else "- synthetic\n"}
-    card = CARD.format(name=info.name, features=features, table=table, image=info.image_format, last=last, **texts)
+    card = CARD.format(**heading(info), features=features, table=table, image=info.image_format, last=last)
     write_text(out / "README.md", card)
+
+
+def heading(info: "DatasetInfo") -> dict[str, str]:
+    """What every card says first of a dataset: name, tags and what it is."""
+    about = info.about[0].upper() + info.about[1:]
+    return {"name": info.name, "tags": "" if info.imported else "- synthetic\n", "about": about}
 
 
 def _escape(value: Any) -> str:

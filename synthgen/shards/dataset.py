@@ -17,7 +17,7 @@ from synthgen.shards.card import SHEET_IMAGES, write_card, write_contact_sheet
 from synthgen.shards.coco import write_instances
 from synthgen.shards.sample import SCHEMA, VERIFIED, conditions_of, table_schema
 from synthgen.shards.shard import committed, read_marker, read_rows, shard_name, shard_path
-from synthgen.shards.store import replacing, write_text
+from synthgen.shards.store import JOURNAL, replacing, write_text
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "ray")
 DISTRIBUTION = "synthgen-layouts"
@@ -31,6 +31,7 @@ WRITTEN = (
     "report.html",
     "skipped.jsonl",
     "failures.jsonl",
+    JOURNAL,
 )
 
 
@@ -45,6 +46,7 @@ class DatasetInfo:
     Attributes:
         image_format: jpg, png or webp; several, as WebDataset writes alternatives ("jpg;png"), if pictures were imported.
         imported: the form that the pictures were imported from; null: synthgen made them.
+        source: of an imported COCO file all but its images and annotations (`synthgen.records.coco.head`).
     """
 
     name: str
@@ -54,6 +56,7 @@ class DatasetInfo:
     image_format: str
     licence: str
     imported: str | None = None
+    source: dict[str, Any] | None = None
 
     @property
     def about(self) -> str:
@@ -159,8 +162,10 @@ def finalize(out: Path, info: DatasetInfo) -> dict[str, Any]:
     }
     model = {k: v for k, v in info.fingerprint.items() if k in ("pipeline.method", "pipeline.model", "seed")}
     verified = any(row["failed"] is not None for row in first)
+    from_coco = any(row.get("source") is not None for row in first)
     facts |= counts["verified"]
-    write_card(out, info, {**facts, **model}, has_masks, verified, list(conditions_of(first[0])) if first else [])
+    drawn = list(conditions_of(first[0])) if first else []
+    write_card(out, info, {**facts, **model}, has_masks, verified, drawn, from_coco)
     write_info(out, info, counts)
     return counts
 
@@ -180,9 +185,8 @@ def write_index(out: Path, name: str, numbers: list[int]) -> None:
 def write_manifest(out: Path, numbers: list[int]) -> dict[str, Any]:
     """Join the shards' tables into manifest.parquet, one shard in memory at a time; returns the totals."""
     names = pq.read_schema(shard_path(out, numbers[0], ".parquet")).names if numbers else SCHEMA.names
-    columns = [
-        f for f in table_schema(conditions_of(dict.fromkeys(names))) if f.name not in ("bbox", "segmentation", "area", "iscrowd")
-    ]
+    left_out = ("bbox", "segmentation", "area", "iscrowd", "source")
+    columns = [f for f in table_schema(conditions_of(dict.fromkeys(names))) if f.name not in left_out]
     counts: dict[str, Any] = {"images": 0, "boxes": 0, "shards": len(numbers), "bytes": 0, "verified": {}}
     with replacing(out / "manifest.parquet") as temporary, pq.ParquetWriter(temporary, pa.schema(columns)) as writer:
         for number in numbers:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 STAGING = ".staging"
 TEMPORARY = ".tmp"
+JOURNAL = "log.jsonl"  # what runs did (`synthgen.engine.journal`)
 
 
 def digest(path: Path, name: str = "sha256") -> str:
