@@ -27,6 +27,7 @@ LOADING = 6  # a worker that loads its model may take so many times the stall ti
 START_ATTEMPTS = 3  # of Ray on this machine, which gives up by itself after 15 s where the machine is busy
 FAILED_STARTS = 4  # workers in a row that do not even start
 LONELY_SECONDS = 60.0  # without any worker, until that is said
+NODE_SECONDS = 5.0  # until a node whose actor was lost is known to be lost too
 
 
 class Actor:
@@ -98,6 +99,17 @@ class _Seat:
     loaded: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class _Loss:
+    """An actor that is gone, and why; whether its node is gone too is known at `settled` (`time.monotonic`) at the latest."""
+
+    seat: _Seat
+    why: str
+    traceback: str
+    settled: float
+    preempted: bool = False
+
+
 class RayPool:
     """Ray actors that each hold a loaded pipeline; a pool as `synthgen.engine.pool.Pool` says.
 
@@ -119,6 +131,7 @@ class RayPool:
         self.ray, self.job = ray, job
         self.schedule = Schedule(job.max_shard_attempts)
         self.seats: list[_Seat] = []
+        self.losses: list[_Loss] = []
         self.asked_at, self.not_before, self.target, self.failed_starts = 0.0, 0.0, 0, 0
         self.lonely_since: float | None = time.monotonic()
         address = address or os.environ.get("RAY_ADDRESS")
@@ -156,11 +169,12 @@ class RayPool:
 
     def run(self, shards: Iterable[int]) -> Iterator[Event]:
         self.schedule.begin(shards)
-        while self.schedule.waiting(1) or any(seat.task for seat in self.seats):
+        while self.schedule.waiting(1) or self.losses or any(seat.task for seat in self.seats):
             self._fill()
             self._hand_out()
             yield from self._listen()
             yield from self._replace_stalled()
+            yield from self._settle()
 
     def finish(self) -> None:
         self.schedule.finish()
@@ -189,7 +203,7 @@ class RayPool:
         if now - self.asked_at > GROW_SECONDS:
             self.target, self.asked_at = self._wanted(), now
         busy = sum(seat.task is not None for seat in self.seats)
-        wanted = min(self.target, busy + self.schedule.waiting(self.target))
+        wanted = min(self.target, busy + self.schedule.waiting(self.target) + len(self.losses)) - len(self.losses)
         idle = sorted((s for s in self.seats if s.task is None), key=lambda seat: bool(seat.node))  # pending ones first
         for seat in idle[: max(0, len(self.seats) - wanted)]:
             self._dismiss(seat)
@@ -254,27 +268,44 @@ class RayPool:
             raise cause
         why = f"{type(cause or error).__name__}: {str(cause or error).strip()}".splitlines()[0]
         if seat.loaded and is_final(cause):
-            yield from self._give_back(seat, why, str(error), again=False)
+            yield from self._take_back(seat)
+            yield from self._give_up(seat, why, str(error))
         else:
-            yield from self._replace(seat, why, str(error))
+            doubt = NODE_SECONDS if cause is None else 0.0
+            yield from self._replace(seat, why, str(error), doubt, getattr(error, "preempted", False))
 
-    def _replace(self, seat: _Seat, why: str, traceback: str) -> Iterator[Event]:
-        self._dismiss(seat)
-        alive = not seat.node or self._is_alive(seat.node)
-        if alive and not seat.loaded:
-            self._note_failed_start(why)
-        if alive and seat.loaded:
-            yield from self._give_back(seat, why, traceback, again=True)
-        elif seat.task is not None:
-            self.schedule.lost(seat.task, why if alive else f"node {seat.node[:8]} is gone")
-            yield Progress(seat.task.shard, -seat.task.painted)
-
-    def _give_back(self, seat: _Seat, why: str, traceback: str, again: bool) -> Iterator[Event]:
-        """Return a failed shard to the schedule."""
+    def _give_up(self, seat: _Seat, why: str, traceback: str) -> Iterator[Event]:
+        """The shard would fail so every time; the actor goes on with another one."""
         task, seat.task, seat.reply = seat.task, None, None
         if task is not None:
-            yield Progress(task.shard, -task.painted)
-            yield from self.schedule.failed(task, why, traceback, again, seat.node)
+            yield from self.schedule.failed(task, why, traceback, again=False)
+
+    def _replace(self, seat: _Seat, why: str, traceback: str, doubt: float = 0.0, preempted: bool = False) -> Iterator[Event]:
+        """Stop an actor; what becomes of its shard is settled when it is known whether its node is there, in `doubt` seconds."""
+        self._dismiss(seat)
+        yield from self._take_back(seat)
+        self.losses.append(_Loss(seat, why, traceback, time.monotonic() + doubt, preempted))
+
+    def _take_back(self, seat: _Seat) -> Iterator[Event]:
+        if seat.task is not None:
+            yield Progress(seat.task.shard, -seat.task.painted)
+
+    def _settle(self) -> Iterator[Event]:
+        """Return lost shards to the schedule: as failed, but for those that were lost with their nodes."""
+        for loss in list(self.losses):
+            node = loss.seat.node
+            alive = not loss.preempted and (not node or self._is_alive(node))
+            if alive and time.monotonic() < loss.settled:
+                continue
+            self.losses.remove(loss)
+            if alive and not loss.seat.loaded:
+                self._note_failed_start(loss.why)
+            if loss.seat.task is None:
+                continue
+            if alive and loss.seat.loaded:
+                yield from self.schedule.failed(loss.seat.task, loss.why, loss.traceback, node=node)
+            else:
+                self.schedule.lost(loss.seat.task, loss.why if alive else f"node {node[:8]} is gone")
 
     def _note_failed_start(self, why: str) -> None:
         """Wait a little before the next start; where no worker at all gets going, give up."""

@@ -48,7 +48,8 @@ class Notice:
 
     def drop(self) -> None:
         """Give what follows the rest of the time, if the signal came."""
-        if self.given:
+        if self.main and self.given:
+            self.at = self.at or time.monotonic()
             signal.setitimer(signal.ITIMER_REAL, max(1.0, self.at + ALL_SECONDS - time.monotonic()))
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,40 +91,33 @@ def run(
     refuse_foreign(out)
     if not overwrite:
         refuse_changed(out, info)
-    began = time.perf_counter()
+    began, made, counts = time.perf_counter(), Made(), dict[str, Any]()
     try:
-        with Notice() as notice, Lock(out) as lock, journal(out):
-            clean(out)
-            if overwrite:
-                remove_dataset(out)
-            refuse_changed(out, info)
-            begin(out, info, job.resolved())
-            todo = missing_shards(job, out)
-            log.info("run started", extra=facts(job=job.name, images=job.images, missing_shards=len(todo), versions=versions()))
-            made = make(job, out, todo, lock, notice, address, report)
-            if not (made.failed or made.interrupted or made.stopped):
-                (out / FAILURES).unlink(missing_ok=True)
-            notice.drop()
-            clean(out)
-            counts = _finalize_in_time(out, info)
+        with Lock(out) as lock, Notice() as notice, journal(out):
+            with suppress(NoTimeError):
+                clean(out)
+                if overwrite:
+                    remove_dataset(out)
+                refuse_changed(out, info)
+                begin(out, info, job.resolved())
+                todo = missing_shards(job, out)
+                about = facts(job=job.name, images=job.images, missing_shards=len(todo), versions=versions())
+                log.info("run started", extra=about)
+                make(job, out, todo, lock, notice, made, address, report)
+                if not (made.failed or made.interrupted or made.stopped):
+                    (out / FAILURES).unlink(missing_ok=True)
+                clean(out)
+                counts = finalize(out, info)
             if made.stopped is not None:
                 raise made.stopped
             stopped = made.interrupted or (notice.given and not counts.get("complete"))
-            seconds = time.perf_counter() - began
-            ended = "run interrupted" if stopped else "run ended"
-            log.info(ended, extra=facts(made=made.images, seconds=round(seconds, 3), failed=len(made.failed), **counts))
+            result = RunResult(made.images, time.perf_counter() - began, stopped, counts, stopped and notice.given, made.failed)
+            log.info("run interrupted" if stopped else "run ended", extra=ended_facts(result))
+            return result
     except OSError as error:
         if not is_full(error):
             raise
         raise _full(out, error) from error
-    return RunResult(made.images, seconds, stopped, counts, stopped and notice.given, made.failed)
-
-
-def _finalize_in_time(out: Path, info: DatasetInfo) -> dict[str, Any]:
-    try:
-        return finalize(out, info)
-    except NoTimeError:
-        return {}
 
 
 def _full(out: Path, error: OSError) -> StoppedError:
@@ -136,13 +130,13 @@ def make(
     todo: list[int],
     lock: Lock,
     notice: Notice,
+    made: Made,
     address: str | None = None,
     report: Callable[[int, int], Report] | None = None,
-) -> Made:
+) -> None:
     """Make and commit shards until all are, or a signal or a full disk ends it."""
-    made = Made()
     if not todo or notice.given:
-        return made
+        return
     tell = report(job.images, job.images - sum(job.shard_count(n) for n in todo)) if report else None
     pool = None
     try:
@@ -154,6 +148,8 @@ def make(
         take(out, pool, _withdrawn(out, todo), lock, made, tell)
     except KeyboardInterrupt:
         made.interrupted = True
+    except SystemExit:  # Ray heeds SIGTERM so while it starts
+        made.interrupted = notice.given = True
     except StoppedError as error:
         made.stopped = error
     except OSError as error:
@@ -161,9 +157,9 @@ def make(
             raise
         made.stopped = _full(out, error)
     finally:
+        notice.drop()
         if pool is not None:
             pool.close()
-    return made
 
 
 def take(out: Path, pool: Pool, shards: Iterable[int], lock: Lock, made: Made, tell: Report | None = None) -> None:
@@ -189,6 +185,11 @@ def _withdrawn(out: Path, numbers: Iterable[int]) -> Iterator[int]:
     for number in numbers:
         withdraw(out, number)
         yield number
+
+
+def ended_facts(result: RunResult) -> dict[str, Any]:
+    """What the log says of a run that ended."""
+    return facts(made=result.made, seconds=round(result.seconds, 3), failed=len(result.failed), **result.counts)
 
 
 def committed_facts(shard: StagedShard) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One driver at a time: a lock file with a heartbeat."""
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -14,8 +15,11 @@ from typing import Any
 from synthgen.errors import InputError
 from synthgen.shards.store import write_text
 
+log = logging.getLogger(__name__)
+
 HEARTBEAT = 10.0  # seconds between two signs of life
 STALE = 60.0  # seconds after which a driver that gave none is taken for dead
+LOOK = 1.0  # seconds between two looks at the lock of another host
 
 
 class LockedError(InputError):
@@ -26,7 +30,8 @@ class Lock:
     """Holds `<out>/.lock` while a driver works; use it as a context manager.
 
     A lock is taken over when its driver is dead: on this host when its process is gone, else when its heartbeat is
-    older than a minute. A driver that was suspended and lost its lock finds out before its next commit (`check`).
+    older than a minute, which is waited for; only a heart that is seen to beat refuses. A driver that was suspended and
+    lost its lock finds out before its next commit (`check`).
     """
 
     def __init__(self, out: Path) -> None:
@@ -37,14 +42,18 @@ class Lock:
 
     def __enter__(self) -> "Lock":
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        seen: dict[str, Any] | None = None
         while not self._create():
             holder = self._read()
-            if holder is not None and is_alive(holder):
+            if holder is None or not is_alive(holder):
+                self._remove_stale()
+            elif is_here(holder) or (seen is not None and holder != seen):
                 raise LockedError(
                     f"{self.path.parent}: another run is working on this output "
                     f"(process {holder.get('pid')} on {holder.get('host')}); wait for it, or stop it"
                 )
-            self._remove_stale()
+            else:
+                seen = self._wait(holder, seen is None)
         self.thread.start()
         return self
 
@@ -62,6 +71,16 @@ class Lock:
     def _content(self) -> str:
         who = {"host": socket.gethostname(), "pid": os.getpid(), "start": process_start(os.getpid())}
         return json.dumps({**who, "time": time.time(), "token": self.token})
+
+    def _wait(self, holder: dict[str, Any], first: bool) -> dict[str, Any]:
+        """A little, for a driver of another host to give a sign of life or to be taken for dead."""
+        if first:
+            log.warning(
+                "%s: a run on %s has it, or had: last sign of life %.0f s ago; without another within %.0f s it is dead",
+                self.path.parent, holder.get("host"), age(holder), STALE - age(holder),
+            )  # fmt: skip
+        time.sleep(LOOK)
+        return holder
 
     def _create(self) -> bool:
         """Create the lock file with its content at once: a link to a finished file either exists or does not."""
@@ -108,12 +127,22 @@ class Lock:
 
 def is_alive(holder: dict[str, Any]) -> bool:
     """Whether the driver that wrote this lock still works."""
-    if time.time() - float(holder.get("time", 0)) > STALE:
+    if age(holder) > STALE:
         return False
-    if holder.get("host") != socket.gethostname():
+    if not is_here(holder):
         return True
     start = process_start(int(holder.get("pid", -1)))
     return start is not None and start == holder.get("start")
+
+
+def age(holder: dict[str, Any]) -> float:
+    """Seconds since the last sign of life."""
+    return time.time() - float(holder.get("time", 0))
+
+
+def is_here(holder: dict[str, Any]) -> bool:
+    """Whether the driver runs, or ran, on this host."""
+    return bool(holder.get("host") == socket.gethostname())
 
 
 def process_start(pid: int) -> str | None:
