@@ -27,7 +27,7 @@ LOADING = 6  # a worker that loads its model may take so many times the stall ti
 START_ATTEMPTS = 3  # of Ray on this machine, which gives up by itself after 15 s where the machine is busy
 FAILED_STARTS = 4  # workers in a row that do not even start
 LONELY_SECONDS = 60.0  # without any worker, until that is said
-NODE_SECONDS = 5.0  # until a node whose actor was lost is known to be lost too
+NODE_SECONDS = 30.0  # until a node whose actor cannot be reached is known to be lost: Ray asks 5 times, every 3 s
 
 
 class Actor:
@@ -203,7 +203,7 @@ class RayPool:
         if now - self.asked_at > GROW_SECONDS:
             self.target, self.asked_at = self._wanted(), now
         busy = sum(seat.task is not None for seat in self.seats)
-        wanted = min(self.target, busy + self.schedule.waiting(self.target) + len(self.losses)) - len(self.losses)
+        wanted = min(self.target, busy + len(self.losses) + self.schedule.waiting(self.target))
         idle = sorted((s for s in self.seats if s.task is None), key=lambda seat: bool(seat.node))  # pending ones first
         for seat in idle[: max(0, len(self.seats) - wanted)]:
             self._dismiss(seat)
@@ -271,7 +271,7 @@ class RayPool:
             yield from self._take_back(seat)
             yield from self._give_up(seat, why, str(error))
         else:
-            doubt = NODE_SECONDS if cause is None else 0.0
+            doubt = NODE_SECONDS if isinstance(error, self.ray.exceptions.ActorUnavailableError) else 0.0
             yield from self._replace(seat, why, str(error), doubt, getattr(error, "preempted", False))
 
     def _give_up(self, seat: _Seat, why: str, traceback: str) -> Iterator[Event]:

@@ -19,7 +19,7 @@ from tests.engine.stubs import Stub, Unloadable
 pytestmark = pytest.mark.slow
 
 
-def node_args(cpus: int) -> dict[str, int]:
+def node_args(cpus: int) -> dict[str, Any]:
     """Of a small node; with ports that are known beforehand it does not give up where the machine is busy."""
     ports = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port", "metrics_export_port")
     with ExitStack() as stack:
@@ -36,7 +36,8 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args=node_args(0))
+    quick = {"health_check_initial_delay_ms": 100, "health_check_period_ms": 200, "health_check_failure_threshold": 3}
+    cluster = Cluster(initialize_head=True, head_node_args={**node_args(0), "_system_config": quick})
     ray.init(address=cluster.address, log_to_driver=False)
     cluster.first = cluster.add_node(**node_args(2))
     yield cluster
