@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Nothing lost, nothing twice: runs that are killed and resumed, workers that hang and wake, files that are damaged.
 
-usage: benchmarks/faults.py [--seed 0] [--ray] [--json]
+usage: benchmarks/faults.py [--seed 0] [--json]
   commit     SIGKILL at one step of the driver's work on files, spread over all of a run's steps
   driver     SIGKILL to the driver at a random moment
-  With --ray also, on a Ray cluster of nodes on this machine:
-  ray driver, actor, node   SIGKILL to one of these at a random moment (a node: `remove_node(allow_graceful=False)`)
-  stalled    SIGSTOP to an actor, past the stall limit, and SIGCONT after the run
+  ray driver, actor, node   SIGKILL to one of these at a random moment, on a Ray cluster of nodes on this machine (a node:
+             `remove_node(allow_graceful=False)`)
+  stalled    SIGSTOP to an actor there, past the stall limit, and SIGCONT after the run
 Each is resumed until it is done, and held against the undisturbed run: samples lost and doubled, and whether all bytes are equal.
   woken      a worker stopped (SIGSTOP) at a random moment and woken after its shard was committed by another run
   damaged    100 truncations and 100 flipped bits of committed tars and tables: how many `check` finds
@@ -44,6 +44,7 @@ SMALL = ["pipeline=paste", "layout.canvas=[128, 128]", "layout.objects={dog: 3}"
 IMAGES = 16
 RUNS = {"commit": 20, "driver": 10}
 RAY_RUNS = {"ray driver": 6, "actor": 8, "node": 6}
+QUICK = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 300}  # a lost node is noticed in 2 s instead of 15
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 STEPS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree")
 CHANGES = (
@@ -58,12 +59,11 @@ fork = multiprocessing.get_context("fork")  # the children need import nothing
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ray", action="store_true", help="the runs on a Ray cluster too")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     with TemporaryDirectory() as folder:
-        results = Faults(Path(folder), rng).all(args.ray)
+        results = Faults(Path(folder), rng).all()
     print(json.dumps(results, indent=1) if args.json else table(results))
 
 
@@ -81,10 +81,8 @@ class Faults:
         self.seconds, self.wanted = time.monotonic() - began, contents(folder / "undisturbed")
         self.steps = self.count_steps()
 
-    def all(self, ray: bool) -> dict[str, dict[str, Any]]:
-        rows = {"commit": self.judged(self.at_steps()), "driver": self.judged(self.at_moments())}
-        if ray:
-            rows |= self.on_ray()
+    def all(self) -> dict[str, dict[str, Any]]:
+        rows = {"commit": self.judged(self.at_steps()), "driver": self.judged(self.at_moments()), **self.on_ray()}
         rows["woken"] = self.judged(self.woken(number) for number in range(10))
         return rows | {"damaged": self.damaged(), "changed": self.changed()}
 
@@ -202,8 +200,9 @@ class Faults:
         while child.is_alive() and not list((out / "shards").glob("*.json")):
             time.sleep(0.01)
         time.sleep(self.rng.random() * self.seconds / 2)
-        struck, actors = child.is_alive(), cluster.actors()
+        actors = cluster.actors()
         victim = self.rng.choice(actors) if actors else None
+        struck = child.is_alive() and (victim is not None or kind not in ("actor", "stalled"))
         if kind == "ray driver":
             child.kill()
         elif kind == "node":
@@ -238,7 +237,7 @@ def keep_cluster(pipe: Connection) -> None:
     from ray.cluster_utils import Cluster
 
     small_store = {"object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small_store})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK, **small_store})
     nodes = [cluster.add_node(num_cpus=1, **small_store) for _ in range(2)]
     pipe.send(cluster.address)
     while pipe.recv() == "node":

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """How the driver stands up to very large jobs, with stubs in the place of painters.
 
-usage: benchmarks/scale.py [--images 50000000] [--shards 200000] [--seconds 20] [--json]
+usage: benchmarks/scale.py [--images 50000000] [--shards 200000] [--through 30000] [--seconds 20] [--json]
   first      s from the start of Ray to the first finished shard, and of that from its workers' start
-  scheduled  shards/s with two workers that make nothing
+  scheduled  shards/s with two workers that make nothing, through so many of the shards
+  memory     MB that the driver grew by in the second half of them, and what it had then
   committed  shards/s with two workers that write a small shard each, committed by the driver (tar, table, marker; fsync of each)
-  memory     MB that the driver grew by while the second half of the shards was scheduled
   1, 2, 4    shards/s of so many workers that sleep a quarter of a second a shard; linear: relative to as many times one
 """
 
@@ -61,15 +61,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=50_000_000)
     parser.add_argument("--shards", type=int, default=200_000)
-    parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
+    parser.add_argument("--through", type=int, default=30_000, help="shards that are scheduled")
+    parser.add_argument("--seconds", type=float, default=20, help="of each other measurement")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with TemporaryDirectory() as folder:
-        rows = measure(Path(folder), args.images, -(-args.images // args.shards), args.seconds)
+        rows = measure(Path(folder), args.images, -(-args.images // args.shards), args.through, args.seconds)
     print(json.dumps(rows, indent=1) if args.json else table(rows))
 
 
-def measure(out: Path, images: int, size: int, seconds: float) -> dict[str, dict[str, Any]]:
+def measure(out: Path, images: int, size: int, through: int, seconds: float) -> dict[str, dict[str, Any]]:
     def job(workers: int) -> Job:
         changes = [f"images={images}", f"output.shard_size={size}", f"output.path={out}", f"workers={workers}"]
         return load_job("100dogs", ["pipeline=paste", *changes])
@@ -82,10 +83,11 @@ def measure(out: Path, images: int, size: int, seconds: float) -> dict[str, dict
     planned = time.monotonic() - began
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=128 * 2**20)
     ready = time.monotonic() - began
-    first, rate, grown = scheduled(job(2), out, todo, seconds, Nothing)
+    first, rate, grown = scheduled(job(2), out, todo[:through], float("inf"), Nothing)
     rows: dict[str, dict[str, Any]] = {
         "first": {"seconds": round(ready + first, 2), "planned": round(planned, 2), "of workers": round(first, 2)},
-        "scheduled": {"shards/s": round(rate, 1), "memory": round(grown, 2)},
+        "scheduled": {"shards": through, "shards/s": round(rate, 1)},
+        "memory": {"grew": round(grown, 2), "of": round(resident())},
         "committed": {"shards/s": round(committed(job(2), out, todo, seconds), 1)},
     }
     alone = 0.0
@@ -97,18 +99,18 @@ def measure(out: Path, images: int, size: int, seconds: float) -> dict[str, dict
     return rows
 
 
-def scheduled(job: Job, out: Path, todo: list[int], seconds: float, load: type[Nothing]) -> tuple[float, float, float]:
-    """Seconds to the first shard, shards/s from then on, and MB that this process grew by in the second half."""
+def scheduled(job: Job, out: Path, shards: list[int], seconds: float, load: type[Nothing]) -> tuple[float, float, float]:
+    """Seconds to the first shard, shards/s from then on, and MB that this process grew by in the second half of the shards."""
     began = time.monotonic()
     pool = RayPool(job, out, load=load)
     times, half = [], 0.0
-    for event in pool.run(todo):
+    for event in pool.run(shards):
         if not isinstance(event, StagedShard):
             continue
         times.append(time.monotonic())
         if times[-1] - times[0] > seconds:
             pool.finish()
-        if not half and times[-1] - times[0] > seconds / 2:
+        if len(times) == len(shards) // 2:
             half = resident()
     grown = resident() - half
     pool.close()

@@ -52,7 +52,7 @@ class Stub:
 
     def work(self) -> None:
         """Longer than the stall timeout, with signs of life."""
-        for _ in range(40):
+        for _ in range(25):
             time.sleep(0.1)
             pulse.beat()
 

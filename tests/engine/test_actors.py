@@ -50,7 +50,7 @@ def test_a_bad_day(cluster: Any, make_job: Callable[..., Job], tmp_path: Path, c
     plans = {0: "stop 1", 1: "fail", 2: "fail 2", 3: "work", 4: "die 1", 5: "reject"}
     for number, plan in plans.items():
         (tmp_path / str(number)).write_text(plan)
-    pool = RayPool(make_job("images=24", "workers=2", "stall_timeout=2"), tmp_path, load=Stub)
+    pool = RayPool(make_job("images=24", "workers=2", "stall_timeout=1.5"), tmp_path, load=Stub)
     events = list(pool.run(range(12)))
     pool.close()
     staged = [e.shard if isinstance(e, FailedShard) else e.number for e in events if not isinstance(e, Progress)]
@@ -66,7 +66,7 @@ def test_a_bad_day(cluster: Any, make_job: Callable[..., Job], tmp_path: Path, c
     tried = {n: (tmp_path / f"{n}.tried").read_text().split() for n in range(12)}
     assert {n: len(pids) for n, pids in tried.items() if len(pids) > 1} == {0: 2, 1: 3, 2: 3, 4: 2}
     assert all(len(set(pids)) == len(pids) for pids in tried.values()), "a shard is tried again on another actor"
-    assert "shard 000000: no progress for 2 s" in caplog.text
+    assert "shard 000000: no progress for 1.5 s" in caplog.text
 
 
 def test_nodes_come_and_go(cluster: Any, make_job: Callable[..., Job], tmp_path: Path) -> None:
