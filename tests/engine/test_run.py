@@ -211,7 +211,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """A disk whose size can be set."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("may not mount a disk here")
 
     def resize(size: str) -> Path:
@@ -225,17 +225,17 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
     make_job: Callable[..., Job], job_file: Path, small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(make_job("images=40"))
-    out = small_disk("300k") / "out"
-    assert main(["run", str(job_file), "images=40", f"output.path={out}"]) == 1
+    run(make_job("images=20"))
+    out = small_disk("200k") / "out"
+    assert main(["run", str(job_file), "images=20", f"output.path={out}"]) == 1
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1
     assert said[0].startswith(f"{out}: No space left on device: make room, or give another output.path.")
     kept = committed(out)
-    assert 1 < len(kept) < 20
+    assert 1 < len(kept) < 10
     small_disk("10m")
-    assert main(["run", str(job_file), "images=40", f"output.path={out}", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["made"] == 40 - 2 * len(kept)
+    assert main(["run", str(job_file), "images=20", f"output.path={out}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["made"] == 20 - 2 * len(kept)
     assert shard_bytes(out) == shard_bytes(Path(make_job().output.path))
     assert check_dataset(out)[0] == []
 
