@@ -6,9 +6,10 @@ usage: benchmarks/faults.py [--seed 0] [--json]
   driver     SIGKILL to the driver at a random moment
   ray driver, actor, node   SIGKILL to one of these at a random moment, on a Ray cluster of nodes on this machine (a node:
              `remove_node(allow_graceful=False)`)
-  stalled    SIGSTOP to an actor there, past the stall limit, and SIGCONT after the run
-Each is resumed until it is done, and held against the undisturbed run: samples lost and doubled, and whether all bytes are equal.
-  woken      a worker stopped (SIGSTOP) at a random moment and woken after its shard was committed by another run
+  stalled    SIGSTOP to an actor and its node there, past the stall limit; SIGCONT when others have made all shards
+  woken      SIGSTOP to a worker at a random moment; SIGCONT when another run has committed its shards
+Each is resumed until it is done, and held against the undisturbed run: samples lost and doubled, whether all bytes are equal, and
+what `check` finds. A fault that came too late for its run is tried again.
   damaged    100 truncations and 100 flipped bits of committed tars and tables: how many `check` finds
   changed    20 changes of the job: how many are refused, with nothing changed
 """
@@ -23,8 +24,10 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -39,11 +42,12 @@ from synthgen.engine.run import run
 from synthgen.engine.worker import Worker
 from synthgen.shards.check import check_dataset
 from synthgen.shards.dataset import ChangedJobError
+from synthgen.shards.shard import committed
 
 SMALL = ["pipeline=paste", "layout.canvas=[128, 128]", "layout.objects={dog: 3}", "layout.size=[24, 40]", "output.shard_size=2"]
 IMAGES = 16
-RUNS = {"commit": 20, "driver": 10}
-RAY_RUNS = {"ray driver": 6, "actor": 8, "node": 6}
+RUNS = {"commit": 20, "driver": 10, "woken": 10}
+RAY_RUNS = {"ray driver": 6, "actor": 8, "node": 6, "stalled": 3}
 QUICK = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 300}  # a lost node is noticed in 2 s instead of 15
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 STEPS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree")
@@ -76,25 +80,31 @@ class Faults:
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self.folder, self.rng = folder, rng
+        run(small(folder / "first"))  # loads what all others find in memory
         began = time.monotonic()
         run(small(folder / "undisturbed"))
         self.seconds, self.wanted = time.monotonic() - began, contents(folder / "undisturbed")
         self.steps = self.count_steps()
 
     def all(self) -> dict[str, dict[str, Any]]:
-        rows = {"commit": self.judged(self.at_steps()), "driver": self.judged(self.at_moments()), **self.on_ray()}
-        rows["woken"] = self.judged(self.woken(number) for number in range(10))
+        rows = {"commit": self.judged("commit", self.at_step), "driver": self.judged("driver", self.at_moment)}
+        rows |= self.on_ray()
+        rows["woken"] = self.judged("woken", self.woken)
         return rows | {"damaged": self.damaged(), "changed": self.changed()}
 
-    def judged(self, outs: Iterator[tuple[Path, bool]]) -> dict[str, Any]:
-        """What came of runs: (folder, whether the fault struck while the run was on)."""
+    def judged(self, kind: str, strike: Callable[[Path, int], bool]) -> dict[str, Any]:
+        """What came of runs that a fault struck; `strike` makes one, and says whether it was on when the fault came."""
         row: Counter[str] = Counter()
-        for out, struck in outs:
-            found, keys = contents(out), sample_keys(out)
-            row += Counter(runs=1, struck=struck, lost=IMAGES - len(set(keys)), doubled=len(keys) - len(set(keys)))
-            row += Counter(equal=found == self.wanted, faults=len(check_dataset(out)[0]))
-            print(f"{out.name}: struck {struck}, equal {found == self.wanted}", file=sys.stderr)
-        return {name: row[name] for name in ("runs", "struck", "lost", "doubled", "equal", "faults")}
+        for attempt in count():
+            out = self.folder / f"{kind.replace(' ', '-')}-{attempt}"
+            if strike(out, row["runs"]):
+                found, keys = contents(out), sample_keys(out)
+                row += Counter(runs=1, lost=IMAGES - len(set(keys)), doubled=len(keys) - len(set(keys)))
+                row += Counter(equal=found == self.wanted, faults=len(check_dataset(out)[0]))
+                print(f"{out.name}: equal {found == self.wanted}", file=sys.stderr)
+            if row["runs"] == {**RUNS, **RAY_RUNS}[kind]:
+                break
+        return {name: row[name] for name in ("runs", "lost", "doubled", "equal", "faults")}
 
     def count_steps(self) -> int:
         """Steps that a whole run makes on files."""
@@ -107,34 +117,29 @@ class Faults:
         finish(counted)
         return int(seen.value)
 
-    def at_steps(self) -> Iterator[tuple[Path, bool]]:
-        """Killed before a step, the steps spread evenly with a random shift."""
-        for i in range(RUNS["commit"]):
-            step = 1 + int((i + self.rng.random()) / RUNS["commit"] * self.steps)
-            out = self.folder / f"commit-{step}"
+    def at_step(self, out: Path, number: int) -> bool:
+        """Killed before a step; the steps are spread evenly, with a random shift."""
+        step = 1 + int((number + self.rng.random()) / RUNS["commit"] * self.steps)
 
-            def killed(out: Path = out, step: int = step) -> None:
-                on_step(lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == step else None)
-                run(small(out))
-
-            struck = finish(killed) == -signal.SIGKILL
+        def killed() -> None:
+            on_step(lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == step else None)
             run(small(out))
-            yield out, struck
 
-    def at_moments(self) -> Iterator[tuple[Path, bool]]:
-        for i in range(RUNS["driver"]):
-            out = self.folder / f"driver-{i}"
-            child = begin(partial(run, small(out)))
-            time.sleep(self.rng.random() * self.seconds)
-            struck = child.is_alive()
-            child.kill()
-            child.join()
-            run(small(out))
-            yield out, struck
+        struck = finish(killed) == -signal.SIGKILL
+        run(small(out))
+        return struck
 
-    def woken(self, number: int) -> tuple[Path, bool]:
+    def at_moment(self, out: Path, number: int) -> bool:
+        child = begin(partial(run, small(out)))
+        time.sleep(self.rng.random() * self.seconds)
+        struck = child.is_alive()
+        child.kill()
+        child.join()
+        run(small(out))
+        return struck
+
+    def woken(self, out: Path, number: int) -> bool:
         """A worker that is stopped while it makes a shard, and goes on after another one's was committed."""
-        out = self.folder / f"woken-{number}"
         job = small(out)
 
         def stray() -> None:
@@ -145,11 +150,11 @@ class Faults:
         child = begin(stray)
         time.sleep(self.rng.random() * self.seconds)
         struck = child.is_alive()
-        stop(child.pid, signal.SIGSTOP)
+        send(child.pid, signal.SIGSTOP)
         run(job)
-        stop(child.pid, signal.SIGCONT)
+        send(child.pid, signal.SIGCONT)
         child.join()
-        return out, struck
+        return struck
 
     def damaged(self) -> dict[str, Any]:
         """Truncations and flipped bits, each undone after it was looked for."""
@@ -183,39 +188,32 @@ class Faults:
         keeper = begin(lambda: keep_cluster(here))
         try:
             cluster = _Cluster(there, str(there.recv()), keeper)
-            rows = {
-                kind: self.judged(self.struck_on_ray(kind, n, cluster) for n in range(count)) for kind, count in RAY_RUNS.items()
-            }
-            rows["stalled"] = self.judged(self.struck_on_ray("stalled", n, cluster) for n in range(2))
-            return rows
+            return {kind: self.judged(kind, partial(self.struck_on_ray, kind, cluster)) for kind in RAY_RUNS}
         finally:
             there.send("stop")
             keeper.join(60)
 
-    def struck_on_ray(self, kind: str, number: int, cluster: "_Cluster") -> tuple[Path, bool]:
+    def struck_on_ray(self, kind: str, cluster: "_Cluster", out: Path, number: int) -> bool:
         """One run on two nodes; a fault strikes at a random moment after its first shard."""
-        out = self.folder / f"{kind.replace(' ', '-')}-{number}"
-        job = small(out, "workers=2", "stall_timeout=5")
+        job = small(out, "workers=2", "stall_timeout=2")
         child = begin(lambda: run(job, cluster.address))
-        while child.is_alive() and not list((out / "shards").glob("*.json")):
+        while child.is_alive() and not committed(out):
             time.sleep(0.01)
         time.sleep(self.rng.random() * self.seconds / 2)
         actors = cluster.actors()
         victim = self.rng.choice(actors) if actors else None
-        struck = child.is_alive() and (victim is not None or kind not in ("actor", "stalled"))
+        struck = child.is_alive() and victim is not None
         if kind == "ray driver":
             child.kill()
         elif kind == "node":
             cluster.tell("node")
-        elif victim is not None:
-            stop(victim, signal.SIGSTOP if kind == "stalled" else signal.SIGKILL)
+        elif kind == "actor":
+            send(victim, signal.SIGKILL)
+        elif struck:
+            pause(victim, lambda: not child.is_alive() or len(committed(out)) == job.shards)
         child.join()
-        resumed = begin(lambda: run(job, cluster.address))
-        resumed.join()
-        if kind == "stalled" and victim is not None:
-            stop(victim, signal.SIGCONT)
-            time.sleep(1)
-        return out, struck
+        finish(lambda: run(job, cluster.address))
+        return struck
 
 
 class _Cluster:
@@ -261,7 +259,13 @@ def on_step(act: Callable[[int], None]) -> None:
 
 
 def begin(work: Callable[[], Any]) -> BaseProcess:
-    child = fork.Process(target=work)
+    """Work in a process of its own, whose words go to stderr."""
+
+    def told() -> None:
+        os.dup2(2, 1)
+        work()
+
+    child = fork.Process(target=told)
     child.start()
     return child
 
@@ -273,12 +277,27 @@ def finish(work: Callable[[], Any]) -> int | None:
     return child.exitcode
 
 
-def stop(pid: int | None, number: int) -> None:
+def send(pid: int | None, number: int) -> None:
     """Send a signal to a process that may be gone."""
-    try:
-        os.kill(int(pid or 0), number)
-    except ProcessLookupError:
-        return
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def pause(actor: int | None, until: Callable[[], bool]) -> None:
+    """Stop an actor, and its node first, which would kill it when it is told to; wake them in the other order."""
+    both = [parent(actor), actor]
+    for pid in both:
+        send(pid, signal.SIGSTOP)
+    while not until():
+        time.sleep(0.05)
+    for pid in reversed(both):
+        time.sleep(1)
+        send(pid, signal.SIGCONT)
+
+
+def parent(pid: int | None) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def descendants(pid: int) -> list[int]:
