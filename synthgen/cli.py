@@ -30,7 +30,7 @@ GROUPS = (making, speaking, training, judging, importing, exporting, catalogue)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 faults or failure, 2 bad input, 130 interrupted."""
+    """Run one command; returns the exit status: 0, 1 faults or failure, 2 bad input, 130 interrupted, 143 terminated."""
     args = parse(argv)
     try:
         with told(args), contextlib.redirect_stdout(sys.stderr):  # Ray prints there what its workers do; stdout is ours

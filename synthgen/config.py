@@ -73,6 +73,11 @@ class Job(BaseModel):
     batch_size: int = Field(4, ge=1, description="images painted together")
     chunk: int = Field(32, ge=1, description="windows that go through the network together; of large ones fewer")
     threads: int = Field(1, ge=1, description="CPU threads of a worker")
+    gpus: float | None = Field(
+        None, ge=0, le=1, description="GPUs a worker takes; null: 1 where the method uses one and there is one"
+    )
+    stall_timeout: float | None = Field(600, gt=0, description="seconds without progress until a worker is replaced; null: never")
+    max_shard_attempts: int = Field(3, ge=1, description="failures until a shard is given up, for this run")
     max_attempts: int = Field(3, ge=1, description="times that an image is painted before on_reject says what happens")
     on_reject: Literal["keep", "fail"] = "keep"
     verify: SerializeAsAny[VerifierSpec] | None = Field(None, description="look at every box; null: do not")

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-EXIT_FAULT, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAULT, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 Result = tuple[int, dict[str, Any], list[str]]  # exit status, what --json prints, lines of text for people
 Run = Callable[[argparse.Namespace], Result]
 

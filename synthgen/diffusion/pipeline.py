@@ -24,6 +24,7 @@ from synthgen.diffusion.text import TextEncoding
 from synthgen.diffusion.windows import background_windows
 from synthgen.layouts import Layout
 from synthgen.pipelines import IncompatibleLayoutError, Numerics
+from synthgen.pulse import beat
 
 StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 """callback_on_step_end: pipeline, step, timestep and {"latents"}; what it returns may hold new latents."""
@@ -129,6 +130,7 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         """The UNet's prediction for latents of one timestep; a condition named a.b.c is entry c of entry b of argument a."""
         x = x.to(self.unet.dtype, memory_format=torch.channels_last)
         prediction: Tensor = self.unet(x, t, **_nested(conditions)).sample
+        beat()
         return prediction
 
     def denoise(
