@@ -27,6 +27,7 @@ from synthgen.engine.run import Made, dataset_info, missing_shards, take
 from synthgen.shards.lock import Lock
 from synthgen.shards.sample import Sample
 from synthgen.shards.shard import Marker, StagedShard, stage
+from synthgen.shards.store import open_store
 
 SLEEP = 0.25
 
@@ -135,7 +136,7 @@ def committed(job: Job, out: Path, todo: list[int], seconds: float) -> float:
             super().check()
 
     with Timed(out) as lock:
-        take(out, pool, shards(), lock, made)
+        take(open_store(out), pool, shards(), lock, made)
     spent = time.monotonic() - began[0]
     pool.close()
     return (made.images - 1) / spent

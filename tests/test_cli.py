@@ -23,7 +23,7 @@ def test_run_check_finalize(job_file: Path, capsys: pytest.CaptureFixture[str]) 
     status, data = run_json(capsys, "run", str(job_file))
     assert status == 0
     figures = {"images", "boxes", "shards", "bytes", "verified", "complete", "coco_files"}
-    assert set(data) == {"output", *figures, "made", "seconds", "interrupted"}
+    assert set(data) == {"output", *figures, "made", "seconds", "interrupted", "failed"}
     assert (data["output"], data["images"], data["boxes"], data["shards"], data["made"]) == (out, 6, 24, 3, 6)
     assert (data["complete"], data["interrupted"]) == (True, False)
     assert (Path(out) / "report.html").is_file()

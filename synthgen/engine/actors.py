@@ -139,7 +139,7 @@ class RayPool:
         self.cluster = address is not None or not self.ours
         if self.ours:
             self._start(address)
-        self._refuse_unshared(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        self._refuse_unshared()
         self.gpus = self._gpus()
         stall = job.stall_timeout or float("inf")
         self.load = partial(load, job, out, "cuda" if self.gpus else "cpu")
@@ -163,10 +163,10 @@ class RayPool:
                     raise StoppedError(f"Ray does not start on this machine: {error}") from error
                 log.warning("Ray did not start (%s); again", str(error).splitlines()[0])
 
-    def _refuse_unshared(self, nodes: Iterable[str]) -> None:
-        """Raise InputError if workers on these nodes cannot give their files to this one, where the driver runs."""
-        here = self.ray.get_runtime_context().get_node_id()
-        refuse_unshared(self.out, self.job.output.shared, len({here, *nodes}))
+    def _refuse_unshared(self) -> None:
+        """Raise InputError if the cluster's machines would each write to a folder of their own."""
+        machines = {node["NodeManagerAddress"] for node in self.ray.nodes() if node["Alive"]}
+        refuse_unshared(self.out, self.job.output.shared, len(machines))
 
     def _gpus(self) -> float:
         if self.job.gpus is not None or not self.job.pipeline.uses_torch:
@@ -253,7 +253,7 @@ class RayPool:
         try:
             if seat.task is None:
                 seat.node, seat.reply = self.ray.get(seat.reply), None
-                self._refuse_unshared([seat.node])
+                self._refuse_unshared()  # nodes join later, too
                 return
             event: Event = self.ray.get(next(seat.reply))
         except StopIteration:

@@ -190,7 +190,7 @@ def out(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
 
 def write_claim(store: Store, **changes: object) -> None:
     content = json.loads(Lock(store)._content())
-    store.write(".lock-other", json.dumps({**content, **changes}))
+    store.write(".lock-other", json.dumps({**content, "token": "other", **changes}))
 
 
 def test_a_second_driver_is_refused(out: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
