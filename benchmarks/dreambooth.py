@@ -4,12 +4,14 @@
 usage: benchmarks/dreambooth.py [--pictures 6] [--set key=value …] [--judge judge.py] [--keep FOLDER] [--json]
 Trains <rex> (blue with yellow spots; benchmarks/coats.py) on the embedded checkpoint, then <bud> (red with stripes) on what
 came of that, and paints pictures of 320 x 320 px with eight boxes of 56-76 px by the recipe mixture-tiny before and after.
-A linear classifier of EfficientNet-Lite0 features says rex, bud or neither of the crop round each box; it learns from pastes of
-other poses in these coats, of ordinary dogs and of bare ground; its share of right answers on the trained poses is printed first.
+A linear classifier of EfficientNet-Lite0 features says rex, bud or neither of the crop round each box, or which of the two; it
+learns from pastes of other poses in these coats, of ordinary dogs and of bare ground; its share of right answers on the trained
+poses is printed first.
 rows: the embedded checkpoint; after <rex>; after <bud> on top; held-out pastes of the same boxes
 columns: shares of boxes
-  rex, bud     read as asked, in pictures of that class alone
-  both         read as asked, in pictures of four of each
+  rex, bud     of the two, read as asked, in pictures of that class alone
+  both         of the two, read as asked, in pictures of four of each
+  strict       the same, where "neither" is an answer too (its dogs are pastes, and painted ones are not quite like them)
   neither      of ordinary dogs that are read as neither
   hit rate     of ordinary dogs that an independent detector finds, IoU >= 0.5 (needs --judge: a file with a class Judge)
   rex hit, bud hit   the same of the new dogs
@@ -30,7 +32,6 @@ import numpy as np
 import torch
 from coats import COATS, write_coats
 from measure import COLOURS, Pictures, hit_rate, load_judge, save, seeds, square_crops, table
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from synthgen.assets import ASSETS
@@ -100,10 +101,10 @@ class Reader:
         return net
 
     @torch.no_grad()
-    def right(self, painted: Pictures, scenes: list[Scene]) -> NDArray[np.bool_]:
-        """Which boxes (in all pictures) are read as asked."""
-        found: NDArray[np.bool_] = (self.answers(self.describe(painted, scenes)).argmax(1) == asked(scenes)).numpy()
-        return found
+    def right(self, painted: Pictures, scenes: list[Scene], answers: int) -> float:
+        """Share of the boxes (in all pictures) that are read as asked, if the first `answers` of ANSWERS may be given."""
+        read = self.answers(self.describe(painted, scenes))[:, :answers].argmax(1)
+        return float((read == asked(scenes)).float().mean())
 
 
 def asked(scenes: Sequence[Scene]) -> torch.Tensor:
@@ -138,9 +139,10 @@ def paint(model: str, scenes: list[Scene]) -> Pictures:
 
 
 def rate(reader: Reader, judge: Any, scenes: dict[str, list[Scene]], painted: dict[str, Pictures]) -> dict[str, float | None]:
-    right = {kind: float(reader.right(painted[kind], own).mean()) for kind, own in scenes.items()}
+    shares = {kind: reader.right(painted[kind], scenes[kind], 2) for kind in ("rex", "bud", "both")}
+    shares |= {"strict": reader.right(painted["both"], scenes["both"], 3)}
+    shares |= {"neither": reader.right(painted["ordinary"], scenes["ordinary"], 3)}
     hits = {kind: hit_rate(judge, painted[kind], own) if judge else None for kind, own in scenes.items()}
-    shares = {"rex": right["rex"], "bud": right["bud"], "both": right["both"], "neither": right["ordinary"]}
     return {**shares, "hit rate": hits["ordinary"], "rex hit": hits["rex"], "bud hit": hits["bud"]}
 
 

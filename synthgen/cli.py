@@ -1,40 +1,83 @@
+# PYTHON_ARGCOMPLETE_OK
 """The command line: parses, runs one command of `synthgen.commands`, prints what came of it."""
 
 import argparse
 import contextlib
 import json
+import logging
+import os
 import sys
+import traceback
+from collections.abc import Iterator
 
 from synthgen import __version__
-from synthgen.commands import EXIT_INTERRUPTED, EXIT_USAGE, Commands, catalogue, importing, judging, making, speaking, training
-from synthgen.errors import InputError
+from synthgen.commands import (
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    Commands,
+    catalogue,
+    exporting,
+    importing,
+    judging,
+    making,
+    speaking,
+    training,
+)
+from synthgen.errors import InputError, StoreFailedError, explain
 
-GROUPS = (making, speaking, training, judging, importing, catalogue)
+GROUPS = (making, speaking, training, judging, importing, exporting, catalogue)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 faults or failure, 2 bad input, 130 interrupted."""
     args = parse(argv)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # Ray prints there what its workers do; stdout is ours
+        with told(args), contextlib.redirect_stdout(sys.stderr):  # Ray prints there what its workers do; stdout is ours
             status, data, lines = args.command(args)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except InputError as error:
-        print(*(f"synthgen: {line}" for line in error.problems), sep="\n", file=sys.stderr)
-        status, data, lines = EXIT_USAGE, {"error": error.problems}, []
+    except (InputError, StoreFailedError, OSError, ModuleNotFoundError) as error:
+        problems = explain(error)
+        if args.verbose:
+            traceback.print_exc()
+        print(*(f"synthgen: {line}" for line in problems), sep="\n", file=sys.stderr)
+        status, data, lines = EXIT_USAGE if isinstance(error, InputError) else EXIT_FAULT, {"error": problems}, []
     if args.json:
         print(json.dumps(data))
-    elif lines:
+    elif lines and not (args.quiet and status == 0):
         print(*lines, sep="\n")
     return int(status)
 
 
+@contextlib.contextmanager
+def told(args: argparse.Namespace) -> Iterator[None]:
+    """Send to stderr what synthgen logs: warnings; with -v each step; with -q errors alone, and no library's progress."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("synthgen: %(levelname)s: %(message)s"))
+    handler.setLevel(logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING)
+    logger, before = logging.getLogger("synthgen"), logging.getLogger("synthgen").level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if args.verbose else logging.WARNING)
+    if args.quiet:
+        os.environ["TQDM_DISABLE"] = "1"  # read by tqdm when it is first imported, here and in workers
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments; `key=value` may stand before and after options, which argparse alone would not take."""
-    args, rest = parser().parse_known_args(argv)
+    top = parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what could come next
+        import argcomplete
+
+        argcomplete.autocomplete(top)
+    args, rest = top.parse_known_args(argv)
     if rest and (not hasattr(args, "overrides") or any(r.startswith("-") or "=" not in r for r in rest)):
-        parser().error(f"unrecognized arguments: {' '.join(rest)}")
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args

@@ -1,13 +1,75 @@
-"""The one base of all errors that say what is wrong with what the user gave."""
+"""The bases of all errors that are told in plain words instead of a traceback, and what to say of others that a user meets."""
+
+import errno
+import re
+from importlib.metadata import PackageNotFoundError, requires
+
+DISTRIBUTION = "synthgen-layouts"
+NEXT = {
+    errno.ENOSPC: "free some room, or give another output folder; what was finished is kept, and the same command goes on",
+    errno.EDQUOT: "free some room, or give another output folder; what was finished is kept, and the same command goes on",
+    errno.EACCES: "give another folder, or make it yours to write to",
+    errno.EROFS: "give another folder: this one cannot be written to",
+    errno.ENOENT: "check the path",
+    errno.EISDIR: "give the name of a file",
+    errno.ENOTDIR: "give the name of a folder",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 65536",
+}
 
 
 class InputError(Exception):
     """Bad input: one line a problem, each with what would be right; the commands exit with status 2.
 
-    ConfigError, InfeasibleLayoutError, IncompatibleLayoutError, ModelNotFoundError, ChangedJobError and LockedError
-    derive from it.
+    ConfigError, InfeasibleLayoutError, IncompatibleLayoutError, ModelNotFoundError, ChangedJobError, LockedError and
+    StoreRefusedError derive from it.
     """
 
     @property
     def problems(self) -> list[str]:
         return str(self).splitlines()
+
+
+class StoreFailedError(Exception):
+    """An object store went on failing, however often it was asked again; the commands exit with status 1."""
+
+
+class StoreRefusedError(InputError):
+    """An object store will not do what was asked, however often: no such bucket, access denied."""
+
+
+def explain(error: InputError | StoreFailedError | OSError | ModuleNotFoundError) -> list[str]:
+    """What to tell the user, a line a problem, each with what to do next.
+
+    Raises:
+        OSError, ModuleNotFoundError: the same again, if it is none that a user can do something about.
+    """
+    if isinstance(error, InputError):
+        return error.problems
+    if isinstance(error, StoreFailedError):
+        return [f"{error}; all that was finished is kept, and the same command goes on"]
+    if isinstance(error, ModuleNotFoundError):
+        return [missing_module(error)]
+    if error.errno not in NEXT:
+        raise error
+    place = f"{error.filename}: " if error.filename else ""
+    return [f"{place}{(error.strerror or str(error)).lower()}; {NEXT[error.errno]}"]
+
+
+def missing_module(error: ModuleNotFoundError) -> str:
+    """Which package holds a module that is not installed.
+
+    Raises:
+        ModuleNotFoundError: the same again, if it is none of those that this project names.
+    """
+    module = str(error.name).partition(".")[0]
+    try:
+        requirements = requires(DISTRIBUTION) or []
+    except PackageNotFoundError:
+        requirements = []
+    for requirement in requirements:
+        package = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        if re.sub(r"[-.]", "_", package).lower() == module.lower():
+            extra = re.search(r"extra == ['\"](\w+)", requirement)
+            what = f"{DISTRIBUTION}[{extra[1]}]" if extra else DISTRIBUTION
+            return f"{package} is not installed; install it: pip install '{what}'"
+    raise error

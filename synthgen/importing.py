@@ -7,7 +7,7 @@ shard. So memory does not grow with the number of pictures, and an interrupted i
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from synthgen.errors import InputError
 from synthgen.layouts import Layout
 from synthgen.records import BadEntryError, Entry
+from synthgen.records.coco import RESTORED, beyond
 from synthgen.records.pictures import read_bytes, taken_over
 from synthgen.records.source import JSONL, Source
 from synthgen.records.survey import Report, Survey, good_entries, surveyed
@@ -26,8 +27,8 @@ from synthgen.shards.categories import COCO_IDS, category_ids
 from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, refuse_foreign, remove_dataset
 from synthgen.shards.lock import Lock
 from synthgen.shards.sample import Sample
-from synthgen.shards.shard import commit, committed, read_marker, stage, withdraw
-from synthgen.shards.store import clean, write_text
+from synthgen.shards.shard import commit, scan, stage, withdraw
+from synthgen.shards.store import open_store
 
 
 class BadEntriesError(InputError):
@@ -87,7 +88,7 @@ def import_dataset(spec: ImportSpec, overwrite: bool = False, report: Report | N
     if not overwrite:
         refuse_changed(spec.out, info)
     with Lock(spec.out) as lock:
-        clean(spec.out)
+        open_store(spec.out).clean()
         if overwrite:
             remove_dataset(spec.out)
         begin(spec.out, info, as_job(spec, info))
@@ -98,7 +99,7 @@ def import_dataset(spec: ImportSpec, overwrite: bool = False, report: Report | N
                 made += count
         except KeyboardInterrupt:
             interrupted = True
-        clean(spec.out)
+        open_store(spec.out).clean()
         counts = finalize(spec.out, info)
     return ImportResult(survey, made, time.perf_counter() - began, interrupted, counts, info.category_ids)
 
@@ -125,7 +126,7 @@ def list_skipped(out: Path, survey: Survey) -> None:
     """Write `skipped.jsonl`, a line a problem, if there are any."""
     lines = [json.dumps(asdict(problem)) + "\n" for problem in survey.problems]
     if lines:
-        write_text(out / "skipped.jsonl", "".join(lines))
+        open_store(out).write("skipped.jsonl", "".join(lines))
 
 
 def import_ids(spec: ImportSpec, survey: Survey) -> dict[str, int]:
@@ -170,9 +171,8 @@ def dataset_info(spec: ImportSpec, survey: Survey, ids: dict[str, int]) -> Datas
     kinds = ";".join(kind for kind in ("jpg", "png", "webp") if survey.kinds[kind])
     name = re.sub(r"[^\w.-]+", "-", spec.out.resolve().name) or "imported"
     licence = spec.licence or spec.source.licence
-    return DatasetInfo(
-        name, survey.count, fingerprint, ids, kinds, licence, imported=f"{spec.source.form}: {spec.source.path.name}"
-    )
+    origin: dict[str, Any] = {"imported": f"{spec.source.form}: {spec.source.path.name}", "source": spec.source.head}
+    return DatasetInfo(name, survey.count, fingerprint, ids, kinds, licence, **origin)
 
 
 def as_job(spec: ImportSpec, info: DatasetInfo) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def as_job(spec: ImportSpec, info: DatasetInfo) -> dict[str, Any]:
 
 def write_shards(spec: ImportSpec, survey: Survey, ids: dict[str, int], lock: Lock, tell: Report) -> Iterator[int]:
     """Write and commit the shards that are missing; yields how many pictures each has."""
-    there = {n: marker.count for n in committed(spec.out) if (marker := read_marker(spec.out, n)) is not None}
+    there = {number: marker.count for number, marker in scan(spec.out)}
     entries = good_entries(spec.source, survey)
     for number, first in enumerate(range(0, survey.count, spec.shard_size)):
         began, group = time.perf_counter(), list(islice(entries, spec.shard_size))
@@ -223,7 +223,17 @@ def as_sample(index: int, entry: Entry, categories: Mapping[str, str], ids: Mapp
     shown = [i for i, a in enumerate(boxes) if not a["iscrowd"]]
     layout = Layout(entry.width, entry.height, entry.boxes.astype("float32"), entry.names).select(shown)
     prompt = entry.caption or Scene(layout, "").prompt
-    return Sample(index, entry.width, entry.height, prompt, 0, 0, boxes, data, kind)
+    return Sample(index, entry.width, entry.height, prompt, 0, 0, boxes, data, kind, source=as_source(entry, boxes))
+
+
+def as_source(entry: Entry, boxes: Sequence[dict[str, Any]]) -> str | None:
+    """What the COCO file says of an entry that its sample does not, for `synthgen export` to write it as it was."""
+    if entry.source is None:
+        return None
+    image, *found = entry.source
+    known = [{key: box[key] for key in RESTORED if key in box} for box in boxes]
+    more = [beyond(record, box) for record, box in zip(found, known, strict=True)]
+    return json.dumps({"image": beyond(image, {"width": entry.width, "height": entry.height}), "annotations": more})
 
 
 def annotations(entry: Entry, ids: Mapping[str, int]) -> Iterator[dict[str, Any]]:

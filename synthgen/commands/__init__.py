@@ -27,11 +27,24 @@ class Commands:
         sub = self.subparsers.add_parser(name, help=text, description=text)
         sub.set_defaults(command=run)
         sub.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
+        loud = sub.add_mutually_exclusive_group()
+        loud.add_argument("-q", "--quiet", action="store_true", help="errors alone: no progress, no warnings, no closing line")
+        loud.add_argument("-v", "--verbose", action="store_true", help="tell each step, and errors with their traceback")
         return sub
 
     def add_job(self, name: str, run: Run, text: str) -> argparse.ArgumentParser:
         """A command that takes a job and overrides of its keys."""
         sub = self.add(name, run, text)
-        sub.add_argument("job", metavar="JOB", help="job file, or the name of a shipped job")
+        job = sub.add_argument("job", metavar="JOB", help="job file, or the name of a shipped job")
+        job.completer = job_names  # type: ignore[attr-defined]  # argcomplete's
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as images=1000 pipeline.steps=12")
         return sub
+
+
+def job_names(prefix: str, **_: Any) -> list[str]:
+    """Jobs by name, and job files; for shell completion."""
+    from argcomplete.completers import FilesCompleter
+
+    from synthgen.config import recipe_names
+
+    return [*recipe_names("job"), *FilesCompleter(("yaml", "yml", "json"))(prefix)]

@@ -48,7 +48,7 @@ def import_command(args: argparse.Namespace) -> Result:
     from synthgen.report import write_report
 
     spec = import_spec(args)
-    with tqdm(unit="image", smoothing=0.05, dynamic_ncols=True) as bar:
+    with tqdm(unit="image", smoothing=0.05, dynamic_ncols=True, disable=args.quiet) as bar:
 
         def report(what: str, count: int) -> None:
             if bar.desc != what:

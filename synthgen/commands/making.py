@@ -25,7 +25,8 @@ def add(commands: Commands) -> None:
 
 
 def run_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "made", "seconds", "interrupted"}.
+    """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "coco_files", "made", "seconds",
+    "interrupted"}.
 
     With --voice or --say "spoken" too (`load`), as with `preview` and `plan`.
     """
@@ -34,7 +35,7 @@ def run_command(args: argparse.Namespace) -> Result:
     from synthgen.engine.run import run
     from synthgen.report import write_report
 
-    bar = _ProgressBar()
+    bar = _ProgressBar(args.quiet)
     try:
         result = run(job, args.address, args.overwrite, bar.open)
     except ShardFailedError as error:
@@ -49,21 +50,33 @@ def run_command(args: argparse.Namespace) -> Result:
         text = f"stopped; {data['images']} of {job.images} images are done. To go on: synthgen run {args.job}{overrides}"
         return EXIT_INTERRUPTED, data, [text]
     if result.made and result.counts["complete"]:
-        write_report(Path(job.output.path), SHOWN)
+        write_report(job.output.path, SHOWN)
     rate = f", {result.made} made now at {result.made / result.seconds:.2f} images/s" if result.made else ", all were there"
-    return 0, data, [f"{job.output.path}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards{rate}"]
+    figures = f"{data['images']} images, {data['boxes']} boxes, {data['shards']} shards{rate}{split(data)}"
+    return 0, data, [f"{job.output.path}: {figures}"]
+
+
+def split(counts: dict[str, Any]) -> str:
+    """That a dataset has several COCO files, to be told after its figures."""
+    from synthgen.shards.coco import SHARDS_A_FILE
+
+    files = counts["coco_files"]
+    if files == 1:
+        return ""
+    return f"; COCO annotations in {files} files of {SHARDS_A_FILE} shards each: annotations/instances-00000.json …"
 
 
 class _ProgressBar:
     """Images done, images/s and time left, on stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: bool = False) -> None:
         self.bar: Any = None
+        self.hidden = hidden
 
     def open(self, total: int, done: int) -> Callable[[int], None]:
         from tqdm import tqdm
 
-        self.bar = tqdm(total=total, initial=done, unit="image", smoothing=0.05, dynamic_ncols=True)
+        self.bar = tqdm(total=total, initial=done, unit="image", smoothing=0.05, dynamic_ncols=True, disable=self.hidden)
         return self.advance
 
     def advance(self, images: int) -> None:

@@ -33,7 +33,7 @@ def train_command(args: argparse.Namespace) -> Result:
 
     from synthgen.train.loop import train
 
-    with tqdm(total=spec.steps, unit="step", smoothing=0.05, dynamic_ncols=True) as bar:
+    with tqdm(total=spec.steps, unit="step", smoothing=0.05, dynamic_ncols=True, disable=args.quiet) as bar:
 
         def report(step: int, loss: float) -> None:
             if not bar.n:
@@ -69,7 +69,7 @@ def benchmark_command(args: argparse.Namespace) -> Result:
     from synthgen.benchmark.run import benchmark
     from synthgen.benchmark.summary import table
 
-    with tqdm(total=total, unit="step", smoothing=0.05, dynamic_ncols=True) as bar:
+    with tqdm(total=total, unit="step", smoothing=0.05, dynamic_ncols=True, disable=args.quiet) as bar:
 
         def step(name: str, done: int, loss: float) -> None:
             bar.set_description(name, refresh=False)

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 from synthgen.config import Job
 from synthgen.engine.worker import Progress, RejectedImageError, Worker
 from synthgen.shards.shard import StagedShard
+from synthgen.shards.store import Out, refuse_unshared
+
+log = logging.getLogger(__name__)
 
 Event = Progress | StagedShard
 MAX_SHARD_ATTEMPTS = 3
@@ -34,7 +37,7 @@ class Pool(Protocol):
 class LocalPool:
     """One worker in this process: for debugging, and for machines without Ray."""
 
-    def __init__(self, job: Job, out: Path) -> None:
+    def __init__(self, job: Job, out: Out) -> None:
         self.worker = Worker(job, out, local_device(job))
 
     def run(self, shards: Iterable[int]) -> Iterator[Event]:
@@ -67,7 +70,7 @@ class RayPool:
         address: of a running cluster; None starts Ray on this machine.
     """
 
-    def __init__(self, job: Job, out: Path, workers: int, address: str | None = None) -> None:
+    def __init__(self, job: Job, out: Out, workers: int, address: str | None = None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
@@ -75,6 +78,7 @@ class RayPool:
         self.ray, self.job, self.out, self.workers = ray, job, out, workers
         self.remote = ray.remote(Worker)
         self._start(address or os.environ.get("RAY_ADDRESS"))
+        refuse_unshared(out, job.output.shared, sum(node["Alive"] for node in ray.nodes()))
         self.device = "cuda" if job.pipeline.uses_torch and ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
 
     def _start(self, address: str | None) -> None:
@@ -124,6 +128,10 @@ class RayPool:
     def _retry(self, task: _Task, waiting: deque[tuple[int, int]], error: Exception) -> None:
         if task.attempt >= MAX_SHARD_ATTEMPTS:
             raise ShardFailedError(f"shard {task.shard:06d} failed {task.attempt} times; the last time: {error}") from error
+        why = str(error).strip().splitlines()[-1]
+        log.warning(
+            "shard %06d: attempt %d of %d failed; it goes elsewhere: %s", task.shard, task.attempt, MAX_SHARD_ATTEMPTS, why
+        )
         waiting.append((task.shard, task.attempt + 1))
 
     def _actor(self) -> Any:
@@ -143,7 +151,7 @@ def local_device(job: Job) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def open_pool(job: Job, out: Path, address: str | None = None) -> Pool:
+def open_pool(job: Job, out: Out, address: str | None = None) -> Pool:
     """The pool that `workers` asks for: 0 in this process; a number, [least, most] or null on Ray."""
     if job.workers == 0:
         return LocalPool(job, out)

@@ -46,6 +46,7 @@ class Entry:
         place: file and line, or file and index.
         picture: its file, where the source names one; it may not be there.
         more: what else is known of each box, in COCO's terms: iscrowd, area, segmentation (a run-length encoding).
+        source: the records of a COCO file as they stand there: that of the picture, then that of each box.
     """
 
     place: str
@@ -59,6 +60,7 @@ class Entry:
     caption: str | None = None
     picture: Path | None = None
     more: tuple[dict[str, Any], ...] | None = None
+    source: tuple[dict[str, Any], ...] | None = None
 
 
 class UnreadableSourceError(InputError, ValueError):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from synthgen.records import BadEntryError, Entry, Problem, UnreadableSourceError, as_boxes, below, positive, text, xyxy
 
 PARTS = ("images", "annotations", "categories")
+RESTORED = ("category_id", "bbox", "area", "iscrowd", "segmentation")  # of an annotation, from what a dataset knows of it
 MOST_PIXELS = 2 * 89_478_485  # of a picture: what pillow takes for a decompression bomb
 
 
@@ -97,9 +99,29 @@ def _entry(
         yield from problems
         return
     kinds = tuple(names[a["category_id"]] for _, a in found)
-    yield Entry(
-        place, *size, as_boxes(rows), kinds, caption=image.get("caption"), picture=picture, more=tuple(more) if whole else None
-    )
+    entry = Entry(place, *size, as_boxes(rows), kinds, caption=image.get("caption"), picture=picture)
+    source = (image, *(annotation for _, annotation in found))
+    yield replace(entry, more=tuple(more), source=source) if whole else entry
+
+
+def head(data: dict[str, Any]) -> dict[str, Any]:
+    """All that a COCO file says beside its images and annotations, and whether their names can be had back.
+
+    Returns:
+        {"head": {"info", "licenses", "categories", …}, "file_names": none is that of two images,
+        "annotation_ids": all are numbers from 1, none stands twice}.
+    """
+    # pycocotools takes an annotation of id 0 for one that was not found
+    names = [str(image.get("file_name")).casefold() for image in data["images"]]
+    ids = [annotation.get("id") for annotation in data["annotations"]]
+    numbers = all(isinstance(i, int) and not isinstance(i, bool) and i > 0 for i in ids)
+    rest = {key: value for key, value in data.items() if key not in ("images", "annotations")}
+    return {"head": rest, "file_names": len(set(names)) == len(names), "annotation_ids": numbers and len(set(ids)) == len(ids)}
+
+
+def beyond(record: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """What an image or annotation of a COCO file says that is not known already."""
+    return {key: value for key, value in record.items() if key != "image_id" and (key not in known or known[key] != value)}
 
 
 def _more(annotation: dict[str, Any], width: int, height: int) -> dict[str, Any]:

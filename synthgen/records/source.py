@@ -56,6 +56,11 @@ class Source:
         return {c["name"]: c["id"] for c in self.coco_file["categories"]} if self.form == COCO else {}
 
     @property
+    def head(self) -> dict[str, Any] | None:
+        """What outlives the source to write it again (`synthgen.records.coco.head`); COCO's files alone have it."""
+        return coco.head(self.coco_file) if self.form == COCO else None
+
+    @property
     def licence(self) -> str:
         """What the source says of the pictures' licence."""
         stated = self.coco_file.get("licenses") if self.form == COCO else None

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         ("image_format", pa.string()),
         ("image_bytes", pa.int64()),
         ("image_sha256", pa.string()),
+        ("source", pa.string()),
     ]
 )
 
@@ -68,6 +69,7 @@ class Sample:
         conditions: what was drawn for the picture: weather, light, season and style, and camera_EFFECT_PARAMETER, None where the
             effect spared it; all that the job asks for, so the same keys in each sample.
         annotations: one mapping a box, as COCO has them: bbox xywh in px, category_id, category, area, iscrowd, …
+        source: JSON of what else the COCO file that it was imported from says: {"image": {}, "annotations": [{}, one a box]}.
     """
 
     index: int
@@ -81,6 +83,7 @@ class Sample:
     image_format: str
     verified: dict[str, int] | None = None
     conditions: dict[str, Any] = field(default_factory=dict)
+    source: str | None = None
 
     @property
     def key(self) -> str:
@@ -90,16 +93,17 @@ class Sample:
         """What `<key>.json` holds."""
         fields = ("index", "key", "width", "height", "prompt", "seed", "attempt")
         record = {name: getattr(self, name) for name in fields}
-        looked_at = {} if self.verified is None else {"verified": self.verified}
+        more = {name: value for name in ("verified", "source") if (value := getattr(self, name)) is not None}
         drawn = {"conditions": self.conditions} if self.conditions else {}
-        return json.dumps({**record, **looked_at, **drawn, "annotations": list(self.annotations)}).encode()
+        return json.dumps({**record, **more, **drawn, "annotations": list(self.annotations)}).encode()
 
     def row(self, shard: str) -> dict[str, Any]:
         """The same as one row of SCHEMA with its conditions; `segmentation` is the counts of the run-length encoding."""
         columns = {name: [a.get(name) for a in self.annotations] for name in ANNOTATION_COLUMNS}
         columns["segmentation"] = [(a.get("segmentation") or {}).get("counts") for a in self.annotations]
         verified = dict.fromkeys(VERIFIED) if self.verified is None else self.verified
-        plain = {n: getattr(self, n) for n in ("index", "key", "width", "height", "prompt", "seed", "attempt", "image_format")}
+        names = ("index", "key", "width", "height", "prompt", "seed", "attempt", "image_format", "source")
+        plain = {name: getattr(self, name) for name in names}
         hashes = {"image_bytes": len(self.image), "image_sha256": hashlib.sha256(self.image).hexdigest()}
         return {**plain, "shard": shard, "n_boxes": len(self.annotations), **verified, **columns, **hashes, **self.conditions}
 

@@ -74,3 +74,69 @@ def write_yolo(folder: Path) -> Path:
             (folder / "labels" / split / f"{k}.txt").write_text("".join(lines))
     (folder / "data.yaml").write_text("path: ../elsewhere\ntrain: ../images/train\nval: images/val\nnames: [cat, dog]\n")
     return folder
+
+
+POLYGON = [[15.5, 10, 35, 10.25, 35, 30, 15, 30], [2, 2, 9, 2, 5, 9.5]]
+UNCOMPRESSED = {"size": [48, 64], "counts": [48 * 10, 48 * 5, 48 * 49]}
+
+
+def rich_coco() -> dict[str, Any]:
+    """Nine pictures with all that a COCO file can say of them: crowds, masks of three kinds, licences, words of its own."""
+    from pycocotools import mask
+
+    rng = np.random.default_rng(5)
+    compressed = mask.frPyObjects(POLYGON[:1], 48, 64)[0]
+    masks: list[Any] = [POLYGON, UNCOMPRESSED, {"size": [48, 64], "counts": compressed["counts"].decode()}, [], None]
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for k in range(9):
+        more: dict[str, Any] = {
+            "license": 1 + k % 2,
+            "flickr_url": f"http://example.org/{k}",
+            "date_captured": "2013-11-14 11:18:45",
+        }
+        name = f"deep/{k}.png" if k % 3 == 2 else f"{k:012d}.jpg"
+        images.append({"id": 900 - 7 * k, "file_name": name, "width": 64, "height": 48, **more})
+        for n in range((3, 0, 1)[k % 3]):
+            x, y, w, h = (rng.random(4) * (30, 20, 30, 25) + (0, 0, 2, 2)).round((3, 9)[n == 2])
+            annotation: dict[str, Any] = {
+                "id": 5000 - 10 * k - n,
+                "image_id": 900 - 7 * k,
+                "category_id": (1, 5, 900)[(k + n) % 3],
+            }
+            annotation |= {
+                "bbox": [x, y, w, h],
+                "area": (w * h / 2).round(2),
+                "iscrowd": int(n == 1),
+                "segmentation": masks[(k + n) % 5],
+            }
+            annotations.append(
+                annotation | ({"attributes": {"occluded": True}, "num_keypoints": 0, "category": "dog"} if n == 2 else {})
+            )
+    annotations = [{key: value for key, value in a.items() if value is not None} for a in annotations]
+    annotations[0]["bbox"] = [-0.25, 4, 20, 44.5]  # sticks out by less than a pixel
+    return {
+        "info": {"description": "rich", "year": 2017, "url": "http://example.org"},
+        "licenses": [{"id": 1, "name": "CC BY", "url": "http://example.org/by"}, {"id": 2, "name": "CC0", "url": ""}],
+        "categories": [
+            {"id": 900, "name": "cat", "supercategory": "animal"},
+            {"id": 1, "name": "dog", "supercategory": "animal", "keypoints": ["nose"]},
+            {"id": 5, "name": "traffic cone", "supercategory": "street"},
+            {"id": 6, "name": "never used", "supercategory": "street"},
+        ],
+        "images": images,
+        "annotations": annotations,
+        "type": "instances",
+    }  # fmt: skip
+
+
+def write_rich_coco(folder: Path) -> Path:
+    data = rich_coco()
+    for k, image in enumerate(data["images"]):
+        path = folder / "images" / image["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(k, (64, 48)).save(path)
+    path = folder / "annotations" / "instances.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(data))
+    return path

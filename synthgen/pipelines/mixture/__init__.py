@@ -24,7 +24,7 @@ Interval = Annotated[tuple[float, float], AfterValidator(_inside_unit)]
 
 
 class Spec(LayoutModelSpec):
-    """One diffusion process a box plus tiled ones for the background, merged at every step (Mixture of Diffusers)."""
+    """One process a box plus tiled ones for the background, merged at every step (Mixture of Diffusers, arXiv 2302.02412)."""
 
     method: Literal["mixture"] = "mixture"
     guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance in the windows of the boxes")

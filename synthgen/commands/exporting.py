@@ -1,0 +1,51 @@
+"""The command that writes a dataset for other programs."""
+
+import argparse
+from pathlib import Path
+
+from synthgen.commands import EXIT_INTERRUPTED, Commands, Result
+from synthgen.errors import InputError
+
+
+def add(commands: Commands) -> None:
+    """Add `export`."""
+    sub = commands.add("export", export_command, "write a dataset as COCO, for Ultralytics, for Hugging Face or as Pascal VOC")
+    sub.add_argument("out", metavar="OUT", help="output folder or URL of `synthgen run` or `synthgen import`")
+    sub.add_argument("--to", required=True, choices=("coco", "yolo", "hf", "voc"), help="the form")
+    sub.add_argument("folder", metavar="DIR", type=Path, help="folder to write")
+    sub.add_argument(
+        "--val", type=float, default=0.1, metavar="SHARE", help="share of the pictures in the split val (default 0.1)"
+    )
+    sub.add_argument("--label", action="append", metavar="NAME=NAME", help="puppy=dog: call it so in the export; repeatable")
+    sub.add_argument("--workers", type=int, metavar="N", help="shards that are worked on at a time (default: cores, at most 8)")
+
+
+def export_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"output", "form", "images": {split: n}, "boxes": {split: n}, "labels": [], "shards", "written", "interrupted"}.
+
+    "missing": images that the dataset's job asks for, and that are not made yet; "written": shards that were written now.
+    """
+    from dataclasses import asdict
+
+    from tqdm import tqdm
+
+    from synthgen.export import ExportSpec, export_dataset
+
+    pairs = dict(text.partition("=")[::2] for text in args.label or ())
+    if not all(pairs.values()):
+        raise InputError(f"command line: --label: {next(n for n in pairs if not pairs[n])!r}: give puppy=dog")
+    workers = {} if args.workers is None else {"workers": args.workers}
+    spec = ExportSpec(args.out, args.to, args.folder, args.val, pairs, **workers)
+    with tqdm(unit="shard", dynamic_ncols=True) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        result = export_dataset(spec, report)
+    data = {"output": str(args.folder), "form": args.to, **asdict(result)}
+    if result.interrupted:
+        return EXIT_INTERRUPTED, data, [f"stopped; {sum(result.images.values())} images are done; the same command goes on"]
+    counts = ", ".join(f"{split} {n} images {result.boxes[split]} boxes" for split, n in result.images.items())
+    missing = [f"{args.out} is not finished: {result.missing} images are missing"] if result.missing > 0 else []
+    return 0, data, [f"{args.folder}: {counts}, {len(result.labels)} classes", *missing]

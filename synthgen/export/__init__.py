@@ -1,0 +1,262 @@
+"""`synthgen export`: a dataset in the form that other programs read, one module a form.
+
+The work is done shard by shard, several at a time. A shard that is done leaves a mark, so that an export that was stopped
+goes on, and one of a dataset that has grown takes the new shards along. What spans all shards is written at the
+end, from their tables.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from synthgen.errors import InputError
+from synthgen.shards.dataset import DatasetInfo, read_info
+from synthgen.shards.labels import Labels, labels_of
+from synthgen.shards.lock import Lock
+from synthgen.shards.sample import annotations_of
+from synthgen.shards.samples import SPLITS, read_samples, sound_shards, split_of
+from synthgen.shards.shard import Marker, read_rows, shard_name
+from synthgen.shards.store import TEMPORARY, LocalStore, Out, open_store, replacing, write_text
+
+FORMATS = ("coco", "yolo", "hf", "voc")
+RECORD, DONE = "export.json", ".export"
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """What to export and how.
+
+    Attributes:
+        source: a dataset: its folder, or its URL.
+        form: one of FORMATS.
+        folder: where to write.
+        val: share of the samples in the split "val", 0 to 1.
+        renamed: categories to the names that they have in the export.
+        workers: shards that are worked on at the same time.
+    """
+
+    source: Out
+    form: str
+    folder: Path
+    val: float = 0.1
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    workers: int = min(8, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a form's module works with: the dataset, its classes, and the folder it becomes."""
+
+    spec: ExportSpec
+    info: DatasetInfo
+    labels: Labels
+    shards: Mapping[int, Marker]
+
+    @property
+    def folder(self) -> Path:
+        return self.spec.folder
+
+    def split(self, row: dict[str, Any]) -> str:
+        return split_of(row["key"], self.spec.val)
+
+    def rows(self, split: str | None = None) -> Iterator[dict[str, Any]]:
+        """The rows of all shards, or those of a split, in order; those of one shard are in memory at a time."""
+        for number in self.shards:
+            yield from (row for row in read_rows(self.spec.source, number) if split in (None, self.split(row)))
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of each class, as COCO counts: of the category which is called so, else of the first that has become it."""
+        ids: dict[str, int] = {}
+        for category, number in sorted(self.info.category_ids.items(), key=lambda item: item[0] not in self.labels.names):
+            ids.setdefault(self.labels.name(category), number)
+        return ids
+
+
+class Form(Protocol):
+    """What a module of this package has."""
+
+    def write_shard(self, export: Export, number: int) -> None:
+        """Write what belongs to one shard alone; writing it again changes nothing."""
+
+    def finish(self, export: Export) -> None:
+        """Write what spans all shards."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export holds: images and boxes by split; and how many shards were written now."""
+
+    images: dict[str, int]
+    boxes: dict[str, int]
+    shards: int
+    written: int
+    interrupted: bool
+    labels: tuple[str, ...]
+    missing: int
+
+
+def export_dataset(spec: ExportSpec, report: Callable[[int, int], None] | None = None) -> ExportResult:
+    """Write a dataset in another form, or what is missing of it.
+
+    Args:
+        report: called with how many shards are done, and how many there are.
+
+    Raises:
+        InputError: there is no such dataset, or the folder holds something else.
+    """
+    export, form = opened(spec), form_of(spec.form)
+    refuse_other(export)
+    with Lock(spec.folder):
+        for place in ("", DONE, "annotations", "data", "ImageSets/Main"):
+            for path in (spec.folder / place).glob(f".*{TEMPORARY}"):  # what a killed export left
+                path.unlink(missing_ok=True)
+        write_text(spec.folder / RECORD, json.dumps(record(export), indent=1) + "\n")
+        left = [number for number in export.shards if not is_done(export, number)]
+        try:
+            write_shards(export, form, left, report or (lambda done, total: None))
+            form.finish(export)
+            interrupted = False
+        except KeyboardInterrupt:
+            interrupted = True
+    written = sum(is_done(export, number) for number in left)
+    return counted(export, written, interrupted)
+
+
+def opened(spec: ExportSpec) -> Export:
+    """The dataset of an export.
+
+    Raises:
+        InputError: it is none, or damaged, or a category is to be renamed that it lacks; or an argument is wrong.
+    """
+    if not 0 <= spec.val <= 1:
+        raise InputError(f"command line: --val: {spec.val:g} must be from 0 to 1")
+    if spec.workers < 1:
+        raise InputError(f"command line: --workers: {spec.workers} must be at least 1")
+    store, folder = open_store(spec.source), spec.folder.resolve()
+    source = store.root.resolve() if isinstance(store, LocalStore) else None
+    if source is not None and (source == folder or source in folder.parents or folder in source.parents):
+        raise InputError(f"{spec.folder}: lies in the dataset {spec.source}, or around it; give another folder")
+    info = read_info(store)
+    if info is None:
+        raise InputError(f"{spec.source}: no dataset here (dataset.json is missing or damaged)")
+    try:
+        labels = labels_of(info.category_ids, spec.renamed)
+    except ValueError as error:
+        raise InputError(f"command line: --label: {error}") from None
+    return Export(spec, info, labels, sound_shards(store))
+
+
+def form_of(name: str) -> Form:
+    module: Any = import_module(f"synthgen.export.{name}")
+    return module
+
+
+def record(export: Export) -> dict[str, Any]:
+    """What export.json says: what the folder holds, and how it was made."""
+    job = hashlib.sha256(json.dumps(export.info.fingerprint, sort_keys=True).encode()).hexdigest()
+    made = {"form": export.spec.form, "val": export.spec.val, "labels": list(export.labels.names)}
+    return {"name": export.info.name, "job": job, **made, "renamed": dict(export.spec.renamed)}
+
+
+def refuse_other(export: Export) -> None:
+    """Raise InputError if the folder holds something else, or an export that was made in another way."""
+    folder = export.folder
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        there = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        there = None
+    if not isinstance(there, dict):
+        raise InputError(f"{folder}: is not empty, and no export of ours (no readable {RECORD}); give another folder")
+    here = record(export)
+    changed = [f"{key}: was {there.get(key)!r}, is {here[key]!r}" for key in here if there.get(key) != here[key]]
+    if changed:
+        raise InputError(f"{folder}: holds another export: {'; '.join(changed)}; give another folder")
+
+
+def is_done(export: Export, number: int) -> bool:
+    """Whether a shard is in the export, with the bytes that it has now."""
+    try:
+        return (export.folder / DONE / shard_name(number)).read_text() == export.shards[number].sha256
+    except OSError:
+        return False
+
+
+def write_shards(export: Export, form: Form, numbers: list[int], report: Callable[[int, int], None]) -> None:
+    """Write shards, several at the same time; the first that fails ends it, and those begun are waited for."""
+    done, total = len(export.shards) - len(numbers), len(export.shards)
+    report(done, total)
+
+    def write(number: int) -> None:
+        form.write_shard(export, number)
+        write_text(export.folder / DONE / shard_name(number), export.shards[number].sha256)
+
+    with ThreadPoolExecutor(export.spec.workers) as pool:
+        try:
+            for future in as_completed([pool.submit(write, number) for number in numbers]):
+                future.result()
+                done += 1
+                report(done, total)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def counted(export: Export, written: int, interrupted: bool) -> ExportResult:
+    images, boxes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    for number in export.shards:
+        if is_done(export, number):
+            for row in read_rows(export.spec.source, number):
+                images[export.split(row)] += 1
+                boxes[export.split(row)] += row["n_boxes"]
+    missing = export.info.asked - sum(marker.count for marker in export.shards.values())
+    return ExportResult(images, boxes, len(export.shards), written, interrupted, export.labels.names, missing)
+
+
+# What several forms need:
+
+
+def pictures(export: Export, number: int) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]], bytes]]:
+    """Split, row, annotations (COCO's form, category renamed) and picture of each sample of a shard."""
+    for row, data in read_samples(export.spec.source, number):
+        yield export.split(row), row, annotations(export, row), data
+
+
+def annotations(export: Export, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The annotations of a row, each with the name and id that its class has in the export."""
+    ids, found = export.ids, annotations_of(row)
+    names = [export.labels.name(annotation["category"]) for annotation in found]
+    return [{**a, "category": name, "category_id": ids[name]} for a, name in zip(found, names, strict=True)]
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; that it lasts through a power cut is not asked (the export can be made again)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
+def write_lines(path: Path, lines: Iterator[str]) -> None:
+    """Replace a text file by these lines, one at a time."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def picture_name(row: dict[str, Any]) -> str:
+    return f"{row['key']}.{row['image_format']}"
+
+
+def printable(text: str) -> str:
+    """A name as one line of a text file."""
+    return re.sub(r"\s+", " ", text)

@@ -1,0 +1,83 @@
+"""What a new user meets when something is missing: one line, and what to do next."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synthgen import cli, errors
+from synthgen.config import Job
+from synthgen.errors import explain
+from synthgen.shards.lock import Lock
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    text = capsys.readouterr().err.strip()
+    assert "\n" not in text
+    assert text.startswith("synthgen: ")
+    return text
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["run", "100dog"], "did you mean '100dogs'?"),
+        (["run", "@", "pipeline=mixtur-tiny"], "did you mean 'mixture-tiny'?"),
+        (["run", "@", "layout.sampler=scater"], "did you mean 'scatter'?"),
+        (["run", "@", "layout.objects={dog: 400}"], "layout.objects"),
+        (["run", "@", "pipeline={method: mixture, model: ./nowhere}"], "embedded: synthgen-tiny"),
+        (["train", "100dogs"], "for a dataset: synthgen run 100dogs"),
+        (["run", "train-tiny"], "use: synthgen train train-tiny"),
+        (["report", "."], "not a synthgen dataset"),
+    ],
+)
+def test_bad_input(argv: list[str], words: str, job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([str(job_file) if a == "@" else a for a in argv]) == 2
+    assert words in said(capsys)
+
+
+def test_a_locked_output(make_job: Callable[..., Job], job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Lock(job_file.parent / "out"):
+        assert cli.main(["run", str(job_file)]) == 2
+    assert "wait for it, or stop it" in said(capsys)
+
+
+def test_a_full_disk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x"))
+
+    monkeypatch.setattr("synthgen.shards.store.write_text", full)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["init"]) == 1
+    assert "no space left on device; free some room" in said(capsys)
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ["torch>=2.6", "matplotlib>=3.9; extra == 'train'", 'faster-whisper>=1.2; extra == "voice"']
+    monkeypatch.setattr(errors, "requires", lambda _: needs)
+    for module, install in (("faster_whisper.audio", "[voice]'"), ("matplotlib", "[train]'"), ("torch", "synthgen-layouts'")):
+        (line,) = explain(ModuleNotFoundError(name=module))
+        assert line.endswith(install)
+    with pytest.raises(ModuleNotFoundError):
+        explain(ModuleNotFoundError(name="ours_by_mistake"))
+
+
+def test_other_failures_keep_their_traceback() -> None:
+    with pytest.raises(OSError, match="odd"):
+        explain(OSError(errno.EPIPE, "odd"))
+
+
+def test_quiet_says_nothing_and_verbose_each_shard(job_file: Path) -> None:
+    outputs = {}
+    for option in ("-q", "-v"):
+        command = [sys.executable, "-m", "synthgen", "run", str(job_file), f"output.path={job_file.parent / option}", option]
+        outputs[option] = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (outputs["-q"].stdout, outputs["-q"].stderr) == ("", "")
+    assert outputs["-v"].stderr.count("shard committed") == 3
+    assert json.loads((job_file.parent / "-q/log.jsonl").read_text().splitlines()[0])["event"] == "run started"
