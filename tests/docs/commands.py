@@ -50,15 +50,16 @@ def smaller_training(job: TaskSpec, init: Path) -> list[str]:
         "data.workers": 0,
         "data.side": 128,
     }
-    small = {
+    small: dict[str, Any] = {
         "crop": 64,
-        "windows": "[32, 48]",
+        "windows": [32, 48],
         "rehearse": 1,
         "prior_images": 1,
         "prior_steps": 1,
         "vae": init / "vae",
-        "init": init,
     }
+    if not Path(str(given.get("init"))).is_dir():  # what an earlier command made stays
+        small["init"] = init
     if job.task == "detector":
         small = {"init": "centernet-tiny" if given["init"] else "null", "crop": 64}
     changes |= {key: value for key, value in small.items() if key in given}

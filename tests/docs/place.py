@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 from synthgen.config import load_job
+from synthgen.diffusion.models import EMBEDDED
 from synthgen.engine.run import run
 from tests.docs.commands import ROOT, blocks
 from tests.records.sources import picture, write_coco, write_lines, write_yolo
 from tests.train.test_dreambooth import draw_cutouts
 
 SD = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-TRAINED = ("annotation-tokens", "annotation-mask", "both", "dreambooth", "tiny")
 DOGS = ["images=4", "workers=0", "pipeline=paste", "layout.canvas=[256, 256]", "layout.objects={dog: 2}", "output.shard_size=2"]
 GRID = {
     "cpu_vae": False, "gc": 8, "gc_tiles": None, "num_cols": 2, "num_rows": 1, "num_steps": 1, "prompt": [["a forest", "a lake"]],
@@ -29,8 +29,9 @@ def furnish(place: Path, checkpoint: Path) -> Path:
     (place / "my/pictures").mkdir()
     for k in range(4):
         picture(k, (160, 140)).save(place / f"my/pictures/{k}.jpg")
-    for name in (SD, "my/checkpoint", *(f"out/train/{name}/checkpoint" for name in TRAINED)):
+    for name in (SD, "my/checkpoint"):
         shutil.copytree(checkpoint, place / name)
+    shutil.copytree(EMBEDDED / "centernet-tiny", place / "out/train/detector/checkpoint")
     write_sources(place)
     for name in ("my/real", "out/100dogs", "out/mine"):
         run(load_job("100dogs", [*DOGS, f"output.path={place / name}", f"seed={len(name)}"]))
