@@ -21,7 +21,7 @@ from synthgen import __version__
 ROOT = Path(__file__).parents[1]
 LIBRARIES = Path(numpy.__file__).parents[1]  # those of these tests: what a package index would give
 LARGEST = 45e6  # bytes of a wheel or an archive
-SMALL = ["images=1", "workers=0", "layout.canvas=[128, 128]", "layout.objects={dog: 2}", "pipeline.steps=1"]
+SMALL = ["images=1", "workers=0", "layout.canvas=[256, 256]", "layout.objects={dog: 2}", "pipeline.steps=1"]
 pytestmark = pytest.mark.slow
 
 

@@ -21,7 +21,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> Iterator[list[str]]:
     """The words of each command of a page."""
-    for block in blocks(page, "sh"):
+    for block in [*blocks(page, "sh"), *(b for b in blocks(page, "") if b.startswith("synthgen "))]:
         for line in block.replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
                 yield words
@@ -70,6 +70,6 @@ def load(argv: list[str], overrides: list[str], init: Path) -> list[str]:
     """The command's job, read and checked as it is written: what makes it smaller; nothing of a command without a job."""
     if argv[0] == "train":
         return smaller_training(load_training(argv[1], overrides), init)
-    if argv[0] in ("run", "preview", "plan") or (argv[0] == "evaluate" and not Path(argv[1]).is_dir()):
+    if argv[0] in ("run", "preview", "plan") or (argv[0] == "evaluate" and argv[1][:4] != "out/"):
         return smaller(load_job(argv[1], overrides))
     return []

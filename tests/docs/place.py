@@ -32,6 +32,7 @@ def furnish(place: Path, checkpoint: Path) -> Path:
     for name in (SD, "my/checkpoint"):
         shutil.copytree(checkpoint, place / name)
     shutil.copytree(EMBEDDED / "centernet-tiny", place / "out/train/detector/checkpoint")
+    (place / "jobs").symlink_to(ROOT / "jobs")
     write_sources(place)
     for name in ("my/real", "out/100dogs", "out/mine"):
         run(load_job("100dogs", [*DOGS, f"output.path={place / name}", f"seed={len(name)}"]))
