@@ -29,13 +29,13 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def smaller(job: Job) -> list[str]:
     """Overrides that make a job one of seconds, and leave all else as it is."""
-    changes = {"images": min(job.images, 3), "workers": 0, "batch_size": 1, "output.shard_size": 2}
+    changes: dict[str, Any] = {"images": min(job.images, 3), "workers": 0, "batch_size": 1, "output.shard_size": 2}
     layout, pipeline = job.layout.model_dump(), job.pipeline.model_dump()
-    if names := list(layout.get("objects") or ()):
-        changes |= {"layout.canvas": "[128, 128]", "layout.objects": str(dict.fromkeys(names, 1))}
-        changes |= {"layout.size": "[32, 40]"} if "size" in layout else {}
+    if (names := list(layout.get("objects") or ())) and layout["sampler"] != "perspective":  # whose sizes are metres
+        changes |= {"layout.canvas": [128, 128], "layout.objects": dict.fromkeys(names, 1)}
+        changes |= {"layout.size": [32, 40]} if "size" in layout else {}
         changes |= {"layout.total": "null"} if "total" in layout else {}
-    changes |= {"pipeline.steps": 1} if "steps" in pipeline else {}
+    changes |= {"pipeline.steps": 2} if "steps" in pipeline else {}
     return [f"{key}={value}" for key, value in changes.items()]
 
 
@@ -58,7 +58,7 @@ def smaller_training(job: TaskSpec, init: Path) -> list[str]:
         "prior_steps": 1,
         "vae": init / "vae",
     }
-    if not Path(str(given.get("init"))).is_dir():  # what an earlier command made stays
+    if given.get("init") and not Path(given["init"]).is_dir():  # what an earlier command made stays
         small["init"] = init
     if job.task == "detector":
         small = {"init": "centernet-tiny" if given["init"] else "null", "crop": 64}

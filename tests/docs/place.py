@@ -8,16 +8,12 @@ from synthgen.config import load_job
 from synthgen.diffusion.models import EMBEDDED
 from synthgen.engine.run import run
 from tests.docs.commands import ROOT, blocks
+from tests.pipelines.test_tiling import FOREST
 from tests.records.sources import picture, write_coco, write_lines, write_yolo
 from tests.train.test_dreambooth import draw_cutouts
 
 SD = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 DOGS = ["images=4", "workers=0", "pipeline=paste", "layout.canvas=[256, 256]", "layout.objects={dog: 2}", "output.shard_size=2"]
-GRID = {
-    "cpu_vae": False, "gc": 8, "gc_tiles": None, "num_cols": 2, "num_rows": 1, "num_steps": 1, "prompt": [["a forest", "a lake"]],
-    "scheduler": "lms", "seed": 0, "seed_tiles": None, "seed_tiles_mode": "full", "tile_col_overlap": 32, "tile_height": 64,
-    "tile_row_overlap": 32, "tile_width": 64,
-}  # fmt: skip
 
 
 def furnish(place: Path, checkpoint: Path) -> Path:
@@ -31,7 +27,8 @@ def furnish(place: Path, checkpoint: Path) -> Path:
         picture(k, (160, 140)).save(place / f"my/pictures/{k}.jpg")
     for name in (SD, "my/checkpoint"):
         shutil.copytree(checkpoint, place / name)
-    shutil.copytree(EMBEDDED / "centernet-tiny", place / "out/train/detector/checkpoint")
+    for name in ("PekingU/rtdetr_r18vd", "out/train/detector/checkpoint"):
+        shutil.copytree(EMBEDDED / "centernet-tiny", place / name)
     (place / "jobs").symlink_to(ROOT / "jobs")
     write_sources(place)
     for name in ("my/real", "out/100dogs", "out/mine"):
@@ -48,7 +45,7 @@ def write_sources(place: Path) -> None:
     names = (place / "yolo/data.yaml").read_text()
     (place / "yolo/data.yaml").write_text(names.replace("dog", "puppy").replace("cat", "fox"))
     shutil.copy(ROOT / "tests/voice/data/one-hundred-dogs.wav", place / "prompt.wav")
-    (place / "linearForest.json").write_text(json.dumps(GRID))
+    (place / "linearForest.json").write_text(json.dumps(FOREST))
     row = {"caption": "a brown dog, gravel", "width": 128, "height": 128, "categories": ["dog"], "boxes": [[10, 10, 60, 70]]}
     (place / "captions.jsonl").write_text(json.dumps(row))
 
