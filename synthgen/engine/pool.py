@@ -64,7 +64,8 @@ class RayPool:
     """Ray actors that each hold a loaded pipeline; a shard whose actor dies or fails goes to another one.
 
     Args:
-        job, out: what every worker gets.
+        job: what every worker makes shards of.
+        out: the output folder, which every worker gets.
         workers: how many actors.
         address: of a running cluster; None starts Ray on this machine.
     """
