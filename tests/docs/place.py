@@ -29,10 +29,11 @@ def furnish(place: Path, checkpoint: Path) -> Path:
         shutil.copytree(checkpoint, place / name)
     for name in ("PekingU/rtdetr_r18vd", "out/train/detector/checkpoint"):
         shutil.copytree(EMBEDDED / "centernet-tiny", place / name)
-    (place / "jobs").symlink_to(ROOT / "jobs")
+    shutil.copytree(ROOT / "jobs", place / "jobs")
     write_sources(place)
     for name in ("my/real", "out/100dogs", "out/mine"):
         run(load_job("100dogs", [*DOGS, f"output.path={place / name}", f"seed={len(name)}"]))
+    run(load_job("100dogs", [*DOGS, f"output.path={place / 'out/varied'}", "scene.camera={jpeg: {}}"]))
     return place
 
 

@@ -24,6 +24,8 @@ ELSEWHERE = {
     "ray ": "starts machines: tests/engine runs on several nodes, tests/test_cluster.py holds cluster.yaml against Ray's schema",
     "aws ": "an account of AWS",
     "docker ": "builds an image",
+    "eval $(register-python-argcomplete": "of the shell: tests/test_describe.py completes",
+    "register-python-argcomplete": "the same",
     "kubectl ": "a cluster of Kubernetes",
 }
 # `synthgen` commands that do not run here, by what is in them. They are parsed, with their job.
