@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -331,7 +332,8 @@ def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """The keys that the (nested) model at `loc` knows."""
     for part in loc:
         annotation = model.model_fields[str(part)].annotation
-        models = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        models = [a for a in choices if isinstance(a, type) and issubclass(a, BaseModel)]
         if len(models) != 1:
             return []
         model = models[0]

@@ -138,8 +138,10 @@ def found_shards(pattern: str) -> tuple[list[tuple[Path, int, Marker]], list[Dat
 
 def members(marker: Marker, split: str | None, val: float) -> int:
     """How many samples of a shard are in a split."""
+    if split is None:
+        return marker.count
     indices = range(marker.first_index, marker.first_index + marker.count)
-    return sum(split in (None, split_of(sample_key(index), val)) for index in indices)
+    return sum(split_of(sample_key(index), val) == split for index in indices)
 
 
 @dataclass(frozen=True)

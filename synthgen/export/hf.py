@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from synthgen.export import Export, picture_name, pictures
+from synthgen.shards.card import heading
 from synthgen.shards.samples import SPLITS
 from synthgen.shards.shard import shard_name
 from synthgen.shards.store import replacing, write_text
@@ -105,10 +106,8 @@ def finish(export: Export) -> None:
     splits = [split for split in SPLITS if any(data.glob(f"{split}-*.parquet"))]
     files = "".join(f"  - split: {split}\n    path: data/{split}-*.parquet\n" for split in splits)
     names = "".join(f"            '{i}': {json.dumps(name)}\n" for i, name in enumerate(export.labels.names))
-    tags = "" if export.info.imported else "- synthetic\n"
-    about = export.info.about[0].upper() + export.info.about[1:]
-    texts = {"name": export.info.name, "files": files, "names": names, "tags": tags, "about": about}
-    write_text(export.folder / "README.md", README.format(**texts, licence=export.info.licence, first=splits[0]))
+    texts = {**heading(export.info), "files": files, "names": names, "licence": export.info.licence, "first": splits[0]}
+    write_text(export.folder / "README.md", README.format(**texts))
 
 
 README = """\

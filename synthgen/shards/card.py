@@ -167,9 +167,14 @@ def write_card(
     features = FEATURES.format(images=images, **more)
     table = "\n".join(f"| {key} | {_escape(value)} |" for key, value in facts.items())
     last = shard_name(max(facts["shards"] - 1, 0))
-    texts = {"about": info.about[0].upper() + info.about[1:], "tags": "" if info.imported else "- synthetic\n"}
-    card = CARD.format(name=info.name, features=features, table=table, image=info.image_format, last=last, **texts)
+    card = CARD.format(**heading(info), features=features, table=table, image=info.image_format, last=last)
     write_text(out / "README.md", card)
+
+
+def heading(info: "DatasetInfo") -> dict[str, str]:
+    """What every card says first of a dataset: name, tags and what it is."""
+    about = info.about[0].upper() + info.about[1:]
+    return {"name": info.name, "tags": "" if info.imported else "- synthetic\n", "about": about}
 
 
 def _escape(value: Any) -> str:
