@@ -21,7 +21,7 @@ from synthgen import __version__
 ROOT = Path(__file__).parents[1]
 LIBRARIES = Path(numpy.__file__).parents[1]  # those of these tests: what a package index would give
 LARGEST = 45e6  # bytes of a wheel or an archive
-SMALL = ["images=1", "workers=0", "layout.canvas=[256, 256]", "layout.objects={dog: 2}", "pipeline.steps=1"]
+SMALL = ["images=1", "workers=0", "layout.canvas=[256, 256]", "layout.objects={dog: 2}"]
 pytestmark = pytest.mark.slow
 
 
@@ -97,12 +97,15 @@ def test_the_wheel_works_from_an_empty_folder(installed: Callable[..., str], tmp
     assert installed(tmp_path, "--version") == f"synthgen {__version__}\n"
     installed(tmp_path, "preview", "100dogs")
     assert {p.name for p in tmp_path.iterdir()} == {"preview-100dogs.png"}
-    assert "1 images, 2 boxes, 1 shards" in installed(tmp_path, "run", "100dogs", *SMALL)
+    assert "1 images, 2 boxes, 1 shards" in installed(tmp_path, "run", "100dogs", "pipeline.steps=1", *SMALL)
     assert installed(tmp_path, "check", "out/100dogs") == "ok: 1 images, 2 boxes, 1 shards\n"
 
 
 def test_the_first_line_of_the_readme(built: Path, tmp_path: Path) -> None:
-    """Word for word in the unpacked source archive; the libraries are those of these tests, the job is a small one."""
+    """Word for word in the unpacked source archive; the libraries are those of these tests, the job is a small one that pastes.
+
+    That the checkpoint paints outside the checkout is the test above.
+    """
     with tarfile.open(next(built.glob("*.tar.gz"))) as tar:
         tar.extractall(tmp_path, filter="data")
     folder = next(tmp_path.iterdir())
@@ -110,7 +113,9 @@ def test_the_first_line_of_the_readme(built: Path, tmp_path: Path) -> None:
     assert line is not None
     given = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PYTHONPATH": str(LIBRARIES)}  # "0": do not isolate
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    said = done(["bash", "-euc", f"{line[0]} {shlex.join(SMALL)}"], folder, env={**os.environ, **given, "PATH": path})
+    said = done(
+        ["bash", "-euc", f"{line[0]} pipeline=paste {shlex.join(SMALL)}"], folder, env={**os.environ, **given, "PATH": path}
+    )
     assert "out/100dogs: 1 images, 2 boxes, 1 shards" in said
 
 

@@ -11,6 +11,7 @@ from synthgen.train import TaskSpec
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TINY = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # in the place where the commands run, and how the pages name the real one
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -29,7 +30,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def smaller(job: Job) -> list[str]:
     """Overrides that make a job one of seconds, and leave all else as it is."""
-    changes: dict[str, Any] = {"images": min(job.images, 3), "workers": 0, "batch_size": 1, "output.shard_size": 2}
+    changes: dict[str, Any] = {"images": min(2, -(-job.images // 8)), "workers": 0, "batch_size": 1, "output.shard_size": 1}
     layout, pipeline = job.layout.model_dump(), job.pipeline.model_dump()
     if (names := list(layout.get("objects") or ())) and layout["sampler"] != "perspective":  # whose sizes are metres
         changes |= {"layout.canvas": [128, 128], "layout.objects": dict.fromkeys(names, 1)}
@@ -39,37 +40,27 @@ def smaller(job: Job) -> list[str]:
     return [f"{key}={value}" for key, value in changes.items()]
 
 
-def smaller_training(job: TaskSpec, init: Path) -> list[str]:
-    """The same for a training job, which begins with a tiny checkpoint where it begins with a large one."""
+def smaller_training(job: TaskSpec) -> list[str]:
+    """The same for a training job: one step on little, from a tiny checkpoint or from what an earlier command made."""
     given = job.model_dump()
-    changes: dict[str, Any] = {
-        "steps": 1,
-        "batch_size": 2,
-        "output.every": 1,
-        "data.scenes": 4,
-        "data.workers": 0,
-        "data.side": 128,
-    }
-    small: dict[str, Any] = {
-        "crop": 64,
-        "windows": [32, 48],
-        "rehearse": 1,
-        "prior_images": 1,
-        "prior_steps": 1,
-        "vae": init / "vae",
-    }
-    if given.get("init") and not Path(given["init"]).is_dir():  # what an earlier command made stays
-        small["init"] = init
+    changes: dict[str, Any] = {"steps": 1, "batch_size": 2, "output.every": 1}
+    changes |= {"data.scenes": 2, "data.fresh": 0, "data.workers": 0, "data.side": 128}
+    changes |= {"data.sizes": [24, 40]} if job.data.sizes else {}
+    small: dict[str, Any] = {"crop": 64, "windows": [32, 48], "rehearse": 1, "prior_images": 1, "prior_steps": 1, "text_dim": 16}
+    small |= {key: TINY for key in ("init", "vae") if given.get(key) and not Path(given[key]).is_dir()}
+    small["channels"] = [16] * (4 if job.task == "vae" else 2)
     if job.task == "detector":
         small = {"init": "centernet-tiny" if given["init"] else "null", "crop": 64}
     changes |= {key: value for key, value in small.items() if key in given}
     return [f"{key}={value}" for key, value in changes.items()]
 
 
-def load(argv: list[str], overrides: list[str], init: Path) -> list[str]:
+def load(argv: list[str], overrides: list[str]) -> list[str]:
     """The command's job, read and checked as it is written: what makes it smaller; nothing of a command without a job."""
     if argv[0] == "train":
-        return smaller_training(load_training(argv[1], overrides), init)
+        return smaller_training(load_training(argv[1], overrides))
+    if argv[0] == "benchmark":
+        return [*smaller_training(load_training("train-detector", overrides)), "--steps", "1", "--seeds", "1"]
     if argv[0] in ("run", "preview", "plan") or (argv[0] == "evaluate" and argv[1][:4] != "out/"):
         return smaller(load_job(argv[1], overrides))
     return []

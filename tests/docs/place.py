@@ -7,16 +7,16 @@ from pathlib import Path
 from synthgen.config import load_job
 from synthgen.diffusion.models import EMBEDDED
 from synthgen.engine.run import run
-from tests.docs.commands import ROOT, blocks
+from tests.conftest import tiny_checkpoint
+from tests.docs.commands import ROOT, TINY, blocks
 from tests.pipelines.test_tiling import FOREST
 from tests.records.sources import picture, write_coco, write_lines, write_yolo
 from tests.train.test_dreambooth import draw_cutouts
 
-SD = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 DOGS = ["images=4", "workers=0", "pipeline=paste", "layout.canvas=[256, 256]", "layout.objects={dog: 2}", "output.shard_size=2"]
 
 
-def furnish(place: Path, checkpoint: Path) -> Path:
+def furnish(place: Path) -> Path:
     """Fill the (present) folder; what a page writes itself, such as a job file, is not here."""
     for name in ("gnome", "dog", "<rex> dog"):
         draw_cutouts(place / "my/cutouts" / name, (200, 80, 40))
@@ -25,8 +25,7 @@ def furnish(place: Path, checkpoint: Path) -> Path:
     (place / "my/pictures").mkdir()
     for k in range(4):
         picture(k, (160, 140)).save(place / f"my/pictures/{k}.jpg")
-    for name in (SD, "my/checkpoint"):
-        shutil.copytree(checkpoint, place / name)
+    shutil.copytree(tiny_checkpoint(place / TINY, halvings=3), place / "my/checkpoint")  # 64 latents of a picture of 64 px
     for name in ("PekingU/rtdetr_r18vd", "out/train/detector/checkpoint"):
         shutil.copytree(EMBEDDED / "centernet-tiny", place / name)
     shutil.copytree(ROOT / "jobs", place / "jobs")

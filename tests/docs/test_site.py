@@ -30,5 +30,5 @@ def test_it_is_built_without_warnings(tmp_path: Path) -> None:
     assert "0.62" in shown["methods/mixture.html"]  # its row of the measured table
     assert "background_window" in shown["methods/mixture.html"]
     assert "synthgen evaluate" in shown["reference/commands.html"]
-    assert "float32 xyxy" in shown["reference/python/synthgen.layouts.html"]
+    assert "(N, 4) float32, xyxy in px" in shown["reference/python/synthgen.layouts.html"]
     assert "fonts.googleapis" not in "".join(shown.values())
