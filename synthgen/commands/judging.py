@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     sub.add_argument("--most", type=int, default=2000, help="pictures that the page shows (default 2000)")
     sub = commands.add("evaluate", evaluate_command, "hold a dataset against a detector, against CLIP, and against real pictures")
     sub.add_argument("out", metavar="OUT", help="output folder of `synthgen run`; or a job, which is run first")
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help="of the job")
+    sub.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="of the job")
     sub.add_argument("--detector", default="centernet-tiny", help="embedded, folder or Hub id (default: centernet-tiny)")
     sub.add_argument("--threshold", type=float, default=0.3, help="score from which a detection counts (default 0.3)")
     sub.add_argument("--clip", help="folder or Hub id of a CLIP; without one its figures are not measured")

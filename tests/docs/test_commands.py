@@ -20,7 +20,7 @@ ELSEWHERE = {
     "ruff check": "the README's second line has it: .ci/run",
     "pytest": "these tests themselves",
     "mkdocs build": "tests/docs/test_site.py::test_it_is_built_without_warnings",
-    "ray ": "starts machines: tests/engine/test_faults.py has several nodes, tests/test_cluster.py::test_cluster_file_is_valid holds cluster.yaml against Ray's schema",
+    "ray ": "starts machines: tests/engine/test_faults.py has Ray's workers on one, tests/test_cluster.py::test_cluster_file_is_valid holds cluster.yaml against Ray's schema",
     "aws ": "an account of AWS",
     "docker ": "builds an image",
     "kubectl ": "a cluster of Kubernetes",
@@ -28,7 +28,10 @@ ELSEWHERE = {
     "register-python-argcomplete": "the same",
 }
 # `synthgen` commands that do not run here, by what is in them. They are parsed, with their job.
-PARSED = {"--address": "a running Ray cluster: tests/engine/test_faults.py", "://": "an object store: tests/shards"}
+PARSED = {
+    "--address": "a running Ray cluster: tests/engine/test_faults.py has Ray on one machine",
+    "://": "an object store: tests/shards",
+}
 PYTHON_ELSEWHERE = {"docs/loading"}  # complete trainings, run by the tests of synthgen.data
 TOY = '"100dogs", ["layout.canvas=[64, 64]", "layout.objects={dog: 1}", "layout.size=[32, 40]"]'
 READS = ("check", "evaluate", "export", "finalize", "merge", "repair", "report")
