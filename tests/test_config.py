@@ -116,7 +116,7 @@ def test_an_unknown_recipe_hides_no_other_problem(job_file: Path) -> None:
 
 
 def test_what_is_no_dataset_is_no_job_either() -> None:
-    with pytest.raises(ConfigError, match="^out/frist: no such job, and no such folder; there are: 100dogs"):
+    with pytest.raises(ConfigError, match=r"^out/frist: no such job, and no such folder; there are: 100dogs"):
         load_job("out/frist")
 
 

@@ -87,9 +87,12 @@ def evaluate_command(args: argparse.Namespace) -> Result:
     if status:
         return status, data, made
     from synthgen.evaluate.dataset import evaluate
+    from synthgen.evaluate.fidelity import NOT_MEASURED
 
     data = evaluate(out, detector, clip, reference, args.limit)
-    return 0, data, [*made, *(f"{name:<12} {value}" for name, value in data.items())]
+    told = [f"{name:<12} {value}" for name, value in data.items() if value != NOT_MEASURED]
+    left = ", ".join(name for name, value in data.items() if value == NOT_MEASURED)
+    return 0, data, [*made, *told, *([f"not measured: {left}; see --clip and --reference"] if left else [])]
 
 
 def dataset_of(args: argparse.Namespace) -> tuple[Path, Result]:
