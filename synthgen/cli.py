@@ -24,7 +24,7 @@ from synthgen.commands import (
     speaking,
     training,
 )
-from synthgen.errors import InputError, explain
+from synthgen.errors import InputError, StoreFailedError, explain
 
 GROUPS = (making, speaking, training, judging, importing, exporting, catalogue)
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
             status, data, lines = args.command(args)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except (InputError, OSError, ModuleNotFoundError) as error:
+    except (InputError, StoreFailedError, OSError, ModuleNotFoundError) as error:
         problems = explain(error)
         if args.verbose:
             traceback.print_exc()

@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from pydantic_core import ErrorDetails
 
 from synthgen import registry
+from synthgen.errors import InputError
 from synthgen.layouts import InfeasibleLayoutError, SamplerSpec
 from synthgen.pipelines import MethodSpec
 from synthgen.pipelines.tiling.document import as_job, is_tiling_document
 from synthgen.scene import SceneSpec
 from synthgen.shards.categories import COCO_IDS, category_ids
+from synthgen.shards.store import check_url, is_url
 from synthgen.train import TaskSpec
 from synthgen.verify import VerifierSpec
 from synthgen.voice import Spoken
@@ -35,16 +37,20 @@ class OutputSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(min_length=1, description="output folder")
+    path: str = Field(min_length=1, description="output folder, or a URL: s3://, gs://, hdfs://")
+    shared: bool = Field(False, description="all nodes of the cluster see the folder under this name")
     shard_size: int = Field(1000, ge=1, le=100_000, description="images a shard")
     image_format: Literal["jpg", "png", "webp"] = "jpg"
     quality: int = Field(92, ge=1, le=100, description="of jpg and webp")
 
     @field_validator("path")
     @classmethod
-    def is_local(cls, value: str) -> str:
-        if "://" in value:
-            raise ValueError("object stores are not supported yet; give a folder")
+    def without_keys(cls, value: str) -> str:
+        if is_url(value):
+            try:
+                check_url(value)
+            except InputError as error:
+                raise ValueError(str(error)) from None
         return value
 
 
@@ -99,7 +105,7 @@ class Job(BaseModel):
     def fingerprint(self) -> dict[str, Any]:
         """All that the samples depend on, flat: dotted key to value. How many, where to and how fast are not in it."""
         data = self.resolved()
-        output = {k: v for k, v in data["output"].items() if k != "path"}
+        output = {k: v for k, v in data["output"].items() if k not in ("path", "shared")}
         parts = {k: data[k] for k in ("seed", "layout", "scene", "pipeline", "categories", "verify")}
         files = {"layout": self.layout.fingerprint(), "pipeline": self.pipeline.fingerprint()}
         files |= {"verify": self.verify.fingerprint()} if self.verify is not None else {}

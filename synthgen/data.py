@@ -12,8 +12,10 @@ for image, target in torch.utils.data.DataLoader(data, batch_size=None, num_work
 import io
 import os
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from synthgen.shards.labels import Labels, labels_of
 from synthgen.shards.sample import annotations_of, sample_key
 from synthgen.shards.samples import SPLITS, read_samples, sound_shards, split_of
 from synthgen.shards.shard import Marker
+from synthgen.shards.store import is_url, open_store
 
 Target = dict[str, Any]
 Transform = Callable[[Any, Target], tuple[Any, Target]]
@@ -40,7 +43,7 @@ BUFFER = 256  # encoded pictures that are shuffled among each other
 class _Shard:
     """One shard of a dataset, and how many of its samples are in the split."""
 
-    out: Path
+    out: str
     number: int
     count: int
 
@@ -63,7 +66,8 @@ def open_dataset(
     """Open one or more datasets of `synthgen run` or `synthgen import` for training.
 
     Args:
-        path: the folder of a dataset; or a pattern of several ("out/*"), or of some shards ("out/dogs/shards/00000*.tar").
+        path: the folder of a dataset; or a pattern of several ("out/*"), or of some shards ("out/dogs/shards/00000*.tar"). Or the
+            URL of a dataset (s3://…, gs://…, hdfs://…), or of some of its shards.
         split: "train" or "val", those of `synthgen export`; null: all samples.
         transform: called with picture and target, as those of torchvision.transforms.v2.
         val: share of the samples in "val".
@@ -107,25 +111,14 @@ def process(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def found_shards(pattern: str) -> tuple[list[tuple[Path, int, Marker]], list[DatasetInfo]]:
+def found_shards(pattern: str) -> tuple[list[tuple[str, int, Marker]], list[DatasetInfo]]:
     """Dataset, number and marker of each shard that is meant, and what each dataset says of itself.
 
     Raises:
         InputError: there is none, or one is damaged.
     """
-    paths = sorted(Path(p) for p in glob(pattern)) if not Path(pattern).exists() else [Path(pattern)]
-    wanted: dict[Path, set[int] | None] = {}
-    for path in paths:
-        if path.suffix == ".tar" and path.parent.name == "shards" and path.stem.isdigit():
-            numbers = wanted.setdefault(path.parent.parent, set())
-            if numbers is not None:
-                numbers.add(int(path.stem))
-        elif read_info(path) is not None:
-            wanted[path] = None
-    if not wanted:
-        raise InputError(f"{pattern}: no dataset here; name the output folder of `synthgen run`, or a pattern of some")
     shards, infos = [], []
-    for out, some in wanted.items():
+    for out, some in meant(pattern).items():
         info = read_info(out)
         if info is None:
             raise InputError(f"{out}: no dataset here (dataset.json is missing or damaged)")
@@ -135,6 +128,41 @@ def found_shards(pattern: str) -> tuple[list[tuple[Path, int, Marker]], list[Dat
             raise InputError(f"{out}/shards/{min(some - set(sound)):06d}.tar: was never committed; see `synthgen check {out}`")
         shards += [(out, number, marker) for number, marker in sound.items() if some is None or number in some]
     return shards, infos
+
+
+def meant(pattern: str) -> dict[str, set[int] | None]:
+    """The datasets that a path or pattern means, and which of their shards; None: all.
+
+    Raises:
+        InputError: there is none.
+    """
+    found: dict[str, set[int] | None] = {}
+    for path in matching(pattern):
+        shard = re.fullmatch(r"(.*)/shards/(\d+)\.tar", path, re.S)
+        if shard is None:
+            if read_info(path) is not None:
+                found[path] = None
+        elif (numbers := found.setdefault(shard[1], set())) is not None:
+            numbers.add(int(shard[2]))
+    if not found:
+        raise InputError(f"{pattern}: no dataset here; name the output folder of `synthgen run`, or a pattern of some")
+    return found
+
+
+def matching(pattern: str) -> list[str]:
+    """The paths or URLs that a pattern means; one that is none as it is.
+
+    Raises:
+        InputError: another part of a URL than the names of shards is a pattern.
+    """
+    if not is_url(pattern):
+        return [str(Path(p)) for p in ([pattern] if Path(pattern).exists() else sorted(glob(pattern)))]
+    if not re.search(r"[*[]", pattern):
+        return [pattern.rstrip("/")]
+    out, _, name = pattern.rpartition("/shards/")
+    if not out or re.search(r"[*[]", out):
+        raise InputError(f"{pattern}: in a URL only the names of shards can be a pattern: s3://BUCKET/OUT/shards/00000*.tar")
+    return [f"{out}/shards/{file}" for file, _ in sorted(open_store(out).sizes("shards")) if fnmatch(file, name)]
 
 
 def members(marker: Marker, split: str | None, val: float) -> int:

@@ -1,4 +1,4 @@
-"""The one base of all errors that say what is wrong with what the user gave, and what to say of others that a user meets."""
+"""The bases of all errors that are told in plain words instead of a traceback, and what to say of others that a user meets."""
 
 import errno
 import re
@@ -20,8 +20,8 @@ NEXT = {
 class InputError(Exception):
     """Bad input: one line a problem, each with what would be right; the commands exit with status 2.
 
-    ConfigError, InfeasibleLayoutError, IncompatibleLayoutError, ModelNotFoundError, ChangedJobError and LockedError
-    derive from it.
+    ConfigError, InfeasibleLayoutError, IncompatibleLayoutError, ModelNotFoundError, ChangedJobError, LockedError and
+    StoreRefusedError derive from it.
     """
 
     @property
@@ -29,7 +29,15 @@ class InputError(Exception):
         return str(self).splitlines()
 
 
-def explain(error: InputError | OSError | ModuleNotFoundError) -> list[str]:
+class StoreFailedError(Exception):
+    """An object store went on failing, however often it was asked again; the commands exit with status 1."""
+
+
+class StoreRefusedError(InputError):
+    """An object store will not do what was asked, however often: no such bucket, access denied."""
+
+
+def explain(error: InputError | StoreFailedError | OSError | ModuleNotFoundError) -> list[str]:
     """What to tell the user, a line a problem, each with what to do next.
 
     Raises:
@@ -37,6 +45,8 @@ def explain(error: InputError | OSError | ModuleNotFoundError) -> list[str]:
     """
     if isinstance(error, InputError):
         return error.problems
+    if isinstance(error, StoreFailedError):
+        return [f"{error}; all that was finished is kept, and the same command goes on"]
     if isinstance(error, ModuleNotFoundError):
         return [missing_module(error)]
     if error.errno not in NEXT:

@@ -27,8 +27,8 @@ from synthgen.shards.categories import COCO_IDS, category_ids
 from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, refuse_foreign, remove_dataset
 from synthgen.shards.lock import Lock
 from synthgen.shards.sample import Sample
-from synthgen.shards.shard import commit, committed, read_marker, stage, withdraw
-from synthgen.shards.store import clean, write_text
+from synthgen.shards.shard import commit, scan, stage, withdraw
+from synthgen.shards.store import open_store
 
 
 class BadEntriesError(InputError):
@@ -88,7 +88,7 @@ def import_dataset(spec: ImportSpec, overwrite: bool = False, report: Report | N
     if not overwrite:
         refuse_changed(spec.out, info)
     with Lock(spec.out) as lock:
-        clean(spec.out)
+        open_store(spec.out).clean()
         if overwrite:
             remove_dataset(spec.out)
         begin(spec.out, info, as_job(spec, info))
@@ -99,7 +99,7 @@ def import_dataset(spec: ImportSpec, overwrite: bool = False, report: Report | N
                 made += count
         except KeyboardInterrupt:
             interrupted = True
-        clean(spec.out)
+        open_store(spec.out).clean()
         counts = finalize(spec.out, info)
     return ImportResult(survey, made, time.perf_counter() - began, interrupted, counts, info.category_ids)
 
@@ -126,7 +126,7 @@ def list_skipped(out: Path, survey: Survey) -> None:
     """Write `skipped.jsonl`, a line a problem, if there are any."""
     lines = [json.dumps(asdict(problem)) + "\n" for problem in survey.problems]
     if lines:
-        write_text(out / "skipped.jsonl", "".join(lines))
+        open_store(out).write("skipped.jsonl", "".join(lines))
 
 
 def import_ids(spec: ImportSpec, survey: Survey) -> dict[str, int]:
@@ -191,7 +191,7 @@ def as_job(spec: ImportSpec, info: DatasetInfo) -> dict[str, Any]:
 
 def write_shards(spec: ImportSpec, survey: Survey, ids: dict[str, int], lock: Lock, tell: Report) -> Iterator[int]:
     """Write and commit the shards that are missing; yields how many pictures each has."""
-    there = {n: marker.count for n in committed(spec.out) if (marker := read_marker(spec.out, n)) is not None}
+    there = {number: marker.count for number, marker in scan(spec.out)}
     entries = good_entries(spec.source, survey)
     for number, first in enumerate(range(0, survey.count, spec.shard_size)):
         began, group = time.perf_counter(), list(islice(entries, spec.shard_size))

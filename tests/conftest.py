@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 from synthgen.config import Job, load_job
 from synthgen.engine.run import run
+from tests.s3 import S3, running
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many workers as cores
@@ -85,6 +86,21 @@ def tiny_checkpoint(folder: Path, channels: int = 3, halvings: int = 1) -> Path:
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    """An S3-protocol server of this test process."""
+    with running() as s3:
+        yield s3
+
+
+@pytest.fixture
+def s3(s3_server: S3) -> Iterator[S3]:
+    """The same, failing no requests."""
+    s3_server.fail()
+    yield s3_server
+    s3_server.fail()
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,8 @@ def test_run_check_finalize(job_file: Path, capsys: pytest.CaptureFixture[str]) 
     out = str(job_file.parent / "out")
     status, data = run_json(capsys, "run", str(job_file))
     assert status == 0
-    assert set(data) == {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "made", "seconds", "interrupted"}
+    figures = {"images", "boxes", "shards", "bytes", "verified", "complete", "coco_files"}
+    assert set(data) == {"output", *figures, "made", "seconds", "interrupted"}
     assert (data["output"], data["images"], data["boxes"], data["shards"], data["made"]) == (out, 6, 24, 3, 6)
     assert (data["complete"], data["interrupted"]) == (True, False)
     assert (Path(out) / "report.html").is_file()

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from torch.utils.data import DataLoader
 
 from synthgen.data import _Order, _Shard, as_coco, open_dataset
 from synthgen.errors import InputError
+from synthgen.export import ExportSpec, export_dataset
 from synthgen.importing import ImportSpec, import_dataset
 from synthgen.records.source import Source
 from synthgen.shards.sample import annotations_of
 from synthgen.shards.samples import split_of
 from synthgen.shards.shard import committed, read_rows
+from synthgen.shards.store import open_store
 from tests.records.sources import write_rich_coco
+from tests.s3 import S3
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def keys(items: Iterable[tuple[Any, dict[str, Any]]]) -> list[str]:
     epoch=st.integers(0, 3),
 )
 def test_no_sample_is_read_twice_or_never(counts: list[int], world_size: int, workers: int, shuffle: bool, epoch: int) -> None:
-    shards = tuple(_Shard(Path("x"), number, count) for number, count in enumerate(counts))
+    shards = tuple(_Shard("x", number, count) for number, count in enumerate(counts))
     orders = [_Order(shards, shuffle, 0, 3, rank, world_size) for rank in range(world_size)]
     read = [
         [
@@ -133,7 +137,6 @@ def test_patterns_and_several_datasets(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_the_split_is_that_of_an_export(dataset: Path, tmp_path: Path) -> None:
-    from synthgen.export import ExportSpec, export_dataset
 
     export_dataset(ExportSpec(dataset, "yolo", tmp_path / "yolo", val=0.3))
     listed = sorted(p.stem for p in (tmp_path / "yolo/images/val").iterdir())
@@ -169,7 +172,6 @@ def test_an_older_dataset_is_readable(dataset: Path, tmp_path: Path) -> None:
     """Tables had no column `source`, and dataset.json no key of that name."""
     import pyarrow.parquet as pq
 
-    from synthgen.export import ExportSpec, export_dataset
     from synthgen.shards.check import check_dataset
     from synthgen.shards.dataset import finalize, read_info
     from synthgen.shards.store import digest
@@ -191,3 +193,33 @@ def test_an_older_dataset_is_readable(dataset: Path, tmp_path: Path) -> None:
     assert keys(open_dataset(out)) == list(rows_of(dataset))
     export_dataset(ExportSpec(out, "coco", tmp_path / "coco", val=0))
     assert len(json.loads((tmp_path / "coco/annotations/instances_train.json").read_text())["images"]) == 9
+
+
+@pytest.fixture
+def url(dataset: Path, s3: S3) -> str:
+    """The dataset on an object store."""
+    store = open_store(s3.url(f"data/{uuid.uuid4().hex}"))
+    for path in (p for p in dataset.rglob("*") if p.is_file()):
+        store.write(str(path.relative_to(dataset)), path.read_bytes())
+    return str(store)
+
+
+def test_from_an_object_store(dataset: Path, url: str) -> None:
+    for workers in (0, 2):
+        there, here = (list(DataLoader(open_dataset(out), batch_size=None, num_workers=workers)) for out in (url, dataset))
+        assert keys(there) == keys(here)
+        assert all(torch.equal(a, b) for (a, _), (b, _) in zip(there, here, strict=True))
+    some = "shards/00000[13].tar"
+    assert keys(open_dataset(f"{url}/{some}")) == keys(open_dataset(f"{dataset}/{some}"))
+    assert keys(open_dataset(f"{url}/shards/000001.tar")) == keys(open_dataset(f"{dataset}/shards/000001.tar"))
+    for wrong, message in ((f"{url}/nothing", "no dataset here"), ("s3://bucket/*/shards/0.tar", "only the names of shards")):
+        with pytest.raises(InputError, match=message):
+            open_dataset(wrong)
+
+
+def test_an_export_from_an_object_store(dataset: Path, url: str, tmp_path: Path) -> None:
+    for name, out in (("there", url), ("here", dataset)):
+        export_dataset(ExportSpec(out, "coco", tmp_path / name))
+    files = {p.relative_to(tmp_path / "here"): p.read_bytes() for p in (tmp_path / "here").rglob("*") if p.is_file()}
+    assert len(files) > 10
+    assert files == {p: (tmp_path / "there" / p).read_bytes() for p in files}

@@ -10,7 +10,7 @@ from synthgen.errors import InputError
 def add(commands: Commands) -> None:
     """Add `export`."""
     sub = commands.add("export", export_command, "write a dataset as COCO, for Ultralytics, for Hugging Face or as Pascal VOC")
-    sub.add_argument("out", metavar="OUT", type=Path, help="output folder of `synthgen run` or `synthgen import`")
+    sub.add_argument("out", metavar="OUT", help="output folder or URL of `synthgen run` or `synthgen import`")
     sub.add_argument("--to", required=True, choices=("coco", "yolo", "hf", "voc"), help="the form")
     sub.add_argument("folder", metavar="DIR", type=Path, help="folder to write")
     sub.add_argument(

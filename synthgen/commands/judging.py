@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from synthgen.commands import EXIT_FAULT, Commands, Result
-from synthgen.commands.making import run_command
+from synthgen.commands.making import run_command, split
+
+if TYPE_CHECKING:
+    from synthgen.shards.store import Store
 
 
 def add(commands: Commands) -> None:
@@ -13,12 +17,12 @@ def add(commands: Commands) -> None:
         ("check", check_command, "look for anything wrong with a dataset"),
         ("finalize", finalize_command, "write the dataset files for what is committed so far"),
     ):
-        commands.add(name, run, text).add_argument("out", type=Path, metavar="OUT", help="output folder")
+        commands.add(name, run, text).add_argument("out", metavar="OUT", help="output folder, or URL")
     sub = commands.add("report", report_command, "write report.html, a page to look at a dataset with")
-    sub.add_argument("out", metavar="OUT", type=Path, help="output folder of `synthgen run`")
+    sub.add_argument("out", metavar="OUT", help="output folder or URL of `synthgen run`")
     sub.add_argument("--most", type=int, default=2000, help="pictures that the page shows (default 2000)")
     sub = commands.add("evaluate", evaluate_command, "hold a dataset against a detector, against CLIP, and against real pictures")
-    sub.add_argument("out", metavar="OUT", help="output folder of `synthgen run`; or a job, which is run first")
+    sub.add_argument("out", metavar="OUT", help="output folder or URL of `synthgen run`; or a job, which is run first")
     sub.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="of the job")
     sub.add_argument("--detector", default="centernet-tiny", help="embedded, folder or Hub id (default: centernet-tiny)")
     sub.add_argument("--threshold", type=float, default=0.3, help="score from which a detection counts (default 0.3)")
@@ -42,18 +46,21 @@ def check_command(args: argparse.Namespace) -> Result:
 
 
 def finalize_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete"}."""
+    """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "coco_files"}."""
     from synthgen.config import ConfigError
     from synthgen.shards.dataset import finalize, read_info
     from synthgen.shards.lock import Lock
+    from synthgen.shards.store import open_store
 
-    info = read_info(args.out)
+    store = open_store(args.out)
+    info = read_info(store)
     if info is None:
         raise ConfigError([f"{args.out}: no dataset here (dataset.json is missing or damaged)"])
-    with Lock(args.out):
-        counts = finalize(args.out, info)
+    with Lock(store):
+        counts = finalize(store, info)
     done = "complete" if counts["complete"] else f"{info.asked - counts['images']} images are still missing"
-    return 0, {"output": str(args.out), **counts}, [f"{args.out}: {counts['images']} images, {counts['boxes']} boxes; {done}"]
+    text = f"{args.out}: {counts['images']} images, {counts['boxes']} boxes; {done}{split(counts)}"
+    return 0, {"output": args.out, **counts}, [text]
 
 
 def report_command(args: argparse.Namespace) -> Result:
@@ -61,9 +68,9 @@ def report_command(args: argparse.Namespace) -> Result:
     from synthgen.report import write_report
 
     counts = write_report(args.out, args.most)
-    path = args.out / "report.html"
+    path = f"{args.out.rstrip('/')}/report.html"
     text = f"{path}: {counts['shown']} of {counts['images']} images, {counts['bytes'] / 1e6:.1f} MB"
-    return 0, {"path": str(path), **counts}, [text]
+    return 0, {"path": path, **counts}, [text]
 
 
 def evaluate_command(args: argparse.Namespace) -> Result:
@@ -95,19 +102,20 @@ def evaluate_command(args: argparse.Namespace) -> Result:
     return 0, data, [*made, *told, *([f"not measured: {left}; see --clip and --reference"] if left else [])]
 
 
-def dataset_of(args: argparse.Namespace) -> tuple[Path, Result]:
+def dataset_of(args: argparse.Namespace) -> tuple["Store", Result]:
     """The dataset that is meant by `out`; if that is a job it is run, and what came of it is returned too."""
     from synthgen.cli import parse
     from synthgen.config import ConfigError, load_job
     from synthgen.shards.dataset import read_info
+    from synthgen.shards.store import is_url, open_store
 
-    out = Path(args.out)
-    if not out.is_dir():
+    if not (is_url(args.out) or Path(args.out).is_dir()):
         job = load_job(args.out, args.overrides)
         run_args = parse(["run", args.out, *args.overrides])
-        return Path(job.output.path), run_command(run_args)
+        return open_store(job.output.path), run_command(run_args)
     if args.overrides:
-        raise ConfigError([f"{out}: a dataset; {args.overrides[0]!r} is for jobs"])
+        raise ConfigError([f"{args.out}: a dataset; {args.overrides[0]!r} is for jobs"])
+    out = open_store(args.out)
     if read_info(out) is None:
-        raise ConfigError([f"{out}: not a synthgen dataset (no readable dataset.json)"])
+        raise ConfigError([f"{args.out}: not a synthgen dataset (no readable dataset.json)"])
     return out, (0, {}, [])

@@ -25,7 +25,8 @@ def add(commands: Commands) -> None:
 
 
 def run_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "made", "seconds", "interrupted"}.
+    """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "coco_files", "made", "seconds",
+    "interrupted"}.
 
     With --voice or --say "spoken" too (`load`), as with `preview` and `plan`.
     """
@@ -49,9 +50,20 @@ def run_command(args: argparse.Namespace) -> Result:
         text = f"stopped; {data['images']} of {job.images} images are done. To go on: synthgen run {args.job}{overrides}"
         return EXIT_INTERRUPTED, data, [text]
     if result.made and result.counts["complete"]:
-        write_report(Path(job.output.path), SHOWN)
+        write_report(job.output.path, SHOWN)
     rate = f", {result.made} made now at {result.made / result.seconds:.2f} images/s" if result.made else ", all were there"
-    return 0, data, [f"{job.output.path}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards{rate}"]
+    figures = f"{data['images']} images, {data['boxes']} boxes, {data['shards']} shards{rate}{split(data)}"
+    return 0, data, [f"{job.output.path}: {figures}"]
+
+
+def split(counts: dict[str, Any]) -> str:
+    """That a dataset has several COCO files, to be told after its figures."""
+    from synthgen.shards.coco import SHARDS_A_FILE
+
+    files = counts["coco_files"]
+    if files == 1:
+        return ""
+    return f"; COCO annotations in {files} files of {SHARDS_A_FILE} shards each: annotations/instances-00000.json …"
 
 
 class _ProgressBar:

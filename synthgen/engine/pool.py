@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from synthgen.config import Job
 from synthgen.engine.worker import Progress, RejectedImageError, Worker
 from synthgen.shards.shard import StagedShard
+from synthgen.shards.store import Out, refuse_unshared
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Pool(Protocol):
 class LocalPool:
     """One worker in this process: for debugging, and for machines without Ray."""
 
-    def __init__(self, job: Job, out: Path) -> None:
+    def __init__(self, job: Job, out: Out) -> None:
         self.worker = Worker(job, out, local_device(job))
 
     def run(self, shards: Iterable[int]) -> Iterator[Event]:
@@ -70,7 +71,7 @@ class RayPool:
         address: of a running cluster; None starts Ray on this machine.
     """
 
-    def __init__(self, job: Job, out: Path, workers: int, address: str | None = None) -> None:
+    def __init__(self, job: Job, out: Out, workers: int, address: str | None = None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
@@ -78,6 +79,7 @@ class RayPool:
         self.ray, self.job, self.out, self.workers = ray, job, out, workers
         self.remote = ray.remote(Worker)
         self._start(address or os.environ.get("RAY_ADDRESS"))
+        refuse_unshared(out, job.output.shared, sum(node["Alive"] for node in ray.nodes()))
         self.device = "cuda" if job.pipeline.uses_torch and ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
 
     def _start(self, address: str | None) -> None:
@@ -150,7 +152,7 @@ def local_device(job: Job) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def open_pool(job: Job, out: Path, address: str | None = None) -> Pool:
+def open_pool(job: Job, out: Out, address: str | None = None) -> Pool:
     """The pool that `workers` asks for: 0 in this process; a number, [least, most] or null on Ray."""
     if job.workers == 0:
         return LocalPool(job, out)

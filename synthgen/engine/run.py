@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from synthgen.config import Job
@@ -13,8 +12,8 @@ from synthgen.engine.pool import ShardFailedError, open_pool
 from synthgen.engine.worker import Progress
 from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, refuse_foreign, remove_dataset, versions
 from synthgen.shards.lock import Lock
-from synthgen.shards.shard import StagedShard, commit, committed, read_marker, withdraw
-from synthgen.shards.store import clean
+from synthgen.shards.shard import StagedShard, commit, scan, shard_sizes, withdraw
+from synthgen.shards.store import Out, Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +41,13 @@ def dataset_info(job: Job) -> DatasetInfo:
     return DatasetInfo(job.name, job.images, job.fingerprint(), job.ids(), job.output.image_format, job.pipeline.licence())
 
 
-def missing_shards(job: Job, out: Path) -> list[int]:
-    """Shards that are not there, or hold another number of images than they should (an extended last one)."""
-    there = {number: marker.count for number in committed(out) if (marker := read_marker(out, number)) is not None}
+def missing_shards(job: Job, out: Out, found: dict[int, dict[str, int]] | None = None) -> list[int]:
+    """Shards that are not there, or hold another number of images than they should (an extended last one).
+
+    Args:
+        found: what `shard_sizes` says, if it is known.
+    """
+    there = {number: marker.count for number, marker in scan(out, found)}
     return [number for number in range(job.shards) if there.get(number) != job.shard_count(number)]
 
 
@@ -63,27 +66,28 @@ def run(
         LockedError: another run works on it.
         ShardFailedError: a shard could not be made; all that was committed stays, and is finalised.
     """
-    out, info = Path(job.output.path).absolute(), dataset_info(job)
+    out, info = open_store(job.output.path), dataset_info(job)
     refuse_foreign(out)
     if not overwrite:
         refuse_changed(out, info)
     began = time.perf_counter()
     with Lock(out) as lock, journal(out):
-        clean(out)
+        out.clean()
         if overwrite:
             remove_dataset(out)
         refuse_changed(out, info)
         begin(out, info, job.resolved())
-        todo = missing_shards(job, out)
+        found = shard_sizes(out)
+        todo = missing_shards(job, out, found)
         log.info("run started", extra=facts(job=job.name, images=job.images, missing_shards=len(todo), versions=versions()))
-        for number in todo:
+        for number in found.keys() & set(todo):
             withdraw(out, number)
         failure, made, interrupted = None, 0, False
         try:
             made, interrupted = make(job, out, todo, lock, address, report)
         except ShardFailedError as error:
             failure = error
-        clean(out)
+        out.clean()
         counts = finalize(out, info)
         if failure is not None:
             raise failure
@@ -93,7 +97,7 @@ def run(
 
 
 def make(
-    job: Job, out: Path, todo: list[int], lock: Lock, address: str | None, report: Callable[[int, int], Report] | None
+    job: Job, out: Store, todo: list[int], lock: Lock, address: str | None, report: Callable[[int, int], Report] | None
 ) -> tuple[int, bool]:
     """Make and commit shards; returns how many images, and whether a Ctrl-C ended it."""
     tell = report(job.images, job.images - sum(job.shard_count(n) for n in todo)) if report else None

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from synthgen.scene import Scene
 from synthgen.shards.dataset import versions
 from synthgen.shards.sample import Sample
 from synthgen.shards.shard import StagedShard, stage
+from synthgen.shards.store import Out
 from synthgen.verify.actions import Checked, Inspection
 
 log = logging.getLogger(__name__)
@@ -90,11 +90,11 @@ class Worker:
 
     Args:
         job: the validated job.
-        out: output folder.
+        out: the store that shards are staged to, or its folder.
         device: "cpu" or "cuda".
     """
 
-    def __init__(self, job: Job, out: Path, device: str = "cpu") -> None:
+    def __init__(self, job: Job, out: Out, device: str = "cpu") -> None:
         self.job, self.out = job, out
         self.numerics = Numerics(job.batch_size, job.chunk, job.threads, device, versions())
         self.ids = job.ids()

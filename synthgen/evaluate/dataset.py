@@ -1,7 +1,6 @@
 """Figures of a finished dataset, shard by shard."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 from synthgen.evaluate.compared import Compared
@@ -11,13 +10,14 @@ from synthgen.evaluate.reference import Reference
 from synthgen.evaluate.samples import samples
 from synthgen.evaluate.words import Words
 from synthgen.shards.dataset import read_info
+from synthgen.shards.store import Out
 from synthgen.verify.detector import DetectorVerifier
 from synthgen.verify.verifiers.clip import Spec as ClipSpec
 from synthgen.verify.verifiers.detector import Spec as DetectorSpec
 
 
 def evaluate(
-    out: Path,
+    out: Out,
     detector: DetectorSpec,
     clip: ClipSpec | None = None,
     reference: Reference | None = None,

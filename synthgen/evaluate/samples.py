@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,16 @@ from PIL import Image
 
 from synthgen.layouts import Layout
 from synthgen.shards.sample import annotations_of
-from synthgen.shards.shard import committed, read_members, read_rows, shard_path
+from synthgen.shards.shard import committed, read_rows, shard_members
+from synthgen.shards.store import Out, open_store
 
 
-def samples(out: Path, limit: int | None = None) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8], Layout]]:
+def samples(out: Out, limit: int | None = None) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8], Layout]]:
     """Row, picture (H, W, 3) and labels of each sample, in order."""
-    done = 0
-    for number in committed(out):
-        rows = {f"{row['key']}.{row['image_format']}": row for row in read_rows(out, number)}
-        for name, data in read_members(shard_path(out, number, ".tar")):
+    done, store = 0, open_store(out)
+    for number in committed(store):
+        rows = {f"{row['key']}.{row['image_format']}": row for row in read_rows(store, number)}
+        for name, data in shard_members(store, number):
             if name in rows:
                 if limit is not None and done == limit:
                     return

@@ -24,7 +24,7 @@ from synthgen.shards.lock import Lock
 from synthgen.shards.sample import annotations_of
 from synthgen.shards.samples import SPLITS, read_samples, sound_shards, split_of
 from synthgen.shards.shard import Marker, read_rows, shard_name
-from synthgen.shards.store import TEMPORARY, replacing, write_text
+from synthgen.shards.store import TEMPORARY, LocalStore, Out, open_store, replacing, write_text
 
 FORMATS = ("coco", "yolo", "hf", "voc")
 RECORD, DONE = "export.json", ".export"
@@ -35,7 +35,7 @@ class ExportSpec:
     """What to export and how.
 
     Attributes:
-        source: a dataset.
+        source: a dataset: its folder, or its URL.
         form: one of FORMATS.
         folder: where to write.
         val: share of the samples in the split "val", 0 to 1.
@@ -43,7 +43,7 @@ class ExportSpec:
         workers: shards that are worked on at the same time.
     """
 
-    source: Path
+    source: Out
     form: str
     folder: Path
     val: float = 0.1
@@ -141,17 +141,18 @@ def opened(spec: ExportSpec) -> Export:
         raise InputError(f"command line: --val: {spec.val:g} must be from 0 to 1")
     if spec.workers < 1:
         raise InputError(f"command line: --workers: {spec.workers} must be at least 1")
-    source, folder = spec.source.resolve(), spec.folder.resolve()
-    if source == folder or source in folder.parents or folder in source.parents:
+    store, folder = open_store(spec.source), spec.folder.resolve()
+    source = store.root.resolve() if isinstance(store, LocalStore) else None
+    if source is not None and (source == folder or source in folder.parents or folder in source.parents):
         raise InputError(f"{spec.folder}: lies in the dataset {spec.source}, or around it; give another folder")
-    info = read_info(spec.source)
+    info = read_info(store)
     if info is None:
         raise InputError(f"{spec.source}: no dataset here (dataset.json is missing or damaged)")
     try:
         labels = labels_of(info.category_ids, spec.renamed)
     except ValueError as error:
         raise InputError(f"command line: --label: {error}") from None
-    return Export(spec, info, labels, sound_shards(spec.source))
+    return Export(spec, info, labels, sound_shards(store))
 
 
 def form_of(name: str) -> Form:

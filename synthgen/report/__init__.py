@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from PIL import Image
 from synthgen.errors import InputError
 from synthgen.shards.dataset import read_info
 from synthgen.shards.sample import VERIFIED, annotations_of, conditions_of
-from synthgen.shards.shard import committed, read_marker, read_members, read_rows, shard_path
-from synthgen.shards.store import write_text
+from synthgen.shards.shard import read_rows, scan, shard_members
+from synthgen.shards.store import Out, Store, open_store
 
 SIDE, QUALITY = 384, 72  # of the pictures in the page: longer side in px, JPEG
 MOST = 2000  # pictures in one page
@@ -24,7 +24,7 @@ class NoDatasetError(InputError):
     """A folder is no dataset of ours."""
 
 
-def write_report(out: Path, most: int = MOST) -> dict[str, int]:
+def write_report(out: Out, most: int = MOST) -> dict[str, int]:
     """Write `report.html` beside the shards.
 
     Args:
@@ -36,27 +36,28 @@ def write_report(out: Path, most: int = MOST) -> dict[str, int]:
     Raises:
         NoDatasetError: the folder holds none.
     """
-    info = read_info(out)
+    store = open_store(out)
+    info = read_info(store)
     if info is None:
         raise NoDatasetError(f"{out}: not a synthgen dataset (no readable dataset.json)")
-    shown = list(pictures(out, most))
-    total = sum(marker.count for n in committed(out) if (marker := read_marker(out, n)) is not None)
-    data = {"name": info.name, "images": total, "asked": info.asked, "pictures": shown, "shards": list(shards(out))}
-    job = (out / "job.yaml").read_text() if (out / "job.yaml").is_file() else ""
+    told = list(shards(store))
+    shown, total = list(pictures(store, [shard["n"] for shard in told], most)), sum(shard["count"] for shard in told)
+    data = {"name": info.name, "images": total, "asked": info.asked, "pictures": shown, "shards": told}
+    job = store.read("job.yaml").decode() if store.exists("job.yaml") else ""
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # nothing in it ends the script element
     for mark, value in (("@NAME@", html.escape(info.name)), ("@JOB@", html.escape(job)), ("@DATA@", text)):
         page = page.replace(mark, value)
-    write_text(out / "report.html", page)
+    store.write("report.html", page)
     return {"images": total, "shown": len(shown), "bytes": len(page)}
 
 
-def pictures(out: Path, most: int) -> Iterator[dict[str, Any]]:
+def pictures(store: Store, numbers: Iterable[int], most: int) -> Iterator[dict[str, Any]]:
     """The samples, in order: a small picture and its labels."""
     done = 0
-    for number in committed(out):
-        rows = {f"{row['key']}.{row['image_format']}": row for row in read_rows(out, number)}
-        for name, data in read_members(shard_path(out, number, ".tar")):
+    for number in numbers:
+        rows = {f"{row['key']}.{row['image_format']}": row for row in read_rows(store, number)}
+        for name, data in shard_members(store, number):
             if name in rows and done < most:
                 done += 1
                 yield picture(rows[name], data)
@@ -87,9 +88,7 @@ def picture(row: dict[str, Any], data: bytes) -> dict[str, Any]:
     return {**plain, **facts, "drawn": drawn, "boxes": boxes, "src": base64.b64encode(buffer.getvalue()).decode()}
 
 
-def shards(out: Path) -> Iterator[dict[str, Any]]:
+def shards(store: Store) -> Iterator[dict[str, Any]]:
     """Images and seconds of each shard."""
-    for number in committed(out):
-        marker = read_marker(out, number)
-        if marker is not None:
-            yield {"n": number, "count": marker.count, "seconds": round(marker.seconds, 3), "attempts": marker.attempts}
+    for number, marker in scan(store):
+        yield {"n": number, "count": marker.count, "seconds": round(marker.seconds, 3), "attempts": marker.attempts}

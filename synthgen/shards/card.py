@@ -2,14 +2,13 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
 from synthgen.shards.sample import annotations_of, is_number
-from synthgen.shards.shard import read_members, shard_name, shard_path
-from synthgen.shards.store import replacing, write_text
+from synthgen.shards.shard import shard_members, shard_name
+from synthgen.shards.store import Store
 
 if TYPE_CHECKING:
     from synthgen.shards.dataset import DatasetInfo
@@ -126,25 +125,26 @@ def contact_sheet(pictures: list[Image.Image], columns: int = SHEET_COLUMNS, til
     return sheet
 
 
-def write_contact_sheet(out: Path, rows: list[dict[str, Any]]) -> None:
+def write_contact_sheet(store: Store, rows: list[dict[str, Any]]) -> None:
     """Write `contact_sheet.jpg` of the first images, read from their shard."""
     wanted = {f"{row['key']}.{row['image_format']}": row for row in rows[:SHEET_IMAGES]}
     pictures = []
     for number in sorted({int(row["shard"]) for row in wanted.values()}):
-        for name, data in read_members(shard_path(out, number, ".tar")):
+        for name, data in shard_members(store, number):
             if name in wanted:
                 with Image.open(io.BytesIO(data)) as image:
                     boxes = annotations_of(wanted[name])
                     scale = (SHEET_TILE - 6) / max(image.size)
                     pictures.append(draw_boxes(image, [b["bbox"] for b in boxes], [b["category"] for b in boxes], scale))
-    with replacing(out / "contact_sheet.jpg") as temporary:
-        contact_sheet(pictures).save(temporary, "JPEG", quality=88)
+    with store.replacing("contact_sheet.jpg") as file:
+        contact_sheet(pictures).save(file, "JPEG", quality=88)
 
 
 def write_card(
-    out: Path,
+    store: Store,
     info: "DatasetInfo",
     facts: Mapping[str, Any],
+    coco: str,
     has_masks: bool,
     verified: bool = False,
     conditions: Sequence[str] = (),
@@ -153,6 +153,7 @@ def write_card(
     """Write README.md: the header that `datasets` reads, the figures, and how to load the shards.
 
     Args:
+        coco: name of the (first) COCO file.
         has_masks: annotations have a segmentation.
         verified: they have scores, and samples what was seen in them.
         conditions: that samples have.
@@ -167,8 +168,8 @@ def write_card(
     features = FEATURES.format(images=images, **more)
     table = "\n".join(f"| {key} | {_escape(value)} |" for key, value in facts.items())
     last = shard_name(max(facts["shards"] - 1, 0))
-    card = CARD.format(**heading(info), features=features, table=table, image=info.image_format, last=last)
-    write_text(out / "README.md", card)
+    card = CARD.format(**heading(info), features=features, table=table, image=info.image_format, last=last, coco=coco)
+    store.write("README.md", card)
 
 
 def heading(info: "DatasetInfo") -> dict[str, str]:
@@ -218,7 +219,7 @@ dataset = wds.WebDataset("shards/{{000000..{last}}}.tar").decode("pil").to_tuple
 
 ```python
 from pycocotools.coco import COCO
-coco = COCO("annotations/instances.json")  # image id = sample index + 1
+coco = COCO("{coco}")  # image id = sample index + 1
 ```
 
 ```python

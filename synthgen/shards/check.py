@@ -6,38 +6,51 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import ExitStack
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from synthgen.shards.coco import WHOLE, coco_file
 from synthgen.shards.dataset import DatasetInfo, read_info
 from synthgen.shards.sample import annotations_of, conditions_of, sample_key
-from synthgen.shards.shard import Marker, read_marker, read_members, shard_name, shard_path
-from synthgen.shards.store import digest
+from synthgen.shards.shard import MARKER, TABLE, TAR, Marker, read_marker, read_members, shard_file, shard_name, shard_sizes
+from synthgen.shards.store import Out, Store, open_store
 
-REQUIRED = ("job.yaml", "dataset.json", "index.json", "manifest.parquet", "README.md", "annotations/instances.json")
+REQUIRED = ("job.yaml", "dataset.json", "index.json", "manifest.parquet", "README.md")
+MOST_TOLD = 5  # missing samples
 
 
-def check_dataset(out: Path) -> tuple[list[str], dict[str, int]]:
-    """All faults of an output folder, each as `file: what`, and the counts of what was looked at."""
-    info = read_info(out)
+def check_dataset(out: Out) -> tuple[list[str], dict[str, int]]:
+    """All faults of a dataset, each as `file: what`, and the counts of what was looked at.
+
+    One shard after the other; what is held at once is what one COCO file holds.
+    """
+    store = open_store(out)
+    info = read_info(store)
     if info is None:
         return [f"{out}: no dataset here (dataset.json is missing or damaged)"], {"images": 0, "boxes": 0, "shards": 0}
-    checked = _Checked()
-    faults = [f"{name}: missing" for name in REQUIRED if not (out / name).exists()]
-    numbers = sorted({int(p.stem) for p in (out / "shards").iterdir() if p.stem.isdigit()}) if (out / "shards").is_dir() else []
-    for number in numbers:
-        faults += list(check_shard(out, number, checked))
-    faults += list(check_whole(out, info, checked))
-    boxes = sum(len(a) for a in checked.annotations.values())
-    return faults, {"images": len(checked.annotations), "boxes": boxes, "shards": len(numbers)}
+    found = shard_sizes(store)
+    marked = sum(MARKER in files for files in found.values())
+    coco_files = dict.fromkeys([coco_file(number, marked) for number in found] or [WHOLE])
+    faults = [f"{name}: missing" for name in (*REQUIRED, *coco_files) if not store.exists(name)]
+    with ExitStack() as opened:
+        whole, manifest = _Whole(store, info), _Manifest(store, opened)
+        for name in coco_files:
+            checked = _Checked()
+            for number in [n for n in found if coco_file(n, marked) == name]:
+                faults += list(check_shard(store, number, checked))
+            manifest.check(checked)
+            faults += list(whole.check(name, checked))
+        faults += [*whole.end(), *manifest.end()]
+    return faults, {"images": whole.images, "boxes": whole.boxes, "shards": len(found)}
 
 
 class _Checked:
-    """What the shards hold, as far as it is compared with the files beside them."""
+    """What some shards hold, as far as it is compared with the files beside them."""
 
     def __init__(self) -> None:
         self.annotations: dict[int, list[dict[str, Any]]] = {}
@@ -45,25 +58,27 @@ class _Checked:
         self.samples: dict[str, int] = {}  # samples a shard
 
 
-def check_shard(out: Path, number: int, checked: _Checked) -> Iterator[str]:
+def check_shard(out: Out, number: int, checked: _Checked) -> Iterator[str]:
     """Faults of one shard: sizes and digests, members, pictures, boxes, and its table against its tar."""
-    name = shard_name(number)
-    marker = read_marker(out, number)
+    store, name = open_store(out), shard_name(number)
+    marker = read_marker(store, number)
     if marker is None:
         yield f"shards/{name}.json: no valid marker, or a file of the shard is missing or of another size"
         return
-    tar, parquet = shard_path(out, number, ".tar"), shard_path(out, number, ".parquet")
-    damaged = [path for path, wanted in ((tar, marker.sha256), (parquet, marker.parquet_sha256)) if digest(path) != wanted]
-    yield from (f"shards/{path.name}: its bytes are not those that were committed (sha256)" for path in damaged)
-    if damaged:
-        return
-    try:
-        members = dict(read_members(tar))
-        rows = pq.read_table(parquet).to_pylist()
-    except (tarfile.TarError, EOFError, OSError, pa.ArrowException) as error:
-        yield f"shards/{name}: cannot be read: {error}"
-        return
-    checked.samples[f"shards/{name}.tar"] = len(rows)
+    with store.open(shard_file(number, TAR)) as tar, store.open(shard_file(number, TABLE)) as table:
+        files: tuple[tuple[str, Any, str], ...] = ((TAR, tar, marker.sha256), (TABLE, table, marker.parquet_sha256))
+        damaged = [suffix for suffix, file, wanted in files if hashlib.file_digest(file, "sha256").hexdigest() != wanted]
+        yield from (f"shards/{name}{s}: its bytes are not those that were committed (sha256)" for s in damaged)
+        if damaged:
+            return
+        try:
+            tar.seek(0)
+            members = dict(read_members(tar))
+            rows = pq.read_table(table).to_pylist()
+        except (tarfile.TarError, EOFError, OSError, pa.ArrowException) as error:
+            yield f"shards/{name}: cannot be read: {error}"
+            return
+    checked.samples[shard_file(number, TAR)] = len(rows)
     yield from _check_members(name, marker, members, rows, checked)
 
 
@@ -113,53 +128,96 @@ def check_sample(row: dict[str, Any], picture: bytes, record: bytes) -> Iterator
             yield f"box {annotation['bbox']} is not inside the picture"
 
 
-def check_whole(out: Path, info: DatasetInfo, checked: _Checked) -> Iterator[str]:
-    """Faults of the dataset as a whole: counts, indices, and the files made from the shards."""
-    found = sorted(checked.annotations)
-    if found != list(range(len(found))):
-        missing = sorted(set(range(found[-1] + 1)) - set(found))
-        yield f"shards: samples {missing[:5]} are missing"
-    if len(found) != info.asked:
-        yield f"shards: {len(found)} images, the job asks for {info.asked}"
-    yield from _check_manifest(out, checked)
-    yield from _check_index(out, checked)
-    yield from _check_coco(out, info, checked)
+class _Whole:
+    """Compares the files of the dataset as a whole with its shards, which are shown to it in parts."""
+
+    def __init__(self, store: Store, info: DatasetInfo) -> None:
+        self.store, self.info = store, info
+        self.images = self.boxes = self.next = 0
+        self.missing: list[int] = []
+        self.samples: dict[str, int] = {}
+
+    def check(self, coco: str, checked: _Checked) -> Iterator[str]:
+        """Faults of a COCO file, against the shards that belong to it."""
+        for index in sorted(checked.annotations):
+            self.missing += range(self.next, min(index, self.next + MOST_TOLD))
+            if index < self.next:
+                yield f"shards: sample {index} is in two shards"
+            self.next = index + 1
+        yield from self._check_coco(coco, checked)
+        self.samples |= checked.samples
+        self.images += len(checked.annotations)
+        self.boxes += sum(map(len, checked.annotations.values()))
+
+    def end(self) -> Iterator[str]:
+        """Faults that show when all shards were seen."""
+        if self.missing:
+            yield f"shards: samples {self.missing[:MOST_TOLD]} are missing"
+        if self.images != self.info.asked:
+            yield f"shards: {self.images} images, the job asks for {self.info.asked}"
+        yield from self._check_index()
+
+    def _check_index(self) -> Iterator[str]:
+        try:
+            listed = {s["url"]: s["nsamples"] for s in json.loads(self.store.read("index.json"))["shardlist"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            yield f"index.json: cannot be read: {error}"
+            return
+        if listed != self.samples:
+            yield "index.json: its shards differ from the folder; run `synthgen finalize`"
+
+    def _check_coco(self, name: str, checked: _Checked) -> Iterator[str]:
+        from pycocotools.coco import COCO
+
+        try:
+            coco = COCO()
+            coco.dataset = json.loads(self.store.read(name))
+            with contextlib.redirect_stdout(io.StringIO()):
+                coco.createIndex()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            yield f"{name}: cannot be read: {error}"
+            return
+        if {c["name"]: c["id"] for c in coco.dataset["categories"]} != self.info.category_ids:
+            yield f"{name}: its categories differ from dataset.json"
+        ids = [a["id"] for a in coco.dataset["annotations"]]
+        if ids != list(range(self.boxes + 1, self.boxes + 1 + len(ids))):
+            yield f"{name}: annotation ids are not {self.boxes + 1}, {self.boxes + 2}, {self.boxes + 3} …"
+        got = {i - 1: [{k: v for k, v in a.items() if k not in ("id", "image_id")} for a in coco.imgToAnns[i]] for i in coco.imgs}
+        if got != checked.annotations:
+            yield f"{name}: its boxes differ from the shards; run `synthgen finalize`"
 
 
-def _check_manifest(out: Path, checked: _Checked) -> Iterator[str]:
-    try:
-        table = pq.read_table(out / "manifest.parquet", columns=["index", "image_sha256"])
-    except (OSError, pa.ArrowException) as error:
-        yield f"manifest.parquet: cannot be read: {error}"
-        return
-    if dict(zip(table["index"].to_pylist(), table["image_sha256"].to_pylist(), strict=True)) != checked.hashes:
-        yield "manifest.parquet: its rows differ from the shards; run `synthgen finalize`"
+class _Manifest:
+    """Compares manifest.parquet with the shards, part by part, as it is read."""
 
+    def __init__(self, store: Store, opened: ExitStack) -> None:
+        self.fault = ""
+        self.rows: Iterator[tuple[int, str]] = iter(())
+        with self._reading():
+            file = opened.enter_context(store.open("manifest.parquet"))
+            batches = pq.ParquetFile(file).iter_batches(columns=["index", "image_sha256"])
+            self.rows = (
+                pair for b in batches for pair in zip(b["index"].to_pylist(), b["image_sha256"].to_pylist(), strict=True)
+            )
 
-def _check_index(out: Path, checked: _Checked) -> Iterator[str]:
-    try:
-        listed = {s["url"]: s["nsamples"] for s in json.loads((out / "index.json").read_text())["shardlist"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"index.json: cannot be read: {error}"
-        return
-    if listed != checked.samples:
-        yield "index.json: its shards differ from the folder; run `synthgen finalize`"
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            self.fault = f"manifest.parquet: cannot be read: {error}"
 
+    def _compare(self, same: bool) -> None:
+        if not same and not self.fault:
+            self.fault = "manifest.parquet: its rows differ from the shards; run `synthgen finalize`"
 
-def _check_coco(out: Path, info: DatasetInfo, checked: _Checked) -> Iterator[str]:
-    from pycocotools.coco import COCO
+    def check(self, checked: _Checked) -> None:
+        with self._reading():
+            self._compare(dict(islice(self.rows, len(checked.hashes))) == checked.hashes)
 
-    path = out / "annotations" / "instances.json"
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(str(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"annotations/instances.json: cannot be read: {error}"
-        return
-    if {c["name"]: c["id"] for c in coco.dataset["categories"]} != info.category_ids:
-        yield "annotations/instances.json: its categories differ from dataset.json"
-    if [a["id"] for a in coco.dataset["annotations"]] != list(range(1, len(coco.dataset["annotations"]) + 1)):
-        yield "annotations/instances.json: annotation ids are not 1, 2, 3 …"
-    got = {i - 1: [{k: v for k, v in a.items() if k not in ("id", "image_id")} for a in coco.imgToAnns[i]] for i in coco.imgs}
-    if got != checked.annotations:
-        yield "annotations/instances.json: its boxes differ from the shards; run `synthgen finalize`"
+    def end(self) -> Iterator[str]:
+        """The first fault that was found, if any."""
+        with self._reading():
+            self._compare(next(self.rows, None) is None)
+        if self.fault:
+            yield self.fault

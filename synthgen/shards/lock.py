@@ -1,71 +1,126 @@
-"""One driver at a time: a lock file with a heartbeat."""
+"""One driver at a time: a lock with a heartbeat."""
 
 import json
+import logging
 import os
+import random
 import socket
 import threading
 import time
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-from synthgen.errors import InputError
-from synthgen.shards.store import write_text
+from synthgen.errors import InputError, StoreFailedError, StoreRefusedError
+from synthgen.shards.store import LocalStore, Out, open_store, write_text
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT = 10.0  # seconds between two signs of life
 STALE = 60.0  # seconds after which a driver that gave none is taken for dead
+NAME = ".lock"
+PAUSES = (0.5, 1.5)  # seconds before another try, halved to whole at random, where two drivers claim a store at once
 
 
 class LockedError(InputError):
     """Another driver works on this output; the message says which."""
 
 
+class Keeper(Protocol):
+    """How the lock of one driver is kept in a store; `content` says who it is."""
+
+    def acquire(self, content: str) -> dict[str, Any] | None:
+        """Take the lock; returns who has it, if that is another driver that lives."""
+
+    def owned(self) -> bool:
+        """Whether the lock is still this driver's."""
+
+    def renew(self, content: str) -> None:
+        """Give a sign of life."""
+
+    def release(self) -> None:
+        """Give the lock back."""
+
+
 class Lock:
-    """Holds `<out>/.lock` while a driver works; use it as a context manager.
+    """Holds the lock of an output while a driver works; use it as a context manager.
 
     A lock is taken over when its driver is dead: on this host when its process is gone, else when its heartbeat is
     older than a minute. A driver that was suspended and lost its lock finds out before its next commit (`check`).
     """
 
-    def __init__(self, out: Path) -> None:
-        self.path = out / ".lock"
-        self.token = uuid.uuid4().hex
+    def __init__(self, out: Out) -> None:
+        store, self.token = open_store(out), uuid.uuid4().hex
+        self.out = str(store)
+        self.keeper: Keeper = LockFile(store.root, self.token) if isinstance(store, LocalStore) else Claim(store, self.token)
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Lock":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        while not self._create():
-            holder = self._read()
-            if holder is not None and is_alive(holder):
-                raise LockedError(
-                    f"{self.path.parent}: another run is working on this output "
-                    f"(process {holder.get('pid')} on {holder.get('host')}); wait for it, or stop it"
-                )
-            self._remove_stale()
+        holder = self.keeper.acquire(self._content())
+        if holder is not None:
+            raise LockedError(
+                f"{self.out}: another run is working on this output "
+                f"(process {holder.get('pid')} on {holder.get('host')}); wait for it, or stop it"
+            )
         self.thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.stop.set()
         self.thread.join()
-        if self._owned():
-            self.path.unlink(missing_ok=True)
+        if kind is not StoreFailedError and self.keeper.owned():
+            self.keeper.release()
 
     def check(self) -> None:
         """Raise LockedError if the lock was taken over."""
-        if not self._owned():
-            raise LockedError(f"{self.path.parent}: another run has taken over this output")
+        if not self.keeper.owned():
+            raise LockedError(f"{self.out}: another run has taken over this output, or could have")
 
     def _content(self) -> str:
         who = {"host": socket.gethostname(), "pid": os.getpid(), "start": process_start(os.getpid())}
         return json.dumps({**who, "time": time.time(), "token": self.token})
 
-    def _create(self) -> bool:
+    def _beat(self) -> None:
+        while not self.stop.wait(HEARTBEAT):
+            try:
+                if not self.keeper.owned():
+                    return
+                self.keeper.renew(self._content())
+            except (StoreFailedError, StoreRefusedError) as error:  # the driver's own requests will say so, if it lasts
+                log.warning("no sign of life could be given: %s", error)
+
+
+class LockFile:
+    """The lock of a folder: `.lock`, which a link creates at once."""
+
+    def __init__(self, folder: Path, token: str) -> None:
+        self.path, self.token = folder / NAME, token
+
+    def acquire(self, content: str) -> dict[str, Any] | None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while not self._create(content):
+            holder = self._read()
+            if holder is not None and is_alive(holder, age(holder)):
+                return holder
+            self._remove_stale()
+        return None
+
+    def owned(self) -> bool:
+        content = self._read()
+        return content is not None and content.get("token") == self.token
+
+    def renew(self, content: str) -> None:
+        write_text(self.path, content)
+
+    def release(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def _create(self, content: str) -> bool:
         """Create the lock file with its content at once: a link to a finished file either exists or does not."""
         draft = self.path.with_name(f".lock-{self.token}.tmp")
-        draft.write_text(self._content())
+        draft.write_text(content)
         try:
             os.link(draft, self.path)
             return True
@@ -82,7 +137,7 @@ class Lock:
         except FileNotFoundError:
             return
         moved = json.loads(aside.read_text() or "{}")
-        if is_alive(moved):  # another run took over between our look and our move: give it back
+        if is_alive(moved, age(moved)):  # another run took over between our look and our move: give it back
             os.link(aside, self.path)
         aside.unlink()
 
@@ -93,20 +148,73 @@ class Lock:
         except (FileNotFoundError, ValueError):
             return None
 
-    def _owned(self) -> bool:
-        content = self._read()
-        return content is not None and content.get("token") == self.token
 
-    def _beat(self) -> None:
-        while not self.stop.wait(HEARTBEAT):
-            if not self._owned():
-                return
-            write_text(self.path, self._content())
+class Claim:
+    """The lock of an object store, which creates nothing conditionally: `.lock-<token>`, one for each driver that wants it.
+
+    A driver writes its claim, then lists all claims, and works if there is no other that lives; else it takes its own back.
+    Of two drivers, whichever lists later sees the other's: never do both work, if the store lists what was written before
+    (S3, GCS and HDFS do). Both may withdraw; then they try again after pauses of different lengths. The age of a claim is told
+    by the store's clock alone.
+    """
+
+    def __init__(self, store: Any, token: str) -> None:
+        self.store, self.token, self.renewed = store, token, 0.0
+        self.name = f"{NAME}-{token}"
+
+    def acquire(self, content: str) -> dict[str, Any] | None:
+        for pause in (*PAUSES, None):
+            self.renew(content)
+            holder = self._other()
+            if holder is None:
+                return None
+            self.release()
+            if pause is None:
+                return holder
+            time.sleep(pause * random.uniform(0.5, 1.0))
+        raise AssertionError
+
+    def owned(self) -> bool:
+        """Whether the claim is there, and was renewed in time: one that was not may be ignored by others, so it is given up."""
+        return time.time() - self.renewed < STALE and self.store.exists(self.name)
+
+    def renew(self, content: str) -> None:
+        at = time.time()
+        self.store.write(self.name, content)
+        self.renewed = at
+
+    def release(self) -> None:
+        self.store.delete(self.name)
+
+    def _other(self) -> dict[str, Any] | None:
+        """A claim of another driver that lives; those of dead ones are removed."""
+        claims = {name: changed for name, _, changed in self.store.listing("") if name.startswith(f"{NAME}-")}
+        now = claims.pop(self.name, None)
+        if now is None:
+            return {}
+        for name, changed in claims.items():
+            holder = self._read(name)
+            if is_alive(holder, now - changed):
+                return holder
+            self.store.delete(name)
+        return None
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads(self.store.read(name))
+            return content
+        except (FileNotFoundError, ValueError):
+            return {}
 
 
-def is_alive(holder: dict[str, Any]) -> bool:
-    """Whether the driver that wrote this lock still works."""
-    if time.time() - float(holder.get("time", 0)) > STALE:
+def age(holder: dict[str, Any]) -> float:
+    """Seconds since the last sign of life in a lock file."""
+    return time.time() - float(holder.get("time", 0))
+
+
+def is_alive(holder: dict[str, Any], seconds: float) -> bool:
+    """Whether the driver that wrote this lock still works, its last sign of life being so many seconds ago."""
+    if seconds > STALE:
         return False
     if holder.get("host") != socket.gethostname():
         return True

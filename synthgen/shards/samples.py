@@ -3,11 +3,11 @@
 import hashlib
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from synthgen.errors import InputError
-from synthgen.shards.shard import Marker, read_marker, read_members, read_rows, shard_name, shard_path
+from synthgen.shards.shard import MARKER, TAR, Marker, read_rows, scan, shard_file, shard_members, shard_name, shard_sizes
+from synthgen.shards.store import Out, open_store
 
 TRAIN, VAL = "train", "val"
 SPLITS = (TRAIN, VAL)
@@ -26,33 +26,32 @@ def split_of(key: str, val: float) -> str:
     return VAL if int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) < val * 2**64 else TRAIN
 
 
-def sound_shards(out: Path) -> dict[int, Marker]:
-    """The marker of each shard, by number.
+def sound_shards(out: Out) -> dict[int, Marker]:
+    """The marker of each shard, by number, ascending.
 
     Raises:
         DamagedShardError: a shard was committed, but is gone or of another size now.
         InputError: there is none.
     """
-    numbers = sorted(int(path.stem) for path in (out / "shards").glob("*.json") if path.stem.isdigit())
-    found = {number: read_marker(out, number) for number in numbers}
-    for number, marker in found.items():
-        if marker is None:
-            raise DamagedShardError(f"{out}/shards/{shard_name(number)}: differs from its marker; see `synthgen check {out}`")
-    if not found:
+    found = shard_sizes(out)
+    sound = dict(scan(out, found))
+    for number in (n for n, files in found.items() if MARKER in files and n not in sound):
+        raise DamagedShardError(f"{out}/shards/{shard_name(number)}: differs from its marker; see `synthgen check {out}`")
+    if not sound:
         raise InputError(f"{out}: no dataset here: it has no finished shard (shards/000000.tar with its marker)")
-    return {number: marker for number, marker in found.items() if marker is not None}
+    return sound
 
 
-def read_samples(out: Path, number: int) -> Iterator[tuple[dict[str, Any], bytes]]:
+def read_samples(out: Out, number: int) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Row and encoded picture of each sample of a shard, in order; one picture is in memory at a time.
 
     Raises:
         DamagedShardError: the shard is not what its table says.
     """
-    tar, count = shard_path(out, number, ".tar"), 0
+    tar, count = open_store(out).path(shard_file(number, TAR)), 0
     try:
         rows = {f"{row['key']}.{row['image_format']}": row for row in read_rows(out, number)}
-        for name, data in read_members(tar):
+        for name, data in shard_members(out, number):
             row = rows.get(name)
             if row is not None:
                 if hashlib.sha256(data).hexdigest() != row["image_sha256"]:

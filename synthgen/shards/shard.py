@@ -1,18 +1,26 @@
 """One shard: a tar of samples, a table of what is known of them, and the marker that makes both valid."""
 
+import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from synthgen.shards.sample import Sample, table_schema
-from synthgen.shards.store import digest, promote, staged, write_text
+from synthgen.shards.store import Out, Store, open_store
+
+T = TypeVar("T")
+R = TypeVar("R")
+MARKER, TABLE, TAR = ".json", ".parquet", ".tar"
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Marker:
 
 @dataclass(frozen=True)
 class StagedShard:
-    """A finished shard under temporary names, not yet part of the dataset."""
+    """A finished shard under temporary names of its store, not yet part of the dataset."""
 
     number: int
     tar: str
@@ -51,37 +59,68 @@ def shard_name(number: int) -> str:
     return f"{number:06d}"
 
 
-def shard_path(out: Path, number: int, suffix: str) -> Path:
-    return out / "shards" / f"{shard_name(number)}{suffix}"
+def shard_file(number: int, suffix: str) -> str:
+    """The name of a shard's file in its dataset."""
+    return f"shards/{shard_name(number)}{suffix}"
 
 
 def stage(
-    out: Path, number: int, samples: Sequence[Sample], numerics: dict[str, Any], seconds: float, attempts: int
+    out: Out, number: int, samples: Sequence[Sample], numerics: dict[str, Any], seconds: float, attempts: int
 ) -> StagedShard:
     """Write tar and table under unique temporary names; the bytes depend on the samples alone."""
-    name = shard_name(number)
-    tar, parquet = staged(out, f"{name}.tar"), staged(out, f"{name}.parquet")
-    write_tar(tar, samples)
+    store, name = open_store(out), shard_name(number)
     table = pa.Table.from_pylist([s.row(name) for s in samples], table_schema(samples[0].conditions))
-    pq.write_table(table, parquet, compression="zstd")
+    tar, of_tar = _stage(store, f"{name}{TAR}", lambda file: write_tar(file, samples))
+    parquet, of_parquet = _stage(store, f"{name}{TABLE}", lambda file: pq.write_table(table, file, compression="zstd"))
     marker = Marker(
         count=len(samples),
         first_index=samples[0].index,
-        bytes=tar.stat().st_size,
-        sha256=digest(tar),
-        md5=digest(tar, "md5"),
-        parquet_bytes=parquet.stat().st_size,
-        parquet_sha256=digest(parquet),
+        bytes=of_tar.bytes,
+        sha256=of_tar.sha256.hexdigest(),
+        md5=of_tar.md5.hexdigest(),
+        parquet_bytes=of_parquet.bytes,
+        parquet_sha256=of_parquet.sha256.hexdigest(),
         numerics=numerics,
         seconds=round(seconds, 3),
         attempts=attempts,
     )
-    return StagedShard(number, str(tar), str(parquet), marker)
+    return StagedShard(number, tar, parquet, marker)
 
 
-def write_tar(path: Path, samples: Sequence[Sample]) -> None:
+class _Digested(io.RawIOBase):
+    """Passes what is written on to a file, and takes its digests."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.bytes = file, 0
+        self.sha256, self.md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.bytes
+
+    def write(self, data: Any) -> int:
+        self.file.write(data)
+        for digest in (self.sha256, self.md5):
+            digest.update(data)
+        self.bytes += len(data)
+        return len(data)
+
+
+def _stage(store: Store, name: str, write: Callable[[_Digested], object]) -> tuple[str, _Digested]:
+    tries: list[_Digested] = []
+
+    def fill(file: BinaryIO) -> None:
+        tries.append(_Digested(file))
+        write(tries[-1])
+
+    return store.stage(name, fill), tries[-1]
+
+
+def write_tar(file: Any, samples: Sequence[Sample]) -> None:
     """A WebDataset tar: `<key>.<format>` then `<key>.json`, in order, with no times and no owner."""
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             for suffix, data in ((sample.image_format, sample.image), ("json", sample.json())):
                 member = tarfile.TarInfo(f"{sample.key}.{suffix}")
@@ -89,49 +128,100 @@ def write_tar(path: Path, samples: Sequence[Sample]) -> None:
                 tar.addfile(member, io.BytesIO(data))
 
 
-def commit(out: Path, shard: StagedShard) -> None:
+def commit(out: Out, shard: StagedShard) -> None:
     """Make a staged shard part of the dataset: tar, then table, then marker. Only the driver calls this."""
-    shard_path(out, shard.number, ".json").unlink(missing_ok=True)  # an older, shorter shard ends here
-    promote(Path(shard.tar), shard_path(out, shard.number, ".tar"))
-    promote(Path(shard.parquet), shard_path(out, shard.number, ".parquet"))
-    write_text(shard_path(out, shard.number, ".json"), json.dumps(asdict(shard.marker), indent=1) + "\n")
+    store = open_store(out)
+    store.delete(shard_file(shard.number, MARKER))  # an older, shorter shard ends here
+    store.promote(shard.tar, shard_file(shard.number, TAR))
+    store.promote(shard.parquet, shard_file(shard.number, TABLE))
+    store.write(shard_file(shard.number, MARKER), json.dumps(asdict(shard.marker), indent=1) + "\n")
 
 
-def withdraw(out: Path, number: int) -> None:
+def withdraw(out: Out, number: int) -> None:
     """Take a shard out of the dataset: its marker goes first."""
-    for suffix in (".json", ".parquet", ".tar"):
-        shard_path(out, number, suffix).unlink(missing_ok=True)
+    for suffix in (MARKER, TABLE, TAR):
+        open_store(out).delete(shard_file(number, suffix))
 
 
-def read_marker(out: Path, number: int) -> Marker | None:
+def read_marker(out: Out, number: int) -> Marker | None:
     """The marker of a committed shard; None if it has no valid one, or its files are gone or of another size."""
+    store = open_store(out)
+    return _marker(store, number, *(store.size(shard_file(number, suffix)) for suffix in (TAR, TABLE)))
+
+
+def _marker(store: Store, number: int, *sizes: int | None) -> Marker | None:
     try:
-        marker = Marker(**json.loads(shard_path(out, number, ".json").read_text()))
-        sizes = [shard_path(out, number, s).stat().st_size for s in (".tar", ".parquet")]
+        marker = Marker(**json.loads(store.read(shard_file(number, MARKER))))
     except (OSError, ValueError, TypeError):
         return None
-    return marker if sizes == [marker.bytes, marker.parquet_bytes] else None
+    return marker if sizes == (marker.bytes, marker.parquet_bytes) else None
 
 
-def committed(out: Path) -> list[int]:
+def shard_sizes(out: Out) -> dict[int, dict[str, int]]:
+    """The files in the shards' folder: bytes by suffix by number, ascending; one listing, which is asked for page by page."""
+    found: dict[int, dict[str, int]] = {}
+    for name, size in open_store(out).sizes("shards"):
+        stem, dot, suffix = name.partition(".")
+        if stem.isdigit() and f"{dot}{suffix}" in (MARKER, TABLE, TAR):
+            found.setdefault(int(stem), {})[f"{dot}{suffix}"] = size
+    return dict(sorted(found.items()))
+
+
+def scan(out: Out, found: dict[int, dict[str, int]] | None = None) -> Iterator[tuple[int, Marker]]:
+    """Number and marker of each committed shard, ascending; many are read at the same time, few are held.
+
+    Args:
+        found: what `shard_sizes` says, if it is known.
+    """
+    store = open_store(out)
+    sizes = shard_sizes(store) if found is None else found
+    numbers = [number for number, files in sizes.items() if MARKER in files]
+    read = ahead(lambda n: _marker(store, n, sizes[n].get(TAR), sizes[n].get(TABLE)), numbers, store.threads)
+    yield from ((number, marker) for number, marker in zip(numbers, read, strict=True) if marker is not None)
+
+
+def committed(out: Out) -> list[int]:
     """Numbers of the shards that have a valid marker, ascending."""
-    found = sorted(int(p.stem) for p in (out / "shards").glob("*.json") if p.stem.isdigit())
-    return [number for number in found if read_marker(out, number) is not None]
+    return [number for number, _ in scan(out)]
 
 
-def read_rows(out: Path, number: int) -> list[dict[str, Any]]:
+def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """The results of a function, in order, made by threads that are at most twice their number ahead."""
+    rest, waiting = iter(items), deque[Future[R]]()
+    with ThreadPoolExecutor(threads) as pool:
+        waiting.extend(pool.submit(function, item) for item in islice(rest, 2 * threads))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, item) for item in islice(rest, 1))
+            yield result
+
+
+def read_table(out: Out, number: int) -> pa.Table:
+    """The table of a committed shard: SCHEMA, a row a sample."""
+    with open_store(out).open(shard_file(number, TABLE)) as file:
+        return pq.read_table(file)
+
+
+def read_rows(out: Out, number: int) -> list[dict[str, Any]]:
     """The rows of a committed shard's table."""
-    rows: list[dict[str, Any]] = pq.read_table(shard_path(out, number, ".parquet")).to_pylist()
+    rows: list[dict[str, Any]] = read_table(out, number).to_pylist()
     return rows
 
 
-def read_members(path: Path) -> Iterator[tuple[str, bytes]]:
+def shard_members(out: Out, number: int) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each member of a committed shard's tar, as `read_members`."""
+    with open_store(out).open(shard_file(number, TAR)) as file:
+        yield from read_members(file)
+
+
+def read_members(source: Path | BinaryIO) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each member of a shard's tar.
 
     Raises:
         tarfile.ReadError, EOFError: the tar is damaged or cut short.
     """
-    with tarfile.open(path, "r:") as tar:
+    place: dict[str, Any] = {"name": source} if isinstance(source, Path) else {"fileobj": source}
+    with tarfile.open(mode="r:", **place) as tar:
         for member in tar:
             file = tar.extractfile(member)
             data = file.read() if file else b""

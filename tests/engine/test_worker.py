@@ -42,7 +42,7 @@ def test_a_shard_with_progress(make_job: Callable[..., Job], tmp_path: Path) -> 
     assert {k: staged.marker.numerics[k] for k in ("batch_size", "chunk", "threads", "device")} == {
         "batch_size": 2, "chunk": 32, "threads": 1, "device": "cpu",
     }  # fmt: skip
-    records = [json.loads(data) for name, data in read_members(Path(staged.tar)) if name.endswith(".json")]
+    records = [json.loads(data) for name, data in read_members(tmp_path / staged.tar) if name.endswith(".json")]
     assert [r["index"] for r in records] == [3, 4]
     assert records[0]["prompt"] == "4 dog, a field of grass"
     for annotation in records[0]["annotations"]:
@@ -134,6 +134,6 @@ def test_distractors_are_painted_but_not_labelled(make_job: Callable[..., Job], 
     job = make_job("layout.objects={dog: 2, ball: {count: 2, label: false}}", "output.shard_size=1")
     *_, staged = Worker(job, tmp_path).make_shard(0)
     assert isinstance(staged, StagedShard)
-    record = json.loads(dict(read_members(Path(staged.tar)))["000000000.json"])
+    record = json.loads(dict(read_members(tmp_path / staged.tar))["000000000.json"])
     assert [a["category"] for a in record["annotations"]] == ["dog", "dog"]
     assert "2 ball" in record["prompt"]

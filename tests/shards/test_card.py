@@ -7,6 +7,7 @@ from ruamel.yaml import YAML
 
 from synthgen.shards.card import write_card
 from synthgen.shards.dataset import DatasetInfo, finalize, read_info
+from synthgen.shards.store import LocalStore
 
 
 def test_the_card_names_the_last_shard_and_has_a_schema(dataset: Path) -> None:
@@ -19,7 +20,7 @@ def test_the_card_names_the_last_shard_and_has_a_schema(dataset: Path) -> None:
 
 def test_text_stays_in_its_cell(tmp_path: Path) -> None:
     info = DatasetInfo("x", 1, {}, {}, "jpg", "")
-    write_card(tmp_path, info, {"shards": 1, "prompt": "a | b\n# <script>"}, False)
+    write_card(LocalStore(tmp_path), info, {"shards": 1, "prompt": "a | b\n# <script>"}, "annotations/instances.json", False)
     assert "| prompt | a \\| b # &lt;script&gt; |" in (tmp_path / "README.md").read_text()
 
 

@@ -5,10 +5,14 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from synthgen.shards import coco
 from synthgen.shards.categories import COCO_IDS
+from synthgen.shards.check import check_dataset
+from synthgen.shards.dataset import finalize, read_info
 
 
 def load(path: Path) -> COCO:
@@ -54,6 +58,28 @@ def test_masks_lie_in_their_boxes(dataset: Path) -> None:
         x, y, w, h = (int(v) for v in annotation["bbox"])
         assert mask.sum() == annotation["area"] > 0
         assert mask[y : y + h, x : x + w].sum() == mask.sum()
+
+
+def test_a_large_dataset_has_a_file_for_each_part(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load(dataset / "annotations/instances.json")
+    monkeypatch.setattr(coco, "SHARDS_A_FILE", 2)
+    info = read_info(dataset)
+    assert info is not None
+    assert finalize(dataset, info)["coco_files"] == 2
+    names = ["instances-00000.json", "instances-00001.json"]
+    assert sorted(p.name for p in (dataset / "annotations").iterdir()) == names
+    parts = [load(dataset / "annotations" / name) for name in names]
+    assert [len(part.imgs) for part in parts] == [4, 2]
+    for kind in ("images", "annotations"):
+        assert [record for part in parts for record in part.dataset[kind]] == whole.dataset[kind]
+    assert 'COCO("annotations/instances-00000.json")' in (dataset / "README.md").read_text()
+    assert check_dataset(dataset) == ([], {"images": 6, "boxes": 24, "shards": 3})
+    path = dataset / "annotations" / names[1]
+    path.write_text(path.read_text().replace('"bbox": [', '"bbox": [1', 1))
+    assert check_dataset(dataset)[0] == [f"annotations/{names[1]}: its boxes differ from the shards; run `synthgen finalize`"]
+    monkeypatch.undo()
+    finalize(dataset, info)
+    assert [p.name for p in (dataset / "annotations").iterdir()] == ["instances.json"]
 
 
 def test_coco_ids() -> None:

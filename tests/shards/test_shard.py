@@ -14,7 +14,7 @@ from PIL import Image
 
 from synthgen.shards.dataset import DatasetInfo, finalize, write_info
 from synthgen.shards.sample import SCHEMA, Sample, annotations_of
-from synthgen.shards.shard import commit, committed, read_marker, read_rows, shard_path, stage
+from synthgen.shards.shard import commit, committed, read_marker, read_rows, shard_file, stage
 
 
 def sample(index: int, boxes: int = 2) -> Sample:
@@ -41,10 +41,10 @@ def write_dataset(out: Path, counts: list[int]) -> Path:
 
 def test_bytes_depend_on_the_samples_alone(tmp_path: Path) -> None:
     first, second = (stage(tmp_path, 0, [sample(0), sample(1)], {"threads": t}, float(t), 2) for t in (1, 2))
-    assert Path(first.tar).read_bytes() == Path(second.tar).read_bytes()
-    assert Path(first.parquet).read_bytes() == Path(second.parquet).read_bytes()
+    assert (tmp_path / first.tar).read_bytes() == (tmp_path / second.tar).read_bytes()
+    assert (tmp_path / first.parquet).read_bytes() == (tmp_path / second.parquet).read_bytes()
     assert first.marker.sha256 == second.marker.sha256
-    with tarfile.open(first.tar) as tar:
+    with tarfile.open(tmp_path / first.tar) as tar:
         members = tar.getmembers()
     assert [m.name for m in members] == ["000000000.png", "000000000.json", "000000001.png", "000000001.json"]
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "", "")}
@@ -55,14 +55,14 @@ def test_a_shard_exists_when_its_marker_does(tmp_path: Path) -> None:
     assert committed(tmp_path) == []
     commit(tmp_path, staged)
     assert committed(tmp_path) == [0]
-    shard_path(tmp_path, 0, ".json").write_text("{half")
+    (tmp_path / shard_file(0, ".json")).write_text("{half")
     assert read_marker(tmp_path, 0) is None
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".parquet"])
 def test_a_shard_with_a_cut_file_does_not_exist(tmp_path: Path, suffix: str) -> None:
     commit(tmp_path, stage(tmp_path, 0, [sample(0)], {}, 0.0, 1))
-    path = shard_path(tmp_path, 0, suffix)
+    path = tmp_path / shard_file(0, suffix)
     path.write_bytes(path.read_bytes()[:-1])
     assert committed(tmp_path) == []
 
