@@ -30,7 +30,7 @@ ELSEWHERE = {
 # `synthgen` commands that do not run here, by what is in them. They are parsed, with their job.
 PARSED = {
     "--address": "a running Ray cluster: tests/engine/test_faults.py has Ray on one machine",
-    "://": "an object store: tests/shards",
+    "://": "an object store: tests/shards/test_object_store.py",
 }
 PYTHON_ELSEWHERE = {"docs/loading"}  # complete trainings, run by the tests of synthgen.data
 TOY = '"100dogs", ["layout.canvas=[64, 64]", "layout.objects={dog: 1}", "layout.size=[32, 40]"]'
