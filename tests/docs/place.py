@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from zlib import crc32
 
 from synthgen.config import load_job
 from synthgen.diffusion.models import EMBEDDED
@@ -31,9 +32,14 @@ def furnish(place: Path) -> Path:
     shutil.copytree(ROOT / "jobs", place / "jobs")
     write_sources(place)
     for name in ("my/real", "out/100dogs", "out/mine"):
-        run(load_job("100dogs", [*DOGS, f"output.path={place / name}", f"seed={len(name)}"]))
-    run(load_job("100dogs", [*DOGS, f"output.path={place / 'out/varied'}", "scene.camera={jpeg: {}}"]))
+        make_dataset(place / name)
+    make_dataset(place / "out/varied", "scene.camera={jpeg: {}}")
     return place
+
+
+def make_dataset(out: Path, *overrides: str) -> None:
+    """A dataset of four pictures, others than those of any other name."""
+    run(load_job("100dogs", [*DOGS, f"output.path={out}", f"seed={crc32(out.name.encode())}", *overrides]))
 
 
 def write_sources(place: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from synthgen import cli
 from tests.docs.commands import PAGES, ROOT, blocks, commands, load
-from tests.docs.place import furnish, write_files
+from tests.docs.place import furnish, make_dataset, write_files
 from tests.voice.whisper import converted_whisper
 
 # What does not run here: how it begins, and why, or which test runs it. What is of Ray is parsed by Ray.
@@ -73,12 +73,12 @@ def smaller_arguments(argv: list[str]) -> list[str]:
     return [*small, "--speech", str(converted_whisper())] if argv[0] == "transcribe" or "--voice" in argv else small
 
 
-def make_datasets(argv: list[str], place: Path) -> None:
+def make_datasets(argv: list[str]) -> None:
     """Those that a page's command reads, and none of its commands has made."""
     read = argv[1 : argv.index("--to") if argv[0] == "merge" else 2] if argv[0] in READS else []
     for out in read:
         if out.startswith("out/") and not Path(out).exists():
-            shutil.copytree(place / "out/mine", out)
+            make_dataset(Path(out))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_commands_run(page: Path, place: Path, capsys: pytest.CaptureFixture[str
     for argv, runs in each_command(page):
         small = smaller_arguments(argv)
         if runs:
-            make_datasets(argv, place)
+            make_datasets(argv)
             status = cli.main([*argv, *small])
             assert status == 0, f"{' '.join(argv)}\n{capsys.readouterr()}"
 
