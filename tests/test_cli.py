@@ -116,3 +116,10 @@ def test_overrides_may_stand_on_both_sides_of_options(job_file: Path, capsys: py
     with pytest.raises(SystemExit, match="2"):
         cli.main(["run", str(job_file), "--overwrite", "nonsense"])
     assert "unrecognized arguments: nonsense" in capsys.readouterr().err
+
+
+def test_alone_it_tells_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([])
+    assert caught.value.code == 2
+    assert "make the dataset, or what is missing of it" in capsys.readouterr().err

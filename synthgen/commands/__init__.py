@@ -37,7 +37,7 @@ class Commands:
         sub = self.add(name, run, text)
         job = sub.add_argument("job", metavar="JOB", help="job file, or the name of a shipped job")
         job.completer = job_names  # type: ignore[attr-defined]  # argcomplete's
-        sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as images=1000 pipeline.steps=12")
+        sub.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="such as images=1000 pipeline.steps=12")
         return sub
 
 
