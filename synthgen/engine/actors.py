@@ -14,7 +14,7 @@ from synthgen import pulse
 from synthgen.config import Job
 from synthgen.engine.pool import Event, StoppedError, worker_count
 from synthgen.engine.schedule import Schedule, Task
-from synthgen.engine.worker import Progress, Worker, is_final, is_full
+from synthgen.engine.worker import Progress, Worker, ends_all, is_final
 from synthgen.shards.shard import StagedShard
 from synthgen.shards.store import Out, refuse_unshared
 
@@ -271,7 +271,7 @@ class RayPool:
     def _failed(self, seat: _Seat, error: Exception) -> Iterator[Event]:
         """An actor failed at its shard, died, or did not even start."""
         cause = getattr(error, "cause", None)
-        if isinstance(cause, OSError) and is_full(cause):
+        if cause is not None and ends_all(cause):
             raise cause
         why = f"{type(cause or error).__name__}: {str(cause or error).strip()}".splitlines()[0]
         if seat.loaded and is_final(cause):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from synthgen.config import Job
 from synthgen.engine.pool import Event, local_device
 from synthgen.engine.schedule import Schedule, Task
-from synthgen.engine.worker import Progress, Worker, is_final, is_full
+from synthgen.engine.worker import Progress, Worker, ends_all, is_final
 from synthgen.shards.store import Out
 
 
@@ -28,7 +28,7 @@ class LocalPool:
             try:
                 event = next(events, None)
             except Exception as error:
-                if is_full(error):
+                if ends_all(error):
                     raise
                 yield Progress(task.shard, -task.painted)
                 yield from self.schedule.failed(task, _line(error), traceback.format_exc(), again=not is_final(error))

@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from synthgen.config import Job
-from synthgen.errors import InputError
+from synthgen.errors import InputError, StoreFailedError, StoreRefusedError
 from synthgen.layouts import InfeasibleLayoutError
 from synthgen.pipelines import Numerics, Painting
 from synthgen.scene import Scene
@@ -246,6 +246,11 @@ def is_final(error: BaseException | None) -> bool:
 def is_full(error: BaseException | None) -> bool:
     """Whether there is no room for files."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def ends_all(error: BaseException) -> bool:
+    """Whether no other shard could be written either: there is no room, or no store."""
+    return is_full(error) or isinstance(error, StoreFailedError | StoreRefusedError)
 
 
 def limit_threads(job: Job) -> None:

@@ -17,6 +17,7 @@ from synthgen.engine.local import LocalPool
 from synthgen.engine.pool import worker_count
 from synthgen.engine.run import missing_shards, run
 from synthgen.engine.worker import Painted, Worker
+from synthgen.errors import StoreFailedError
 from synthgen.shards.check import check_dataset
 from synthgen.shards.dataset import ChangedJobError
 from synthgen.shards.lock import Lock, LockedError
@@ -204,6 +205,19 @@ def test_a_job_whose_every_shard_fails_ends(make_job: Callable[..., Job], monkey
     monkeypatch.setattr("synthgen.engine.run.MOST_FAILED", 2)
     monkeypatch.setattr("synthgen.engine.worker.is_picture", lambda painting: False)
     assert [f.shard for f in run(make_job("on_reject=fail", "images=20")).failed] == [0, 1]
+
+
+def test_a_lost_store_ends_the_run_at_the_first_shard(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def lost(*args: object) -> None:
+        calls.append(1)
+        raise StoreFailedError("s3://bucket: the store failed 6 times")
+
+    monkeypatch.setattr("synthgen.engine.worker.stage", lost)
+    with pytest.raises(StoreFailedError, match="6 times"):
+        run(make_job())
+    assert len(calls) == 1
 
 
 @pytest.fixture
