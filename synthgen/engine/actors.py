@@ -118,7 +118,8 @@ class RayPool:
     goes to another one.
 
     Args:
-        job, out: what every worker gets.
+        job: what every worker makes shards of.
+        out: the output, which every worker gets.
         address: of a running cluster; None: RAY_ADDRESS, or Ray on this machine.
         load: (job, out, device) to what makes the shards.
     """
