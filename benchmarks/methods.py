@@ -48,6 +48,7 @@ METHODS = {
 }
 LAYOUT = ["layout.canvas=[896, 896]", "layout.size=[56, 76]", "layout.gap=6"]
 SHEET = 320  # px, a picture's side on the sheet
+STRIP = 448  # px, on a method's own strip
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 30, 100])
     parser.add_argument("--images", type=int, default=8, help="of each count")
-    parser.add_argument("--keep", type=Path, help="folder for pictures, rows and the sheet")
+    parser.add_argument("--keep", type=Path, help="folder for pictures, rows, the sheet and a strip a method")
     parser.add_argument("--judge", type=Path)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -66,12 +67,14 @@ def main() -> None:
         keep = args.keep or Path(scratch)
         rows = {f"{m}, {n}": row(keep, m, n, args.images, meters) for n in args.counts for m in args.methods}
         sheet(keep, args.methods, args.counts).save(keep / "methods.jpg", quality=88)
+        for method in args.methods:
+            strip(keep, method, args.counts).save(keep / f"{slug(method)}.jpg", quality=82)
     print(json.dumps(rows, indent=1) if args.json else table(rows))
 
 
 def row(keep: Path, method: str, count: int, images: int, meters: Meters) -> dict[str, Any]:
     """The figures of one row, from where they are kept if they are."""
-    kept = keep / f"{method.replace(', ', '-')}-{count}.json"
+    kept = keep / f"{slug(method)}-{count}.json"
     if not kept.is_file():
         scenes = draw_scenes(count, images, 11, LAYOUT)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -108,12 +111,24 @@ def sheet(keep: Path, methods: Sequence[str], counts: Sequence[int]) -> Image.Im
     draw = ImageDraw.Draw(image)
     for x, method in enumerate(methods):
         for y, count in enumerate(counts):
-            picture = Image.open(keep / f"{method.replace(', ', '-')}-{count}-0.png").resize(
-                (SHEET, SHEET), Image.Resampling.LANCZOS
-            )
+            picture = Image.open(keep / f"{slug(method)}-{count}-0.png").resize((SHEET, SHEET), Image.Resampling.LANCZOS)
             draw.text((x * SHEET + 4, y * (SHEET + 16) + 2), f"{method}, {count}", "black")
             image.paste(picture, (x * SHEET, y * (SHEET + 16) + 16))
     return image
+
+
+def strip(keep: Path, method: str, counts: Sequence[int]) -> Image.Image:
+    """A method's first pictures side by side, for its page in docs/methods/."""
+    image = Image.new("RGB", ((STRIP + 8) * len(counts) - 8, STRIP), "white")
+    for x, count in enumerate(counts):
+        picture = Image.open(keep / f"{slug(method)}-{count}-0.png").convert("RGB")
+        image.paste(picture.resize((STRIP, STRIP), Image.Resampling.LANCZOS), (x * (STRIP + 8), 0))
+    return image
+
+
+def slug(method: str) -> str:
+    """Its name in file names."""
+    return method.replace(", ", "-")
 
 
 if __name__ == "__main__":

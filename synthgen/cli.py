@@ -31,7 +31,7 @@ GROUPS = (making, speaking, training, judging, keeping, importing, exporting, ca
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 faults or failure, 2 bad input, 130 interrupted."""
+    """Run one command; returns the exit status: 0, 1 faults or failure, 2 bad input, 130 interrupted, 143 terminated."""
     args = parse(argv)
     try:
         with told(args), contextlib.redirect_stdout(sys.stderr):  # Ray prints there what its workers do; stdout is ours
@@ -60,6 +60,9 @@ def told(args: argparse.Namespace) -> Iterator[None]:
     logger, before = logging.getLogger("synthgen"), logging.getLogger("synthgen").level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if args.verbose else logging.WARNING)
+    if not args.verbose:  # read when they are first imported, here and in workers: what they say is not for our users
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     if args.quiet:
         os.environ["TQDM_DISABLE"] = "1"  # read by tqdm when it is first imported, here and in workers
     try:
@@ -76,6 +79,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         import argcomplete
 
         argcomplete.autocomplete(top)
+    if not (sys.argv[1:] if argv is None else argv):
+        top.print_help(sys.stderr)
+        raise SystemExit(EXIT_USAGE)
     args, rest = top.parse_known_args(argv)
     if rest and (not hasattr(args, "overrides") or any(r.startswith("-") or "=" not in r for r in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -74,6 +74,11 @@ class Job(BaseModel):
     batch_size: int = Field(4, ge=1, description="images painted together")
     chunk: int = Field(32, ge=1, description="windows that go through the network together; of large ones fewer")
     threads: int = Field(1, ge=1, description="CPU threads of a worker")
+    gpus: float | None = Field(
+        None, ge=0, le=1, description="GPUs a worker takes; null: 1 where the method uses one and there is one"
+    )
+    stall_timeout: float | None = Field(600, gt=0, description="seconds without progress until a worker is replaced; null: never")
+    max_shard_attempts: int = Field(3, ge=1, description="failures until a shard is given up, for this run")
     max_attempts: int = Field(3, ge=1, description="times that an image is painted before on_reject says what happens")
     on_reject: Literal["keep", "fail"] = "keep"
     verify: SerializeAsAny[VerifierSpec] | None = Field(None, description="look at every box; null: do not")
@@ -140,12 +145,11 @@ def job_of(document: Document, name: str, overrides: Sequence[str] = (), said: S
         raise ConfigError([f"{document.place(('task',))}: task: this is a training job; use: synthgen train {name}"])
     changes = [_parse_override(text) for text in overrides]
     _apply(document, [c for c in changes if len(c.path) == 1])
-    for section in SECTIONS:
-        _inline(document, section)
+    unread = [section for section in SECTIONS if not _inline(document, section)]
     if said is not None:
         _apply(document, _spoken(document.data, said))
     _apply(document, [c for c in changes if len(c.path) > 1])
-    return _Validation(document).job()
+    return _Validation(document, unread).job()
 
 
 def load_training(name: str, overrides: Sequence[str] = ()) -> TaskSpec:
@@ -176,7 +180,8 @@ def find_recipe(kind: str, name: str) -> Path:
             return folder / f"{name}.yaml"
     looked = ", ".join(str(f) for f in _recipe_folders(kind))
     hint = _did_you_mean(name, recipe_names(kind))
-    raise ConfigError([f"{name}: no such {kind}{hint}; there are: {', '.join(recipe_names(kind))} (looked in {looked})"])
+    nor = ", and no such folder" if "/" in name else ""
+    raise ConfigError([f"{name}: no such {kind}{nor}{hint}; there are: {', '.join(recipe_names(kind))} (looked in {looked})"])
 
 
 def recipe_names(kind: str) -> list[str]:
@@ -230,35 +235,42 @@ def _spoken(data: dict[str, Any], said: Spoken) -> list[_Override]:
     return [_Override(tuple(key.split(".")), value, f"spoken ({said.text!r})") for key, value in settings.items()]
 
 
-def _inline(document: Document, section: str) -> None:
-    """Put the named recipe in the place of its name."""
+def _inline(document: Document, section: str) -> bool:
+    """Put the named recipe in the place of its name; False if there is none, which is noted as a problem."""
     name = document.data.get(section)
     if not isinstance(name, str):
-        return
+        return True
     if section not in RECIPES:  # no recipes of these: the name alone
         document.data[section] = {SECTIONS[section]: name}
-        return
+        return True
     try:
         recipe = read_yaml(find_recipe(section, name))
     except ConfigError as error:
         place = document.place((section,))
-        raise ConfigError(document.problems + [f"{place}: {section}: {p}" for p in error.problems]) from None
+        document.problems += [f"{place}: {section}: {p}" for p in error.problems]
+        document.data[section] = {}
+        return False
     document.data[section] = recipe.data
     document.problems += recipe.problems
     document.places.update({(section, *path): place for path, place in recipe.places.items()})
+    return True
 
 
 class _Validation:
-    """Validates a document whose recipes are inline, gathering every problem."""
+    """Validates a document whose recipes are inline, gathering every problem.
 
-    def __init__(self, document: Document) -> None:
-        self.document, self.problems = document, list(document.problems)
+    Args:
+        unread: sections whose recipe was not found; the rest is looked at without them.
+    """
+
+    def __init__(self, document: Document, unread: Sequence[str] = ()) -> None:
+        self.document, self.problems, self.unread = document, list(document.problems), unread
 
     def job(self) -> Job:
         data = dict(self.document.data)
         for section, key in SECTIONS.items():
             if section in data and not (section == "verify" and data[section] is None):
-                data[section] = self.section(section, key)
+                data[section] = None if section in self.unread else self.section(section, key)
         job = self.model(Job, data, (), skip=[s for s in SECTIONS if data.get(s, ...) is None])
         if job is not None:
             self.check_together(job)

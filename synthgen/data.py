@@ -76,7 +76,8 @@ def open_dataset(
         shuffle: the shards in another order each epoch, and their samples among `buffer` of them; else always in order.
         seed: of the order.
         crowds: keep boxes with `iscrowd` 1, too.
-        rank, world_size: this process among several that train together; null: what torch.distributed or torchrun says.
+        rank: this process among several that train together; null: what torch.distributed or torchrun says.
+        world_size: how many they are; given with `rank`.
 
     Raises:
         InputError: there is no dataset, or a shard is damaged, or an argument is wrong.

@@ -23,7 +23,7 @@ def test_run_check_finalize(job_file: Path, capsys: pytest.CaptureFixture[str]) 
     status, data = run_json(capsys, "run", str(job_file))
     assert status == 0
     figures = {"images", "boxes", "shards", "bytes", "verified", "complete", "coco_files"}
-    assert set(data) == {"output", *figures, "made", "seconds", "interrupted"}
+    assert set(data) == {"output", *figures, "made", "seconds", "interrupted", "failed"}
     assert (data["output"], data["images"], data["boxes"], data["shards"], data["made"]) == (out, 6, 24, 3, 6)
     assert (data["complete"], data["interrupted"]) == (True, False)
     assert (Path(out) / "report.html").is_file()
@@ -116,3 +116,10 @@ def test_overrides_may_stand_on_both_sides_of_options(job_file: Path, capsys: py
     with pytest.raises(SystemExit, match="2"):
         cli.main(["run", str(job_file), "--overwrite", "nonsense"])
     assert "unrecognized arguments: nonsense" in capsys.readouterr().err
+
+
+def test_alone_it_tells_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([])
+    assert caught.value.code == 2
+    assert "make the dataset, or what is missing of it" in capsys.readouterr().err

@@ -43,6 +43,10 @@ BAD = [
         "7: layout.objects: 'wombat' is not a COCO category; give it an id: `categories: {wombat: 101}`",
         "9: pipeline.cutouts: no cut-outs of 'wombat' in 'train'; it has ['ball', 'cat', 'dog', 'tree']",
     ]),
+    ("plural", "{dog: 3}", "{dogs: 3}", [
+        "7: layout.objects: 'dogs' is not a COCO category; did you mean 'dog'? If not, give it an id: `categories: {dogs: 101}`",
+        "9: pipeline.cutouts: no cut-outs of 'dogs' in 'train'; it has ['ball', 'cat', 'dog', 'tree']",
+    ]),
     ("no room", "{dog: 3}", "{dog: 99}", ["7: layout.objects: 99 boxes of 20-30 px with gap 8 do not fit 128 x 128; the largest number that does is 15"]),
     ("store", "path: out", "path: ftp://host/out", ["12: output.path: 'ftp://host/out': give a folder, or a URL that begins with s3://, gs://, gcs://, hdfs://"]),
     ("keys", "path: out", "path: 's3://AKIA:hidden@bucket/out'", ["12: output.path: 's3://bucket/out': no user or key in a URL; credentials come from the environment or the machine's profile"]),
@@ -105,6 +109,17 @@ def test_unknown_recipe_lists_what_there_is(job_file: Path) -> None:
         match=r"pipeline: pastes: no such pipeline; did you mean 'paste'\?; there are: .*mixture-tiny, paste.*looked in",
     ):
         load_job(str(job_file), ["pipeline=pastes"])
+
+
+def test_an_unknown_recipe_hides_no_other_problem(job_file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_job(str(job_file), ["pipeline=pastes", "pipeline.shadow=1", "images=0", "layout.size=[0, 9]"])
+    assert [problem.split(": ")[1] for problem in caught.value.problems] == ["pipeline", "layout.size", "images"]
+
+
+def test_what_is_no_dataset_is_no_job_either() -> None:
+    with pytest.raises(ConfigError, match=r"^out/frist: no such job, and no such folder; there are: 100dogs"):
+        load_job("out/frist")
 
 
 @pytest.mark.parametrize("name", ["../secret", "a/b", ".."])

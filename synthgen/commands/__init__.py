@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-EXIT_FAULT, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAULT, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 Result = tuple[int, dict[str, Any], list[str]]  # exit status, what --json prints, lines of text for people
 Run = Callable[[argparse.Namespace], Result]
 
@@ -37,7 +37,7 @@ class Commands:
         sub = self.add(name, run, text)
         job = sub.add_argument("job", metavar="JOB", help="job file, or the name of a shipped job")
         job.completer = job_names  # type: ignore[attr-defined]  # argcomplete's
-        sub.add_argument("overrides", nargs="*", metavar="key=value", help="such as images=1000 pipeline.steps=12")
+        sub.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="such as images=1000 pipeline.steps=12")
         return sub
 
 

@@ -36,7 +36,7 @@ def export_command(args: argparse.Namespace) -> Result:
         raise InputError(f"command line: --label: {next(n for n in pairs if not pairs[n])!r}: give puppy=dog")
     workers = {} if args.workers is None else {"workers": args.workers}
     spec = ExportSpec(args.out, args.to, args.folder, args.val, pairs, **workers)
-    with tqdm(unit="shard", dynamic_ncols=True) as bar:
+    with tqdm(unit="shard", dynamic_ncols=True, delay=0.5, disable=args.quiet) as bar:
 
         def report(done: int, total: int) -> None:
             bar.total = total

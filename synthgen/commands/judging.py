@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
     sub.add_argument("--most", type=int, default=2000, help="pictures that the page shows (default 2000)")
     sub = commands.add("evaluate", evaluate_command, "hold a dataset against a detector, against CLIP, and against real pictures")
     sub.add_argument("out", metavar="OUT", help="output folder or URL of `synthgen run`; or a job, which is run first")
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help="of the job")
+    sub.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="of the job")
     sub.add_argument("--detector", default="centernet-tiny", help="embedded, folder or Hub id (default: centernet-tiny)")
     sub.add_argument("--threshold", type=float, default=0.3, help="score from which a detection counts (default 0.3)")
     sub.add_argument("--clip", help="folder or Hub id of a CLIP; without one its figures are not measured")
@@ -94,9 +94,12 @@ def evaluate_command(args: argparse.Namespace) -> Result:
     if status:
         return status, data, made
     from synthgen.evaluate.dataset import evaluate
+    from synthgen.evaluate.fidelity import NOT_MEASURED
 
     data = evaluate(out, detector, clip, reference, args.limit)
-    return 0, data, [*made, *(f"{name:<12} {value}" for name, value in data.items())]
+    told = [f"{name:<12} {value}" for name, value in data.items() if value != NOT_MEASURED]
+    left = ", ".join(name for name, value in data.items() if value == NOT_MEASURED)
+    return 0, data, [*made, *told, *([f"not measured: {left}; see --clip and --reference"] if left else [])]
 
 
 def dataset_of(args: argparse.Namespace) -> tuple["Store", Result]:

@@ -6,9 +6,10 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from synthgen.commands import EXIT_FAULT, EXIT_INTERRUPTED, Commands, Result
+from synthgen.commands import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_TERMINATED, Commands, Result
 from synthgen.commands.speaking import load, spoken
 
+TRACEBACKS = 5  # of failed shards on the screen
 SHOWN = 200  # pictures in the report that `run` writes: it is made anew with each extension of a dataset
 
 
@@ -28,32 +29,50 @@ def run_command(args: argparse.Namespace) -> Result:
     """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "coco_files", "made", "seconds",
     "interrupted"}.
 
-    With --voice or --say "spoken" too (`load`), as with `preview` and `plan`.
+    "failed" too: [{"shard", "attempts", "error", "traceback"}], shards that were given up. With --voice or --say "spoken"
+    (`load`), as with `preview` and `plan`.
     """
+    from dataclasses import asdict
+
     job, spoken = load(args)  # before the heavy imports: a mistake is told at once
-    from synthgen.engine.pool import ShardFailedError
+    from synthgen.engine.pool import StoppedError
     from synthgen.engine.run import run
     from synthgen.report import write_report
 
     bar = _ProgressBar(args.quiet)
     try:
         result = run(job, args.address, args.overwrite, bar.open)
-    except ShardFailedError as error:
-        text = f"{error}\nAll finished shards are kept; run the same command again to go on."
+    except StoppedError as error:
+        text = f"{error}. All finished shards are kept; the same command goes on from there"
         return EXIT_FAULT, {"error": [str(error)]}, [text]
     finally:
         bar.close()
     data = {"output": job.output.path, **result.counts, "made": result.made, "seconds": round(result.seconds, 3)}
-    data |= {"interrupted": result.interrupted, **spoken}
+    data |= {"interrupted": result.interrupted, "failed": [asdict(f) for f in result.failed], **spoken}
+    failures = failed_lines(job.output.path, data["failed"])
     if result.interrupted:
         overrides = "".join(f" {o}" for o in args.overrides) + (f" --say {quote(spoken['spoken']['text'])}" if spoken else "")
-        text = f"stopped; {data['images']} of {job.images} images are done. To go on: synthgen run {args.job}{overrides}"
-        return EXIT_INTERRUPTED, data, [text]
+        done = f"; {data['images']} of {job.images} images are done" if result.counts else ""
+        text = f"stopped{done}. To go on: synthgen run {args.job}{overrides}"
+        return EXIT_TERMINATED if result.terminated else EXIT_INTERRUPTED, data, [*failures, text]
     if result.made and result.counts["complete"]:
         write_report(job.output.path, SHOWN)
     rate = f", {result.made} made now at {result.made / result.seconds:.2f} images/s" if result.made else ", all were there"
-    figures = f"{data['images']} images, {data['boxes']} boxes, {data['shards']} shards{rate}{split(data)}"
-    return 0, data, [f"{job.output.path}: {figures}"]
+    rate = rate if result.made or result.counts["complete"] else ""
+    lines = [f"{job.output.path}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards{rate}{split(data)}"]
+    return (EXIT_FAULT, data, [*failures, *lines]) if failures else (0, data, lines)
+
+
+def failed_lines(out: str, failed: list[dict[str, Any]]) -> list[str]:
+    """Shards that were given up, for a person."""
+    if not failed:
+        return []
+    lines = [
+        f"shard {f['shard']:06d} failed {f['attempts']} time(s): {f['error']}\n{f['traceback']}" for f in failed[:TRACEBACKS]
+    ]
+    more = [f"... and {len(failed) - TRACEBACKS} more"] if len(failed) > TRACEBACKS else []
+    text = f"{len(failed)} shard(s) could not be made (all are in {out}/failures.jsonl); the same command tries them again"
+    return [*lines, *more, text]
 
 
 def split(counts: dict[str, Any]) -> str:

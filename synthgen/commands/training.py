@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     sub.add_argument("--detector", default="train-detector", help="training job of the detector (default: train-detector)")
     sub.add_argument("--steps", type=int, help="steps of each training (default: the job's)")
     sub.add_argument("-o", "--output", type=Path, required=True, help="folder for the trainings, results.json and benchmark.png")
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help="of the training job")
+    sub.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="of the training job")
 
 
 def train_command(args: argparse.Namespace) -> Result:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from synthgen.diffusion.mixture import Conditions, Predict, Region
 from synthgen.diffusion.models import ModelSpec, find_lora, unet_multiple, vae_factor
@@ -24,6 +25,7 @@ from synthgen.diffusion.text import TextEncoding
 from synthgen.diffusion.windows import background_windows
 from synthgen.layouts import Layout
 from synthgen.pipelines import IncompatibleLayoutError, Numerics
+from synthgen.pulse import beat
 
 StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 """callback_on_step_end: pipeline, step, timestep and {"latents"}; what it returns may hold new latents."""
@@ -129,6 +131,7 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         """The UNet's prediction for latents of one timestep; a condition named a.b.c is entry c of entry b of argument a."""
         x = x.to(self.unet.dtype, memory_format=torch.channels_last)
         prediction: Tensor = self.unet(x, t, **_nested(conditions)).sample
+        beat()
         return prediction
 
     def denoise(
@@ -252,6 +255,8 @@ def generators_of(seed: int | Sequence[int] | None, generator: Generators) -> li
 def load_pipeline(kind: type[AnyPipeline], spec: ModelSpec, scheduler: str | None, numerics: Numerics) -> AnyPipeline:
     """The pipeline of a recipe's checkpoint, on its device, as the engine uses it."""
     diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()  # loading takes a second, and the bars cut through that of the images
+    transformers_logging.disable_progress_bar()
     auto = torch.float16 if numerics.device == "cuda" else torch.float32
     dtype = auto if spec.dtype == "auto" else getattr(torch, spec.dtype)
     pipeline: AnyPipeline = kind.from_pretrained(

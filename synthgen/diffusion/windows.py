@@ -36,7 +36,8 @@ def background_windows(canvas: tuple[int, int], factor: int, multiple: int, side
 
     Args:
         canvas: width, height in px.
-        factor, multiple: as for object_windows.
+        factor: as for object_windows.
+        multiple: as for object_windows.
         side: window side in cells.
         overlap: least share of a window that its neighbour covers too, in [0, 1).
     """

@@ -59,7 +59,7 @@ def plan(job: Job, address: str | None = None) -> Plan:
         batch = range(min(job.batch_size, job.images))
         samples = worker.encode(batch, worker.paint(batch))
         seconds = (time.perf_counter() - loaded) / len(batch)
-    workers = worker_count(job, address)
+    workers = worker_count(job)
     size = sum(len(s.image) + len(s.json()) + 2048 for s in samples) / len(samples)
     hours = (loaded - began + seconds * job.images / workers) / 3600
     return Plan(

@@ -1,145 +1,67 @@
-"""Workers that make shards: in this process, or as Ray actors. The only place that knows Ray."""
+"""What makes shards: in this process, or as Ray actors."""
 
-import logging
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from synthgen.config import Job
-from synthgen.engine.worker import Progress, RejectedImageError, Worker
+from synthgen.engine.worker import Progress
 from synthgen.shards.shard import StagedShard
-from synthgen.shards.store import Out, refuse_unshared
-
-log = logging.getLogger(__name__)
-
-Event = Progress | StagedShard
-MAX_SHARD_ATTEMPTS = 3
-POLL_SECONDS = 1.0  # how soon a Ctrl-C is noticed
+from synthgen.shards.store import Out
 
 
-class ShardFailedError(Exception):
-    """A shard failed on every worker that tried it; the message ends with the cause."""
+@dataclass(frozen=True)
+class FailedShard:
+    """A shard that was given up.
+
+    Attributes:
+        attempts: how often it failed.
+        error: the last failure in one line.
+        traceback: of the last failure.
+    """
+
+    shard: int
+    attempts: int
+    error: str
+    traceback: str
+
+
+Event = Progress | StagedShard | FailedShard
+
+
+class StoppedError(Exception):
+    """The run cannot go on; what was committed stays, and the same command goes on from there."""
 
 
 class Pool(Protocol):
     """Makes the shards it is given, in any order, and reports as it goes."""
 
     def run(self, shards: Iterable[int]) -> Iterator[Event]:
-        """Progress of every batch, and each staged shard once."""
+        """Progress of every batch, and each shard once: staged or failed.
+
+        Raises:
+            StoppedError: no worker can be had.
+            OSError: there is no room for a shard.
+        """
+
+    def finish(self) -> None:
+        """Begin no other shard; `run` ends with those that are begun. Called from a signal handler too."""
 
     def close(self) -> None:
         """Stop the workers."""
 
 
-class LocalPool:
-    """One worker in this process: for debugging, and for machines without Ray."""
+def open_pool(job: Job, out: Out, address: str | None = None) -> Pool:
+    """The pool that `workers` asks for: 0 in this process; a number, [least, most] or null on Ray."""
+    if job.workers == 0:
+        from synthgen.engine.local import LocalPool
 
-    def __init__(self, job: Job, out: Out) -> None:
-        self.worker = Worker(job, out, local_device(job))
+        return LocalPool(job, out)
+    from synthgen.engine.actors import RayPool
 
-    def run(self, shards: Iterable[int]) -> Iterator[Event]:
-        for shard in shards:
-            try:
-                yield from self.worker.make_shard(shard)
-            except RejectedImageError as error:
-                raise ShardFailedError(f"shard {shard:06d}: {error}") from error
-
-    def close(self) -> None:
-        """Nothing to stop."""
-
-
-@dataclass
-class _Task:
-    """A shard on an actor; `painted` is what the progress bar was told, to be taken back if it fails."""
-
-    shard: int
-    actor: Any
-    attempt: int
-    painted: int = 0
-
-
-class RayPool:
-    """Ray actors that each hold a loaded pipeline; a shard whose actor dies or fails goes to another one.
-
-    Args:
-        job, out: what every worker gets.
-        workers: how many actors.
-        address: of a running cluster; None starts Ray on this machine.
-    """
-
-    def __init__(self, job: Job, out: Out, workers: int, address: str | None = None) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        import ray
-
-        self.ray, self.job, self.out, self.workers = ray, job, out, workers
-        self.remote = ray.remote(Worker)
-        self._start(address or os.environ.get("RAY_ADDRESS"))
-        refuse_unshared(out, job.output.shared, sum(node["Alive"] for node in ray.nodes()))
-        self.device = "cuda" if job.pipeline.uses_torch and ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
-
-    def _start(self, address: str | None) -> None:
-        if self.ray.is_initialized():
-            return
-        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if address is None:
-            cpus = max(1, self.workers * self.job.threads)
-            options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 128 * 2**20}
-        self.ray.init(address=address or "local", **options)
-
-    def run(self, shards: Iterable[int]) -> Iterator[Event]:
-        waiting = deque((shard, 1) for shard in shards)
-        idle = deque(self._actor() for _ in range(min(self.workers, len(waiting))))
-        running: dict[Any, _Task] = {}
-        while waiting or running:
-            while idle and waiting:
-                shard, attempt = waiting.popleft()
-                task = _Task(shard, idle.popleft(), attempt)
-                stream = task.actor.make_shard.options(num_returns="streaming").remote(shard)
-                running[stream] = task
-            ready, _ = self.ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS, fetch_local=False)
-            for stream in ready:
-                yield from self._advance(stream, running, idle, waiting)
-
-    def _advance(
-        self, stream: Any, running: dict[Any, _Task], idle: deque[Any], waiting: deque[tuple[int, int]]
-    ) -> Iterator[Event]:
-        """Take the next report of one shard; a finished one frees its actor, a failed one goes back to the queue."""
-        task = running[stream]
-        try:
-            event: Event = self.ray.get(next(stream))
-        except StopIteration:
-            idle.append(running.pop(stream).actor)
-        except self.ray.exceptions.RayActorError as error:
-            self._retry(running.pop(stream), waiting, error)
-            idle.append(self._actor())
-            yield Progress(task.shard, -task.painted)
-        except self.ray.exceptions.RayTaskError as error:
-            self._retry(running.pop(stream), waiting, error)
-            idle.append(task.actor)
-            yield Progress(task.shard, -task.painted)
-        else:
-            task.painted += event.images if isinstance(event, Progress) else 0
-            yield event
-
-    def _retry(self, task: _Task, waiting: deque[tuple[int, int]], error: Exception) -> None:
-        if task.attempt >= MAX_SHARD_ATTEMPTS:
-            raise ShardFailedError(f"shard {task.shard:06d} failed {task.attempt} times; the last time: {error}") from error
-        why = str(error).strip().splitlines()[-1]
-        log.warning(
-            "shard %06d: attempt %d of %d failed; it goes elsewhere: %s", task.shard, task.attempt, MAX_SHARD_ATTEMPTS, why
-        )
-        waiting.append((task.shard, task.attempt + 1))
-
-    def _actor(self) -> Any:
-        gpus = 1 if self.device == "cuda" else 0
-        return self.remote.options(num_cpus=self.job.threads, num_gpus=gpus).remote(self.job, self.out, self.device)
-
-    def close(self) -> None:
-        self.ray.shutdown()
+    return RayPool(job, out, address)
 
 
 def local_device(job: Job) -> str:
@@ -151,19 +73,22 @@ def local_device(job: Job) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def open_pool(job: Job, out: Out, address: str | None = None) -> Pool:
-    """The pool that `workers` asks for: 0 in this process; a number, [least, most] or null on Ray."""
-    if job.workers == 0:
-        return LocalPool(job, out)
-    return RayPool(job, out, worker_count(job, address), address)
+def worker_count(job: Job, room: int | None = None) -> int:
+    """How many workers, never more than there are shards.
+
+    Args:
+        room: how many there is room for; None: on this machine, one for each GPU or each `threads` CPUs.
+    """
+    if isinstance(job.workers, int):
+        return max(1, min(job.workers, job.shards))
+    room = _local_room(job) if room is None else room
+    least, most = job.workers or (1, room)
+    return max(1, min(max(least, min(room, most)), job.shards))
 
 
-def worker_count(job: Job, address: str | None) -> int:
-    """How many actors: never more than there are shards; null means one for each `threads` CPUs (or GPU) here."""
-    asked = job.workers[1] if isinstance(job.workers, tuple) else job.workers
-    if asked is None:
-        asked = _gpus() if job.pipeline.uses_torch and _gpus() else max(1, len(os.sched_getaffinity(0)) // job.threads)
-    return max(1, min(asked, job.shards))
+def _local_room(job: Job) -> int:
+    gpus = _gpus() if job.pipeline.uses_torch and job.gpus != 0 else 0
+    return int(gpus / (job.gpus or 1)) if gpus else len(os.sched_getaffinity(0)) // job.threads
 
 
 def _gpus() -> int:

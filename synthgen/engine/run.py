@@ -1,15 +1,19 @@
 """The driver: what is missing is made, committed as it comes, and finalised."""
 
+import json
 import logging
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from synthgen.config import Job
 from synthgen.engine.journal import facts, journal
-from synthgen.engine.pool import ShardFailedError, open_pool
-from synthgen.engine.worker import Progress
+from synthgen.engine.notice import Notice, NoTimeError
+from synthgen.engine.pool import FailedShard, Pool, StoppedError, open_pool
+from synthgen.engine.worker import Progress, is_full
 from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, refuse_foreign, remove_dataset, versions
 from synthgen.shards.lock import Lock
 from synthgen.shards.shard import StagedShard, commit, scan, shard_sizes, withdraw
@@ -18,6 +22,8 @@ from synthgen.shards.store import Out, Store, open_store
 log = logging.getLogger(__name__)
 
 Report = Callable[[int], None]
+FAILURES = "failures.jsonl"
+MOST_FAILED = 100  # shards in one run; so many say that it is not the shards
 
 
 @dataclass(frozen=True)
@@ -26,14 +32,32 @@ class RunResult:
 
     Attributes:
         made: images painted by this run.
-        interrupted: stopped by Ctrl-C.
-        counts: what the dataset now holds (`finalize`).
+        interrupted: stopped by Ctrl-C or SIGTERM.
+        counts: what the dataset now holds (`finalize`); empty if SIGTERM left no time to say.
+        terminated: by SIGTERM.
+        failed: shards that were given up.
     """
 
     made: int
     seconds: float
     interrupted: bool
     counts: dict[str, Any]
+    terminated: bool = False
+    failed: Sequence[FailedShard] = ()
+
+
+@dataclass
+class Made:
+    """What became of the shards that were to be made.
+
+    Attributes:
+        stopped: why there is no going on.
+    """
+
+    images: int = 0
+    interrupted: bool = False
+    failed: list[FailedShard] = field(default_factory=list)
+    stopped: StoppedError | None = None
 
 
 def dataset_info(job: Job) -> DatasetInfo:
@@ -64,63 +88,118 @@ def run(
     Raises:
         ChangedJobError: the output holds another job.
         LockedError: another run works on it.
-        ShardFailedError: a shard could not be made; all that was committed stays, and is finalised.
+        StoppedError: the disk is full, or no worker starts; all that was committed stays.
     """
     out, info = open_store(job.output.path), dataset_info(job)
     refuse_foreign(out)
     if not overwrite:
         refuse_changed(out, info)
-    began = time.perf_counter()
-    with Lock(out) as lock, journal(out):
-        out.clean()
-        if overwrite:
-            remove_dataset(out)
-        refuse_changed(out, info)
-        begin(out, info, job.resolved())
-        found = shard_sizes(out)
-        todo = missing_shards(job, out, found)
-        log.info("run started", extra=facts(job=job.name, images=job.images, missing_shards=len(todo), versions=versions()))
-        for number in found.keys() & set(todo):
-            withdraw(out, number)
-        failure, made, interrupted = None, 0, False
-        try:
-            made, interrupted = make(job, out, todo, lock, address, report)
-        except ShardFailedError as error:
-            failure = error
-        out.clean()
-        counts = finalize(out, info)
-        if failure is not None:
-            raise failure
-        ended = "run interrupted" if interrupted else "run ended"
-        log.info(ended, extra=facts(made=made, seconds=round(time.perf_counter() - began, 3), **counts))
-    return RunResult(made, time.perf_counter() - began, interrupted, counts)
+    began, made, counts = time.perf_counter(), Made(), dict[str, Any]()
+    try:
+        with Lock(out) as lock, Notice() as notice, journal(out):
+            with suppress(NoTimeError):
+                out.clean()
+                if overwrite:
+                    remove_dataset(out)
+                refuse_changed(out, info)
+                begin(out, info, job.resolved())
+                found = shard_sizes(out)
+                todo = missing_shards(job, out, found)
+                about = facts(job=job.name, images=job.images, missing_shards=len(todo), versions=versions())
+                log.info("run started", extra=about)
+                make(job, out, todo, found, lock, notice, made, address, report)
+                if not (made.failed or made.interrupted or made.stopped):
+                    out.delete(FAILURES)
+                out.clean()
+                counts = finalize(out, info)
+            if made.stopped is not None:
+                raise made.stopped
+            stopped = made.interrupted or (notice.given and not counts.get("complete"))
+            result = RunResult(made.images, time.perf_counter() - began, stopped, counts, stopped and notice.given, made.failed)
+            log.info("run interrupted" if stopped else "run ended", extra=ended_facts(result))
+            return result
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise _full(out, error) from error
+
+
+def _full(out: Store, error: OSError) -> StoppedError:
+    return StoppedError(f"{out}: {os.strerror(error.errno or 0)}: make room, or give another output.path")
 
 
 def make(
-    job: Job, out: Store, todo: list[int], lock: Lock, address: str | None, report: Callable[[int, int], Report] | None
-) -> tuple[int, bool]:
-    """Make and commit shards; returns how many images, and whether a Ctrl-C ended it."""
+    job: Job,
+    out: Store,
+    todo: list[int],
+    found: Container[int],
+    lock: Lock,
+    notice: Notice,
+    made: Made,
+    address: str | None = None,
+    report: Callable[[int, int], Report] | None = None,
+) -> None:
+    """Make and commit shards until all are, or a signal or a full disk ends it.
+
+    Args:
+        found: shards that have any file.
+    """
+    if not todo or notice.given:
+        return
     tell = report(job.images, job.images - sum(job.shard_count(n) for n in todo)) if report else None
-    made, pool = 0, None
+    pool = None
     try:
-        if not todo:
-            return 0, False
         pool = open_pool(job, out, address)
-        for event in pool.run(todo):
-            if isinstance(event, Progress):
-                if tell:
-                    tell(event.images)
-            else:
-                lock.check()
-                commit(out, event)
-                log.info("shard committed", extra=committed_facts(event))
-                made += event.marker.count
-        return made, False
+        notice.listen()
+        notice.finish = pool.finish
+        if notice.given:
+            pool.finish()
+        take(out, pool, _withdrawn(out, todo, found), lock, made, tell)
     except KeyboardInterrupt:
-        return made, True
+        made.interrupted = True
+    except SystemExit:  # Ray heeds SIGTERM so while it starts
+        made.interrupted = notice.given = True
+    except StoppedError as error:
+        made.stopped = error
+    except OSError as error:
+        if not is_full(error):
+            raise
+        made.stopped = _full(out, error)
     finally:
+        notice.drop()
         if pool is not None:
             pool.close()
+
+
+def take(out: Store, pool: Pool, shards: Iterable[int], lock: Lock, made: Made, tell: Report | None = None) -> None:
+    """Commit what a pool makes, and write down what it gives up."""
+    for event in pool.run(shards):
+        if isinstance(event, Progress):
+            if tell and event.images:
+                tell(event.images)
+        elif isinstance(event, FailedShard):
+            made.failed.append(event)
+            out.write(FAILURES, "".join(json.dumps(asdict(f)) + "\n" for f in made.failed))
+            if len(made.failed) == MOST_FAILED:
+                pool.finish()
+        else:
+            lock.check()
+            commit(out, event)
+            log.info("shard committed", extra=committed_facts(event))
+            made.images += event.marker.count
+
+
+def _withdrawn(out: Store, numbers: Iterable[int], found: Container[int]) -> Iterator[int]:
+    """Take what is left of each shard out of the dataset before it is made."""
+    for number in numbers:
+        if number in found:
+            withdraw(out, number)
+        yield number
+
+
+def ended_facts(result: RunResult) -> dict[str, Any]:
+    """What the log says of a run that ended."""
+    return facts(made=result.made, seconds=round(result.seconds, 3), failed=len(result.failed), **result.counts)
 
 
 def committed_facts(shard: StagedShard) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Makes one shard at a time: layouts, scenes, pictures, files. Knows nothing of Ray."""
 
+import errno
 import io
 import logging
 import time
@@ -14,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from synthgen.config import Job
+from synthgen.errors import InputError, StoreFailedError, StoreRefusedError
 from synthgen.layouts import InfeasibleLayoutError
 from synthgen.pipelines import Numerics, Painting
 from synthgen.scene import Scene
@@ -234,6 +236,21 @@ class Worker:
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether torch says that a GPU's or this machine's memory does not suffice."""
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def is_final(error: BaseException | None) -> bool:
+    """Whether a shard that failed like this fails like this every time."""
+    return isinstance(error, RejectedImageError | InputError)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether there is no room for files."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def ends_all(error: BaseException) -> bool:
+    """Whether no other shard could be written either: there is no room, or no store."""
+    return is_full(error) or isinstance(error, StoreFailedError | StoreRefusedError)
 
 
 def limit_threads(job: Job) -> None:

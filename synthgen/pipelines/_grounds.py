@@ -17,7 +17,8 @@ def choose_by_words(files: list[Path], prompt: str, rng: np.random.Generator) ->
     """A random file among those whose names share the most words with the prompt."""
     asked = set(prompt.lower().replace(",", " ").split())
     score = [len(words(f) & asked) - 0.1 * len(words(f) - asked) for f in files]
-    best = [f for f, s in zip(files, score, strict=True) if s == max(score)] if max(score) > 0 else files
+    highest = max(score)
+    best = [f for f, s in zip(files, score, strict=True) if s == highest] if highest > 0 else files
     return best[int(rng.integers(len(best)))]
 
 

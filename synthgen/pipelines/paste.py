@@ -97,7 +97,7 @@ class CutOut:
     """One RGBA picture of an object; its aspect is read at once, its pixels when they are first needed."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.words = path, words(path)
         with Image.open(path) as image:
             self.log_aspect = float(np.log(image.width / image.height))
 
@@ -114,11 +114,13 @@ def _load_rgba(path: Path) -> Image.Image:
 def choose_cutout(cutouts: list[CutOut], phrase: str, box: NDArray[np.int_], rng: np.random.Generator) -> Image.Image:
     """A cut-out that fits the phrase and the box's aspect, at the box's size, mirrored half of the time."""
     asked = set(phrase.lower().split())
-    score = [len(words(c.path) & asked) - 0.1 * len(words(c.path) - asked) for c in cutouts]
-    named = [c for c, s in zip(cutouts, score, strict=True) if s == max(score)] if max(score) > 0 else cutouts
+    score = [len(c.words & asked) - 0.1 * len(c.words - asked) for c in cutouts]
+    best = max(score)
+    named = [c for c, s in zip(cutouts, score, strict=True) if s == best] if best > 0 else cutouts
     w, h = int(box[2] - box[0]), int(box[3] - box[1])
-    named = sorted(named, key=lambda c: abs(c.log_aspect - np.log(w / h)))
-    near = sum(abs(c.log_aspect - np.log(w / h)) < ASPECT_TOLERANCE for c in named)
+    log_aspect = float(np.log(w / h))
+    named = sorted(named, key=lambda c: abs(c.log_aspect - log_aspect))
+    near = sum(abs(c.log_aspect - log_aspect) < ASPECT_TOLERANCE for c in named)
     picked = named[int(rng.integers(max(near, min(NEAREST, len(named)))))].pixels()
     if rng.random() < 0.5:
         picked = picked.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -1,6 +1,7 @@
 """COCO's categories: the ids that detection datasets agree on."""
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 
 COCO_NAMES = (
     "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant - stop_sign parking_meter "
@@ -22,7 +23,9 @@ def category_ids(names: Iterable[str], own: Mapping[str, int]) -> dict[str, int]
     ids: dict[str, int] = {}
     for name in names:
         if name not in own and name not in COCO_IDS:
-            raise ValueError(f"{name!r} is not a COCO category; give it an id: `categories: {{{name}: 101}}`")
+            close = get_close_matches(name, [*own, *COCO_IDS], n=1, cutoff=0.81)  # dogs, doog; of a wombat no boat
+            hint = f"; did you mean {close[0]!r}? If not, give it" if close else "; give it"
+            raise ValueError(f"{name!r} is not a COCO category{hint} an id: `categories: {{{name}: 101}}`")
         ids[name] = own.get(name, COCO_IDS.get(name, 0))
         taken = next((n for n, i in ids.items() if i == ids[name] and n != name), None)
         if taken is not None:

@@ -30,6 +30,7 @@ WRITTEN = (
     "contact_sheet.jpg",
     "report.html",
     "skipped.jsonl",
+    "failures.jsonl",
     JOURNAL,
 )
 

@@ -21,6 +21,7 @@ HEARTBEAT = 10.0  # seconds between two signs of life
 STALE = 60.0  # seconds after which a driver that gave none is taken for dead
 NAME = ".lock"
 PAUSES = (0.5, 1.5)  # seconds before another try, halved to whole at random, where two drivers claim a store at once
+LOOK = 1.0  # seconds between two looks at the lock of another host
 
 
 class LockedError(InputError):
@@ -47,7 +48,8 @@ class Lock:
     """Holds the lock of an output while a driver works; use it as a context manager.
 
     A lock is taken over when its driver is dead: on this host when its process is gone, else when its heartbeat is
-    older than a minute. A driver that was suspended and lost its lock finds out before its next commit (`check`).
+    older than a minute, which is waited for; only a heart that is seen to beat refuses. A driver that was suspended and
+    lost its lock finds out before its next commit (`check`).
     """
 
     def __init__(self, out: Out) -> None:
@@ -58,12 +60,15 @@ class Lock:
         self.thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Lock":
-        holder = self.keeper.acquire(self._content())
-        if holder is not None:
-            raise LockedError(
-                f"{self.out}: another run is working on this output "
-                f"(process {holder.get('pid')} on {holder.get('host')}); wait for it, or stop it"
-            )
+        seen: dict[str, Any] = {}
+        while (holder := self.keeper.acquire(self._content())) is not None:
+            beats = holder.get("token") == seen.get("token") and holder != seen
+            if holder and (is_here(holder) or beats):
+                raise LockedError(
+                    f"{self.out}: another run is working on this output "
+                    f"(process {holder.get('pid')} on {holder.get('host')}); wait for it, or stop it"
+                )
+            seen = self._wait(holder, seen)
         self.thread.start()
         return self
 
@@ -82,13 +87,23 @@ class Lock:
         who = {"host": socket.gethostname(), "pid": os.getpid(), "start": process_start(os.getpid())}
         return json.dumps({**who, "time": time.time(), "token": self.token})
 
+    def _wait(self, holder: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any]:
+        """A little, for a driver of another host to give a sign of life or to be taken for dead."""
+        if holder.get("token") != seen.get("token"):
+            log.warning(
+                "%s: a run on %s has it, or had: last sign of life %.0f s ago; without another within %.0f s it is dead",
+                self.out, holder.get("host"), age(holder), STALE - age(holder),
+            )  # fmt: skip
+        time.sleep(LOOK)
+        return holder
+
     def _beat(self) -> None:
         while not self.stop.wait(HEARTBEAT):
             try:
                 if not self.keeper.owned():
                     return
                 self.keeper.renew(self._content())
-            except (StoreFailedError, StoreRefusedError) as error:  # the driver's own requests will say so, if it lasts
+            except (OSError, StoreFailedError, StoreRefusedError) as error:  # if it lasts, the driver's own writes will say so
                 log.warning("no sign of life could be given: %s", error)
 
 
@@ -216,10 +231,15 @@ def is_alive(holder: dict[str, Any], seconds: float) -> bool:
     """Whether the driver that wrote this lock still works, its last sign of life being so many seconds ago."""
     if seconds > STALE:
         return False
-    if holder.get("host") != socket.gethostname():
+    if not is_here(holder):
         return True
     start = process_start(int(holder.get("pid", -1)))
     return start is not None and start == holder.get("start")
+
+
+def is_here(holder: dict[str, Any]) -> bool:
+    """Whether the driver runs, or ran, on this host."""
+    return bool(holder.get("host") == socket.gethostname())
 
 
 def process_start(pid: int) -> str | None:

@@ -54,7 +54,8 @@ def look_loss(looks: Iterable[Tensor], boxes: Tensor, mask: Tensor, h: int, w: i
         looks: share of each cell's look that goes to each box, (B, cells, n) a layer, cells row by row at the layer's resolution.
         boxes: (B, n, 4) xyxy as shares of the window.
         mask: (B, n), 1 where there is a box.
-        h, w: of the window, in latent cells.
+        h: height of the window, in latent cells.
+        w: its width.
     """
     losses = []
     for p in looks:

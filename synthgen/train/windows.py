@@ -68,7 +68,8 @@ class WindowTrainee(nn.Module):
     """A UNet trained on windows of scenes; a task fills in which windows a batch has, and what the loss is.
 
     Args:
-        unet, text: what is trained; which of their parameters require gradients, the task says.
+        unet: what is trained; which of its parameters require gradients, the task says.
+        text: likewise.
         vae: encodes the scenes; not part of the state.
         solver: what the checkpoint is painted with; its schedule of the noise, and what it predicts, are trained with.
     """

@@ -14,17 +14,20 @@ import pytest
 from synthgen.config import Job, load_job
 from synthgen.engine.run import run
 from synthgen.shards.check import check_dataset
-from tests.conftest import shard_bytes
+from tests.conftest import SMALL_JOB, shard_bytes
 
 pytestmark = pytest.mark.slow
-LONG = ["images=60", "layout.canvas=[384, 384]", "layout.objects.dog=20"]  # long enough to be killed in
+IMAGES = 40
+LONG = [f"images={IMAGES}", "layout.canvas=[384, 384]", "layout.objects.dog=20"]  # long enough to be killed in
 
 
-@pytest.fixture
-def undisturbed(make_job: Callable[..., Job], tmp_path: Path) -> dict[str, bytes]:
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The bytes of the long job, made in this process."""
-    run(make_job(*LONG, f"output.path={tmp_path / 'undisturbed'}"))
-    return shard_bytes(tmp_path / "undisturbed")
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "small.yaml").write_text(json.dumps({**SMALL_JOB, "output": {**SMALL_JOB["output"], "path": str(folder / "out")}}))
+    run(load_job(str(folder / "small.yaml"), LONG))
+    return shard_bytes(folder / "out")
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def workers_of(driver: int) -> list[int]:
         above = pid
         while above in parent and above != driver:
             above = parent[above]
-        if above == driver and command.startswith("ray::Worker"):
+        if above == driver and command.startswith("ray::Actor"):
             found.append(pid)
     return found
 
@@ -85,19 +88,25 @@ def test_one_and_two_workers_give_the_same_bytes(make_job: Callable[..., Job], c
     assert len(made[0]) == 6
 
 
-def test_a_killed_driver_is_resumed(
-    start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]
+def test_a_killed_driver_is_resumed_and_a_terminated_one_too(
+    job_file: Path, start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]
 ) -> None:
     out = Path(make_job().output.path)
     first = start(*LONG, "workers=2")
     wait_for(lambda: markers(out) >= 3, first)
     first.kill()
     first.wait()
-    assert markers(out) < 30
+    left = markers(out)
+    assert left < IMAGES // 2
     second = start(*LONG, "workers=2")
-    stdout, stderr = second.communicate(timeout=180)
-    assert second.returncode == 0, stderr
-    assert 0 < json.loads(stdout)["made"] < 60
+    wait_for(lambda: markers(out) > left, second)
+    second.terminate()
+    stdout, stderr = second.communicate(timeout=100)
+    assert second.returncode == 143, stderr
+    said = json.loads(stdout)
+    assert (said["interrupted"], said["images"]) == (True, 2 * markers(out))
+    assert not [p for p in out.rglob("*") if p.name.startswith(".")]
+    assert 0 < run(load_job(str(job_file), LONG)).made < IMAGES
     assert shard_bytes(out) == undisturbed
     assert check_dataset(out)[0] == []
 
@@ -113,7 +122,7 @@ def test_a_killed_actor_is_replaced(
     os.kill(victims[0], signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=180)
     assert process.returncode == 0, stderr
-    assert json.loads(stdout)["made"] == 60, stdout
+    assert json.loads(stdout)["made"] == IMAGES, stdout
     assert shard_bytes(out) == undisturbed
     assert check_dataset(out)[0] == []
 
@@ -134,6 +143,6 @@ def test_ctrl_c_says_how_to_go_on(
     assert process.returncode == 130, stderr
     assert f"To go on: synthgen run {job_file} {LONG[0]}" in stdout
     assert not [p for p in out.rglob("*") if p.name.startswith(".")]
-    assert "images, the job asks for 60" in check_dataset(out)[0][0]
+    assert f"images, the job asks for {IMAGES}" in check_dataset(out)[0][0]
     run(load_job(str(job_file), LONG))
     assert shard_bytes(out) == undisturbed

@@ -1,18 +1,28 @@
 """The driver in one process: resume, extend, refuse, and what a finished dataset holds."""
 
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from synthgen.cli import main
 from synthgen.config import Job, load_job
-from synthgen.engine.pool import LocalPool, ShardFailedError, worker_count
+from synthgen.engine.local import LocalPool
+from synthgen.engine.pool import worker_count
 from synthgen.engine.run import missing_shards, run
+from synthgen.engine.worker import Painted, Worker
+from synthgen.errors import StoreFailedError
 from synthgen.shards.check import check_dataset
 from synthgen.shards.dataset import ChangedJobError
 from synthgen.shards.lock import Lock, LockedError
+from synthgen.shards.sample import Sample
+from synthgen.shards.shard import committed
 from tests.conftest import shard_bytes
 
 
@@ -130,8 +140,8 @@ def test_what_a_killed_run_left_is_removed(make_job: Callable[..., Job]) -> None
 def test_ctrl_c_keeps_what_was_committed(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
     original = LocalPool.run
 
-    def interrupted(self: LocalPool, shards: list[int]):  # type: ignore[no-untyped-def]
-        yield from original(self, shards[:1])
+    def interrupted(self: LocalPool, shards: Iterator[int]):  # type: ignore[no-untyped-def]
+        yield from original(self, [next(shards)])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(LocalPool, "run", interrupted)
@@ -144,19 +154,135 @@ def test_ctrl_c_keeps_what_was_committed(make_job: Callable[..., Job], monkeypat
     assert check_dataset(out)[0] == []
 
 
-def test_a_shard_that_cannot_be_made_ends_the_run_and_keeps_the_rest(
+def test_shards_that_cannot_be_made_are_named_and_the_rest_is_kept(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(make_job("images=2", "on_reject=fail"))
     monkeypatch.setattr("synthgen.engine.worker.is_picture", lambda painting: False)
-    with pytest.raises(ShardFailedError, match=r"shard 000001: samples \[2, 3\]: blank after 3 attempts"):
-        run(make_job("on_reject=fail"))
+    result = run(make_job("on_reject=fail"))
+    assert [(f.shard, f.attempts, f.error) for f in result.failed] == [
+        (1, 1, "RejectedImageError: samples [2, 3]: blank after 3 attempts"),
+        (2, 1, "RejectedImageError: samples [4, 5]: blank after 3 attempts"),
+    ]
     monkeypatch.undo()
     out = Path(make_job().output.path)
     assert check_dataset(out)[0] == ["shards: 2 images, the job asks for 6"]
     assert run(make_job()).made == 4
 
 
-@pytest.mark.parametrize(("workers", "count"), [("1", 1), ("2", 2), ("9", 3), ("[1, 2]", 2)])
+def test_a_shard_that_fails_is_tried_again_then_named_and_the_rest_is_made(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], job_file: Path
+) -> None:
+    encode, calls = Worker.encode, []
+
+    def sometimes(self: Worker, indices: range, images: list[Painted]) -> list[Sample]:
+        calls.append(indices[0])
+        if indices[0] == 0 and calls.count(0) == 1:
+            raise ValueError("once")
+        if indices[0] == 2:
+            raise ValueError("always")
+        return encode(self, indices, images)
+
+    monkeypatch.setattr(Worker, "encode", sometimes)
+    assert main(["run", str(job_file), "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    out = Path(make_job().output.path)
+    assert calls == [0, 0, 2, 2, 2, 4]
+    assert [(f["shard"], f["attempts"], f["error"]) for f in said["failed"]] == [(1, 3, "ValueError: always")]
+    assert "in sometimes" in said["failed"][0]["traceback"]
+    assert [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()] == said["failed"]
+    assert (said["images"], said["complete"]) == (4, False)
+    assert main(["run", str(job_file), "max_shard_attempts=1"]) == 1
+    assert "shard 000001 failed 1 time(s): ValueError: always\nTraceback" in capsys.readouterr().out
+    assert calls == [0, 0, 2, 2, 2, 4, 2]
+    monkeypatch.undo()
+    assert run(make_job()).made == 2
+    assert not (out / "failures.jsonl").exists()
+    assert check_dataset(out)[0] == []
+
+
+def test_a_job_whose_every_shard_fails_ends(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synthgen.engine.run.MOST_FAILED", 2)
+    monkeypatch.setattr("synthgen.engine.worker.is_picture", lambda painting: False)
+    assert [f.shard for f in run(make_job("on_reject=fail", "images=20")).failed] == [0, 1]
+
+
+def test_a_lost_store_ends_the_run_at_the_first_shard(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def lost(*args: object) -> None:
+        calls.append(1)
+        raise StoreFailedError("s3://bucket: the store failed 6 times")
+
+    monkeypatch.setattr("synthgen.engine.worker.stage", lost)
+    with pytest.raises(StoreFailedError, match="6 times"):
+        run(make_job())
+    assert len(calls) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A disk whose size can be set."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("may not mount a disk here")
+
+    def resize(size: str) -> Path:
+        subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+        return folder
+
+    yield resize
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
+    make_job: Callable[..., Job], job_file: Path, small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(make_job("images=20"))
+    out = small_disk("200k") / "out"
+    assert main(["run", str(job_file), "images=20", f"output.path={out}"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"{out}: No space left on device: make room, or give another output.path.")
+    kept = committed(out)
+    assert 1 < len(kept) < 10
+    small_disk("10m")
+    assert main(["run", str(job_file), "images=20", f"output.path={out}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["made"] == 20 - 2 * len(kept)
+    assert shard_bytes(out) == shard_bytes(Path(make_job().output.path))
+    assert check_dataset(out)[0] == []
+
+
+def test_at_sigterm_the_shard_in_work_is_finished(
+    make_job: Callable[..., Job], job_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "synthgen.commands.making._ProgressBar.advance", lambda self, images: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    assert main(["run", str(job_file)]) == 143
+    assert f"stopped; 2 of 6 images are done. To go on: synthgen run {job_file}" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert run(make_job()).made == 4
+
+
+def test_at_sigterm_a_long_shard_is_dropped(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synthgen.engine.notice.FINISH_SECONDS", 0.2)
+    paint = Worker.paint
+
+    def slowly(self: Worker, indices: range) -> list[Painted]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+        return paint(self, indices)
+
+    monkeypatch.setattr(Worker, "paint", slowly)
+    result = run(make_job())
+    assert (result.made, result.interrupted, result.terminated, result.counts["images"]) == (0, True, True, 0)
+    assert result.seconds < 20
+    assert not [p for p in Path(make_job().output.path).rglob("*") if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize(("workers", "count"), [("1", 1), ("2", 2), ("9", 3), ("[1, 2]", 2), ("null", 3)])
 def test_never_more_workers_than_shards(make_job: Callable[..., Job], workers: str, count: int) -> None:
-    assert worker_count(make_job(f"workers={workers}"), None) == count
+    assert worker_count(make_job(f"workers={workers}"), room=5) == count

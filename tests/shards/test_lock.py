@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -45,15 +46,32 @@ def test_a_reused_process_number_is_not_the_old_driver(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(("age", "taken"), [(5.0, False), (120.0, True)])
-def test_elsewhere_only_the_heartbeat_counts(tmp_path: Path, age: float, taken: bool) -> None:
-    write_lock(tmp_path, host="another-host", time=time.time() - age)
-    if taken:
-        with Lock(tmp_path):
-            pass
-    else:
-        with pytest.raises(LockedError, match="on another-host"), Lock(tmp_path):
-            pass
+def test_elsewhere_an_old_heartbeat_is_a_dead_driver(tmp_path: Path) -> None:
+    write_lock(tmp_path, host="another-host", time=time.time() - 120)
+    with Lock(tmp_path):
+        pass
+
+
+def test_elsewhere_a_heart_that_does_not_beat_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lock, "LOOK", 0.02)
+    write_lock(tmp_path, host="another-host", time=time.time() - lock.STALE + 0.5)
+    began = time.monotonic()
+    with Lock(tmp_path) as held:
+        held.check()
+    assert 0.4 < time.monotonic() - began < 30
+    (told,) = caplog.messages
+    assert f"{tmp_path}: a run on another-host has it, or had" in told
+
+
+def test_elsewhere_a_heart_that_beats_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "LOOK", 0.02)
+    write_lock(tmp_path, host="another-host", time=time.time() - 5)
+    threading.Timer(0.2, lambda: write_lock(tmp_path, host="another-host")).start()
+    with pytest.raises(LockedError, match="on another-host"), Lock(tmp_path):
+        pass
+    assert json.loads((tmp_path / ".lock").read_text())["token"] == "other"
 
 
 def test_a_driver_that_lost_its_lock_finds_out(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -189,7 +190,7 @@ def out(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
 
 def write_claim(store: Store, **changes: object) -> None:
     content = json.loads(Lock(store)._content())
-    store.write(".lock-other", json.dumps({**content, **changes}))
+    store.write(".lock-other", json.dumps({**content, "token": "other", **changes}))
 
 
 def test_a_second_driver_is_refused(out: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,10 +206,12 @@ def test_a_second_driver_is_refused(out: ObjectStore, monkeypatch: pytest.Monkey
 
 def test_a_dead_drivers_claim_is_taken_over(out: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "PAUSES", (0.01,))
+    monkeypatch.setattr(lock, "LOOK", 0.05)
     write_claim(out, start="1")  # this host, a process that is gone
     with Lock(out):
         assert len(names(out)) == 1
     write_claim(out, host="another-host")
+    threading.Timer(0.5, lambda: write_claim(out, host="another-host")).start()  # its heart beats
     with pytest.raises(LockedError, match="on another-host"), Lock(out):
         pass
     monkeypatch.setattr(lock, "STALE", -1.0)  # now it gave no sign of life for too long

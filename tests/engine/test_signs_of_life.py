@@ -1,0 +1,66 @@
+"""What an actor reports, without Ray: its worker's events, and signs of life where there are any."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from synthgen import pulse
+from synthgen.engine.actors import Actor
+from synthgen.engine.worker import Progress
+
+
+class Worker:
+    """Says one thing, then works or hangs for a while."""
+
+    def __init__(self, beats: bool, fails: bool = False) -> None:
+        self.beats, self.fails = beats, fails
+
+    def make_shard(self, number: int) -> Iterator[Progress]:
+        yield Progress(number, 2)
+        for _ in range(10):
+            time.sleep(0.02)
+            if self.beats:
+                pulse.beat()
+        if self.fails:
+            raise ValueError("not this one")
+        yield Progress(number, 3)
+
+
+def test_work_within_a_batch_gives_signs_of_life() -> None:
+    images = [e.images for e in Actor(partial(Worker, True), 0.05).make_shard(7) if isinstance(e, Progress)]
+    assert [n for n in images if n] == [2, 3]
+    assert images[:2] == [0, 2], "the first says that the model is loaded"
+    assert 0 in images[2:-1]
+
+
+def test_a_hang_gives_none() -> None:
+    assert [e.images for e in Actor(partial(Worker, False), 0.05).make_shard(7) if isinstance(e, Progress)] == [0, 2, 3]
+
+
+def test_an_error_comes_after_what_was_said_before_it() -> None:
+    events = Actor(partial(Worker, False, True), 0.05).make_shard(7)
+    assert [next(events), next(events)] == [Progress(7, 0), Progress(7, 2)]
+    with pytest.raises(ValueError, match="not this one") as error:
+        next(events)
+    assert error.traceback[-1].name == "make_shard"
+
+
+def test_the_model_is_loaded_once() -> None:
+    loads = []
+
+    def load() -> Worker:
+        loads.append(1)
+        return Worker(False)
+
+    actor = Actor(load, 0.05)
+    list(actor.make_shard(0))
+    list(actor.make_shard(1))
+    assert len(loads) == 1
+
+
+def test_the_end_is_told_at_once() -> None:
+    began = time.monotonic()
+    list(Actor(partial(Worker, False), 60).make_shard(0))
+    assert time.monotonic() - began < 30

@@ -1,0 +1,182 @@
+"""Jobs sent to a Ray cluster as a user sends them: `ray submit --start` over ssh to machines of one's own, and `ray job submit`.
+
+Two "machines" on loopback: a private sshd gives 127.0.0.1 (head) and 127.0.0.2 (worker) a home folder each. Ray's launcher copies
+the files there, starts the head, whose autoscaler starts the worker, and runs the script: all as deploy/local.yaml says, but for
+ports, addresses, and the installation, for which the environment of the tests stands in.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from getpass import getuser
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from synthgen.config import OutputSpec
+from synthgen.shards.check import check_dataset
+
+ROOT = Path(__file__).parents[1]
+SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ.get("PATH", ""))
+MISSING = [
+    name
+    for name, there in (("openssh-server", SSHD), ("ssh", shutil.which("ssh")), ("rsync", shutil.which("rsync")))
+    if not there
+]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (docs/cluster.md#tests)"),
+]
+HEAD, WORKER = "127.0.0.1", "127.0.0.2"
+TRIES = 3  # of Ray, which gives up a head that takes more than 30 s to start, as on a busy machine
+MARK = "SYNTHGEN_TEST_CLUSTER"  # in the environment of every process that the cluster starts
+SMALL = ["images=2", "output.shard_size=1", "pipeline=paste", "workers=1"]
+if "shared" in OutputSpec.model_fields:
+    SMALL.append("output.shared=true")  # both machines are this one
+
+
+@dataclass
+class Cluster:
+    """Where the launcher finds the cluster, and the environment of the laptop that it is called from."""
+
+    folder: Path
+    dashboard: int
+    env: dict[str, str]
+
+    def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The `ray` of these tests' environment, in this repository's root."""
+        command = [str(Path(sys.executable).with_name("ray")), *arguments]
+        return subprocess.run(command, cwd=ROOT, env=self.env, text=True, capture_output=True, timeout=900, check=False)
+
+    def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.ray("submit", *arguments)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    folder = Path(mkdtemp(prefix="sg", dir="/tmp"))  # Ray's sockets lie below it: their paths must be short
+    ssh, gcs, dashboard = free_ports(3)
+    daemon = start_sshd(folder, ssh)
+    try:
+        write_config(folder, gcs, dashboard)
+        env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        env |= {
+            "PATH": f"{folder}/bin:{env['PATH']}",
+            "TMPDIR": str(folder),
+            "RAY_TMPDIR": str(folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        yield Cluster(folder, dashboard, env)
+    finally:
+        daemon.terminate()
+        daemon.wait()
+        end_processes(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def start_sshd(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """A private sshd with a throw-away key; each of its addresses has a home of its own. `bin/ssh` knows the port and the key."""
+    for name in ("host", "key"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+    session = folder / "session.sh"
+    session.write_text(
+        f"export {MARK}={folder} HOME={folder}/$(echo $SSH_CONNECTION | cut -d' ' -f3)\n"
+        'mkdir -p $HOME && cd && eval "$SSH_ORIGINAL_COMMAND"\n'
+    )
+    settings = folder / "sshd_config"
+    settings.write_text(
+        f"Port {port}\nListenAddress {HEAD}\nListenAddress {WORKER}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/key.pub\n"
+        f"PasswordAuthentication no\nUsePAM no\nStrictModes no\nPidFile none\nForceCommand bash {session}\n"
+    )
+    wrapper = folder / "bin/ssh"
+    wrapper.parent.mkdir()
+    # ssh reads "~" off the user's entry in the system, not off HOME: the head's key for its worker is named here
+    wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -p {port} -i {folder}/key "$@"\n')
+    wrapper.chmod(0o755)
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # where sshd, started by root, confines itself
+    daemon = subprocess.Popen([str(SSHD), "-D", "-E", folder / "sshd.log", "-f", settings])
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex((HEAD, port)) == 0:
+                return daemon
+        time.sleep(0.1)
+    daemon.kill()
+    raise AssertionError((folder / "sshd.log").read_text())
+
+
+def write_config(folder: Path, gcs: int, dashboard: int) -> None:
+    """deploy/local.yaml with these machines in it."""
+    config: dict[str, Any] = YAML(typ="safe").load(ROOT / "deploy/local.yaml")
+    config["cluster_name"] = folder.name
+    config["provider"] |= {"head_ip": HEAD, "worker_ips": [WORKER]}
+    config["auth"] = {"ssh_user": getuser(), "ssh_private_key": str(folder / "key")}
+    path = f"{folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    exports = f"PATH={path} PYTHONPATH=~/synthgen RAY_TMPDIR={folder} AUTOSCALER_UPDATE_INTERVAL_S=1"
+    config["setup_commands"] = [f"echo 'export {exports}' > ~/.bashrc"]
+    head, worker = config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]
+    small = "--object-store-memory=100000000"
+    config["head_start_ray_commands"] = [
+        f"{head} --temp-dir={folder}/ray {small} --dashboard-port={dashboard}".replace("6379", str(gcs))
+    ]  # and no `ray stop`, which would end every Ray of this machine
+    config["worker_start_ray_commands"] = [f"{worker} --node-ip-address={WORKER} --num-cpus=1 {small}".replace("6379", str(gcs))]
+    YAML().dump(config, folder / "cluster.yaml")
+
+
+def end_processes(folder: Path) -> None:
+    """End what the cluster started and nothing else."""
+    mark = f"{MARK}={folder}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (entry / "environ").read_bytes().split(b"\0"):
+                os.kill(int(entry.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # gone, or another user's
+
+
+def assert_holds(out: Path, images: int) -> None:
+    faults, counts = check_dataset(out)
+    assert (faults, counts["images"]) == ([], images)
+
+
+def test_ray_submit_starts_the_cluster_and_runs_the_job_on_its_worker(cluster: Cluster) -> None:
+    config, out = str(cluster.folder / "cluster.yaml"), cluster.folder / "out"
+    for _ in range(TRIES):
+        done = cluster.submit("--start", config, "jobs/submit.py", "jobs/100dogs.yaml", f"output.path={out}", *SMALL)
+        if "Failed to setup head node" not in done.stdout:
+            break
+        end_processes(cluster.folder)  # the `ray stop` that is left out
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_holds(out, 2)
+
+
+def test_a_wrong_job_is_told_and_fails(cluster: Cluster) -> None:
+    done = cluster.submit(str(cluster.folder / "cluster.yaml"), "jobs/submit.py", "jobs/100dogs.yaml", "imags=2")
+    assert done.returncode != 0
+    assert "imags" in done.stdout
+
+
+def test_ray_job_submit_runs_on_the_running_cluster(cluster: Cluster) -> None:
+    address, out = f"http://127.0.0.1:{cluster.dashboard}", cluster.folder / "job"
+    script = ["python", "jobs/submit.py", "jobs/100dogs.yaml", f"output.path={out}", *SMALL]
+    done = cluster.ray("job", "submit", "--address", address, "--working-dir", ".", "--", *script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_holds(out, 2)
