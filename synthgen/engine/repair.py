@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from synthgen.config import ConfigError, Job, job_of
 from synthgen.engine.journal import facts, journal
 from synthgen.engine.pool import local_device
-from synthgen.engine.run import dataset_info
+from synthgen.engine.run import FAILURES, dataset_info
 from synthgen.engine.worker import Progress, RejectedImageError, Worker
 from synthgen.errors import InputError
 from synthgen.pipelines import Numerics
@@ -98,6 +98,7 @@ def repair(out: Out, accept: bool = False, report: Report | None = None) -> Repa
         if not done.left:
             if read_info(store) is None:
                 write_info(store, info, {"images": 0, "complete": False})
+            store.delete(FAILURES)
             finalize(store, info)
             done.finalized = True
         told = {"restored": done.restored, "changed": list(done.changed), "unknown": done.unknown, "left": list(done.left)}
@@ -187,7 +188,7 @@ class Witness:
             told = None
         if told and min(told.batch_size, told.chunk, told.threads) >= 1 and told.device in ("cpu", "cuda"):
             return told
-        return Numerics(job.batch_size, job.chunk, job.threads, local_device(job), versions())
+        return Numerics(job.batch_size, job.chunk, job.threads, "cpu" if job.gpus == 0 else local_device(job), versions())
 
     def marked(self, shard: StagedShard) -> StagedShard:
         """The shard with its old marker, if nothing else than when and with what it was made would differ."""
