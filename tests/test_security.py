@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from synthgen import cli
-from synthgen.shards.card import escaped
-from synthgen.shards.dataset import DatasetInfo, finalize
+from synthgen.export import ExportSpec, export_dataset
+from synthgen.shards.card import escaped, quoted
+from synthgen.shards.dataset import DatasetInfo, finalize, write_info
 from tests.shards.test_shard import write_dataset
 
 SECRETS = {name: f"do-not-tell-{k}" for k, name in enumerate(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"))}  # fmt: skip
@@ -33,7 +36,7 @@ def test_secrets_of_the_environment_stay_there(
     assert [value for value in SECRETS.values() if any(value in text for text in told)] == []
 
 
-HOSTILE = "x\n---\nlicense: evil\n# <script>alert(1)</script> | ![p](http://evil/p.png) [l](javascript:alert(1)) `c` <!-- *b* _i_ {{x}} {name} ~s~ \\"
+HOSTILE = "x\n---\nlicense: evil\n# <script>alert(1)</script> | ![p](http://evil/p.png) [l](javascript:alert(1)) `c` <!-- *b* _i_ {{x}} {name} ~s~ \\ 🐕\x85\u2028\x07"
 
 
 def test_hostile_names_are_text_in_the_card(tmp_path: Path) -> None:
@@ -53,6 +56,25 @@ def test_hostile_names_are_text_in_the_card(tmp_path: Path) -> None:
     for mark in ("![p](", "[l](", "`c`", "*b*"):
         assert mark not in prose
     assert json.loads((out / "annotations/instances.json").read_text())["categories"][1]["name"] == HOSTILE
+
+
+@given(st.text(max_size=20))
+def test_quoted_text_is_that_text_in_yaml(text: str) -> None:
+    assert YAML(typ="safe").load(f"a: {quoted(text)}") == {"a": text}
+    assert len(quoted(text).splitlines()) == 1
+
+
+def test_hostile_names_are_text_in_the_card_of_an_export(tmp_path: Path) -> None:
+    out = write_dataset(tmp_path / "out", [1, 2])
+    write_info(out, DatasetInfo(HOSTILE, 2, {"seed": 0}, {"dog": 18, HOSTILE: 99}, "png", HOSTILE), {})
+    export_dataset(ExportSpec(out, "hf", tmp_path / "hf", val=0))
+    _, header, body = (tmp_path / "hf/README.md").read_text().split("---\n", 2)
+    data = YAML(typ="safe").load(header)
+    assert (data["pretty_name"], set(data)) == (HOSTILE, {"pretty_name", "task_categories", "tags", "configs", "dataset_info"})
+    classes = next(f for f in data["dataset_info"]["features"] if f["name"] == "objects")["struct"][2]["list"]["class_label"]
+    assert list(classes["names"].values()) == ["dog", HOSTILE]
+    assert "<" not in body
+    assert body.count("\n# ") == 1
 
 
 @pytest.mark.parametrize(
