@@ -233,9 +233,15 @@ def pictures(export: Export, number: int) -> Iterator[tuple[str, dict[str, Any],
 
 
 def annotations(export: Export, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The annotations of a row, each with the name and id that its class has in the export."""
+    """The annotations of a row, each with the name and id that its class has in the export.
+
+    Raises:
+        InputError: the dataset has no such category.
+    """
     ids, found = export.ids, annotations_of(row)
     names = [export.labels.name(annotation["category"]) for annotation in found]
+    if unknown := sorted(set(names) - set(ids)):
+        raise InputError(f"{export.spec.source}: sample {row['key']}: {unknown} are no categories of its dataset.json")
     return [{**a, "category": name, "category_id": ids[name]} for a, name in zip(found, names, strict=True)]
 
 

@@ -3,10 +3,10 @@
 Classes count from 0 without gaps. Crowds are left out, as in Ultralytics' own conversion of COCO: there is no word for them.
 """
 
-import json
 from typing import Any
 
 from synthgen.export import Export, picture_name, pictures, write_bytes
+from synthgen.shards.card import quoted
 from synthgen.shards.samples import SPLITS
 from synthgen.shards.store import write_text
 
@@ -32,5 +32,5 @@ def finish(export: Export) -> None:
     for split in SPLITS:
         (export.folder / "images" / split).mkdir(parents=True, exist_ok=True)
     held = val if any((export.folder / "images" / val).iterdir()) else train  # Ultralytics asks for a val that is not empty
-    names = "".join(f"  {i}: {json.dumps(name)}\n" for i, name in enumerate(export.labels.names))
+    names = "".join(f"  {i}: {quoted(name)}\n" for i, name in enumerate(export.labels.names))
     write_text(export.folder / "data.yaml", f"train: images/{train}\nval: images/{held}\nnames:\n{names}")

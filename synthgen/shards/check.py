@@ -121,6 +121,7 @@ def check_shard(out: Out, number: int, info: DatasetInfo, checked: _Checked) -> 
             return
     checked.samples[shard_file(number, TAR)] = len(rows)
     yield from _check_members(name, marker, members, rows, checked)
+    yield from _check_categories(name, rows, info)
 
 
 def _check_files(name: str, marker: Marker, info: DatasetInfo) -> Iterator[str]:
@@ -147,6 +148,15 @@ def _check_members(
             yield f"shards/{name}.tar: {row['key']}: {fault}"
         checked.annotations[row["index"]] = annotations_of(row)
         checked.hashes[row["index"]] = row["image_sha256"]
+
+
+def _check_categories(name: str, rows: list[dict[str, Any]], info: DatasetInfo) -> Iterator[str]:
+    """A fault for each category that dataset.json does not know by that id."""
+    pairs = {pair for row in rows for pair in zip(row["category"], row["category_id"], strict=True)}
+    for category, number in sorted(pairs):
+        if info.category_ids.get(category) != number:
+            known = info.category_ids.get(category, "none")
+            yield f"shards/{name}.parquet: category {category!r} has id {number}, in dataset.json {known}"
 
 
 def check_sample(row: dict[str, Any], picture: bytes, record: bytes) -> Iterator[str]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from synthgen.errors import InputError
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -25,14 +27,14 @@ class Labels:
         """The class of a category, from 0; None if it is left out.
 
         Raises:
-            KeyError: it is no class.
+            InputError: it is no class.
         """
         name = self.name(category)
         if name in self.names:
             return self.names.index(name)
         if self.left_out:
             return None
-        raise KeyError(category)
+        raise InputError(f"category {category!r} is none of the dataset's; there are {', '.join(self.names)}")
 
 
 def labels_of(ids: Mapping[str, int], renamed: Mapping[str, str] | None = None, names: Sequence[str] | None = None) -> Labels:

@@ -200,6 +200,27 @@ def test_rows_of_any_values(whole: Path, folder: Path, data: st.DataObject) -> N
     read_everywhere(folder, out)
 
 
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"category": "cat"}, "'cat' has id 18, in dataset.json none"),
+        ({"category_id": 17}, "'dog' has id 17, in dataset.json 18"),
+    ],
+)
+def test_a_category_that_the_dataset_lacks(whole: Path, tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
+    out = copy(whole, tmp_path)
+    found, rows = members(out / "shards/000000.tar"), pq.read_table(out / "shards/000000.parquet").to_pylist()
+    record = json.loads(found[1][1])
+    for key, value in changes.items():
+        record["annotations"][0][key] = rows[0][key][0] = value
+    write_members(out / "shards/000000.tar", [found[0], (found[1][0], json.dumps(record).encode()), *found[2:]])
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), out / "shards/000000.parquet")
+    mark(out)
+    finalize(out, read_info(out))  # type: ignore[arg-type]
+    assert check_dataset(out)[0] == [f"shards/000000.parquet: category {fault}"]
+    read_everywhere(tmp_path, out, FORMATS)
+
+
 LONG = "x" * 5000
 HOSTILE = ["../../gone.png", "/tmp/gone.png", "..", ".", "", LONG + ".png", "a/../../gone.json", "C:\\gone.png", "\n.png", "000000000.png/../x", "\u202e.png"]  # fmt: skip
 KINDS = {"file": tarfile.REGTYPE, "link": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "pipe": tarfile.FIFOTYPE, "folder": tarfile.DIRTYPE,
