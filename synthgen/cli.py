@@ -20,13 +20,14 @@ from synthgen.commands import (
     exporting,
     importing,
     judging,
+    keeping,
     making,
     speaking,
     training,
 )
 from synthgen.errors import InputError, StoreFailedError, explain
 
-GROUPS = (making, speaking, training, judging, importing, exporting, catalogue)
+GROUPS = (making, speaking, training, judging, keeping, importing, exporting, catalogue)
 
 
 def main(argv: list[str] | None = None) -> int:

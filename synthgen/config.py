@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from os.path import isfile
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -112,9 +113,13 @@ class Job(BaseModel):
         data = self.resolved()
         output = {k: v for k, v in data["output"].items() if k not in ("path", "shared")}
         parts = {k: data[k] for k in ("seed", "layout", "scene", "pipeline", "categories", "verify")}
-        files = {"layout": self.layout.fingerprint(), "pipeline": self.pipeline.fingerprint()}
-        files |= {"verify": self.verify.fingerprint()} if self.verify is not None else {}
-        return {**flat(parts), **flat({"output": output}), **flat(files)}
+        return {**flat(parts), **flat({"output": output}), **self.files()}
+
+    def files(self) -> dict[str, Any]:
+        """Hashes of the files that the samples depend on, flat: of the layout's, the pipeline's and the verifier's."""
+        found = {"layout": self.layout.fingerprint(), "pipeline": self.pipeline.fingerprint()}
+        found |= {"verify": self.verify.fingerprint()} if self.verify is not None else {}
+        return flat(found)
 
 
 def load_job(name: str, overrides: Sequence[str] = (), said: Spoken | None = None) -> Job:
@@ -127,7 +132,11 @@ def load_job(name: str, overrides: Sequence[str] = (), said: Spoken | None = Non
         ConfigError: with every problem at once, each as `file:line: key.path: what is wrong`.
         InputError: no words were said.
     """
-    document = read_yaml(find_recipe("job", name))
+    return job_of(read_yaml(find_recipe("job", name)), name, overrides, said)
+
+
+def job_of(document: Document, name: str, overrides: Sequence[str] = (), said: Spoken | None = None) -> Job:
+    """The same of a file that was read; `name` is what to call it."""
     if not isinstance(document.data, dict):
         raise ConfigError([f"{document.place(())}: a job is a mapping of keys to values"])
     if is_tiling_document(document.data):
@@ -163,11 +172,11 @@ def find_recipe(kind: str, name: str) -> Path:
         ConfigError: there is none; the message lists what exists and where it was looked for.
     """
     if name.endswith((".yaml", ".yml", ".json")):
-        if Path(name).is_file():
+        if isfile(name):  # unlike Path's, this says no to a name that cannot be one
             return Path(name)
         raise ConfigError([f"{name}: no such {kind} file"])
     for folder in _recipe_folders(kind):
-        if re.fullmatch(r"[\w.-]+", name) and (folder / f"{name}.yaml").is_file():
+        if re.fullmatch(r"[\w.-]+", name) and isfile(folder / f"{name}.yaml"):
             return folder / f"{name}.yaml"
     looked = ", ".join(str(f) for f in _recipe_folders(kind))
     hint = _did_you_mean(name, recipe_names(kind))

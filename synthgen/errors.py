@@ -13,6 +13,7 @@ NEXT = {
     errno.ENOENT: "check the path",
     errno.EISDIR: "give the name of a file",
     errno.ENOTDIR: "give the name of a folder",
+    errno.ENAMETOOLONG: "give a shorter name",
     errno.EMFILE: "raise the limit of open files: ulimit -n 65536",
 }
 

@@ -6,10 +6,8 @@ shard. So memory does not grow with the number of pictures, and an interrupted i
 
 import json
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,10 @@ from synthgen.records.source import JSONL, Source
 from synthgen.records.survey import Report, Survey, good_entries, surveyed
 from synthgen.scene import Scene
 from synthgen.shards.categories import COCO_IDS, category_ids
-from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, refuse_foreign, remove_dataset
-from synthgen.shards.lock import Lock
+from synthgen.shards.dataset import DatasetInfo, refuse_changed, refuse_foreign
 from synthgen.shards.sample import Sample
-from synthgen.shards.shard import commit, scan, stage, withdraw
 from synthgen.shards.store import open_store
+from synthgen.shards.writing import Written, write_dataset
 
 
 class BadEntriesError(InputError):
@@ -57,13 +54,10 @@ class ImportSpec:
 
 @dataclass(frozen=True)
 class ImportResult:
-    """What an import did; counts are those of `finalize`."""
+    """What an import found, and what it wrote."""
 
     survey: Survey
-    made: int
-    seconds: float
-    interrupted: bool
-    counts: dict[str, Any]
+    written: Written
     ids: dict[str, int]
 
 
@@ -79,7 +73,7 @@ def import_dataset(spec: ImportSpec, overwrite: bool = False, report: Report | N
         UnreadableSourceError: the source cannot be read.
         InputError: a category has no id, or the output folder holds something else.
     """
-    began, tell = time.perf_counter(), report or (lambda what, count: None)
+    tell = report or (lambda what, count: None)
     refuse_within(spec)
     refuse_foreign(spec.out)
     survey = surveyed(spec.source, tell)
@@ -87,21 +81,18 @@ def import_dataset(spec: ImportSpec, overwrite: bool = False, report: Report | N
     info = dataset_info(spec, survey, import_ids(spec, survey))
     if not overwrite:
         refuse_changed(spec.out, info)
-    with Lock(spec.out) as lock:
-        open_store(spec.out).clean()
-        if overwrite:
-            remove_dataset(spec.out)
-        begin(spec.out, info, as_job(spec, info))
-        list_skipped(spec.out, survey)
-        made, interrupted = 0, False
-        try:
-            for count in write_shards(spec, survey, info.category_ids, lock, tell):
-                made += count
-        except KeyboardInterrupt:
-            interrupted = True
-        open_store(spec.out).clean()
-        counts = finalize(spec.out, info)
-    return ImportResult(survey, made, time.perf_counter() - began, interrupted, counts, info.category_ids)
+    entries = enumerate(good_entries(spec.source, survey))
+
+    def samples(indices: range) -> Iterator[Sample]:
+        for index, entry in entries:  # those of shards that are there are passed over
+            if index in indices:
+                yield as_sample(index, entry, spec.categories, info.category_ids)
+            if index == indices[-1]:
+                return
+
+    written = write_dataset(spec.out, info, as_job(spec, info), spec.shard_size, samples, overwrite, tell)
+    list_skipped(spec.out, survey)
+    return ImportResult(survey, written, info.category_ids)
 
 
 def refuse_within(spec: ImportSpec) -> None:
@@ -187,25 +178,6 @@ def as_job(spec: ImportSpec, info: DatasetInfo) -> dict[str, Any]:
     columns = asdict(source.columns) if source.form == JSONL else None
     more = {"columns": columns, "categories": dict(spec.categories), "ids": info.category_ids, "skip_bad": spec.skip_bad}
     return {"version": 1, "name": info.name, "import": {**given, **more}, "output": {"shard_size": spec.shard_size}}
-
-
-def write_shards(spec: ImportSpec, survey: Survey, ids: dict[str, int], lock: Lock, tell: Report) -> Iterator[int]:
-    """Write and commit the shards that are missing; yields how many pictures each has."""
-    there = {number: marker.count for number, marker in scan(spec.out)}
-    entries = good_entries(spec.source, survey)
-    for number, first in enumerate(range(0, survey.count, spec.shard_size)):
-        began, group = time.perf_counter(), list(islice(entries, spec.shard_size))
-        if there.get(number) != len(group):
-            withdraw(spec.out, number)
-            samples = []
-            for index, entry in enumerate(group, first):
-                samples.append(as_sample(index, entry, spec.categories, ids))
-                tell("written", 1)
-            lock.check()
-            commit(spec.out, stage(spec.out, number, samples, {}, time.perf_counter() - began, len(samples)))
-            yield len(samples)
-        else:
-            tell("written", len(group))
 
 
 def as_sample(index: int, entry: Entry, categories: Mapping[str, str], ids: Mapping[str, int]) -> Sample:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from synthgen.errors import InputError
 
 KeyPath = tuple[str | int, ...]
+COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 MAX_NODES = 100_000  # aliases multiply: a file of a few lines can stand for billions of values
 
 
@@ -20,7 +21,7 @@ class ConfigError(InputError):
     """One line a problem of a job or recipe, each with file, line, key, value and what would be right."""
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
+        super().__init__("\n".join(" ".join(problem.splitlines()) for problem in problems))
 
 
 @dataclass
@@ -74,7 +75,7 @@ def parse_yaml(text: str, name: str) -> Document:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError([f"{name}:{line}: not YAML: {error.problem or error.context}"]) from None
     except (YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError([f"{name}:1: not YAML: {str(error).splitlines()[0]}"]) from None
+        raise ConfigError([f"{name}:1: not YAML: {(str(error) or type(error).__name__).splitlines()[0]}"]) from None
     return document
 
 
@@ -89,16 +90,37 @@ class _Walk:
         if self.count > MAX_NODES:
             raise ValueError(f"more than {MAX_NODES} values")
         self.document.places.setdefault(path, f"{self.name}:{node.start_mark.line + 1}")
+        if isinstance(node, MappingNode | SequenceNode) and str(node.tag) not in COLLECTIONS:
+            raise self.refused(node, f"the tag {node.tag!s} is not data")
         if isinstance(node, MappingNode):
             return self.mapping(node, path)
         if isinstance(node, SequenceNode):
             return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
-        return self.constructor.construct_object(node)
+        return self.scalar(node)
+
+    def scalar(self, node: Node) -> Any:
+        """A text, a number, true, false or null."""
+        try:
+            value = self.constructor.construct_object(node)
+        except LookupError:
+            raise self.refused(node, f"{node.value!r} is not what its tag says") from None
+        except ValueError as error:
+            raise self.refused(node, f"{str(node.value)[:40]!r}: {error}") from None
+        if not isinstance(value, str | int | float | bool | None):
+            raise self.refused(node, f"{node.value!r} is a {type(value).__name__}; for a text put it in quotes")
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise self.refused(node, "half of a surrogate pair is no character")
+        return value
+
+    def refused(self, node: Node, why: str) -> ConstructorError:
+        return ConstructorError(None, None, why, node.start_mark)
 
     def mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = str(self.constructor.construct_object(key_node, deep=True))
+            if not isinstance(key_node, ScalarNode):
+                raise self.refused(key_node, "a key is a text or a number")
+            key = str(self.scalar(key_node))
             place = f"{self.name}:{key_node.start_mark.line + 1}"
             if key in result:
                 dotted = ".".join(map(str, (*path, key)))

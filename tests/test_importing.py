@@ -156,13 +156,15 @@ def test_an_import_that_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pyt
             raise KeyboardInterrupt
 
     result = import_dataset(spec, report=interrupt)
-    assert (result.made, result.interrupted, result.counts["complete"]) == (2, True, False)
+    written = result.written
+    assert (written.made, written.interrupted, written.counts["complete"]) == (2, True, False)
     assert check_dataset(spec.out)[0] == ["shards: 2 images, the job asks for 3"]
     result = import_dataset(spec)
-    assert (result.made, result.interrupted, result.counts["complete"]) == (1, False, True)
+    written = result.written
+    assert (written.made, written.interrupted, written.counts["complete"]) == (1, False, True)
     assert check_dataset(spec.out)[0] == []
     assert shard_bytes(spec.out) == shard_bytes(whole.out)
-    assert import_dataset(spec).made == 0
+    assert import_dataset(spec).written.made == 0
 
 
 def test_a_killed_import_does_not_look_complete(tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_a_killed_import_does_not_look_complete(tmp_path: Path) -> None:
     assert len(committed(out)) == 1
     assert not json.loads((out / "dataset.json").read_text())["complete"]
     assert check_dataset(out)[0] != []
-    assert import_dataset(ImportSpec(Source("jsonl", source), out, shard_size=1)).made == 2
+    assert import_dataset(ImportSpec(Source("jsonl", source), out, shard_size=1)).written.made == 2
     assert check_dataset(out)[0] == []
 
 

@@ -57,17 +57,17 @@ def import_command(args: argparse.Namespace) -> Result:
             bar.update(count)
 
         result = import_dataset(spec, args.overwrite, report)
-    survey = result.survey
-    data = {"output": str(args.out), "format": spec.source.form, **result.counts, "made": result.made}
+    survey, written = result.survey, result.written
+    data = {"output": str(args.out), "format": spec.source.form, **written.counts, "made": written.made}
     data |= {"clipped": survey.clipped, "anew": survey.anew, "skipped": len(survey.bad), "categories": result.ids}
     data |= {
         "problems": [asdict(p) for p in survey.problems],
-        "seconds": round(result.seconds, 3),
-        "interrupted": result.interrupted,
+        "seconds": round(written.seconds, 3),
+        "interrupted": written.interrupted,
     }
-    if result.interrupted:
+    if written.interrupted:
         return EXIT_INTERRUPTED, data, [f"stopped; {data['images']} of {survey.count} images are done; the same command goes on"]
-    if result.made:
+    if written.made:
         write_report(args.out, SHOWN)
     notes = [f"{survey.clipped} boxes clipped by a pixel at most"] if survey.clipped else []
     notes += [f"{survey.anew} pictures encoded anew"] if survey.anew else []
@@ -88,21 +88,15 @@ def import_spec(args: argparse.Namespace) -> Any:
     from synthgen.records.source import Source, locate
     from synthgen.yamlfile import read_yaml
 
-    problems, categories, ids = [], {}, {}
+    problems, categories = [], {}
     for text in args.categories or ():
         pairs = dict([text.rsplit("=", 1)]) if "=" in text else read_yaml(Path(text)).data
         if isinstance(pairs, dict) and all(isinstance(v, str) and v for v in pairs.values()):
             categories.update(pairs)
         else:
             problems.append(f"command line: --categories: {text!r}: give puppy=dog, or a YAML file that maps names to names")
-    for text in args.ids or ():
-        name, _, number = text.rpartition("=")
-        if name and number.isdigit() and int(number) > 0:
-            ids[name] = int(number)
-        else:
-            problems.append(f"command line: --ids: {text!r}: give name=id, such as fox=101")
-    if not 1 <= args.shard_size <= 100_000:
-        problems.append(f"command line: --shard-size: {args.shard_size} must be from 1 to 100000")
+    ids, wrong = given_ids(args)
+    problems += wrong
     if args.images is not None and not args.images.is_dir():
         problems.append(f"command line: --images: {args.images}: no such folder")
     if problems:
@@ -113,6 +107,20 @@ def import_spec(args: argparse.Namespace) -> Any:
         raise InputError(f"command line: {'--images' if args.images else '--split'}: not for {form}, which {path} is")
     source = Source(form, path, args.images, args.split, columns, ids)
     return ImportSpec(source, args.out, categories, ids, args.shard_size, args.skip_bad, args.licence)
+
+
+def given_ids(args: argparse.Namespace) -> tuple[dict[str, int], list[str]]:
+    """Category ids that the command line gives; and what is wrong with them, or with the shard size."""
+    problems, ids = [], {}
+    for text in args.ids or ():
+        name, _, number = text.rpartition("=")
+        if name and number.isdecimal() and int(number) > 0:
+            ids[name] = int(number)
+        else:
+            problems.append(f"command line: --ids: {text!r}: give name=id, such as fox=101")
+    if not 1 <= args.shard_size <= 100_000:
+        problems.append(f"command line: --shard-size: {args.shard_size} must be from 1 to 100000")
+    return ids, problems
 
 
 def fit_command(args: argparse.Namespace) -> Result:

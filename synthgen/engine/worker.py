@@ -98,7 +98,7 @@ class Worker:
 
     def __init__(self, job: Job, out: Out, device: str = "cpu") -> None:
         self.job, self.out = job, out
-        self.numerics = Numerics(job.batch_size, job.chunk, job.threads, device, versions())
+        self.numerics = Numerics(job.batch_size, job.chunk, job.threads, device, versions(), job.files())
         self.ids = job.ids()
         limit_threads(job)
         self.load()

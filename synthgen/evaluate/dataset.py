@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from synthgen.errors import InputError
 from synthgen.evaluate.compared import Compared
 from synthgen.evaluate.detection import DetectionFigures
 from synthgen.evaluate.fidelity import FIGURES, NOT_MEASURED
@@ -41,6 +42,8 @@ def evaluate(
     seen = DetectionFigures(info.category_ids, detector.threshold if isinstance(detector.threshold, float) else 0.3)
     compared = None if reference is None else Compared(reference, device)
     for row, image, layout in samples(out, limit):
+        if unknown := set(layout.categories) - set(info.category_ids):
+            raise InputError(f"{out}: sample {row['key']!r}: {sorted(unknown)} are no categories of its dataset.json")
         seen.add(layout, look.found([image], [layout])[0])
         if words is not None:
             words.add(image, row["prompt"], layout)

@@ -18,8 +18,8 @@ class Encoder:
     """A network of transformers that sees pictures: its pooled features. Of CLIP and its kin, the part that sees."""
 
     def __init__(self, folder: Path, device: str) -> None:
-        self.processor = AutoImageProcessor.from_pretrained(folder)
-        model = AutoModel.from_pretrained(folder, use_safetensors=True).eval().to(device)
+        self.processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False).eval().to(device)
         self.net: Any = getattr(model, "vision_model", model)
         self.device = device
 

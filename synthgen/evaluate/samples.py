@@ -1,15 +1,14 @@
 """The samples of a finished dataset, one by one."""
 
-import io
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from synthgen.layouts import Layout
 from synthgen.shards.sample import annotations_of
+from synthgen.shards.samples import decoded
 from synthgen.shards.shard import committed, read_rows, shard_members
 from synthgen.shards.store import Out, open_store
 
@@ -24,7 +23,7 @@ def samples(out: Out, limit: int | None = None) -> Iterator[tuple[dict[str, Any]
                 if limit is not None and done == limit:
                     return
                 done += 1
-                yield rows[name], np.array(Image.open(io.BytesIO(data)).convert("RGB")), labels(rows[name])
+                yield rows[name], np.array(decoded(data, f"{out}: {name}")), labels(rows[name])
 
 
 def labels(row: dict[str, Any]) -> Layout:

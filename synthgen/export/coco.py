@@ -15,6 +15,7 @@ from synthgen.records import BadEntryError, below
 from synthgen.records.coco import RESTORED
 from synthgen.shards.coco import Record, coco_head, plain_record, write_coco
 from synthgen.shards.samples import SPLITS
+from synthgen.shards.shard import DamagedShardError
 
 
 def write_shard(export: Export, number: int) -> None:
@@ -55,9 +56,26 @@ def file_name(export: Export, row: dict[str, Any]) -> str:
     source = export.info.source
     if source is None or not source["file_names"] or not row.get("source"):
         return picture_name(row)
-    name = str(json.loads(row["source"])["image"]["file_name"])
+    name = as_imported(row)["image"]["file_name"]
     kinds = {"jpg": (".jpg", ".jpeg", ".jpe", ".jfif"), "png": (".png",), "webp": (".webp",)}[row["image_format"]]
     return name if PurePosixPath(name).suffix.lower() in kinds else f"{name}.{row['image_format']}"
+
+
+def as_imported(row: dict[str, Any]) -> dict[str, Any]:
+    """What the COCO file said of a sample (`Sample.source`).
+
+    Raises:
+        DamagedShardError: it is something else.
+    """
+    try:
+        source = json.loads(row["source"])
+        image, found = source["image"], source["annotations"]
+        sound = isinstance(image["file_name"], str) and [isinstance(a, dict) for a in found] == [True] * row["n_boxes"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        sound = False
+    if not sound:
+        raise DamagedShardError(f"shards/{row['shard']}.parquet: sample {row['key']}: its source is not what an import writes")
+    return {"image": image, "annotations": found}
 
 
 def records(export: Export, split: str) -> Iterator[Record]:
@@ -73,7 +91,7 @@ def records(export: Export, split: str) -> Iterator[Record]:
 def restored(export: Export, row: dict[str, Any], source: dict[str, Any], plain: Record) -> Record:
     """A record as it was imported: what the COCO file said goes before what we would write."""
     image, found = plain
-    original = json.loads(row["source"])
+    original = as_imported(row)
     image = {**original["image"], "width": image["width"], "height": image["height"], "file_name": file_name(export, row)}
     result = []
     for annotation, said in zip(found, original["annotations"], strict=True):

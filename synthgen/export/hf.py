@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from synthgen.export import Export, picture_name, pictures
-from synthgen.shards.card import heading
+from synthgen.shards.card import escaped, heading, quoted
 from synthgen.shards.samples import SPLITS
 from synthgen.shards.shard import shard_name
 from synthgen.shards.store import replacing, write_text
@@ -105,14 +105,14 @@ def finish(export: Export) -> None:
     data = export.folder / "data"
     splits = [split for split in SPLITS if any(data.glob(f"{split}-*.parquet"))]
     files = "".join(f"  - split: {split}\n    path: data/{split}-*.parquet\n" for split in splits)
-    names = "".join(f"            '{i}': {json.dumps(name)}\n" for i, name in enumerate(export.labels.names))
-    texts = {**heading(export.info), "files": files, "names": names, "licence": export.info.licence, "first": splits[0]}
+    names = "".join(f"            '{i}': {quoted(name)}\n" for i, name in enumerate(export.labels.names))
+    texts = {**heading(export.info), "files": files, "names": names, "licence": escaped(export.info.licence), "first": splits[0]}
     write_text(export.folder / "README.md", README.format(**texts))
 
 
 README = """\
 ---
-pretty_name: {name}
+pretty_name: {pretty_name}
 task_categories:
 - object-detection
 tags:

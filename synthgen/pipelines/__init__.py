@@ -48,6 +48,7 @@ class Numerics:
         threads: CPU threads of a worker.
         device: "cpu" or "cuda".
         versions: of the packages that compute pixels.
+        files: hashes of the model files and of the others that the job reads, as this worker found them.
     """
 
     batch_size: int = 4
@@ -55,6 +56,7 @@ class Numerics:
     threads: int = 1
     device: str = "cpu"
     versions: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Any] = field(default_factory=dict)
 
 
 class Painter(Protocol):

@@ -23,7 +23,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnreadableSourceError(f"{path}:{getattr(error, 'lineno', 1)}: not JSON: {error}") from None
     if not isinstance(data, dict) or not set(PARTS) <= set(data):
         raise UnreadableSourceError(f"{path}: not a COCO file: it needs images, annotations and categories")

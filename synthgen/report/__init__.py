@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from synthgen.errors import InputError
 from synthgen.shards.dataset import read_info
 from synthgen.shards.sample import VERIFIED, annotations_of, conditions_of
+from synthgen.shards.samples import decoded
 from synthgen.shards.shard import read_rows, scan, shard_members
 from synthgen.shards.store import Out, Store, open_store
 
@@ -43,11 +45,11 @@ def write_report(out: Out, most: int = MOST) -> dict[str, int]:
     told = list(shards(store))
     shown, total = list(pictures(store, [shard["n"] for shard in told], most)), sum(shard["count"] for shard in told)
     data = {"name": info.name, "images": total, "asked": info.asked, "pictures": shown, "shards": told}
-    job = store.read("job.yaml").decode() if store.exists("job.yaml") else ""
+    job = store.read("job.yaml").decode(errors="replace") if store.exists("job.yaml") else ""
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # nothing in it ends the script element
-    for mark, value in (("@NAME@", html.escape(info.name)), ("@JOB@", html.escape(job)), ("@DATA@", text)):
-        page = page.replace(mark, value)
+    values = {"@NAME@": html.escape(info.name), "@JOB@": html.escape(job), "@DATA@": text}
+    page = re.sub("|".join(values), lambda mark: values[mark[0]], page)  # once: a job may say @DATA@ too
     store.write("report.html", page)
     return {"images": total, "shown": len(shown), "bytes": len(page)}
 
@@ -68,10 +70,9 @@ def pictures(store: Store, numbers: Iterable[int], most: int) -> Iterator[dict[s
 def picture(row: dict[str, Any], data: bytes) -> dict[str, Any]:
     """One sample as the page has it."""
     buffer = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB")
-        small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        small.save(buffer, "JPEG", quality=QUALITY)
+    small = decoded(data, f"sample {row['key']!r}")
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    small.save(buffer, "JPEG", quality=QUALITY)
     boxes = [
         {
             "b": [round(v, 1) for v in a["bbox"]],

@@ -1,12 +1,13 @@
 """The dataset card: README.md with the schema that loaders need, and a contact sheet with the boxes drawn."""
 
-import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
 
 from synthgen.shards.sample import annotations_of, is_number
+from synthgen.shards.samples import decoded
 from synthgen.shards.shard import shard_members, shard_name
 from synthgen.shards.store import Store
 
@@ -39,7 +40,7 @@ FEATURES = """\
       dtype: int64
     - name: attempt
       dtype: int64
-{verified}{conditions}{source}    - name: annotations
+{verified}{conditions}{source}{origin}    - name: annotations
       list:
       - name: bbox
         list: float64
@@ -80,6 +81,16 @@ SOURCE = """\
     - name: source
       dtype: string
 """
+ORIGIN_FEATURES = """\
+    - name: origin
+      struct:
+      - name: dataset
+        dtype: string
+      - name: index
+        dtype: int64
+      - name: key
+        dtype: string
+"""
 SCORES = """\
       - name: score
         dtype: float64
@@ -106,12 +117,14 @@ def draw_boxes(
     colours: Mapping[str, str] | None = None,
 ) -> Image.Image:
     """A copy of the picture at `scale`, with boxes (xywh in px of the original) in a colour for each category."""
-    small = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    small = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(small)
     colour = dict(colours or {})
     for (x, y, w, h), category in zip(boxes, categories, strict=True):
         line = colour.setdefault(category, COLOURS[len(colour) % len(COLOURS)])
-        draw.rectangle((x * scale, y * scale, (x + w) * scale, (y + h) * scale), outline=line)
+        corners = (x * scale, y * scale, (x + max(w, 0)) * scale, (y + max(h, 0)) * scale)
+        draw.rectangle([min(max(v, -1e4), 1e4) for v in corners], outline=line)
     return small
 
 
@@ -132,10 +145,9 @@ def write_contact_sheet(store: Store, rows: list[dict[str, Any]]) -> None:
     for number in sorted({int(row["shard"]) for row in wanted.values()}):
         for name, data in shard_members(store, number):
             if name in wanted:
-                with Image.open(io.BytesIO(data)) as image:
-                    boxes = annotations_of(wanted[name])
-                    scale = (SHEET_TILE - 6) / max(image.size)
-                    pictures.append(draw_boxes(image, [b["bbox"] for b in boxes], [b["category"] for b in boxes], scale))
+                image, boxes = decoded(data, store.path(name)), annotations_of(wanted[name])
+                scale = (SHEET_TILE - 6) / max(image.size)
+                pictures.append(draw_boxes(image, [b["bbox"] for b in boxes], [b["category"] for b in boxes], scale))
     with store.replacing("contact_sheet.jpg") as file:
         contact_sheet(pictures).save(file, "JPEG", quality=88)
 
@@ -163,10 +175,10 @@ def write_card(
     more |= {"verified": VERIFIED_FEATURES if verified else "", "scores": SCORES if verified else ""}
     fields = [CONDITION.format(name=name, kind="float64" if is_number(name) else "string") for name in conditions]
     more |= {"conditions": CONDITIONS + "".join(fields) if fields else ""}
-    more |= {"source": SOURCE if source else ""}
+    more |= {"source": SOURCE if source else "", "origin": ORIGIN_FEATURES if info.sources else ""}
     images = "".join(IMAGE_FEATURE.format(image=kind) for kind in info.image_format.split(";"))
     features = FEATURES.format(images=images, **more)
-    table = "\n".join(f"| {key} | {_escape(value)} |" for key, value in facts.items())
+    table = "\n".join(f"| {key} | {escaped(value)} |" for key, value in facts.items())
     last = shard_name(max(facts["shards"] - 1, 0))
     card = CARD.format(**heading(info), features=features, table=table, image=info.image_format, last=last, coco=coco)
     store.write("README.md", card)
@@ -174,19 +186,27 @@ def write_card(
 
 def heading(info: "DatasetInfo") -> dict[str, str]:
     """What every card says first of a dataset: name, tags and what it is."""
-    about = info.about[0].upper() + info.about[1:]
-    return {"name": info.name, "tags": "" if info.imported else "- synthetic\n", "about": about}
+    real = info.imported or any(source.get("imported") for source in info.sources or ())
+    about = escaped(info.about[0].upper() + info.about[1:])
+    names = {"pretty_name": quoted(info.name), "name": escaped(info.name)}
+    return {**names, "tags": "" if real else "- synthetic\n", "about": about}
 
 
-def _escape(value: Any) -> str:
-    """Text that cannot leave its cell of a Markdown table."""
-    text = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return text.replace("|", "\\|").replace("\n", " ").replace("`", "'")
+def escaped(value: Any) -> str:
+    """Text as Markdown that shows it as it is, in one line: no HTML, no link, no picture, no other cell of a table."""
+    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
+
+
+def quoted(text: str) -> str:
+    """Text as a string of YAML, in one line."""
+    letters = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
+    return f'"{"".join(letters)}"'
 
 
 CARD = """\
 ---
-pretty_name: {name}
+pretty_name: {pretty_name}
 task_categories:
 - object-detection
 tags:

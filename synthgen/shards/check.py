@@ -4,9 +4,9 @@ import contextlib
 import hashlib
 import io
 import json
-import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -14,39 +14,80 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from synthgen.records.pictures import DAMAGED
 from synthgen.shards.coco import WHOLE, coco_file
 from synthgen.shards.dataset import DatasetInfo, read_info
-from synthgen.shards.sample import annotations_of, conditions_of, sample_key
-from synthgen.shards.shard import MARKER, TABLE, TAR, Marker, read_marker, read_members, shard_file, shard_name, shard_sizes
-from synthgen.shards.store import Out, Store, open_store
+from synthgen.shards.sample import annotations_of, conditions_of
+from synthgen.shards.shard import (
+    MARKER,
+    TABLE,
+    TAR,
+    DamagedShardError,
+    Marker,
+    first_line,
+    parse_table,
+    read_marker,
+    read_members,
+    rows_of,
+    shard_file,
+    shard_name,
+    shard_sizes,
+)
+from synthgen.shards.store import Out, Store, digest_of, open_store
 
+NOT_WHAT_WE_WRITE = (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)  # of any JSON
 REQUIRED = ("job.yaml", "dataset.json", "index.json", "manifest.parquet", "README.md")
 MOST_TOLD = 5  # missing samples
 
 
-def check_dataset(out: Out) -> tuple[list[str], dict[str, int]]:
-    """All faults of a dataset, each as `file: what`, and the counts of what was looked at.
+@dataclass
+class Examined:
+    """What a check found.
 
-    One shard after the other; what is held at once is what one COCO file holds.
+    Attributes:
+        faults: each as `file: what`.
+        shards: how many samples each shard has, by number; None: it has faults.
+        counts: of what was looked at: {"images", "boxes", "shards"}.
     """
-    store = open_store(out)
-    info = read_info(store)
+
+    faults: list[str] = field(default_factory=list)
+    shards: dict[int, int | None] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=lambda: {"images": 0, "boxes": 0, "shards": 0})
+
+
+def check_dataset(out: Out) -> tuple[list[str], dict[str, int]]:
+    """All faults of a dataset, and the counts of what was looked at (`Examined`)."""
+    info = read_info(out)
     if info is None:
-        return [f"{out}: no dataset here (dataset.json is missing or damaged)"], {"images": 0, "boxes": 0, "shards": 0}
+        return [f"{out}: no dataset here (dataset.json is missing or damaged)"], Examined().counts
+    examined = examine(out, info)
+    return examined.faults, examined.counts
+
+
+def examine(out: Out, info: DatasetInfo) -> Examined:
+    """Look at all of a dataset: one shard after the other; what is held at once is what one COCO file holds.
+
+    Args:
+        info: what dataset.json says, or should say.
+    """
+    store, examined = open_store(out), Examined()
     found = shard_sizes(store)
     marked = sum(MARKER in files for files in found.values())
     coco_files = dict.fromkeys([coco_file(number, marked) for number in found] or [WHOLE])
-    faults = [f"{name}: missing" for name in (*REQUIRED, *coco_files) if not store.exists(name)]
+    examined.faults += [f"{name}: missing" for name in (*REQUIRED, *coco_files) if not store.exists(name)]
     with ExitStack() as opened:
         whole, manifest = _Whole(store, info), _Manifest(store, opened)
         for name in coco_files:
             checked = _Checked()
             for number in [n for n in found if coco_file(n, marked) == name]:
-                faults += list(check_shard(store, number, checked))
+                faults = list(check_shard(store, number, info, checked))
+                examined.faults += faults
+                examined.shards[number] = None if faults else checked.samples[shard_file(number, TAR)]
             manifest.check(checked)
-            faults += list(whole.check(name, checked))
-        faults += [*whole.end(), *manifest.end()]
-    return faults, {"images": whole.images, "boxes": whole.boxes, "shards": len(found)}
+            examined.faults += whole.check(name, checked)
+        examined.faults += [*whole.end(), *manifest.end()]
+    examined.counts = {"images": whole.images, "boxes": whole.boxes, "shards": len(found)}
+    return examined
 
 
 class _Checked:
@@ -58,28 +99,36 @@ class _Checked:
         self.samples: dict[str, int] = {}  # samples a shard
 
 
-def check_shard(out: Out, number: int, checked: _Checked) -> Iterator[str]:
+def check_shard(out: Out, number: int, info: DatasetInfo, checked: _Checked) -> Iterator[str]:
     """Faults of one shard: sizes and digests, members, pictures, boxes, and its table against its tar."""
     store, name = open_store(out), shard_name(number)
     marker = read_marker(store, number)
     if marker is None:
         yield f"shards/{name}.json: no valid marker, or a file of the shard is missing or of another size"
         return
+    yield from _check_files(name, marker, info)
     with store.open(shard_file(number, TAR)) as tar, store.open(shard_file(number, TABLE)) as table:
-        files: tuple[tuple[str, Any, str], ...] = ((TAR, tar, marker.sha256), (TABLE, table, marker.parquet_sha256))
-        damaged = [suffix for suffix, file, wanted in files if hashlib.file_digest(file, "sha256").hexdigest() != wanted]
+        files = ((TAR, tar, marker.sha256), (TABLE, table, marker.parquet_sha256))
+        damaged = [suffix for suffix, file, wanted in files if digest_of(file) != wanted]
         yield from (f"shards/{name}{s}: its bytes are not those that were committed (sha256)" for s in damaged)
         if damaged:
             return
         try:
-            tar.seek(0)
-            members = dict(read_members(tar))
-            rows = pq.read_table(table).to_pylist()
-        except (tarfile.TarError, EOFError, OSError, pa.ArrowException) as error:
-            yield f"shards/{name}: cannot be read: {error}"
+            members = dict(read_members(tar, shard_file(number, TAR)))
+            rows = rows_of(parse_table(table, shard_file(number, TABLE)), shard_file(number, TABLE), number)
+        except DamagedShardError as error:
+            yield str(error)
             return
     checked.samples[shard_file(number, TAR)] = len(rows)
     yield from _check_members(name, marker, members, rows, checked)
+
+
+def _check_files(name: str, marker: Marker, info: DatasetInfo) -> Iterator[str]:
+    """A fault for each file (a model's, most of all) that a shard was made with in another state than the dataset says."""
+    files = marker.numerics.get("files", {})
+    for key, value in files.items() if isinstance(files, dict) else ():
+        if value != (wanted := info.fingerprint.get(key)):
+            yield f"shards/{name}.json: made with another file: {key} is {value!r}, that of the job {wanted!r}"
 
 
 def _check_members(
@@ -88,6 +137,7 @@ def _check_members(
     indices = list(range(marker.first_index, marker.first_index + marker.count))
     if [row["index"] for row in rows] != indices:
         yield f"shards/{name}.parquet: its rows are not samples {indices[0]} to {indices[-1]}"
+        return
     wanted = {f"{row['key']}.{suffix}" for row in rows for suffix in (row["image_format"], "json")}
     if wanted != set(members):
         yield f"shards/{name}.tar: members differ from the table: {sorted(wanted ^ set(members))[:4]}"
@@ -101,21 +151,19 @@ def _check_members(
 
 def check_sample(row: dict[str, Any], picture: bytes, record: bytes) -> Iterator[str]:
     """Faults of one sample."""
-    if row["key"] != sample_key(row["index"]):
-        yield f"key does not match index {row['index']}"
     try:
         with Image.open(io.BytesIO(picture)) as image:
             image.load()
             if image.size != (row["width"], row["height"]):
                 yield f"picture is {image.size}, its row says {row['width']} x {row['height']}"
-    except (OSError, ValueError, SyntaxError) as error:  # what pillow raises for damaged pictures
-        yield f"picture does not decode: {error}"
+    except DAMAGED as error:
+        yield f"picture does not decode: {first_line(error)}"
     if hashlib.sha256(picture).hexdigest() != row["image_sha256"]:
         yield "picture differs from its row (sha256)"
     try:
         data = json.loads(record)
         annotations, conditions = data["annotations"], data.get("conditions", {})
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         yield "json cannot be read"
         return
     if annotations != annotations_of(row):
@@ -160,8 +208,8 @@ class _Whole:
     def _check_index(self) -> Iterator[str]:
         try:
             listed = {s["url"]: s["nsamples"] for s in json.loads(self.store.read("index.json"))["shardlist"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            yield f"index.json: cannot be read: {error}"
+        except NOT_WHAT_WE_WRITE as error:
+            yield f"index.json: cannot be read: {first_line(error)}"
             return
         if listed != self.samples:
             yield "index.json: its shards differ from the folder; run `synthgen finalize`"
@@ -174,15 +222,18 @@ class _Whole:
             coco.dataset = json.loads(self.store.read(name))
             with contextlib.redirect_stdout(io.StringIO()):
                 coco.createIndex()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            yield f"{name}: cannot be read: {error}"
+            categories = {c["name"]: c["id"] for c in coco.dataset["categories"]}
+            ids = [a["id"] for a in coco.dataset["annotations"]]
+            got = {
+                i - 1: [{k: v for k, v in a.items() if k not in ("id", "image_id")} for a in coco.imgToAnns[i]] for i in coco.imgs
+            }
+        except NOT_WHAT_WE_WRITE as error:
+            yield f"{name}: cannot be read: {first_line(error)}"
             return
-        if {c["name"]: c["id"] for c in coco.dataset["categories"]} != self.info.category_ids:
+        if categories != self.info.category_ids:
             yield f"{name}: its categories differ from dataset.json"
-        ids = [a["id"] for a in coco.dataset["annotations"]]
         if ids != list(range(self.boxes + 1, self.boxes + 1 + len(ids))):
             yield f"{name}: annotation ids are not {self.boxes + 1}, {self.boxes + 2}, {self.boxes + 3} …"
-        got = {i - 1: [{k: v for k, v in a.items() if k not in ("id", "image_id")} for a in coco.imgToAnns[i]] for i in coco.imgs}
         if got != checked.annotations:
             yield f"{name}: its boxes differ from the shards; run `synthgen finalize`"
 
@@ -204,8 +255,8 @@ class _Manifest:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, pa.ArrowException) as error:
-            self.fault = f"manifest.parquet: cannot be read: {error}"
+        except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+            self.fault = f"manifest.parquet: cannot be read: {first_line(error)}"
 
     def _compare(self, same: bool) -> None:
         if not same and not self.fault:

@@ -4,18 +4,20 @@ import io
 import json
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, Field, TypeAdapter
 from ruamel.yaml import YAML
 
 from synthgen.errors import InputError
 from synthgen.shards.card import SHEET_IMAGES, write_card, write_contact_sheet
 from synthgen.shards.coco import CocoWriter, coco_head
 from synthgen.shards.manifest import writing_index, writing_manifest
-from synthgen.shards.sample import conditions_of
-from synthgen.shards.shard import ahead, read_table, scan, shard_sizes
+from synthgen.shards.sample import IMAGE_FORMATS, conditions_of
+from synthgen.shards.shard import TABLE, ahead, read_table, rows_of, scan, shard_file, shard_sizes
 from synthgen.shards.store import JOURNAL, LocalStore, Out, open_store
 
+KINDS = "|".join(IMAGE_FORMATS)
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "ray")
 DISTRIBUTION = "synthgen-layouts"
 TABLES = 4  # read at the same time while finalising
@@ -37,6 +39,14 @@ class ChangedJobError(InputError):
     """The output holds another job; the message names the keys that differ."""
 
 
+def of_coco(source: dict[str, Any]) -> dict[str, Any]:
+    """What `synthgen.records.coco.head` gives; raises ValueError if it is something else."""
+    kinds = {"head": dict, "file_names": bool, "annotation_ids": bool}
+    if not all(isinstance(source.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError(f"not a mapping of {', '.join(kinds)}")
+    return source
+
+
 @dataclass(frozen=True)
 class DatasetInfo:
     """What the driver tells of the job, and what outlives it in dataset.json.
@@ -45,23 +55,30 @@ class DatasetInfo:
         image_format: jpg, png or webp; several, as WebDataset writes alternatives ("jpg;png"), if pictures were imported.
         imported: the form that the pictures were imported from; null: synthgen made them.
         source: of an imported COCO file all but its images and annotations (`synthgen.records.coco.head`).
+        sources: the datasets that were merged, in the order of their samples; null: it was not merged.
     """
 
     name: str
-    asked: int  # images
+    asked: Annotated[int, Field(ge=0)]  # images
     fingerprint: dict[str, Any]
-    category_ids: dict[str, int]
-    image_format: str
+    category_ids: dict[str, Annotated[int, Field(ge=1)]]
+    image_format: Annotated[str, Field(pattern=f"^({KINDS})(;({KINDS}))*$")]
     licence: str
     imported: str | None = None
-    source: dict[str, Any] | None = None
+    source: Annotated[dict[str, Any], AfterValidator(of_coco)] | None = None
+    sources: list[dict[str, Any]] | None = None
 
     @property
     def about(self) -> str:
         """What the dataset is, in one line."""
+        if self.sources:
+            return f"{len(self.sources)} datasets merged by synthgen: {', '.join(str(s.get('name')) for s in self.sources)}"
         if self.imported:
             return f"pictures and labels imported by synthgen ({self.imported})"
         return "synthetic images made by synthgen; boxes are known by construction"
+
+
+INFO = TypeAdapter(DatasetInfo)
 
 
 def versions() -> dict[str, str]:
@@ -78,9 +95,8 @@ def versions() -> dict[str, str]:
 def read_info(out: Out) -> DatasetInfo | None:
     """What dataset.json says; None if there is none."""
     try:
-        data = json.loads(open_store(out).read("dataset.json"))
-        return DatasetInfo(**{name: data[name] for name in DatasetInfo.__dataclass_fields__ if name in data})
-    except (OSError, ValueError, TypeError):
+        return INFO.validate_json(open_store(out).read("dataset.json"), strict=True)
+    except (OSError, ValueError):
         return None
 
 
@@ -93,8 +109,13 @@ def write_info(out: Out, info: DatasetInfo, counts: dict[str, Any]) -> None:
 def refuse_changed(out: Out, info: DatasetInfo) -> None:
     """Raise ChangedJobError if the output was begun with another job, or holds more images than are asked for."""
     old = read_info(out)
-    if old is None:
-        return
+    changed = [] if old is None else changes(old, info)
+    if changed:
+        raise ChangedJobError(f"{out} holds another job: {'; '.join(changed)}. Give another output.path, or --overwrite")
+
+
+def changes(old: DatasetInfo, info: DatasetInfo) -> list[str]:
+    """What another job says otherwise, each as `key: was …, is …`."""
     here, there = json.loads(json.dumps(info.fingerprint)), old.fingerprint
     changed = [
         f"{key}: was {there.get(key)!r}, is {here.get(key)!r}"
@@ -103,8 +124,7 @@ def refuse_changed(out: Out, info: DatasetInfo) -> None:
     ]
     if old.asked > info.asked:
         changed.append(f"images: was {old.asked}, is {info.asked}; a dataset can be extended, not shortened")
-    if changed:
-        raise ChangedJobError(f"{out} holds another job: {'; '.join(changed)}. Give another output.path, or --overwrite")
+    return changed
 
 
 def refuse_foreign(out: Out) -> None:
@@ -163,7 +183,7 @@ def finalize(out: Out, info: DatasetInfo) -> dict[str, Any]:
         for number, marker, table in ahead(lambda shard: (*shard, read_table(store, shard[0])), scan(store, found), TABLES):
             index.add(number, marker)
             manifest.add(marker, table)
-            rows = table.to_pylist()
+            rows = rows_of(table, store.path(shard_file(number, TABLE)), number)
             coco.add(number, rows)
             first += rows[: SHEET_IMAGES - len(first)]
     write_contact_sheet(store, first)

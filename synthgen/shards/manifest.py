@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from synthgen.shards.sample import SCHEMA, VERIFIED, conditions_of, table_schema
-from synthgen.shards.shard import TAR, Marker, shard_file
+from synthgen.shards.sample import SCHEMA, VERIFIED, table_schema
+from synthgen.shards.shard import TAR, DamagedShardError, Marker, shard_file
 from synthgen.shards.store import Store
 
 LEFT_OUT = ("bbox", "segmentation", "area", "iscrowd", "source")
@@ -31,10 +31,16 @@ class Manifest:
         self.counts: dict[str, Any] = {"images": 0, "boxes": 0, "shards": 0, "bytes": 0, "verified": {}}
 
     def add(self, marker: Marker, table: pa.Table) -> None:
-        """Write the rows of a shard's table."""
+        """Write the rows of a shard's table.
+
+        Raises:
+            DamagedShardError: it lacks a column that the first one has.
+        """
         if self.writer is None:
             self.begin(table.column_names)
-        self.writer.write_table(table.select(self.names))
+        if missing := set(self.names).difference(table.column_names):
+            raise DamagedShardError(f"the shard of sample {marker.first_index} has no column {min(missing)!r}, but the first has")
+        self.writer.write_table(table.select(self.names).cast(self.writer.schema))
         masks = pc.list_flatten(table["segmentation"])
         self.has_masks |= masks.null_count < len(masks)
         self.from_coco |= "source" in table.column_names and table["source"].null_count < table.num_rows
@@ -49,7 +55,7 @@ class Manifest:
 
     def begin(self, names: Sequence[str]) -> None:
         """Open the file, with the columns that the first table has (a job's conditions are among them)."""
-        schema = table_schema(conditions_of(dict.fromkeys(names)))
+        schema = table_schema(names)
         self.names = [name for name in schema.names if name not in LEFT_OUT]
         self.writer = pq.ParquetWriter(self.file, pa.schema([schema.field(name) for name in self.names]))
 
@@ -63,8 +69,10 @@ class Manifest:
 def writing_manifest(store: Store) -> Iterator[Manifest]:
     with store.replacing("manifest.parquet") as file:
         manifest = Manifest(file)
-        yield manifest
-        manifest.end()
+        try:
+            yield manifest
+        finally:
+            manifest.end()
 
 
 class Index:

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+
+from synthgen.records import FARTHEST
 
 ANNOTATION_COLUMNS = {
     "bbox": pa.list_(pa.float64()),
@@ -42,11 +45,23 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
     ]
 )
+CONDITION = re.compile(r"[a-z][a-z0-9_]{0,63}")
+ORIGIN = pa.field("origin", pa.struct([("dataset", pa.string()), ("index", pa.int64()), ("key", pa.string())]))
+"""In the tables of a dataset that was merged: what a sample was in the dataset that it came from."""
+OPTIONAL = ("source",)
+"""What the tables of older datasets lack."""
+IMAGE_FORMATS = ("jpg", "png", "webp")
+FIELDS = ("index", "key", "width", "height", "prompt", "seed", "attempt")
+PLAIN = (*FIELDS, "shard", "n_boxes", "image_format", "image_bytes", "image_sha256")  # of every row
+OF_EVERY_BOX = ("bbox", "category_id", "category", "area", "iscrowd")
 
 
-def table_schema(conditions: Iterable[str]) -> pa.Schema:
-    """SCHEMA, and a column for each condition (`Sample.conditions`): words, and numbers of what the camera did."""
-    return pa.schema([*SCHEMA, *((name, CONDITION_TYPES[is_number(name)]) for name in conditions)])
+def table_schema(names: Iterable[str]) -> pa.Schema:
+    """SCHEMA, a column for each condition (`Sample.conditions`) among the names, and ORIGIN if it is: words, and numbers of
+    what the camera did."""
+    names = list(names)
+    conditions = [(name, CONDITION_TYPES[is_number(name)]) for name in names if is_condition(name)]
+    return pa.schema([*SCHEMA, *conditions, *([ORIGIN] if ORIGIN.name in names else [])])
 
 
 def is_number(condition: str) -> bool:
@@ -54,9 +69,14 @@ def is_number(condition: str) -> bool:
     return condition.startswith("camera_")
 
 
+def is_condition(name: str) -> bool:
+    """Whether a column is a condition: what a table has beyond SCHEMA and ORIGIN."""
+    return name not in SCHEMA.names and name != ORIGIN.name and CONDITION.fullmatch(name) is not None
+
+
 def conditions_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The conditions of a row: what it has beyond SCHEMA."""
-    return {name: value for name, value in row.items() if name not in SCHEMA.names}
+    """The conditions of a row."""
+    return {name: value for name, value in row.items() if is_condition(name)}
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,7 @@ class Sample:
             effect spared it; all that the job asks for, so the same keys in each sample.
         annotations: one mapping a box, as COCO has them: bbox xywh in px, category_id, category, area, iscrowd, …
         source: JSON of what else the COCO file that it was imported from says: {"image": {}, "annotations": [{}, one a box]}.
+        origin: fields of ORIGIN by name, if the sample was merged.
     """
 
     index: int
@@ -84,6 +105,7 @@ class Sample:
     verified: dict[str, int] | None = None
     conditions: dict[str, Any] = field(default_factory=dict)
     source: str | None = None
+    origin: dict[str, Any] | None = None
 
     @property
     def key(self) -> str:
@@ -91,21 +113,71 @@ class Sample:
 
     def json(self) -> bytes:
         """What `<key>.json` holds."""
-        fields = ("index", "key", "width", "height", "prompt", "seed", "attempt")
-        record = {name: getattr(self, name) for name in fields}
-        more = {name: value for name in ("verified", "source") if (value := getattr(self, name)) is not None}
+        record = {name: getattr(self, name) for name in FIELDS}
+        more = {name: value for name in ("verified", "source", "origin") if (value := getattr(self, name)) is not None}
         drawn = {"conditions": self.conditions} if self.conditions else {}
         return json.dumps({**record, **more, **drawn, "annotations": list(self.annotations)}).encode()
 
     def row(self, shard: str) -> dict[str, Any]:
-        """The same as one row of SCHEMA with its conditions; `segmentation` is the counts of the run-length encoding."""
+        """The same as one row of `table_schema`; `segmentation` is the counts of the run-length encoding."""
         columns = {name: [a.get(name) for a in self.annotations] for name in ANNOTATION_COLUMNS}
         columns["segmentation"] = [(a.get("segmentation") or {}).get("counts") for a in self.annotations]
         verified = dict.fromkeys(VERIFIED) if self.verified is None else self.verified
-        names = ("index", "key", "width", "height", "prompt", "seed", "attempt", "image_format", "source")
-        plain = {name: getattr(self, name) for name in names}
+        plain = {n: getattr(self, n) for n in (*FIELDS, "image_format", "source")}
         hashes = {"image_bytes": len(self.image), "image_sha256": hashlib.sha256(self.image).hexdigest()}
-        return {**plain, "shard": shard, "n_boxes": len(self.annotations), **verified, **columns, **hashes, **self.conditions}
+        came_from = {} if self.origin is None else {"origin": self.origin}
+        counted = {**plain, "shard": shard, "n_boxes": len(self.annotations)}
+        return {**counted, **verified, **columns, **hashes, **self.conditions, **came_from}
+
+
+def table_of(samples: Sequence[Sample], shard: str) -> pa.Table:
+    """The rows of a shard."""
+    rows = [sample.row(shard) for sample in samples]
+    return pa.Table.from_pylist(rows, table_schema(rows[0]))
+
+
+def parse_sample(record: bytes, image: bytes, image_format: str) -> Sample:
+    """The sample whose `<key>.json` and picture these are.
+
+    Raises:
+        ValueError: it is not the JSON that `Sample.json` writes.
+    """
+    try:
+        data = json.loads(record)
+        plain = {name: data[name] for name in FIELDS if name != "key"}
+        more = {name: data.get(name) for name in ("verified", "source", "origin")} | {"conditions": data.get("conditions", {})}
+        sample = Sample(**plain, annotations=tuple(data["annotations"]), image=image, image_format=image_format, **more)
+        fault = row_fault(table_of([sample], "").to_pylist()[0])
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, pa.ArrowException) as error:
+        raise ValueError(f"its json cannot be read: {type(error).__name__} {error}") from None
+    if not all(map(is_condition, sample.conditions)) or (sample.verified is not None and set(sample.verified) != set(VERIFIED)):
+        fault = "conditions or verified have other keys than there are"
+    if fault or sample.json() != record:
+        raise ValueError(f"its json is not what this version writes{f': {fault}' if fault else ''}")
+    return sample
+
+
+def row_fault(row: dict[str, Any]) -> str | None:
+    """What keeps a row of SCHEMA from being a sample's, whatever its values mean; None: nothing."""
+    missing = [name for name in PLAIN if row[name] is None]
+    if missing:
+        return f"{missing[0]} is missing"
+    if row["key"] != sample_key(row["index"]):
+        return f"key does not match index {row['index']}"
+    if row["width"] < 1 or row["height"] < 1 or row["image_format"] not in IMAGE_FORMATS:
+        return f"a {row['image_format']!r} of {row['width']} x {row['height']} px is no picture"
+    for name in ANNOTATION_COLUMNS:
+        if row[name] is None or len(row[name]) != row["n_boxes"]:
+            return f"{name} has not one value for each of {row['n_boxes']} boxes"
+        if name in OF_EVERY_BOX and None in row[name]:
+            return f"{name} is missing of a box"
+    numbers = [
+        *(v for box in row["bbox"] for v in box),
+        *(v for name in ("area", "score", "iou") for v in row[name] if v is not None),
+    ]
+    if any(len(box) != 4 for box in row["bbox"]) or not all(v is not None and abs(v) <= FARTHEST**2 for v in numbers):
+        return "a box is not four finite numbers, or another number is not"
+    return None
 
 
 def sample_key(index: int) -> str:

@@ -1,20 +1,33 @@
 """The samples of a dataset as whole shards give them: row and picture together, and which split each is in."""
 
 import hashlib
-import tarfile
+import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
+
+from PIL import Image
 
 from synthgen.errors import InputError
-from synthgen.shards.shard import MARKER, TAR, Marker, read_rows, scan, shard_file, shard_members, shard_name, shard_sizes
+from synthgen.records.pictures import DAMAGED
+from synthgen.shards.sample import IMAGE_FORMATS, Sample, parse_sample
+from synthgen.shards.shard import (
+    MARKER,
+    TAR,
+    DamagedShardError,
+    Marker,
+    first_line,
+    read_members,
+    read_rows,
+    scan,
+    shard_file,
+    shard_members,
+    shard_name,
+    shard_sizes,
+)
 from synthgen.shards.store import Out, open_store
 
 TRAIN, VAL = "train", "val"
 SPLITS = (TRAIN, VAL)
-
-
-class DamagedShardError(InputError):
-    """A shard is not what was committed; the message names it."""
 
 
 def split_of(key: str, val: float) -> str:
@@ -49,16 +62,49 @@ def read_samples(out: Out, number: int) -> Iterator[tuple[dict[str, Any], bytes]
         DamagedShardError: the shard is not what its table says.
     """
     tar, count = open_store(out).path(shard_file(number, TAR)), 0
-    try:
-        rows = {f"{row['key']}.{row['image_format']}": row for row in read_rows(out, number)}
-        for name, data in shard_members(out, number):
-            row = rows.get(name)
-            if row is not None:
-                if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
-                    raise DamagedShardError(f"{tar}: {name} differs from its row (sha256); see `synthgen check {out}`")
-                count += 1
-                yield row, data
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DamagedShardError(f"{tar}: cannot be read: {error}; see `synthgen check {out}`") from error
+    rows = {f"{row['key']}.{row['image_format']}": row for row in read_rows(out, number)}
+    for name, data in shard_members(out, number):
+        row = rows.get(name)
+        if row is not None:
+            if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
+                raise DamagedShardError(f"{tar}: {name} differs from its row (sha256); see `synthgen check {out}`")
+            count += 1
+            yield row, data
     if count != len(rows):
         raise DamagedShardError(f"{tar}: holds {count} of {len(rows)} pictures; see `synthgen check {out}`")
+
+
+def parsed_samples(tar: BinaryIO, place: str) -> Iterator[Sample]:
+    """The samples of a shard's tar, in order.
+
+    Args:
+        place: named in errors.
+
+    Raises:
+        DamagedShardError: its members are not pairs of a picture and its json.
+    """
+    members = read_members(tar, place)
+    for name, picture in members:
+        (key, _, kind), (record_name, record) = name.partition("."), next(members, ("nothing", b""))
+        if kind not in IMAGE_FORMATS or record_name != f"{key}.json":
+            raise DamagedShardError(f"{place}: {name!r} and {record_name!r} are not a picture and its json")
+        try:
+            sample = parse_sample(record, picture, kind)
+        except ValueError as error:
+            raise DamagedShardError(f"{place}: {key!r}: {first_line(error)}") from None
+        if sample.key != key:
+            raise DamagedShardError(f"{place}: {key!r}: its index is {sample.index}")
+        yield sample
+
+
+def decoded(data: bytes, place: str) -> Image.Image:
+    """A picture of a shard, decoded whole, as RGB.
+
+    Raises:
+        DamagedShardError: it does not decode.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
+    except DAMAGED as error:
+        raise DamagedShardError(f"{place}: picture does not decode: {first_line(error)}") from None

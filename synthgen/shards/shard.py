@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,17 +11,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field, TypeAdapter
 
-from synthgen.shards.sample import Sample, table_schema
+from synthgen.errors import InputError
+from synthgen.shards.sample import OPTIONAL, Sample, row_fault, table_of, table_schema
 from synthgen.shards.store import Out, Store, open_store
 
 T = TypeVar("T")
 R = TypeVar("R")
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 MARKER, TABLE, TAR = ".json", ".parquet", ".tar"
+NUMBER = re.compile(r"[0-9]{6}|[1-9][0-9]{6,8}")  # what `shard_name` gives
+BROKEN = (tarfile.TarError, OSError, EOFError, ValueError, LookupError, OverflowError)  # what tarfile raises of any bytes
+
+
+class DamagedShardError(InputError):
+    """A shard's file is not what a shard's file is; the message names it, and what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +38,24 @@ class Marker:
     """What `shards/NNNNNN.json` says of a shard; a shard without a valid one does not exist.
 
     Attributes:
-        numerics: what the pixels depend on besides the job: device, versions, batch size, chunk, threads.
+        numerics: what the pixels depend on besides the job (`synthgen.pipelines.Numerics`).
         seconds: time that the shard took.
         attempts: how many pictures were painted for it, rejected ones too.
     """
 
-    count: int
-    first_index: int
-    bytes: int
+    count: Annotated[int, Field(ge=1, le=100_000)]
+    first_index: Annotated[int, Field(ge=0, lt=10**9)]
+    bytes: Count
     sha256: str
     md5: str
-    parquet_bytes: int
+    parquet_bytes: Count
     parquet_sha256: str
     numerics: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    attempts: int = 0
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    attempts: Count = 0
+
+
+VALID = TypeAdapter(Marker)
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ def stage(
 ) -> StagedShard:
     """Write tar and table under unique temporary names; the bytes depend on the samples alone."""
     store, name = open_store(out), shard_name(number)
-    table = pa.Table.from_pylist([s.row(name) for s in samples], table_schema(samples[0].conditions))
+    table = table_of(samples, name)
     tar, of_tar = _stage(store, f"{name}{TAR}", lambda file: write_tar(file, samples))
     parquet, of_parquet = _stage(store, f"{name}{TABLE}", lambda file: pq.write_table(table, file, compression="zstd"))
     marker = Marker(
@@ -143,6 +156,19 @@ def withdraw(out: Out, number: int) -> None:
         open_store(out).delete(shard_file(number, suffix))
 
 
+def parse_marker(data: bytes) -> Marker:
+    """What the bytes of a marker say; raises ValueError if they are none."""
+    return VALID.validate_json(data, strict=True)
+
+
+def stored_marker(out: Out, number: int) -> Marker | None:
+    """What the marker of a shard says, whatever became of the shard; None if it has no valid one."""
+    try:
+        return parse_marker(open_store(out).read(shard_file(number, MARKER)))
+    except (OSError, ValueError):
+        return None
+
+
 def read_marker(out: Out, number: int) -> Marker | None:
     """The marker of a committed shard; None if it has no valid one, or its files are gone or of another size."""
     store = open_store(out)
@@ -150,11 +176,8 @@ def read_marker(out: Out, number: int) -> Marker | None:
 
 
 def _marker(store: Store, number: int, *sizes: int | None) -> Marker | None:
-    try:
-        marker = Marker(**json.loads(store.read(shard_file(number, MARKER))))
-    except (OSError, ValueError, TypeError):
-        return None
-    return marker if sizes == (marker.bytes, marker.parquet_bytes) else None
+    marker = stored_marker(store, number)
+    return marker if marker and sizes == (marker.bytes, marker.parquet_bytes) else None
 
 
 def shard_sizes(out: Out) -> dict[int, dict[str, int]]:
@@ -162,7 +185,7 @@ def shard_sizes(out: Out) -> dict[int, dict[str, int]]:
     found: dict[int, dict[str, int]] = {}
     for name, size in open_store(out).sizes("shards"):
         stem, dot, suffix = name.partition(".")
-        if stem.isdigit() and f"{dot}{suffix}" in (MARKER, TABLE, TAR):
+        if NUMBER.fullmatch(stem) and f"{dot}{suffix}" in (MARKER, TABLE, TAR):
             found.setdefault(int(stem), {})[f"{dot}{suffix}"] = size
     return dict(sorted(found.items()))
 
@@ -197,34 +220,92 @@ def ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Itera
 
 
 def read_table(out: Out, number: int) -> pa.Table:
-    """The table of a committed shard: SCHEMA, a row a sample."""
-    with open_store(out).open(shard_file(number, TABLE)) as file:
-        return pq.read_table(file)
+    """The table of a committed shard: `table_schema`, a row a sample.
+
+    Raises:
+        DamagedShardError: it cannot be read, or has other columns.
+    """
+    store, name = open_store(out), shard_file(number, TABLE)
+    try:
+        with store.open(name) as file:
+            return parse_table(file, store.path(name))
+    except OSError as error:
+        raise DamagedShardError(f"{store.path(name)}: cannot be read: {first_line(error)}") from None
+
+
+def parse_table(file: BinaryIO, place: str) -> pa.Table:
+    """The same of a file that is open; `place` is named in errors."""
+    try:
+        table = pq.read_table(file)
+        schema = table_schema(table.column_names)
+        there = {name: table.schema.field(name).type for name in table.column_names}
+        wrong = [f.name for f in schema if there.get(f.name) != f.type and (f.name in there or f.name not in OPTIONAL)]
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+        raise DamagedShardError(f"{place}: cannot be read: {first_line(error)}") from None
+    if wrong:
+        raise DamagedShardError(f"{place}: not the table of a shard: column {wrong[0]!r} is missing or of another type")
+    return table
+
+
+def rows_of(table: pa.Table, place: str, number: int) -> list[dict[str, Any]]:
+    """The rows of a shard's table.
+
+    Raises:
+        DamagedShardError: one is not a sample's; `place` is named.
+    """
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except (ValueError, pa.ArrowException) as error:  # such as text that is not UTF-8
+        raise DamagedShardError(f"{place}: cannot be read: {first_line(error)}") from None
+    for row in rows:
+        if fault := row_fault(row) or (row["shard"] != shard_name(number) and f"is of shard {row['shard']!r}"):
+            raise DamagedShardError(f"{place}: sample {row['index']}: {fault}")
+    return rows
 
 
 def read_rows(out: Out, number: int) -> list[dict[str, Any]]:
-    """The rows of a committed shard's table."""
-    rows: list[dict[str, Any]] = read_table(out, number).to_pylist()
-    return rows
+    """The rows of a committed shard's table.
+
+    Raises:
+        DamagedShardError: it is not the table of a shard.
+    """
+    return rows_of(read_table(out, number), open_store(out).path(shard_file(number, TABLE)), number)
 
 
 def shard_members(out: Out, number: int) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each member of a committed shard's tar, as `read_members`."""
-    with open_store(out).open(shard_file(number, TAR)) as file:
-        yield from read_members(file)
+    store, name = open_store(out), shard_file(number, TAR)
+    try:
+        with store.open(name) as file:
+            yield from read_members(file, store.path(name))
+    except OSError as error:
+        raise DamagedShardError(f"{store.path(name)}: cannot be read: {first_line(error)}") from None
 
 
-def read_members(source: Path | BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each member of a shard's tar.
+def read_members(source: Path | BinaryIO, place: str = "") -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each member of a shard's tar. A name is only ever a name: nothing is unpacked.
+
+    Args:
+        place: named in errors, if the source is not a path.
 
     Raises:
-        tarfile.ReadError, EOFError: the tar is damaged or cut short.
+        DamagedShardError: the tar is damaged or cut short, or has a link or anything else than plain files.
     """
-    place: dict[str, Any] = {"name": source} if isinstance(source, Path) else {"fileobj": source}
-    with tarfile.open(mode="r:", **place) as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            data = file.read() if file else b""
-            if len(data) != member.size:
-                raise tarfile.ReadError(f"{member.name}: cut short")
-            yield member.name, data
+    opened: dict[str, Any] = {"name": source} if isinstance(source, Path) else {"fileobj": source}
+    try:
+        with tarfile.open(mode="r:", **opened) as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.isreg() and not member.issparse() else None
+                if file is None:
+                    raise tarfile.ReadError(f"{member.name!r} is not a plain file")
+                data = file.read()
+                if len(data) != member.size:
+                    raise tarfile.ReadError(f"{member.name!r} is cut short")
+                yield member.name, data
+    except BROKEN as error:
+        raise DamagedShardError(f"{place or source}: cannot be read: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, urlsplit
 
 from synthgen.errors import InputError
@@ -213,7 +213,16 @@ class LocalStore(Store):
 def digest(path: Path, name: str = "sha256") -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, name).hexdigest()
+        return digest_of(file, name)
+
+
+def digest_of(file: BinaryIO, name: str = "sha256") -> str:
+    """Hex digest of an open file, from its beginning; it stands there again afterwards."""
+    source: Any = file  # BinaryIO lacks the readinto that all of these have
+    file.seek(0)
+    found = hashlib.file_digest(source, name).hexdigest()
+    file.seek(0)
+    return found
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from synthgen.records.lines import Columns
 from synthgen.records.pictures import pixels, read_bytes
 from synthgen.records.source import COCO, JSONL, Source
 from synthgen.scene import Scene
+from synthgen.shards.shard import BROKEN, parse_marker
 from synthgen.train import DataSpec
 from synthgen.train.geometry import Picture, fitted
 
@@ -240,9 +241,9 @@ def count_samples(tar: Path) -> tuple[int, int, str]:
     """
     size = tar.stat().st_size
     try:
-        marker = json.loads(tar.with_suffix(".json").read_text())
-        told, right = int(marker["count"]), int(marker["bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
+        marker = parse_marker(tar.with_suffix(".json").read_bytes())
+        told, right = marker.count, marker.bytes
+    except (OSError, ValueError):
         readable = len(samples_in(tar))
         with tar.open("rb") as file:
             file.seek(max(0, size - END_OF_ARCHIVE))
@@ -272,7 +273,7 @@ def _samples_in(tar: Path, changed: int) -> Members:
                 key, dot, suffix = member.name.rpartition("/")[2].partition(".")
                 if dot and member.isreg() and member.offset_data + member.size <= size:
                     members.append((key, suffix.lower(), (member.offset_data, member.size)))
-    except (tarfile.ReadError, OSError):
+    except BROKEN:
         pass  # where it breaks off; how many were expected, `count_samples` knows
     return [(key, {suffix: where for _, suffix, where in group}) for key, group in groupby(members, key=lambda m: m[0])]
 
@@ -290,7 +291,7 @@ def scene_of(record: bytes) -> Scene:
         boxes = np.array([a["bbox"] for a in shown], np.float64).reshape(-1, 4)
         names = tuple(str(a["category"]) for a in shown)
         phrases = tuple(str(a.get("phrase") or f"a {a['category']}") for a in shown)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadEntryError(f"its json cannot be read: {type(error).__name__} {error}") from None
     boxes[:, 2:] += boxes[:, :2]
     if not (np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()):

@@ -39,8 +39,9 @@ class ClassifierVerifier:
 
 def of_transformers(spec: ClassifierSpec, device: str) -> Callable[[Sequence[Image.Image]], Tensor]:
     """Pictures to logits (n, classes) by a classifier of transformers."""
-    processor = AutoImageProcessor.from_pretrained(spec.folder())
-    model = AutoModelForImageClassification.from_pretrained(spec.folder(), use_safetensors=True).eval().to(device)
+    processor = AutoImageProcessor.from_pretrained(spec.folder(), trust_remote_code=False)
+    safe = {"use_safetensors": True, "trust_remote_code": False}
+    model = AutoModelForImageClassification.from_pretrained(spec.folder(), **safe).eval().to(device)
     return lambda pictures: model(**processor(list(pictures), return_tensors="pt").to(device)).logits
 
 
@@ -55,7 +56,7 @@ class ClipVerifier:
 
     def __init__(self, spec: ClipSpec, device: str) -> None:
         self.spec = spec
-        self.processor = AutoImageProcessor.from_pretrained(spec.folder())
+        self.processor = AutoImageProcessor.from_pretrained(spec.folder(), trust_remote_code=False)
         self.tokenizer = CLIPTokenizer.from_pretrained(spec.folder())
         self.model = CLIPModel.from_pretrained(spec.folder(), use_safetensors=True).eval().to(device)
 

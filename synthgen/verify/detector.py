@@ -71,7 +71,8 @@ def load_detector(spec: Spec, device: str, least: float | None = None) -> Detect
         return lambda images, labels: own.detect_all(images, least=least or 0.0)
     floor = LEAST_SCORE if least is None else least
     task = "zero-shot-object-detection" if spec.zero_shot else "object-detection"
-    theirs: Any = pipeline(task, model=str(spec.folder()), device=device, model_kwargs={"use_safetensors": True})
+    safe: dict[str, Any] = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
+    theirs: Any = pipeline(task, model=str(spec.folder()), device=device, **safe)
 
     def told(images: Sequence[NDArray[np.uint8]], labels: Sequence[Sequence[str]]) -> list[Detections]:
         """Each label is a pass of its own there."""

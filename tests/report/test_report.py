@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from synthgen import cli
 from synthgen.report import write_report
+from synthgen.shards.dataset import DatasetInfo, write_info
+from synthgen.shards.shard import commit, stage
+from tests.shards.test_shard import sample
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 HOSTILE = "</script><img src=x onerror=alert(1)> <!-- @DATA@ @JOB@"
@@ -156,6 +160,40 @@ def test_filters_and_sorting(out: Path, page: Page) -> None:
     assert page.eval_on_selector_all(".tile", "all => all.map(t => t.getAttribute('aria-label'))") == wanted
     page.select_option("#kind", "failed")
     assert page.locator(".tile").count() == sum(p["failed"] > 0 for p in pictures)
+
+
+def test_hostile_names_run_nothing(tmp_path: Path, page: Page) -> None:
+    """Every text that comes from a file: name, prompt, category, action, and the job."""
+    evil = (
+        "</script></pre></title><img src=x onerror=window.hit=1><script>window.hit=1</script>'\"&lt; @NAME@ @JOB@ @DATA@ \u2028"
+    )
+    out = tmp_path / "out"
+    boxes = {
+        "bbox": [1.0, 2.0, 5.5, 6.0],
+        "category": evil,
+        "phrase": evil,
+        "area": 33.0,
+        "iscrowd": 0,
+        "score": 0.4,
+        "action": evil,
+    }
+    info = DatasetInfo(evil, 1, {"seed": 0}, {evil: 101}, "png", evil)
+    write_info(out, info, {})
+    made = replace(sample(0), prompt=evil, annotations=({**boxes, "category_id": 101},))
+    commit(out, stage(out, 0, [made], {}, 0.0, 1))
+    (out / "job.yaml").write_text(f"name: {evil}")
+    write_report(out)
+    page.goto((out / "report.html").as_uri())
+    page.wait_for_function("document.querySelectorAll('.tile img').length === 1")
+    page.locator(".tile").first.click()
+    assert page.evaluate("window.hit") is None
+    assert page.locator("img").count() == 2  # in its tile and large, and none of the names'
+    assert page.locator("script").count() == 2
+    assert page.text_content("h1") == page.title() == evil
+    assert page.text_content("pre") == f"name: {evil}"
+    assert evil in str(page.text_content("#told"))
+    assert page.locator("#category option").last.get_attribute("value") == evil
+    assert page.locator("#boxes td").first.text_content() == evil
 
 
 @pytest.mark.slow

@@ -1,0 +1,70 @@
+"""Commands that look after datasets: what is bad is made again, several become one."""
+
+import argparse
+
+from synthgen.commands import EXIT_FAULT, EXIT_INTERRUPTED, Commands, Result
+from synthgen.commands.importing import given_ids
+from synthgen.commands.making import SHOWN
+from synthgen.errors import InputError
+
+
+def add(commands: Commands) -> None:
+    """Add `repair` and `merge`."""
+    sub = commands.add("repair", repair_command, "make again what `check` finds bad, with the same bytes")
+    sub.add_argument("out", metavar="OUT", help="output folder, or URL")
+    sub.add_argument("--accept", action="store_true", help="take shards too that come out with other bytes than they had")
+    sub = commands.add("merge", merge_command, "join datasets into a new one")
+    sub.add_argument("sources", nargs="+", metavar="OUT", help="datasets (folders or URLs), in the order of their samples")
+    sub.add_argument("--to", required=True, metavar="DIR", help="output folder of the new dataset, or URL")
+    sub.add_argument("--ids", action="append", metavar="NAME=ID", help="id of a category; repeatable")
+    sub.add_argument("--shard-size", type=int, default=1000, metavar="N", help="images a shard (default 1000)")
+    sub.add_argument("--overwrite", action="store_true", help="remove the dataset that is in the output folder first")
+
+
+def repair_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"ok"} and the fields of `synthgen.engine.repair.Repaired`."""
+    from dataclasses import asdict
+
+    from tqdm import tqdm
+
+    from synthgen.engine.repair import repair
+    from synthgen.report import write_report
+
+    with tqdm(unit="image", smoothing=0.05, dynamic_ncols=True, disable=args.quiet) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        done = repair(args.out, args.accept, report)
+    ok = not done.faults and not done.left
+    if ok and (done.changed or done.unknown):
+        write_report(args.out, SHOWN)
+    return 0 if ok else EXIT_FAULT, {"ok": ok, **asdict(done)}, [*done.lines(), f"{args.out}: {'ok' if ok else 'not whole'}"]
+
+
+def merge_command(args: argparse.Namespace) -> Result:
+    """`--json`: what `finalize` gives, and {"output", "made", "categories", "differences", "seconds", "interrupted"}.
+
+    "categories": {name: id}; "differences": what the sources differ in, a line each.
+    """
+    from tqdm import tqdm
+
+    from synthgen.merging import MergeSpec, merge
+    from synthgen.report import write_report
+
+    ids, problems = given_ids(args)
+    if problems:
+        raise InputError("\n".join(problems))
+    spec = MergeSpec(tuple(args.sources), args.to, ids, args.shard_size)
+    with tqdm(unit="image", smoothing=0.05, dynamic_ncols=True, disable=args.quiet) as bar:
+        result = merge(spec, args.overwrite, lambda what, count: bar.update(count))
+    written, info = result.written, result.info
+    data = {"output": args.to, **written.counts, "made": written.made, "categories": info.category_ids}
+    data |= {"differences": result.differences, "seconds": round(written.seconds, 3), "interrupted": written.interrupted}
+    if written.interrupted:
+        return EXIT_INTERRUPTED, data, [f"stopped; {data['images']} of {info.asked} images are done; the same command goes on"]
+    if written.made:
+        write_report(args.to, SHOWN)
+    text = f"{args.to}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards of {len(args.sources)} datasets"
+    return 0, data, [*result.differences, text]

@@ -1,0 +1,288 @@
+"""`synthgen repair`: what `check` finds bad is made again, with the bytes that it had.
+
+A shard whose tar is whole gets its table and marker from it. Any other one is painted again, with the numerics that its marker
+tells of; what comes out is held against the digests that are left of the old one before it is committed.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+from pydantic import TypeAdapter
+
+from synthgen.config import ConfigError, Job, job_of
+from synthgen.engine.journal import facts, journal
+from synthgen.engine.pool import local_device
+from synthgen.engine.run import FAILURES, dataset_info
+from synthgen.engine.worker import Progress, RejectedImageError, Worker
+from synthgen.errors import InputError
+from synthgen.pipelines import Numerics
+from synthgen.shards.check import check_dataset, examine
+from synthgen.shards.dataset import DatasetInfo, changes, finalize, read_info, versions, write_info
+from synthgen.shards.lock import Lock
+from synthgen.shards.samples import parsed_samples
+from synthgen.shards.shard import (
+    TAR,
+    DamagedShardError,
+    Marker,
+    StagedShard,
+    commit,
+    shard_file,
+    shard_name,
+    stage,
+    stored_marker,
+)
+from synthgen.shards.store import Out, Store, digest_of, open_store
+from synthgen.yamlfile import parse_yaml
+
+log = logging.getLogger(__name__)
+
+NUMERICS = TypeAdapter(Numerics)
+DIGESTS = ("count", "first_index", "bytes", "sha256", "md5", "parquet_bytes", "parquet_sha256")
+Report = Callable[[int, int], object]
+
+
+@dataclass
+class Repaired:
+    """What a repair did.
+
+    Attributes:
+        restored: shards that have the bytes again that they had.
+        changed: shards that were made again with other bytes, and why they differ, because that was asked for.
+        unknown: shards that were made again, of whose old bytes nothing was left to compare with.
+        left: shards that are as bad as they were, and why.
+        finalized: the files beside the shards were written anew.
+        faults: what `check` still finds.
+    """
+
+    restored: list[int] = field(default_factory=list)
+    changed: dict[int, str] = field(default_factory=dict)
+    unknown: list[int] = field(default_factory=list)
+    left: dict[int, str] = field(default_factory=dict)
+    finalized: bool = False
+    faults: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """What was done, for a person."""
+        lines = [f"shards/{shard_name(n)}: restored, byte by byte" for n in self.restored]
+        lines += [f"shards/{shard_name(n)}: made again; nothing was left to compare its bytes with" for n in self.unknown]
+        lines += [f"shards/{shard_name(n)}: made again; {why}" for n, why in self.changed.items()]
+        lines += [f"shards/{shard_name(n)}: left as it is: {why}" for n, why in self.left.items()]
+        lines += ["annotations, manifest, index, card: written anew"] if self.finalized else []
+        return lines + self.faults
+
+
+def repair(out: Out, accept: bool = False, report: Report | None = None) -> Repaired:
+    """Make bad shards again, and then the files beside the shards if anything was wrong.
+
+    Args:
+        accept: commit shards whose bytes differ from the old ones' too; else those are left as they are.
+        report: called with how many images were painted so far, and of how many.
+
+    Raises:
+        InputError: there is no dataset, or its job is not the one that its shards are of.
+        LockedError: a run works on it.
+    """
+    store = open_store(out)
+    info, job, why_not = whose(store)
+    with Lock(store) as lock, journal(store):
+        examined = examine(store, info)
+        bad = bad_shards(examined.shards, job)
+        if not bad and not examined.faults and read_info(store):
+            return Repaired()
+        store.clean()
+        done = _Repair(store, job, accept, lock).made(bad, why_not, report)
+        store.clean()
+        if not done.left:
+            if read_info(store) is None:
+                write_info(store, info, {"images": 0, "complete": False})
+            store.delete(FAILURES)
+            finalize(store, info)
+            done.finalized = True
+        told = {"restored": done.restored, "changed": list(done.changed), "unknown": done.unknown, "left": list(done.left)}
+        log.info("repair ended", extra=facts(**told))
+    done.faults = check_dataset(store)[0]
+    return done
+
+
+def bad_shards(shards: Mapping[int, int | None], job: Job | None) -> list[int]:
+    """Those with a fault, or that have not as many images as the job says.
+
+    Args:
+        shards: `Examined.shards`.
+    """
+    if job is None:
+        return [number for number, count in shards.items() if count is None]
+    return [number for number in range(job.shards) if shards.get(number) != job.shard_count(number)]
+
+
+def whose(store: Store) -> tuple[DatasetInfo, Job | None, str]:
+    """What the files are a dataset of; its job; and if there is none, why it cannot be painted again.
+
+    Raises:
+        InputError: neither dataset.json nor job.yaml says it, or they differ.
+    """
+    info = read_info(store)
+    if info is not None and (info.imported or info.sources):
+        what, how = ("merged", "merge its sources") if info.sources else (f"imported ({info.imported})", "import its source")
+        return info, None, f"the dataset was {what}, so it cannot be painted again; remove the shard's files and {how} again"
+    try:
+        job = read_job(store)
+    except ConfigError as error:
+        if info is None:
+            raise InputError(f"{store}: no dataset here: dataset.json is missing or damaged, and so is job.yaml") from error
+        return info, None, f"{error.problems[0]}; `synthgen run` with the dataset's job writes job.yaml again"
+    made = dataset_info(job)
+    if info is not None and (different := changes(info, made)):
+        raise InputError(
+            f"{store}: its job.yaml and the files that it names are not what its shards are of: {'; '.join(different)}"
+        )
+    return replace(made, fingerprint=json.loads(json.dumps(made.fingerprint))), job, ""
+
+
+def read_job(store: Store) -> Job:
+    """The job that job.yaml holds.
+
+    Raises:
+        ConfigError: it holds none.
+    """
+    place = store.path("job.yaml")
+    try:
+        text = store.read("job.yaml").decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{place}: cannot be read: {error}"]) from None
+    return job_of(parse_yaml(text, place), place)
+
+
+@dataclass(frozen=True)
+class Witness:
+    """What is left of a bad shard that tells what it was.
+
+    Attributes:
+        marker: the old one, if it can be read.
+        digests: of the tar: those of the marker, and that of index.json. One suffices, as the marker may be what is damaged.
+    """
+
+    marker: Marker | None
+    digests: frozenset[str]
+
+    @classmethod
+    def of(cls, store: Store, number: int, job: Job | None) -> "Witness":
+        marker = stored_marker(store, number)
+        if marker is not None and job is not None and marker.count != job.shard_count(number):
+            return cls(None, frozenset())  # it is to have more images than it had
+        found = {marker.sha256, marker.md5} if marker else set()
+        return cls(marker, frozenset(found | listed_md5(store, number)))
+
+    def knows(self, shard: StagedShard) -> bool:
+        """Whether the shard's tar has the bytes of the old one."""
+        return not self.digests.isdisjoint((shard.marker.sha256, shard.marker.md5))
+
+    def numerics(self, job: Job) -> Numerics:
+        """What the shard was painted with: what its marker says, else the job's settings on this machine."""
+        try:
+            told = NUMERICS.validate_python(self.marker.numerics) if self.marker and self.marker.numerics else None
+        except ValueError:
+            told = None
+        if told and min(told.batch_size, told.chunk, told.threads) >= 1 and told.device in ("cpu", "cuda"):
+            return told
+        return Numerics(job.batch_size, job.chunk, job.threads, "cpu" if job.gpus == 0 else local_device(job), versions())
+
+    def marked(self, shard: StagedShard) -> StagedShard:
+        """The shard with its old marker, if nothing else than when and with what it was made would differ."""
+        if self.marker and all(getattr(self.marker, name) == getattr(shard.marker, name) for name in DIGESTS):
+            return replace(shard, marker=self.marker)
+        return shard
+
+
+def listed_md5(store: Store, number: int) -> set[str]:
+    """What index.json says of a shard's tar."""
+    try:
+        listed = json.loads(store.read("index.json"))["shardlist"]
+        return {str(s["md5sum"]) for s in listed if s["url"] == shard_file(number, TAR)}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return set()
+
+
+def difference(old: Numerics, new: Numerics) -> str:
+    """Why a shard that was painted again has other bytes, as far as its numerics tell."""
+    here, there = ({"device": made.device, "chunk": made.chunk, **made.versions} for made in (new, old))
+    differing = [f"{k} {there.get(k)} then, {here.get(k)} now" for k in sorted({*here, *there}) if here.get(k) != there.get(k)]
+    return f"its bytes differ from the old ones: {'; '.join(differing) or 'the same versions, but another processor or build'}"
+
+
+class _Repair:
+    """The making of bad shards, one after the other."""
+
+    def __init__(self, store: Store, job: Job | None, accept: bool, lock: Lock) -> None:
+        self.store, self.job, self.accept, self.lock, self.done = store, job, accept, lock, Repaired()
+
+    def made(self, bad: list[int], why_not: str, report: Report | None) -> Repaired:
+        """Make all that can be; of the others say `why_not`."""
+        witnesses = {number: Witness.of(self.store, number, self.job) for number in bad}
+        to_paint = {number: witness for number, witness in witnesses.items() if not self.from_tar(number, witness)}
+        if self.job is None:
+            self.done.left = dict.fromkeys(to_paint, why_not)
+        else:
+            self.paint(self.job, to_paint, report)
+        return self.done
+
+    def from_tar(self, number: int, witness: Witness) -> bool:
+        """Make table and marker again from a tar that has its old bytes; False if there is none."""
+        name, old = shard_file(number, TAR), witness.marker
+        try:
+            with self.store.open(name) as tar:
+                if witness.digests.isdisjoint((digest_of(tar), digest_of(tar, "md5"))):
+                    return False
+                samples = list(parsed_samples(tar, name))
+        except (OSError, DamagedShardError):
+            return False
+        kept = (old.numerics, old.seconds, old.attempts) if old else ({}, 0.0, 0)
+        shard = stage(self.store, number, samples, *kept) if samples else None
+        if shard is None or not witness.knows(shard):
+            return False
+        self.settle(number, shard, witness, "")
+        return True
+
+    def paint(self, job: Job, shards: dict[int, Witness], report: Report | None) -> None:
+        """Paint shards again, those of the same numerics by the same worker."""
+        told = {number: witness.numerics(job) for number, witness in shards.items()}
+
+        def settings(number: int) -> tuple[str, int, int, int]:
+            return told[number].device, told[number].batch_size, told[number].chunk, told[number].threads
+
+        painted, total = 0, sum(job.shard_count(number) for number in shards)
+        for (device, *sizes), group in groupby(sorted(shards, key=lambda n: (settings(n), n)), key=settings):
+            here = "cpu" if device == "cpu" else local_device(job)
+            if here != device and not self.accept:
+                self.done.left |= dict.fromkeys(group, "it was painted on a GPU, and there is none here: its bytes would differ")
+                continue
+            as_then = job.model_copy(update=dict(zip(("batch_size", "chunk", "threads"), sizes, strict=True)))
+            worker = Worker(as_then, self.store, here)
+            for number in group:
+                try:
+                    for event in worker.make_shard(number):
+                        if isinstance(event, StagedShard):
+                            self.settle(number, event, shards[number], difference(told[number], worker.numerics))
+                        painted += event.images if isinstance(event, Progress) else 0
+                        if report:
+                            report(painted, total)
+                except RejectedImageError as error:
+                    self.done.left[number] = str(error)
+
+    def settle(self, number: int, shard: StagedShard, witness: Witness, why: str) -> None:
+        """Commit a shard that was painted again, or leave the old one as it is."""
+        if witness.knows(shard):
+            self.done.restored.append(number)
+            shard = witness.marked(shard)
+        elif not witness.digests:
+            self.done.unknown.append(number)
+        elif self.accept:
+            self.done.changed[number] = why
+        else:
+            self.done.left[number] = why
+            return
+        self.lock.check()
+        commit(self.store, shard)

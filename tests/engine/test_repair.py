@@ -1,0 +1,213 @@
+"""`synthgen repair`: every kind of damage, and the folder is as it was, byte by byte."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from synthgen import cli
+from synthgen.config import Job, load_job
+from synthgen.engine.repair import repair
+from synthgen.engine.run import run
+from synthgen.engine.worker import Worker, encode_image
+from synthgen.shards.check import check_dataset
+from synthgen.shards.shard import stored_marker
+from synthgen.shards.store import open_store
+from tests.conftest import SMALL_JOB
+from tests.engine.test_run import snapshot
+from tests.s3 import S3
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished dataset of three shards of two pictures; its worker had other settings than its job has now."""
+    folder = tmp_path_factory.mktemp("repair")
+    job = {**SMALL_JOB, "output": {"shard_size": 2, "path": str(folder / "out")}}
+    (folder / "job.yaml").write_text(json.dumps(job))
+    run(load_job(str(folder / "job.yaml"), ["layout.canvas=[64, 64]", "layout.objects.dog=1"]))
+    return folder / "out"
+
+
+@pytest.fixture
+def out(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "out"))
+
+
+def flip(path: Path, at: int = -300) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 4
+    path.write_bytes(data)
+
+
+def flip_all(out: Path) -> None:
+    for number, kind in enumerate(("tar", "parquet", "tar")):
+        flip(out / f"shards/00000{number}.{kind}", 700)
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}, indent=1) + "\n")
+
+
+def remove(out: Path, number: int) -> None:
+    for suffix in (".tar", ".parquet", ".json"):
+        (out / f"shards/00000{number}{suffix}").unlink()
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "bit of a picture": lambda out: flip(out / "shards/000000.tar", 1500),
+    "cut tar": lambda out: (out / "shards/000001.tar").write_bytes((out / "shards/000001.tar").read_bytes()[:-3000]),
+    "empty tar": lambda out: (out / "shards/000001.tar").write_bytes(b""),
+    "bit of a table": lambda out: flip(out / "shards/000002.parquet"),
+    "no table": lambda out: (out / "shards/000002.parquet").unlink(),
+    "shard gone": lambda out: remove(out, 1),
+    "digest in the marker": lambda out: edit(out / "shards/000001.json", sha256="0" * 64),
+    "marker that is none": lambda out: (out / "shards/000000.json").write_text('{"count": "two"}'),
+    "all at once": lambda out: flip_all(out),
+    "manifest": lambda out: (out / "manifest.parquet").write_bytes(b"no"),
+    "index": lambda out: (out / "index.json").write_text("[]"),
+    "coco": lambda out: (out / "annotations/instances.json").unlink(),
+    "dataset.json": lambda out: (out / "dataset.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("harm", DAMAGE.values(), ids=DAMAGE)
+def test_what_was_damaged_is_as_it_was(out: Path, harm: Callable[[Path], object], capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(out)
+    harm(out)
+    assert cli.main(["check", str(out)]) == 1
+    capsys.readouterr()
+    assert cli.main(["repair", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ok"], told["faults"], told["left"], told["changed"], told["finalized"]) == (True, [], {}, {}, True)
+    now = snapshot(out)
+    markers = {name for name in before if name.startswith("shards/") and name.endswith(".json")}
+    assert {n for n in {*before, *now} if before.get(n) != now.get(n)} <= markers  # of a lost one its time is not known
+    for name in markers:
+        assert {**json.loads(before[name]), **json.loads(now[name])}["sha256"] == json.loads(before[name])["sha256"]
+
+
+def test_on_an_object_store(whole: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+    url, before = s3.url(f"repair/{uuid.uuid4().hex}"), snapshot(whole)
+    store = open_store(url)
+    for name, data in before.items():
+        store.write(name, data)
+    store.write("shards/000000.tar", before["shards/000000.tar"][:1500] + b"?" + before["shards/000000.tar"][1501:])
+    store.delete("shards/000001.parquet")
+    store.delete("shards/000002.json")
+    store.delete("manifest.parquet")
+    assert cli.main(["check", url]) == 1
+    capsys.readouterr()
+    assert cli.main(["repair", url, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (sorted(told["restored"]), told["faults"], told["finalized"]) == ([0, 1, 2], [], True)
+    assert {name for name in before if store.read(name) != before[name]} <= {"shards/000002.json", "report.html"}
+    assert list(store.sizes(".staging")) == []
+    log = [store.read(f"log.jsonl/{name}") for name, _ in store.sizes("log.jsonl")]
+    assert json.loads(log[0])["event"] == "repair ended"
+    assert repair(url).lines() == []
+
+
+def test_only_bad_shards_are_touched(out: Path) -> None:
+    flip(out / "shards/000001.tar", 1500)
+    times = {p.name: p.stat().st_mtime_ns for p in (out / "shards").iterdir()}
+    assert repair(out).restored == [1]
+    touched = {p.name for p in (out / "shards").iterdir() if p.stat().st_mtime_ns != times[p.name]}
+    assert touched == {"000001.tar", "000001.parquet", "000001.json"}
+
+
+def test_a_whole_dataset_is_left_as_it_is(out: Path) -> None:
+    times = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    done = repair(out)
+    assert (done.lines(), done.finalized) == ([], False)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == times
+
+
+def test_the_numerics_of_the_marker_are_replayed(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def watched(job: Job, folder: Path, device: str) -> Worker:
+        seen.append((job.batch_size, job.chunk, job.threads))
+        return Worker(job, folder, device)
+
+    monkeypatch.setattr("synthgen.engine.repair.Worker", watched)
+    for number, chunk in ((0, 7), (1, 5), (2, 7)):
+        path = out / f"shards/00000{number}.json"
+        edit(path, numerics={**json.loads(path.read_text())["numerics"], "chunk": chunk, "batch_size": 1})
+        flip(out / f"shards/00000{number}.tar", 1500)
+    assert sorted(repair(out).restored) == [0, 1, 2]
+    assert sorted(seen) == [(1, 5, 1), (1, 7, 1)]  # one worker for each setting
+    assert stored_marker(out, 1).numerics["chunk"] == 5  # type: ignore[union-attr]
+
+
+def test_other_bytes_are_told_and_taken_only_if_asked_for(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = out / "shards/000001.json"
+    numerics = json.loads(path.read_text())["numerics"]
+    edit(path, numerics={**numerics, "versions": {**numerics["versions"], "pillow": "0.1"}})
+    flip(out / "shards/000001.tar", 1500)
+    monkeypatch.setattr("synthgen.engine.worker.encode_image", lambda pixels, kind, _: encode_image(pixels, kind, 50))
+    before = snapshot(out)
+    assert cli.main(["repair", str(out)]) == 1
+    printed = capsys.readouterr().out
+    assert "shards/000001: left as it is: its bytes differ from the old ones: pillow 0.1 then, " in printed
+    assert "annotations, manifest" not in printed
+    assert snapshot(out) == before
+    done = repair(out, accept=True)
+    assert list(done.changed) == [1]
+    assert done.faults == []
+    assert stored_marker(out, 1).numerics["versions"]["pillow"] != "0.1"  # type: ignore[union-attr]
+
+
+def test_what_was_painted_on_a_gpu_is_not_painted_here(out: Path) -> None:
+    path = out / "shards/000002.json"
+    edit(path, numerics={**json.loads(path.read_text())["numerics"], "device": "cuda"})
+    flip(out / "shards/000002.tar", 1500)
+    assert repair(out).left == {2: "it was painted on a GPU, and there is none here: its bytes would differ"}
+    assert repair(out, accept=True).restored == [2]  # cut-outs are pasted alike everywhere
+
+
+def test_a_dataset_that_was_extended_in_vain_is_finished(out: Path) -> None:
+    job = load_job(str(out / "job.yaml"), ["images=7", f"output.path={out}"])
+    edit(out / "dataset.json", asked=7)
+    (out / "job.yaml").write_text(json.dumps(job.resolved()))
+    assert repair(out).unknown == [3]
+    assert check_dataset(out) == ([], {"images": 7, "boxes": 7, "shards": 4})
+
+
+def test_another_job_is_refused(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = load_job(str(out / "job.yaml"), ["seed=8"])
+    (out / "job.yaml").write_text(json.dumps(job.resolved()))
+    before = snapshot(out)
+    assert cli.main(["repair", str(out)]) == 2
+    assert "are not what its shards are of: seed: was 3, is 8" in capsys.readouterr().err
+    assert snapshot(out) == before
+
+
+def test_without_a_job_tables_come_back_and_pictures_do_not(out: Path) -> None:
+    (out / "job.yaml").write_text("import: {}\n")
+    edit(out / "dataset.json", imported="coco: instances.json")
+    (out / "shards/000000.parquet").unlink()
+    flip(out / "shards/000001.tar", 1500)
+    done = repair(out)
+    assert done.restored == [0]
+    assert "the dataset was imported (coco: instances.json), so it cannot be painted again" in done.left[1]
+    assert any("000001.tar: its bytes are not those" in fault for fault in done.faults)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "job.yaml"])
+def test_a_folder_of_something_else(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).write_text("[")
+    assert cli.main(["repair", str(tmp_path)]) == 2
+    assert "no dataset here" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_shard_of_another_model_is_found(out: Path) -> None:
+    path = out / "shards/000001.json"
+    numerics = json.loads(path.read_text())["numerics"]
+    edit(path, numerics={**numerics, "files": {"pipeline.cutouts_sha256": "00"}})
+    assert "shards/000001.json: made with another file: pipeline.cutouts_sha256 is '00'" in check_dataset(out)[0][0]

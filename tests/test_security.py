@@ -1,0 +1,92 @@
+"""What must not get out: secrets of the environment; and what hostile names must not do in the card."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from synthgen import cli
+from synthgen.export import ExportSpec, export_dataset
+from synthgen.shards.card import escaped, quoted
+from synthgen.shards.dataset import DatasetInfo, finalize, write_info
+from tests.shards.test_shard import write_dataset
+
+SECRETS = {name: f"do-not-tell-{k}" for k, name in enumerate(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"))}  # fmt: skip
+
+
+def test_secrets_of_the_environment_stay_there(
+    job_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    out, other = job_file.parent / "out", job_file.parent / "merged"
+    caplog.set_level("DEBUG")
+    assert cli.main(["run", str(job_file), "images=2", "--json"]) == 0
+    (out / "shards/000000.json").write_text("{}")
+    assert cli.main(["repair", str(out), "--json"]) == 0
+    assert cli.main(["merge", str(out), "--to", str(other), "--json"]) == 0
+    assert cli.main(["run", str(job_file), "images=2", "seed=9"]) == 2
+    printed = capfd.readouterr()
+    told = [printed.out, printed.err, caplog.text]
+    told += [p.read_bytes().decode("latin-1") for p in job_file.parent.rglob("*") if p.is_file()]
+    assert len(told) > 20
+    assert [value for value in SECRETS.values() if any(value in text for text in told)] == []
+
+
+HOSTILE = "x\n---\nlicense: evil\n# <script>alert(1)</script> | ![p](http://evil/p.png) [l](javascript:alert(1)) `c` <!-- *b* _i_ {{x}} {name} ~s~ \\ 🐕\x85\u2028\x07"
+
+
+def test_hostile_names_are_text_in_the_card(tmp_path: Path) -> None:
+    out = write_dataset(tmp_path / "out", [1, 2])
+    info = DatasetInfo(HOSTILE, 2, {"seed": 0, "pipeline.model": HOSTILE}, {"dog": 18, HOSTILE: 99}, "png", HOSTILE, HOSTILE)
+    finalize(out, info)
+    text = (out / "README.md").read_text()
+    _, header, body = text.split("---\n", 2)
+    data = YAML(typ="safe").load(header)
+    assert data["pretty_name"] == HOSTILE
+    assert set(data) == {"pretty_name", "task_categories", "tags", "configs", "dataset_info"}
+    code, prose = body.split("## Reading it")[1], body.split("## Reading it")[0]
+    assert "evil" not in code
+    assert "<" not in prose
+    assert prose.count("\n# ") == 1
+    assert prose.count("\n") == 16 + 1  # not one line more than the card has
+    for mark in ("![p](", "[l](", "`c`", "*b*"):
+        assert mark not in prose
+    assert json.loads((out / "annotations/instances.json").read_text())["categories"][1]["name"] == HOSTILE
+
+
+@given(st.text(max_size=20))
+def test_quoted_text_is_that_text_in_yaml(text: str) -> None:
+    assert YAML(typ="safe").load(f"a: {quoted(text)}") == {"a": text}
+    assert len(quoted(text).splitlines()) == 1
+
+
+def test_hostile_names_are_text_in_the_card_of_an_export(tmp_path: Path) -> None:
+    out = write_dataset(tmp_path / "out", [1, 2])
+    write_info(out, DatasetInfo(HOSTILE, 2, {"seed": 0}, {"dog": 18, HOSTILE: 99}, "png", HOSTILE), {})
+    export_dataset(ExportSpec(out, "hf", tmp_path / "hf", val=0))
+    _, header, body = (tmp_path / "hf/README.md").read_text().split("---\n", 2)
+    data = YAML(typ="safe").load(header)
+    assert (data["pretty_name"], set(data)) == (HOSTILE, {"pretty_name", "task_categories", "tags", "configs", "dataset_info"})
+    classes = next(f for f in data["dataset_info"]["features"] if f["name"] == "objects")["struct"][2]["list"]["class_label"]
+    assert list(classes["names"].values()) == ["dog", HOSTILE]
+    assert "<" not in body
+    assert body.count("\n# ") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a | b", "a \\| b"),
+        ("two\nlines\u2028three\x85four", "two lines three four"),
+        ("<b>&amp;", "&lt;b&gt;&amp;amp;"),
+        ("[x](y)", "\\[x\\](y)"),
+        ("\\", "\\\\"),
+        (3, "3"),
+    ],
+)
+def test_escaped(text: object, shown: str) -> None:
+    assert escaped(text) == shown
