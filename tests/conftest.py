@@ -29,6 +29,12 @@ SMALL_JOB: dict[str, Any] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that none of them is left alone at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def job_file(tmp_path: Path) -> Path:
     """The small job as a file (JSON is YAML), its output folder beside it."""

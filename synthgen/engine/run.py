@@ -14,9 +14,18 @@ from synthgen.engine.journal import facts, journal
 from synthgen.engine.notice import Notice, NoTimeError
 from synthgen.engine.pool import FailedShard, Pool, StoppedError, open_pool
 from synthgen.engine.worker import Progress, is_full
-from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, refuse_foreign, remove_dataset, versions
+from synthgen.shards.dataset import (
+    ChangedJobError,
+    DatasetInfo,
+    begin,
+    finalize,
+    refuse_changed,
+    refuse_foreign,
+    remove_dataset,
+    versions,
+)
 from synthgen.shards.lock import Lock
-from synthgen.shards.shard import StagedShard, commit, scan, shard_sizes, withdraw
+from synthgen.shards.shard import Marker, StagedShard, commit, scan, shard_sizes, withdraw
 from synthgen.shards.store import Out, Store, open_store
 
 log = logging.getLogger(__name__)
@@ -70,9 +79,29 @@ def missing_shards(job: Job, out: Out, found: dict[int, dict[str, int]] | None =
 
     Args:
         found: what `shard_sizes` says, if it is known.
+
+    Raises:
+        ChangedJobError: there are some, and those that stay were made with other versions of what pixels depend on.
     """
-    there = {number: marker.count for number, marker in scan(out, found)}
-    return [number for number in range(job.shards) if there.get(number) != job.shard_count(number)]
+    there: dict[int, int] = {}
+    mixed = ""
+    for number, marker in scan(out, found):
+        if number < job.shards and marker.count == job.shard_count(number):
+            there[number] = marker.count
+            mixed = mixed or difference(marker)
+    missing = [number for number in range(job.shards) if number not in there]
+    if missing and mixed:
+        raise ChangedJobError(f"{out} was made with other versions: {mixed}. Install those, or give another output.path")
+    return missing
+
+
+def difference(marker: Marker) -> str:
+    """How the versions that a shard was made with differ from those here; empty: not, or they are not known."""
+    there, here = marker.numerics.get("versions"), versions()
+    if not isinstance(there, dict) or there == here:
+        return ""
+    changed = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
+    return "; ".join(f"{name}: was {there.get(name)}, is {here.get(name)}" for name in changed)
 
 
 def run(
@@ -86,9 +115,9 @@ def run(
         report: called with (all images, images already there) once; its result with each number of new ones.
 
     Raises:
-        ChangedJobError: the output holds another job.
+        ChangedJobError: the output holds another job, or was made with other versions of what pixels depend on.
         LockedError: another run works on it.
-        StoppedError: the disk is full, or no worker starts; all that was committed stays.
+        StoppedError: the disk is full, no worker starts, or one has other versions; all that was committed stays.
     """
     out, info = open_store(job.output.path), dataset_info(job)
     refuse_foreign(out)
@@ -102,9 +131,9 @@ def run(
                 if overwrite:
                     remove_dataset(out)
                 refuse_changed(out, info)
-                begin(out, info, job.resolved())
                 found = shard_sizes(out)
                 todo = missing_shards(job, out, found)
+                begin(out, info, job.resolved())
                 about = facts(job=job.name, images=job.images, missing_shards=len(todo), versions=versions())
                 log.info("run started", extra=about)
                 make(job, out, todo, found, lock, notice, made, address, report)
@@ -183,6 +212,8 @@ def take(out: Store, pool: Pool, shards: Iterable[int], lock: Lock, made: Made, 
             if len(made.failed) == MOST_FAILED:
                 pool.finish()
         else:
+            if mixed := difference(event.marker):
+                raise StoppedError(f"a worker has other versions than this driver: {mixed}. Install the same on all nodes")
             lock.check()
             commit(out, event)
             log.info("shard committed", extra=committed_facts(event))

@@ -77,14 +77,14 @@ def workers_of(driver: int) -> list[int]:
     return found
 
 
-def test_one_and_two_workers_give_the_same_bytes(make_job: Callable[..., Job], checkpoint: Path, tmp_path: Path) -> None:
+def test_two_workers_give_the_same_bytes_as_one_here(make_job: Callable[..., Job], checkpoint: Path, tmp_path: Path) -> None:
     mixture = f"pipeline={{method: mixture, model: {checkpoint}, steps: 2}}"
     made = {}
-    for workers in (0, 1, 2):
+    for workers in (0, 2):
         out = tmp_path / str(workers)
         run(make_job(mixture, f"workers={workers}", f"output.path={out}", "layout.canvas=[96, 96]", "layout.objects.dog=2"))
         made[workers] = shard_bytes(out)
-    assert made[0] == made[1] == made[2]
+    assert made[0] == made[2]
     assert len(made[0]) == 6
 
 

@@ -14,12 +14,12 @@ import pytest
 from synthgen.cli import main
 from synthgen.config import Job, load_job
 from synthgen.engine.local import LocalPool
-from synthgen.engine.pool import worker_count
+from synthgen.engine.pool import StoppedError, worker_count
 from synthgen.engine.run import missing_shards, run
 from synthgen.engine.worker import Painted, Worker
 from synthgen.errors import StoreFailedError
 from synthgen.shards.check import check_dataset
-from synthgen.shards.dataset import ChangedJobError
+from synthgen.shards.dataset import ChangedJobError, versions
 from synthgen.shards.lock import Lock, LockedError
 from synthgen.shards.sample import Sample
 from synthgen.shards.shard import committed
@@ -57,6 +57,19 @@ def test_a_finished_job_is_left_as_it_is(make_job: Callable[..., Job]) -> None:
     before = snapshot(Path(make_job().output.path))
     assert run(make_job()).made == 0
     assert snapshot(Path(make_job().output.path)) == before
+
+
+def test_versions_are_not_mixed(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job()
+    made, out = run(job), Path(job.output.path)
+    monkeypatch.setattr("synthgen.engine.run.versions", lambda: {**versions(), "pillow": "99"})
+    assert run(job).counts == made.counts  # nothing is to be made
+    before = shard_bytes(out), (out / "dataset.json").read_bytes()
+    with pytest.raises(ChangedJobError, match=rf"was made with other versions: pillow: was {versions()['pillow']}, is 99\."):
+        run(make_job("images=8"))
+    assert (shard_bytes(out), (out / "dataset.json").read_bytes()) == before
+    with pytest.raises(StoppedError, match="a worker has other versions than this driver: pillow: was"):
+        run(make_job(f"output.path={out}-elsewhere"))
 
 
 def test_only_missing_shards_are_made(make_job: Callable[..., Job]) -> None:

@@ -118,8 +118,8 @@ def test_on_reject(make_job: Callable[..., Job], tmp_path: Path) -> None:
 
 def test_an_impossible_layout_names_index_and_seed(make_job: Callable[..., Job]) -> None:
     job = make_job()
-    full = job.layout.model_copy(update={"objects": {"dog": ObjectSpec(count=(400, 400))}})
-    with pytest.raises(InfeasibleLayoutError, match="sample 2, seed 3: no room for 400 boxes"):
+    full = job.layout.model_copy(update={"objects": {"dog": ObjectSpec(count=(90, 90))}})
+    with pytest.raises(InfeasibleLayoutError, match="sample 2, seed 3: no room for 90 boxes"):
         draw_scene(job.model_copy(update={"layout": full}), 2)
 
 
