@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 
 from pydantic import TypeAdapter
@@ -16,6 +17,7 @@ from synthgen.config import ConfigError, Job, job_of
 from synthgen.engine.journal import facts, journal
 from synthgen.engine.pool import local_device
 from synthgen.engine.run import FAILURES, dataset_info
+from synthgen.engine.run import difference as other_versions
 from synthgen.engine.worker import Progress, RejectedImageError, Worker
 from synthgen.errors import InputError
 from synthgen.pipelines import Numerics
@@ -29,6 +31,7 @@ from synthgen.shards.shard import (
     Marker,
     StagedShard,
     commit,
+    scan,
     shard_file,
     shard_name,
     stage,
@@ -272,17 +275,26 @@ class _Repair:
                 except RejectedImageError as error:
                     self.done.left[number] = str(error)
 
+    @cached_property
+    def mixed(self) -> str:
+        """Why a shard that has nothing to compare with does not belong to the others; empty if it does."""
+        found = next((text for _, marker in scan(self.store) if (text := other_versions(marker))), "")
+        return (
+            f"nothing is left to compare its bytes with, and other shards were made with other versions: {found}" if found else ""
+        )
+
     def settle(self, number: int, shard: StagedShard, witness: Witness, why: str) -> None:
         """Commit a shard that was painted again, or leave the old one as it is."""
+        fault = why if witness.digests else self.mixed
         if witness.knows(shard):
             self.done.restored.append(number)
             shard = witness.marked(shard)
-        elif not witness.digests:
+        elif not fault:
             self.done.unknown.append(number)
         elif self.accept:
-            self.done.changed[number] = why
+            self.done.changed[number] = fault
         else:
-            self.done.left[number] = why
+            self.done.left[number] = fault
             return
         self.lock.check()
         commit(self.store, shard)

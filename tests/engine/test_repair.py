@@ -178,6 +178,17 @@ def test_a_dataset_that_was_extended_in_vain_is_finished(out: Path) -> None:
     assert check_dataset(out) == ([], {"images": 7, "boxes": 7, "shards": 4})
 
 
+def test_shards_of_other_versions_are_not_mixed_in_unasked(out: Path) -> None:
+    job = load_job(str(out / "job.yaml"), ["images=7", f"output.path={out}"])
+    edit(out / "dataset.json", asked=7)
+    (out / "job.yaml").write_text(json.dumps(job.resolved()))
+    numerics = json.loads((out / "shards/000000.json").read_text())["numerics"]
+    edit(out / "shards/000000.json", numerics={**numerics, "versions": {**numerics["versions"], "pillow": "0.1"}})
+    assert "other shards were made with other versions: pillow: was 0.1, is " in repair(out).left[3]
+    done = repair(out, accept=True)
+    assert (list(done.changed), done.faults) == ([3], [])
+
+
 def test_another_job_is_refused(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = load_job(str(out / "job.yaml"), ["seed=8"])
     (out / "job.yaml").write_text(json.dumps(job.resolved()))
