@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from synthgen.config import OutputSpec
 from synthgen.shards.check import check_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -40,8 +39,7 @@ HEAD, WORKER = "127.0.0.1", "127.0.0.2"
 TRIES = 3  # of Ray, which gives up a head that takes more than 30 s to start, as on a busy machine
 MARK = "SYNTHGEN_TEST_CLUSTER"  # in the environment of every process that the cluster starts
 SMALL = ["images=2", "output.shard_size=1", "pipeline=paste", "workers=1"]
-if "shared" in OutputSpec.model_fields:
-    SMALL.append("output.shared=true")  # both machines are this one
+SHARED = "output.shared=true"  # both machines are this one
 
 
 @dataclass
@@ -92,6 +90,12 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def agent_ports() -> str:
+    """Ports of a node's agents: of two nodes that take the same ones, one has no agents, and so no jobs are submitted to it."""
+    names = ("dashboard-agent-listen-port", "metrics-export-port", "runtime-env-agent-port")
+    return " ".join(f"--{name}={port}" for name, port in zip(names, free_ports(len(names)), strict=True))
+
+
 def start_sshd(folder: Path, port: int) -> subprocess.Popen[bytes]:
     """A private sshd with a throw-away key; each of its addresses has a home of its own. `bin/ssh` knows the port and the key."""
     for name in ("host", "key"):
@@ -134,10 +138,11 @@ def write_config(folder: Path, gcs: int, dashboard: int) -> None:
     config["setup_commands"] = [f"echo 'export {exports}' > ~/.bashrc"]
     head, worker = config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]
     small = "--object-store-memory=100000000"
-    config["head_start_ray_commands"] = [
-        f"{head} --temp-dir={folder}/ray {small} --dashboard-port={dashboard}".replace("6379", str(gcs))
-    ]  # and no `ray stop`, which would end every Ray of this machine
-    config["worker_start_ray_commands"] = [f"{worker} --node-ip-address={WORKER} --num-cpus=1 {small}".replace("6379", str(gcs))]
+    head += f" --temp-dir={folder}/ray {small} --dashboard-port={dashboard} {agent_ports()}"
+    worker += f" --node-ip-address={WORKER} --num-cpus=1 {small} {agent_ports()}"
+    # and no `ray stop`, which would end every Ray of this machine
+    config["head_start_ray_commands"] = [head.replace("6379", str(gcs))]
+    config["worker_start_ray_commands"] = [worker.replace("6379", str(gcs))]
     YAML().dump(config, folder / "cluster.yaml")
 
 
@@ -160,7 +165,7 @@ def assert_holds(out: Path, images: int) -> None:
 def test_ray_submit_starts_the_cluster_and_runs_the_job_on_its_worker(cluster: Cluster) -> None:
     config, out = str(cluster.folder / "cluster.yaml"), cluster.folder / "out"
     for _ in range(TRIES):
-        done = cluster.submit("--start", config, "jobs/submit.py", "jobs/100dogs.yaml", f"output.path={out}", *SMALL)
+        done = cluster.submit("--start", config, "jobs/submit.py", "jobs/100dogs.yaml", f"output.path={out}", *SMALL, SHARED)
         if "Failed to setup head node" not in done.stdout:
             break
         end_processes(cluster.folder)  # the `ray stop` that is left out
@@ -174,9 +179,19 @@ def test_a_wrong_job_is_told_and_fails(cluster: Cluster) -> None:
     assert "imags" in done.stdout
 
 
+def test_a_folder_of_each_machine_is_refused(cluster: Cluster) -> None:
+    out = cluster.folder / "own"
+    done = cluster.submit(
+        str(cluster.folder / "cluster.yaml"), "jobs/submit.py", "jobs/100dogs.yaml", f"output.path={out}", *SMALL
+    )
+    assert done.returncode != 0
+    assert "is a folder, and the cluster has 2 nodes" in " ".join(done.stdout.split())
+    assert not (out / "shards").exists()
+
+
 def test_ray_job_submit_runs_on_the_running_cluster(cluster: Cluster) -> None:
     address, out = f"http://127.0.0.1:{cluster.dashboard}", cluster.folder / "job"
-    script = ["python", "jobs/submit.py", "jobs/100dogs.yaml", f"output.path={out}", *SMALL]
+    script = ["python", "jobs/submit.py", "jobs/100dogs.yaml", f"output.path={out}", *SMALL, SHARED]
     done = cluster.ray("job", "submit", "--address", address, "--working-dir", ".", "--", *script)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_holds(out, 2)
