@@ -2,7 +2,7 @@
 
     python benchmarks/store.py [--shards 2000 20000 200000] [--finalize 100 1000] [--json]
 
-The shards are synthetic: markers beside empty files for the scan, one real shard's table many times over for finalising.
+The shards are synthetic: markers beside empty files for the scan, one real shard's table under other numbers for finalising.
 Each figure is of a process of its own; "cpu" is its processor time, which a busy machine changes less than its seconds.
 """
 
@@ -17,11 +17,25 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from synthgen.shards.dataset import DatasetInfo, finalize
-from synthgen.shards.sample import Sample
-from synthgen.shards.shard import MARKER, TABLE, TAR, Marker, commit, scan, shard_file, stage
+from synthgen.shards.sample import Sample, sample_key
+from synthgen.shards.shard import (
+    MARKER,
+    TABLE,
+    TAR,
+    Marker,
+    commit,
+    read_marker,
+    read_table,
+    scan,
+    shard_file,
+    shard_name,
+    stage,
+)
 
 NUMERICS = {"batch_size": 4, "chunk": 32, "threads": 1, "device": "cuda", "versions": {f"package-{n}": "1.2.3" for n in range(7)}}
 INFO = DatasetInfo("many", 1, {"seed": 0}, {"dog": 18}, "jpg", "Apache-2.0")
@@ -39,17 +53,30 @@ def write_markers(out: Path, shards: int) -> None:
 
 
 def write_shards(out: Path, shards: int) -> None:
-    """Committed shards with the same table."""
+    """Committed shards whose tables differ in their numbers alone; their tars are one (finalising reads the first)."""
     box = {"bbox": [1.5, 2.5, 30.25, 40.0], "category_id": 18, "category": "dog", "phrase": "a dog", "area": 1210.0, "iscrowd": 0}
     picture = io.BytesIO()
     Image.new("RGB", (64, 64)).save(picture, "JPEG")
     first = [Sample(i, 64, 64, "10 dogs in a field", 7, 0, (box,) * BOXES, picture.getvalue(), "jpg") for i in range(IMAGES)]
-    staged = stage(out, 0, first, NUMERICS, 1.0, IMAGES)
-    commit(out, staged)
-    for suffix in (TAR, TABLE, MARKER):
-        data = (out / shard_file(0, suffix)).read_bytes()
-        for number in range(1, shards):
-            (out / shard_file(number, suffix)).write_bytes(data)
+    commit(out, stage(out, 0, first, NUMERICS, 1.0, IMAGES))
+    table, tar = read_table(out, 0), (out / shard_file(0, TAR)).read_bytes()
+    marker = read_marker(out, 0)
+    for number in range(1, shards):
+        write_as(out, number, table)
+        (out / shard_file(number, TAR)).write_bytes(tar)
+        parquet = (out / shard_file(number, TABLE)).stat().st_size
+        text = json.dumps({**vars(marker), "first_index": number * IMAGES, "parquet_bytes": parquet})
+        (out / shard_file(number, MARKER)).write_text(text)
+
+
+def write_as(out: Path, number: int, table: pa.Table) -> None:
+    """The table of a shard's samples as that of another shard."""
+    indices = [number * IMAGES + i for i in range(IMAGES)]
+    new = {"index": indices, "key": [sample_key(i) for i in indices], "shard": [shard_name(number)] * IMAGES}
+    for name, values in new.items():
+        place = table.column_names.index(name)
+        table = table.set_column(place, table.field(place), pa.array(values, table.field(place).type))
+    pq.write_table(table, out / shard_file(number, TABLE), compression="zstd")
 
 
 def measured(what: str, shards: int) -> dict[str, float]:
