@@ -138,11 +138,11 @@ def meant(pattern: str) -> dict[str, set[int] | None]:
     """
     found: dict[str, set[int] | None] = {}
     for path in matching(pattern):
-        shard = re.fullmatch(r"(.*)/shards/(\d+)\.tar", path, re.S)
+        shard = re.fullmatch(r"(?:(.*)/)?shards/(\d+)\.tar", path, re.S)
         if shard is None:
             if read_info(path) is not None:
                 found[path] = None
-        elif (numbers := found.setdefault(shard[1], set())) is not None:
+        elif (numbers := found.setdefault("." if shard[1] is None else shard[1] or "/", set())) is not None:
             numbers.add(int(shard[2]))
     if not found:
         raise InputError(f"{pattern}: no dataset here; name the output folder of `synthgen run`, or a pattern of some")

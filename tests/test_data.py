@@ -129,11 +129,13 @@ def test_labels_and_transform(dataset: Path) -> None:
         assert target["labels"].tolist() == [0] * len(wanted)
 
 
-def test_patterns_and_several_datasets(dataset: Path, tmp_path: Path) -> None:
+def test_patterns_and_several_datasets(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(dataset, tmp_path / "one")
     shutil.copytree(dataset, tmp_path / "two")
     assert len(open_dataset(str(tmp_path / "*"))) == len(list(open_dataset(str(tmp_path / "*")))) == 18
     assert keys(open_dataset(str(dataset / "shards/00000[13].tar"))) == [f"00000000{i}" for i in (2, 3, 6, 7)]
+    monkeypatch.chdir(dataset)
+    assert keys(open_dataset("shards/000001.tar")) == ["000000002", "000000003"]
 
 
 def test_the_split_is_that_of_an_export(dataset: Path, tmp_path: Path) -> None:
