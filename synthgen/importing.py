@@ -21,7 +21,7 @@ from synthgen.records.pictures import read_bytes, taken_over
 from synthgen.records.source import JSONL, Source
 from synthgen.records.survey import Report, Survey, good_entries, surveyed
 from synthgen.scene import Scene
-from synthgen.shards.categories import COCO_IDS, category_ids
+from synthgen.shards.categories import COCO_IDS, told_ids
 from synthgen.shards.dataset import DatasetInfo, refuse_changed, refuse_foreign
 from synthgen.shards.sample import Sample
 from synthgen.shards.store import open_store
@@ -142,12 +142,7 @@ def import_ids(spec: ImportSpec, survey: Survey) -> dict[str, int]:
         if name not in own and name not in COCO_IDS:
             like = f", or is it --categories {name!r}={name.lower()!r}?" if name.lower() in COCO_IDS else ""
             problems.append(f"{name!r} is not a COCO category; give it an id: --ids {name!r}=101{like}")
-    if problems:
-        raise InputError("\n".join(problems))
-    try:
-        return category_ids(names, own)
-    except ValueError as error:
-        raise InputError(str(error).replace("in `categories`", "with --ids")) from None
+    return told_ids(names, own, problems)
 
 
 def dataset_info(spec: ImportSpec, survey: Survey, ids: dict[str, int]) -> DatasetInfo:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from synthgen.errors import InputError
-from synthgen.shards.categories import COCO_IDS, category_ids
+from synthgen.shards.categories import COCO_IDS, told_ids
 from synthgen.shards.dataset import DatasetInfo, read_info, refuse_changed, refuse_foreign
 from synthgen.shards.sample import IMAGE_FORMATS, Sample, conditions_of
 from synthgen.shards.samples import parsed_samples
@@ -197,12 +197,7 @@ def merged_ids(parts: Sequence[Part], given: Mapping[str, int]) -> dict[str, int
         elif name not in own and name not in COCO_IDS:
             told = ", ".join(f"{number} in {source}" for source, number in found.items())
             problems.append(f"{name!r} has different ids: {told}; say which: --ids {name!r}={max(found.values())}")
-    if problems:
-        raise InputError("\n".join(problems))
-    try:
-        return category_ids(names, own)
-    except ValueError as error:
-        raise InputError(str(error).replace("in `categories`", "with --ids")) from None
+    return told_ids(names, own, problems)
 
 
 def dataset_info(spec: MergeSpec, parts: Sequence[Part], ids: dict[str, int]) -> DatasetInfo:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
+from synthgen.errors import InputError
+
 COCO_NAMES = (
     "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant - stop_sign parking_meter "
     "bench bird cat dog horse sheep cow elephant bear zebra giraffe - backpack umbrella - - handbag tie suitcase "
@@ -31,3 +33,17 @@ def category_ids(names: Iterable[str], own: Mapping[str, int]) -> dict[str, int]
         if taken is not None:
             raise ValueError(f"{name!r} and {taken!r} have the same id {ids[name]}; give one of them another in `categories`")
     return ids
+
+
+def told_ids(names: Iterable[str], own: Mapping[str, int], problems: list[str]) -> dict[str, int]:
+    """`category_ids` of what a command joins or imports, where ids are given with --ids.
+
+    Raises:
+        InputError: there are problems already, or ids are missing or the same.
+    """
+    if problems:
+        raise InputError("\n".join(problems))
+    try:
+        return category_ids(names, own)
+    except ValueError as error:
+        raise InputError(str(error).replace("in `categories`", "with --ids")) from None
