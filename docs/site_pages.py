@@ -66,7 +66,7 @@ def commands_page() -> str:
     """Every command's own help, and the keys of its `--json`."""
     os.environ["COLUMNS"] = "110"  # argparse wraps its help to this
     parsers = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
-    text = "# Commands\n\nExit status: 0 done, 1 faults or failure, 2 bad input, 130 interrupted.\n"
+    text = "# Commands\n\nExit status: 0 done, 1 faults or failure, 2 bad input, 130 stopped with Ctrl-C, 143 with SIGTERM.\n"
     for name, sub in parsers.items():
         keys = str(sub.get_default("command").__doc__)
         text += f"\n## synthgen {name}\n\n```text\n{sub.format_help()}```\n\n{keys}\n"

@@ -90,9 +90,17 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"mixture-tiny", "mixture-sd15", "paste"} <= set(data["pipelines"])
 
 
-@pytest.mark.parametrize("command", ["check", "finalize"])
-def test_no_dataset(command: str, tmp_path: Path) -> None:
-    assert cli.main([command, str(tmp_path)]) in (1, 2)
+@pytest.mark.parametrize("command", ["check", "evaluate", "export --to coco x", "finalize", "merge --to x", "repair", "report"])
+def test_no_dataset(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    name, *options = command.split()
+    assert cli.main([name, "empty", *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("synthgen: ")
+    assert captured.err.count("\n") == 1
+    assert [p.name for p in tmp_path.rglob("*")] == ["empty"]
 
 
 def test_help_and_config_errors_load_nothing_heavy(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ A new command is a function of the parsed arguments that returns a `Result`, and
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 EXIT_FAULT, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 Result = tuple[int, dict[str, Any], list[str]]  # exit status, what --json prints, lines of text for people
@@ -39,6 +42,13 @@ class Commands:
         job.completer = job_names  # type: ignore[attr-defined]  # argcomplete's
         sub.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="such as images=1000 pipeline.steps=12")
         return sub
+
+
+def progress_bar(args: argparse.Namespace, unit: str, total: int | None = None) -> "tqdm[Any]":
+    """Units done, units/s and time left, on stderr; nothing before the first of them, so that an error is one line."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=unit, smoothing=0.05, dynamic_ncols=True, delay=0.1, disable=args.quiet)
 
 
 def job_names(prefix: str, **_: Any) -> list[str]:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from synthgen.commands import EXIT_INTERRUPTED, Commands, Result
+from synthgen.commands import EXIT_INTERRUPTED, Commands, Result, progress_bar
 from synthgen.errors import InputError
 
 
@@ -27,8 +27,6 @@ def export_command(args: argparse.Namespace) -> Result:
     """
     from dataclasses import asdict
 
-    from tqdm import tqdm
-
     from synthgen.export import ExportSpec, export_dataset
 
     pairs = dict(text.partition("=")[::2] for text in args.label or ())
@@ -36,7 +34,7 @@ def export_command(args: argparse.Namespace) -> Result:
         raise InputError(f"command line: --label: {next(n for n in pairs if not pairs[n])!r}: give puppy=dog")
     workers = {} if args.workers is None else {"workers": args.workers}
     spec = ExportSpec(args.out, args.to, args.folder, args.val, pairs, **workers)
-    with tqdm(unit="shard", dynamic_ncols=True, delay=0.5, disable=args.quiet) as bar:
+    with progress_bar(args, "shard") as bar:
 
         def report(done: int, total: int) -> None:
             bar.total = total

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from synthgen.commands import EXIT_INTERRUPTED, Commands, Result
+from synthgen.commands import EXIT_INTERRUPTED, Commands, Result, progress_bar
 from synthgen.commands.making import SHOWN
 from synthgen.errors import InputError
 
@@ -42,13 +42,11 @@ def import_command(args: argparse.Namespace) -> Result:
     """
     from dataclasses import asdict
 
-    from tqdm import tqdm
-
     from synthgen.importing import import_dataset
     from synthgen.report import write_report
 
     spec = import_spec(args)
-    with tqdm(unit="image", smoothing=0.05, dynamic_ncols=True, disable=args.quiet) as bar:
+    with progress_bar(args, "image") as bar:
 
         def report(what: str, count: int) -> None:
             if bar.desc != what:

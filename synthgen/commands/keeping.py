@@ -2,7 +2,7 @@
 
 import argparse
 
-from synthgen.commands import EXIT_FAULT, EXIT_INTERRUPTED, Commands, Result
+from synthgen.commands import EXIT_FAULT, EXIT_INTERRUPTED, Commands, Result, progress_bar
 from synthgen.commands.importing import given_ids
 from synthgen.commands.making import SHOWN
 from synthgen.errors import InputError
@@ -25,12 +25,10 @@ def repair_command(args: argparse.Namespace) -> Result:
     """`--json`: {"ok"} and the fields of `synthgen.engine.repair.Repaired`."""
     from dataclasses import asdict
 
-    from tqdm import tqdm
-
     from synthgen.engine.repair import repair
     from synthgen.report import write_report
 
-    with tqdm(unit="image", smoothing=0.05, dynamic_ncols=True, disable=args.quiet) as bar:
+    with progress_bar(args, "image") as bar:
 
         def report(done: int, total: int) -> None:
             bar.total = total
@@ -48,8 +46,6 @@ def merge_command(args: argparse.Namespace) -> Result:
 
     "categories": {name: id}; "differences": what the sources differ in, a line each.
     """
-    from tqdm import tqdm
-
     from synthgen.merging import MergeSpec, merge
     from synthgen.report import write_report
 
@@ -57,7 +53,7 @@ def merge_command(args: argparse.Namespace) -> Result:
     if problems:
         raise InputError("\n".join(problems))
     spec = MergeSpec(tuple(args.sources), args.to, ids, args.shard_size)
-    with tqdm(unit="image", smoothing=0.05, dynamic_ncols=True, disable=args.quiet) as bar:
+    with progress_bar(args, "image") as bar:
         result = merge(spec, args.overwrite, lambda what, count: bar.update(count))
     written, info = result.written, result.info
     data = {"output": args.to, **written.counts, "made": written.made, "categories": info.category_ids}

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from synthgen.commands import EXIT_INTERRUPTED, Commands, Result
+from synthgen.commands import EXIT_INTERRUPTED, Commands, Result, progress_bar
 
 
 def add(commands: Commands) -> None:
@@ -29,11 +29,9 @@ def train_command(args: argparse.Namespace) -> Result:
     from synthgen.config import load_training
 
     spec = load_training(args.job, args.overrides)
-    from tqdm import tqdm
-
     from synthgen.train.loop import train
 
-    with tqdm(total=spec.steps, unit="step", smoothing=0.05, dynamic_ncols=True, disable=args.quiet) as bar:
+    with progress_bar(args, "step", spec.steps) as bar:
 
         def report(step: int, loss: float) -> None:
             if not bar.n:
@@ -64,12 +62,10 @@ def benchmark_command(args: argparse.Namespace) -> Result:
     spec.check()
     runs = list(spec.runs())
     total = len(runs) * spec.training(runs[0]).steps
-    from tqdm import tqdm
-
     from synthgen.benchmark.run import benchmark
     from synthgen.benchmark.summary import table
 
-    with tqdm(total=total, unit="step", smoothing=0.05, dynamic_ncols=True, disable=args.quiet) as bar:
+    with progress_bar(args, "step", total) as bar:
 
         def step(name: str, done: int, loss: float) -> None:
             bar.set_description(name, refresh=False)

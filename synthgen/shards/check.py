@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from synthgen.errors import InputError
 from synthgen.records.pictures import DAMAGED
 from synthgen.shards.coco import WHOLE, coco_file
 from synthgen.shards.dataset import DatasetInfo, read_info
@@ -56,9 +57,15 @@ class Examined:
 
 
 def check_dataset(out: Out) -> tuple[list[str], dict[str, int]]:
-    """All faults of a dataset, and the counts of what was looked at (`Examined`)."""
+    """All faults of a dataset, and the counts of what was looked at (`Examined`).
+
+    Raises:
+        InputError: there is nothing that a dataset is made of.
+    """
     info = read_info(out)
     if info is None:
+        if not shard_sizes(out) and not open_store(out).exists("dataset.json"):
+            raise InputError(f"{out}: no dataset here; name the output folder of `synthgen run`")
         return [f"{out}: no dataset here (dataset.json is missing or damaged)"], Examined().counts
     examined = examine(out, info)
     return examined.faults, examined.counts

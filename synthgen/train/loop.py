@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from synthgen.config import flat
 from synthgen.errors import InputError
@@ -62,6 +64,8 @@ class Training:
         self.spec, self.out = spec, Path(spec.output.path).absolute()
         precision = spec.mixed_precision if torch.cuda.is_available() else "no"
         self.accelerator = Accelerator(mixed_precision=precision, log_with="tensorboard", project_dir=str(self.out))
+        diffusers_logging.disable_progress_bar()  # of loading: it takes a second, and its bars cut through that of the steps
+        transformers_logging.disable_progress_bar()
         trainee: Any = spec.load()
         self.trainee = trainee.to(self.accelerator.device)
         self.weights = [p for p in self.trainee.parameters() if p.requires_grad]

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from synthgen.diffusion.models import find_model, vae_factor
+from synthgen.errors import InputError
 from synthgen.train.scenes import open_scenes
 from synthgen.train.tasks.text_to_image import Spec
 from synthgen.train.vae import to_pixels
@@ -39,15 +40,25 @@ class TextToImageTrainee(WindowTrainee):
             weight.requires_grad_(not is_gated(name))
 
     def start_from(self, folder: Path) -> None:
-        """Take over the weights of a checkpoint; words that its tokenizer knows keep their embeddings."""
-        old = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict()
-        self.unet.load_state_dict({**self.unet.state_dict(), **old})
+        """Take over the weights of a checkpoint; words that its tokenizer knows keep their embeddings.
+
+        Raises:
+            InputError: its networks are of other sizes than the job's.
+        """
+        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict()
         text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").state_dict()
         words, known = self.tokenizer.get_vocab(), CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer").get_vocab()
         name = next(n for n in text if n.endswith("token_embedding.weight"))
-        embedding = self.text.state_dict()[name].clone()
+        theirs, embedding = text.pop(name), self.text.state_dict()[name].clone()
+        for key, part, weights in (("text_dim", self.text, text), ("channels", self.unet, unet)):
+            mine = part.state_dict()
+            if other := [n for n in weights if n not in mine or weights[n].shape != mine[n].shape]:
+                raise InputError(
+                    f"init: {self.spec.init}: not of the job's {key}: {len(other)} layers differ, such as {other[0]}"
+                )
         shared = [w for w in words if w in known]
-        embedding[[words[w] for w in shared]] = text[name][[known[w] for w in shared]].float()
+        embedding[[words[w] for w in shared]] = theirs[[known[w] for w in shared]].float()
+        self.unet.load_state_dict({**self.unet.state_dict(), **unet})
         self.text.load_state_dict({**text, name: embedding})
 
     def batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:

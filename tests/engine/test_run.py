@@ -273,10 +273,11 @@ def test_at_sigterm_the_shard_in_work_is_finished(
     monkeypatch.setattr(
         "synthgen.commands.making._ProgressBar.advance", lambda self, images: os.kill(os.getpid(), signal.SIGTERM)
     )
+    before = signal.getsignal(signal.SIGTERM)
     assert main(["run", str(job_file)]) == 143
     assert f"stopped; 2 of 6 images are done. To go on: synthgen run {job_file}" in capsys.readouterr().out
     monkeypatch.undo()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
     assert run(make_job()).made == 4
 
 

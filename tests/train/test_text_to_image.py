@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from synthgen import cli
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.train.tasks.text_to_image import Spec
 from synthgen.train.text_to_image import TextToImageTrainee, new_tokenizer
@@ -102,3 +103,13 @@ def test_start_from_a_checkpoint_keeps_its_words() -> None:
     torch.testing.assert_close(ours[:, : n - 1], theirs[:, : n - 1], atol=1e-3, rtol=1e-2)
     for name, weight in pipeline.unet.state_dict().items():
         assert torch.equal(trainee.unet.state_dict()[name], weight.float())
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    job = ["train-tiny", "init=synthgen-tiny", f"vae={VAE}", "data.side=128", "data.scenes=4", "channels=[32, 64]", f"output.path={out}"]
+    assert cli.main(["train", *job]) == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith("synthgen: init: synthgen-tiny: not of the job's channels: ")
+    assert captured.count("\n") == 1
+    assert not [p for p in out.rglob("*") if p.is_file()]
