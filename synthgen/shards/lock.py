@@ -167,10 +167,10 @@ class LockFile:
 class Claim:
     """The lock of an object store, which creates nothing conditionally: `.lock-<token>`, one for each driver that wants it.
 
-    A driver writes its claim, then lists all claims, and works if there is no other that lives; else it takes its own back.
-    Of two drivers, whichever lists later sees the other's: never do both work, if the store lists what was written before
-    (S3, GCS and HDFS do). Both may withdraw; then they try again after pauses of different lengths. The age of a claim is told
-    by the store's clock alone.
+    A driver looks who is there; if nobody is, it writes its claim, then lists all claims, and works if there is no other that
+    lives. Of two drivers, whichever lists later sees the other's: never do both work, if the store lists what was written
+    before (S3, GCS and HDFS do). Of those that claim at once the first by name keeps its claim, and looks again; the others
+    withdraw. The age of a claim is told by the store's clock alone, so that a look writes a file too, which nobody heeds.
     """
 
     def __init__(self, store: Any, token: str) -> None:
@@ -178,16 +178,19 @@ class Claim:
         self.name = f"{NAME}-{token}"
 
     def acquire(self, content: str) -> dict[str, Any] | None:
+        kept, look = False, json.dumps({**json.loads(content), "looks": True})
         for pause in (*PAUSES, None):
-            self.renew(content)
-            holder = self._other()
-            if holder is None:
-                return None
-            self.release()
-            if pause is None:
-                return holder
-            time.sleep(pause * random.uniform(0.5, 1.0))
-        raise AssertionError
+            others = [] if kept else self._others(look)
+            if not others:
+                others = self._others(content)
+                if not others:
+                    return None
+                kept = all(self.token < other.get("token", "") for other in others)
+            if pause is None or not kept:
+                self.release()
+            if pause is not None:
+                time.sleep(pause * random.uniform(0.5, 1.0))
+        return others[0]
 
     def owned(self) -> bool:
         """Whether the claim is there, and was renewed in time: one that was not may be ignored by others, so it is given up."""
@@ -201,24 +204,27 @@ class Claim:
     def release(self) -> None:
         self.store.delete(self.name)
 
-    def _other(self) -> dict[str, Any] | None:
-        """A claim of another driver that lives; those of dead ones are removed."""
-        claims = {name: changed for name, _, changed in self.store.listing("") if name.startswith(f"{NAME}-")}
-        now = claims.pop(self.name, None)
+    def _others(self, content: str) -> list[dict[str, Any]]:
+        """Write this, and list the claims of other drivers that live; those of dead ones are removed."""
+        self.renew(content)
+        changed = {name: at for name, _, at in self.store.listing("") if name.startswith(f"{NAME}-")}
+        now = changed.pop(self.name, None)
         if now is None:
-            return {}
-        for name, changed in claims.items():
-            holder = self._read(name)
-            if is_alive(holder, now - changed):
-                return holder
+            return [{}]
+        read = {name: holder for name in changed if (holder := self._read(name)) is not None}
+        dead = [name for name, holder in read.items() if not is_alive(holder, now - changed[name])]
+        for name in dead:
             self.store.delete(name)
-        return None
+        return [holder for name, holder in read.items() if name not in dead and not holder.get("looks")]
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """What a claim says; None if it was withdrawn meanwhile."""
         try:
             content: dict[str, Any] = json.loads(self.store.read(name))
             return content
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
+            return None
+        except ValueError:
             return {}
 
 

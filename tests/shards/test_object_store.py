@@ -247,6 +247,27 @@ def test_of_drivers_that_start_together_one_works(store: ObjectStore) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         worked = list(pool.map(drive, range(4)))
-    assert most[0] <= 1
+    assert most[0] == 1
+    assert any(worked)
     assert names(store) == []
-    assert len(worked) == 4
+
+
+def test_drivers_that_wait_for_a_dead_one_are_not_in_each_others_way(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at a claim, such as a driver leaves behind that dies while it waits, refuses nobody."""
+    write_claim(store, host="another-host", looks=True)
+    with Lock(store) as held:
+        held.check()
+    monkeypatch.setattr(lock, "PAUSES", (0.01,))
+    write_claim(store, host="another-host")
+    written, write = [], store.write
+
+    def record(name: str, text: str) -> None:
+        written.append(json.loads(text))
+        write(name, text)
+
+    monkeypatch.setattr(store, "write", record)
+    holder = lock.Claim(store, "aaa").acquire(Lock(store)._content())
+    assert holder is not None
+    assert holder["token"] == "other"
+    assert len(written) == 2
+    assert all(content["looks"] for content in written)

@@ -107,7 +107,15 @@ def test_start_from_a_checkpoint_keeps_its_words() -> None:
 
 def test_a_checkpoint_of_other_sizes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    job = ["train-tiny", "init=synthgen-tiny", f"vae={VAE}", "data.side=128", "data.scenes=4", "channels=[32, 64]", f"output.path={out}"]
+    job = [
+        "train-tiny",
+        "init=synthgen-tiny",
+        f"vae={VAE}",
+        "data.side=128",
+        "data.scenes=4",
+        "channels=[32, 64]",
+        f"output.path={out}",
+    ]
     assert cli.main(["train", *job]) == 2
     captured = capsys.readouterr().err
     assert captured.startswith("synthgen: init: synthgen-tiny: not of the job's channels: ")
