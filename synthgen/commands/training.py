@@ -1,6 +1,7 @@
 """Commands that train."""
 
 import argparse
+import os
 from pathlib import Path
 
 from synthgen.commands import EXIT_INTERRUPTED, Commands, Result, progress_bar
@@ -28,6 +29,8 @@ def train_command(args: argparse.Namespace) -> Result:
 
     from synthgen.config import load_training
 
+    speaks = not int(os.environ.get("RANK", 0))  # the first of several processes, as accelerate and torchrun start them
+    args.quiet, args.json = args.quiet or not speaks, args.json and speaks
     spec = load_training(args.job, args.overrides)
     from synthgen.train.loop import train
 
@@ -47,8 +50,8 @@ def train_command(args: argparse.Namespace) -> Result:
     if result.interrupted:
         overrides = "".join(f" {o}" for o in args.overrides)
         text = f"stopped after step {result.step} of {spec.steps}. To go on: synthgen train {args.job}{overrides}"
-        return EXIT_INTERRUPTED, data, [text]
-    return 0, data, [f"{spec.output.path}/checkpoint: {result.step} steps, loss {result.loss:.4f}{figures}"]
+        return EXIT_INTERRUPTED, data, [text] if speaks else []
+    return 0, data, [f"{spec.output.path}/checkpoint: {result.step} steps, loss {result.loss:.4f}{figures}"] if speaks else []
 
 
 def benchmark_command(args: argparse.Namespace) -> Result:

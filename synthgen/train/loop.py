@@ -86,7 +86,7 @@ class Training:
         self.accelerator.init_trackers("tensorboard")
         batches = self.trainee.batches(step, self.accelerator.process_index)
         with stop_asked() as asked:
-            while step < self.spec.steps and not asked:
+            while step < self.spec.steps and not self.agreed(asked):
                 loss = self.step(next(batches), step)
                 step += 1
                 self.note(step, loss)
@@ -98,6 +98,10 @@ class Training:
         self.finish(step)
         seconds, skipped = time.perf_counter() - began, self.note_skipped()
         return TrainResult(step, self.mean_loss(), seconds, step < self.spec.steps, self.figures, skipped)
+
+    def agreed(self, asked: list[int]) -> bool:
+        """Whether any process was asked to stop: all of them stop after the same step, or the rest would wait for ever."""
+        return bool(self.accelerator.reduce(torch.tensor(len(asked), device=self.accelerator.device)))
 
     def finish(self, step: int) -> None:
         """Write the result, or the state that a stopped run goes on from."""
@@ -166,12 +170,13 @@ class Training:
     def resume(self) -> int:
         """Restore the folder's state and return the step to go on from; 0 if there is none."""
         path = self.out / "state.pt"
-        state = torch.load(path, weights_only=True, map_location=self.accelerator.device) if path.exists() else {"step": 0}
+        state = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else {"step": 0}
         if state["step"]:
             self.trainee.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
+                self.ema.to(self.accelerator.device)
         self.losses = [entry["loss"] for entry in read_log(self.out / "log.jsonl") if entry["step"] <= state["step"]]
         if self.is_main:
             for name in ("log.jsonl", "figures.jsonl"):

@@ -72,6 +72,25 @@ def test_a_killed_run_goes_on_from_its_last_state(training_file: Path, tmp_path:
     assert [entry["step"] for entry in read_log(log)] == list(range(1, 13))
 
 
+def test_two_processes_go_on_and_stop_after_the_same_step(training_file: Path, tmp_path: Path) -> None:
+    options = ["ema=0.9", "steps=2000", "output.every=2000"]
+    train(load_training(str(training_file), options), lambda step, loss: signal.raise_signal(signal.SIGINT))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "synthgen", "train"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    pipes: dict[str, Any] = {"env": env, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    log = tmp_path / "out/log.jsonl"
+    with subprocess.Popen([*launch, str(training_file), *options], **pipes) as process:
+        deadline = time.time() + 100
+        while len(read_log(log)) < 3 and time.time() < deadline:
+            time.sleep(0.05)
+        process.terminate()
+        said = process.communicate(timeout=25)[0]  # of one that waits for the other, torch lets go after 30 s
+    steps = [entry["step"] for entry in read_log(log)]
+    assert steps == list(range(1, len(steps) + 1))
+    again = f"synthgen train {training_file} {' '.join(options)}"
+    assert said == f"stopped after step {len(steps)} of 2000. To go on: {again}\n"
+
+
 def test_what_a_person_looks_at(training_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", str(training_file), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
