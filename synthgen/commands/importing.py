@@ -50,8 +50,8 @@ def import_command(args: argparse.Namespace) -> Result:
 
         def report(what: str, count: int) -> None:
             if bar.desc != what:
-                bar.reset(bar.n or None)  # what was checked is what will be written
-                bar.set_description_str(what)
+                bar.total, bar.n, bar.last_print_n = bar.n or None, 0, 0  # what was checked is what will be written
+                bar.set_description_str(what, refresh=False)
             bar.update(count)
 
         result = import_dataset(spec, args.overwrite, report)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from synthgen.errors import InputError
 from synthgen.shards.check import check_dataset
 from tests.shards.test_shard import write_dataset
 
@@ -73,4 +74,7 @@ def test_a_missing_shard_is_found(out: Path) -> None:
 
 
 def test_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no dataset here; name the output folder"):
+        check_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text("{}")
     assert check_dataset(tmp_path)[0] == [f"{tmp_path}: no dataset here (dataset.json is missing or damaged)"]
