@@ -1,5 +1,6 @@
 """Samplers, methods and tasks by name: modules of this package, or entry points of another one."""
 
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -32,5 +33,6 @@ def spec_class(kind: str, name: str) -> Any:
     return plugins[name].load() if name in plugins else import_module(f"{PACKAGES[kind]}.{name}").Spec
 
 
+@cache  # looking through all that is installed takes 15 ms, and a job asks a dozen times
 def _plugins(kind: str) -> dict[str, Any]:
     return {e.name: e for e in entry_points(group=PACKAGES[kind])}

@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -81,6 +82,7 @@ class DatasetInfo:
 INFO = TypeAdapter(DatasetInfo)
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of synthgen and of what its pixels depend on, without importing any of them."""
     found = {}

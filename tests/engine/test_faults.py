@@ -14,7 +14,9 @@ import pytest
 from synthgen.config import Job, load_job
 from synthgen.engine.run import run
 from synthgen.shards.check import check_dataset
+from synthgen.shards.store import open_store
 from tests.conftest import SMALL_JOB, shard_bytes
+from tests.s3 import S3
 
 pytestmark = pytest.mark.slow
 IMAGES = 40
@@ -77,15 +79,19 @@ def workers_of(driver: int) -> list[int]:
     return found
 
 
-def test_two_workers_give_the_same_bytes_as_one_here(make_job: Callable[..., Job], checkpoint: Path, tmp_path: Path) -> None:
-    mixture = f"pipeline={{method: mixture, model: {checkpoint}, steps: 2}}"
-    made = {}
-    for workers in (0, 2):
-        out = tmp_path / str(workers)
-        run(make_job(mixture, f"workers={workers}", f"output.path={out}", "layout.canvas=[96, 96]", "layout.objects.dog=2"))
-        made[workers] = shard_bytes(out)
-    assert made[0] == made[2]
-    assert len(made[0]) == 6
+def test_two_workers_give_the_same_bytes_as_one_here(
+    make_job: Callable[..., Job], checkpoint: Path, tmp_path: Path, s3: S3
+) -> None:
+    """And stage them straight to an object store."""
+    job = [f"pipeline={{method: mixture, model: {checkpoint}, steps: 2}}", "layout.canvas=[96, 96]", "layout.objects.dog=2"]
+    here, there = tmp_path / "here", s3.url("two-workers")
+    for workers, out in ((0, here), (2, there)):
+        assert run(make_job(*job, f"workers={workers}", f"output.path={out}")).made == 6
+    made, store = shard_bytes(here), open_store(there)
+    assert {name for name, _ in store.sizes("shards")} == {p.name for p in (here / "shards").iterdir()}
+    assert {name: store.read(f"shards/{name}") for name in made} == made
+    assert list(store.sizes(".staging")) == []
+    assert len(made) == 6
 
 
 def test_a_killed_driver_is_resumed_and_a_terminated_one_too(
@@ -111,33 +117,24 @@ def test_a_killed_driver_is_resumed_and_a_terminated_one_too(
     assert check_dataset(out)[0] == []
 
 
-def test_a_killed_actor_is_replaced(
-    start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]
-) -> None:
-    out = Path(make_job().output.path)
-    process = start(*LONG, "workers=2")
-    wait_for(lambda: markers(out) >= 2, process)
-    victims = workers_of(process.pid)
-    assert victims
-    os.kill(victims[0], signal.SIGKILL)
-    stdout, stderr = process.communicate(timeout=180)
-    assert process.returncode == 0, stderr
-    assert json.loads(stdout)["made"] == IMAGES, stdout
-    assert shard_bytes(out) == undisturbed
-    assert check_dataset(out)[0] == []
-
-
-def test_ctrl_c_says_how_to_go_on(
+def test_a_killed_actor_is_replaced_and_ctrl_c_says_how_to_go_on(
     job_file: Path, start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]
 ) -> None:
     out = Path(make_job().output.path)
-    command = [sys.executable, "-m", "synthgen", "run", str(job_file), *LONG, "workers=1"]
+    command = [sys.executable, "-m", "synthgen", "run", str(job_file), *LONG, "workers=2"]
     heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a test run in the background ignores it
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heed)  # type: ignore[call-overload]
     wait_for(lambda: markers(out) >= 2, process)
+    actors = workers_of(process.pid)
+    os.kill(actors[0], signal.SIGKILL)
+    for other in actors[1:]:
+        os.kill(other, signal.SIGSTOP)  # lest all be made meanwhile
     refused = start(*LONG, "workers=0")
     assert refused.wait(timeout=60) == 2
     assert "another run is working on this output" in refused.communicate()[1]
+    wait_for(lambda: set(workers_of(process.pid)) - set(actors), process)
+    for other in actors[1:]:
+        os.kill(other, signal.SIGCONT)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr

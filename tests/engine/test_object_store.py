@@ -111,9 +111,3 @@ def test_a_store_that_refuses_is_told_in_one_line(job_file: Path, s3: S3, capsys
     assert told.count("\n") == 1
     assert cli.main(["check", "s3://key:hidden@bucket/out"]) == 2
     assert "hidden" not in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_ray_actors_stage_straight_to_the_store(make_job: Callable[..., Job], dataset: Path, url: str) -> None:
-    assert run(make_job(f"output.path={url}", "workers=1")).made == 6
-    assert_same(open_store(url), dataset)
