@@ -1,5 +1,6 @@
 """The training loop: steps, states to go on from, sheets and curves to look at."""
 
+import gc
 import json
 import signal
 import time
@@ -94,7 +95,7 @@ class Training:
                     report(step, self.mean_loss())
                 if step % self.spec.output.every == 0 or step == self.spec.steps:
                     self.look(step)
-        self.accelerator.end_training()
+        self.part()
         self.finish(step)
         seconds, skipped = time.perf_counter() - began, self.note_skipped()
         return TrainResult(step, self.mean_loss(), seconds, step < self.spec.steps, self.figures, skipped)
@@ -102,6 +103,13 @@ class Training:
     def agreed(self, asked: list[int]) -> bool:
         """Whether any process was asked to stop: all of them stop after the same step, or the rest would wait for ever."""
         return bool(self.accelerator.reduce(torch.tensor(len(asked), device=self.accelerator.device)))
+
+    def part(self) -> None:
+        """Leave the other processes: what exchanges gradients goes before their group; in the other order torch can hang."""
+        self.model = self.trainee
+        self.accelerator.free_memory()
+        gc.collect()
+        self.accelerator.end_training()
 
     def finish(self, step: int) -> None:
         """Write the result, or the state that a stopped run goes on from."""
