@@ -67,7 +67,8 @@ class Faulty:
         if fault.kind == "hang":
             time.sleep(30)
         elif fault.kind == "cut":
-            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 65536) // 2)
+            in_chunks = "HTTP_TRANSFER_ENCODING" in environ
+            environ["wsgi.input"].read(65536 if in_chunks else int(environ.get("CONTENT_LENGTH") or 0) // 2)
         else:
             list(self.inner(environ, lambda *_: lambda data: None))
         environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)

@@ -64,8 +64,8 @@ class ObjectStore(Store):
 
     def read(self, name: str) -> bytes:
         def once() -> bytes:
-            with self.files.open_input_stream(self._at(name), compression=None) as stream:
-                return bytes(stream.read())
+            with self.files.open_input_file(self._at(name)) as file:  # a stream asks for each 256 kB alone
+                return bytes(file.read())
 
         return self._attempted(once, name)
 

@@ -25,7 +25,7 @@ SHARDS = [f"shards/00000{n}.{suffix}" for n in range(3) for suffix in ("tar", "p
 DISTURBED = [
     Fault("cut", r"PUT .*\.staging", times=3, every=3),
     Fault("lost", "PUT .*shards/", times=3, every=4),
-    Fault(503, ".", times=20, every=5),
+    Fault(503, ".", times=8, every=7),
     Fault(500, "DELETE", times=2),
 ]
 

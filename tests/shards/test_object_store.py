@@ -42,7 +42,7 @@ def names(store: Store) -> list[str]:
     return sorted(f"{folder}/{name}" for folder in ("", "shards", ".staging") for name, _ in store.sizes(folder))
 
 
-def test_the_verbs(store: ObjectStore) -> None:
+def test_the_verbs(store: ObjectStore, s3: S3) -> None:
     store.write("index.json", "one")
     store.write("index.json", b"two")
     assert (store.read("index.json"), store.size("index.json"), store.exists("no.json")) == (b"two", 3, False)
@@ -55,6 +55,9 @@ def test_the_verbs(store: ObjectStore) -> None:
     with store.open("shards/b.tar") as file:
         file.seek(MANY - 1)
         assert file.read() == b"y"
+    s3.fail()
+    assert store.read("shards/b.tar") == b"y" * MANY
+    assert len(s3.requests()) == 2
     store.delete("shards/a.tar")
     store.delete("shards/a.tar")
     assert dict(store.sizes("shards")) == {"b.tar": MANY}
