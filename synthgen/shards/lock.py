@@ -211,20 +211,18 @@ class Claim:
         now = changed.pop(self.name, None)
         if now is None:
             return [{}]
-        read = {name: holder for name in changed if (holder := self._read(name)) is not None}
+        read = {name: self._read(name) for name in changed}
         dead = [name for name, holder in read.items() if not is_alive(holder, now - changed[name])]
         for name in dead:
             self.store.delete(name)
         return [holder for name, holder in read.items() if name not in dead and not holder.get("looks")]
 
-    def _read(self, name: str) -> dict[str, Any] | None:
-        """What a claim says; None if it was withdrawn meanwhile."""
+    def _read(self, name: str) -> dict[str, Any]:
+        """What a claim says; nothing if it is gone, or is just being renewed where that moves a file: then it is asked again."""
         try:
             content: dict[str, Any] = json.loads(self.store.read(name))
             return content
-        except FileNotFoundError:
-            return None
-        except ValueError:
+        except (FileNotFoundError, ValueError):
             return {}
 
 
