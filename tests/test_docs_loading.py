@@ -11,7 +11,7 @@ import torch
 
 from synthgen.importing import ImportSpec, import_dataset
 from synthgen.records.source import Source
-from tests.export.test_consumers import library
+from tests.export.test_consumers import library, ultralytics_or_skip
 from tests.records.sources import write_rich_coco
 
 PAGE = Path(__file__).parent.parent / "docs" / "loading.md"
@@ -79,10 +79,8 @@ def test_torchvision(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ultralytics(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library("torchvision")  # which Ultralytics asks for
-    monkeypatch.setenv("YOLO_CONFIG_DIR", str(folder))
-    library("ultralytics")
+def test_ultralytics(folder: Path) -> None:
+    ultralytics_or_skip()
     runs = folder / "runs"  # by itself Ultralytics writes where its settings, or the test that it finds it is in, say
     small = f"epochs=1, imgsz=64, workers=0, batch=4, plots=False, project={str(runs)!r}"
     run(example("ultralytics", **{"epochs=10, imgsz=640": small}), folder)
