@@ -90,7 +90,7 @@ def _table(path: Path) -> Iterator[tuple[str, Any]]:
 
     try:
         with pq.ParquetFile(path) as file:
-            rows = (record for batch in file.iter_batches(1024) for record in batch.to_pylist())
+            rows = (record for batch in file.iter_batches(1024, use_threads=False) for record in batch.to_pylist())
             for number, record in enumerate(rows, 1):
                 yield f"{path}: row {number}", {k: v for k, v in record.items() if v is not None}
     except (OSError, pa.ArrowException) as error:

@@ -263,7 +263,7 @@ class _Manifest:
         self.rows: Iterator[tuple[int, str]] = iter(())
         with self._reading():
             file = opened.enter_context(store.open("manifest.parquet"))
-            batches = pq.ParquetFile(file).iter_batches(columns=["index", "image_sha256"])
+            batches = pq.ParquetFile(file).iter_batches(columns=["index", "image_sha256"], use_threads=False)
             self.rows = (
                 pair for b in batches for pair in zip(b["index"].to_pylist(), b["image_sha256"].to_pylist(), strict=True)
             )

@@ -236,7 +236,9 @@ def read_table(out: Out, number: int) -> pa.Table:
 def parse_table(file: BinaryIO, place: str) -> pa.Table:
     """The same of a file that is open; `place` is named in errors."""
     try:
-        table = pq.read_table(file)
+        # not pq.read_table: its threads let go of the file later, which at the end of the program aborts it
+        with pq.ParquetFile(file) as parquet:
+            table = parquet.read(use_threads=False)
         schema = table_schema(table.column_names)
         there = {name: table.schema.field(name).type for name in table.column_names}
         wrong = [f.name for f in schema if there.get(f.name) != f.type and (f.name in there or f.name not in OPTIONAL)]
