@@ -24,7 +24,6 @@ DISTRIBUTION = "synthgen-layouts"
 TABLES = 4  # read at the same time while finalising
 WRITTEN = (
     "job.yaml",
-    "dataset.json",
     "index.json",
     "manifest.parquet",
     "README.md",
@@ -33,6 +32,7 @@ WRITTEN = (
     "skipped.jsonl",
     "failures.jsonl",
     JOURNAL,
+    "dataset.json",  # removed last: without it the rest is not known to be ours
 )
 
 
@@ -130,13 +130,19 @@ def changes(old: DatasetInfo, info: DatasetInfo) -> list[str]:
 
 
 def refuse_foreign(out: Out) -> None:
-    """Raise ChangedJobError if the folder holds something that is not a dataset of ours."""
+    """Raise ChangedJobError if the folder holds shards that are no dataset of ours, or files that a dataset would replace."""
     store = open_store(out)
     local = store.root if isinstance(store, LocalStore) else None
-    no_folder = local is not None and local.exists() and not local.is_dir()
+    if local is not None and local.exists() and not local.is_dir():
+        raise ChangedJobError(f"{out} is a file, not a folder; give another output.path")
+    if read_info(store) is not None:
+        return
     shards = (local / "shards").exists() if local is not None else next(store.sizes("shards"), None) is not None
-    if no_folder or (shards and read_info(store) is None):
-        raise ChangedJobError(f"{out} exists and is not a synthgen dataset (no readable dataset.json); give another output.path")
+    theirs = ["shards"] if shards else sorted(name for name, _ in store.sizes("") if name in WRITTEN and name != JOURNAL)
+    if theirs:
+        raise ChangedJobError(
+            f"{out} has {', '.join(theirs)} and is not a synthgen dataset (no readable dataset.json); give another output.path"
+        )
 
 
 def begin(out: Out, info: DatasetInfo, job: dict[str, Any]) -> None:

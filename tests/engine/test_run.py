@@ -131,6 +131,16 @@ def test_a_folder_of_something_else_is_refused(make_job: Callable[..., Job]) -> 
     assert (shards / "mine.txt").exists()
 
 
+def test_files_of_somebody_else_are_not_replaced(make_job: Callable[..., Job]) -> None:
+    out = Path(make_job().output.path)
+    out.mkdir(parents=True)
+    (out / "README.md").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ChangedJobError, match=r"has README\.md and is not a synthgen dataset"):
+            run(make_job(), overwrite=overwrite)
+    assert {path.name: path.read_text() for path in out.iterdir()} == {"README.md": "mine"}
+
+
 def test_a_second_run_is_refused_and_writes_nothing(make_job: Callable[..., Job]) -> None:
     run(make_job())
     out = Path(make_job().output.path)
