@@ -51,11 +51,21 @@ def main(argv: list[str] | None = None) -> int:
     return int(status)
 
 
+class _Line(logging.Formatter):
+    """A line with what the log of a dataset keeps of the step too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = getattr(record, "facts", {}).items()
+        return super().format(record) + "".join(
+            f", {key} {value}" for key, value in facts if isinstance(value, int | float | str)
+        )
+
+
 @contextlib.contextmanager
 def told(args: argparse.Namespace) -> Iterator[None]:
     """Send to stderr what synthgen logs: warnings; with -v each step; with -q errors alone, and no library's progress."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("synthgen: %(levelname)s: %(message)s"))
+    handler.setFormatter(_Line("synthgen: %(levelname)s: %(message)s"))
     handler.setLevel(logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING)
     logger, before = logging.getLogger("synthgen"), logging.getLogger("synthgen").level
     logger.addHandler(handler)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from os.path import isfile
+from os.path import expanduser, isfile
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -52,7 +52,8 @@ class OutputSpec(BaseModel):
                 check_url(value)
             except InputError as error:
                 raise ValueError(str(error)) from None
-        return value
+            return value
+        return expanduser(value)  # a shell leaves the ~ of key=~/folder as it is
 
 
 class Job(BaseModel):
@@ -214,7 +215,9 @@ def _apply(document: Document, changes: Sequence[_Override]) -> None:
     for change in changes:
         node = document.data
         for i, key in enumerate(change.path[:-1]):
-            node = node.setdefault(key, {})
+            if key not in node:
+                node[key], document.places[change.path[: i + 1]] = {}, change.place
+            node = node[key]
             if not isinstance(node, dict):
                 dotted = ".".join(map(str, change.path[: i + 1]))
                 raise ConfigError([f"{change.place}: {'.'.join(map(str, change.path))}: {dotted} is not a mapping"])

@@ -76,6 +76,7 @@ def parse_yaml(text: str, name: str) -> Document:
         raise ConfigError([f"{name}:{line}: not YAML: {error.problem or error.context}"]) from None
     except (YAMLError, ValueError, RecursionError) as error:
         raise ConfigError([f"{name}:1: not YAML: {(str(error) or type(error).__name__).splitlines()[0]}"]) from None
+    document.places.setdefault((), f"{name}:1")  # of a file without any
     return document
 
 

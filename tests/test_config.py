@@ -56,7 +56,7 @@ BAD = [
     ("negative", "size: [20, 30]", "size: [-5, 30]", ["8: layout.size: [-5, 30] must be two positive numbers, least first"]),
     ("not yaml", "images: 4", "images: [4", ["4: not YAML: expected ',' or ']', but got ':'"]),
     ("no mapping", GOOD, "- 1\n", ["1: a job is a mapping of keys to values"]),
-    ("empty", GOOD, "", ["job: a job is a mapping of keys to values"]),
+    ("empty", GOOD, "", ["1: a job is a mapping of keys to values"]),
 ]  # fmt: skip
 
 
@@ -88,11 +88,17 @@ def test_overrides_reach_into_recipes(make_job: Callable[..., Job]) -> None:
     assert data["scene"]["background"] == "sand"
 
 
+def test_home_folder(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert make_job("output.path=~/out").output.path == "/home/me/out"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("images", "command line: 'images': an override is key=value, such as images=1000 or pipeline.steps=12"),
         ("images=-1", "command line: images: -1: input should be greater than or equal to 1"),
+        ("layot.size=4", "command line: layot: unknown key; did you mean 'layout'?"),
         ("name.x=1", "command line: name.x: name is not a mapping"),
         ("images=[1", "command line: images:1: not YAML: expected ',' or ']', but got '<stream end>'"),
     ],

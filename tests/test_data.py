@@ -158,6 +158,7 @@ def test_mistakes_are_named(dataset: Path, tmp_path: Path) -> None:
         ({"rank": 1}, "rank, world_size: give both or neither"),
         ({"rank": 2, "world_size": 2}, "rank: 2 must be from 0 to 1"),
         ({"labels": ["dog", "dog"]}, "labels: 'dog' stands twice"),
+        ({"labels": ["dgo"]}, "labels: 'dgo': nothing here is called so; there are .*dog"),
     ):
         with pytest.raises(InputError, match=message):
             open_dataset(dataset, **arguments)

@@ -81,7 +81,8 @@ def test_init_writes_a_job_that_is_valid_and_says_all_keys(
     assert cli.main(["init", "zoo"]) == 2
     assert "is there already; give another name" in capsys.readouterr().err
     assert Path("jobs/zoo.yaml").read_text() == text
-    assert cli.main(["init", "../zoo"]) == 2
+    assert cli.main(["init", "../zoo"]) == cli.main(["init", "100dogs"]) == 2
+    assert os.listdir("jobs") == ["zoo.yaml"]
     assert not (tmp_path.parent / "zoo.yaml").exists()
 
 

@@ -4,6 +4,7 @@ A new command is a function of the parsed arguments that returns a `Result`, and
 """
 
 import argparse
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +36,12 @@ class Commands:
         loud.add_argument("-v", "--verbose", action="store_true", help="tell each step, and errors with their traceback")
         return sub
 
-    def add_job(self, name: str, run: Run, text: str) -> argparse.ArgumentParser:
+    def add_job(self, name: str, run: Run, text: str, example: str = "images=1000 pipeline.steps=12") -> argparse.ArgumentParser:
         """A command that takes a job and overrides of its keys."""
         sub = self.add(name, run, text)
         job = sub.add_argument("job", metavar="JOB", help="job file, or the name of a shipped job")
         job.completer = job_names  # type: ignore[attr-defined]  # argcomplete's
-        sub.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="such as images=1000 pipeline.steps=12")
+        sub.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=f"such as {example}")
         return sub
 
 
@@ -49,6 +50,11 @@ def progress_bar(args: argparse.Namespace, unit: str, total: int | None = None) 
     from tqdm import tqdm
 
     return tqdm(total=total, unit=unit, smoothing=0.05, dynamic_ncols=True, delay=0.1, disable=args.quiet)
+
+
+def again(command: str, *arguments: str) -> str:
+    """A line that a shell reads as these arguments, to be told."""
+    return shlex.join(["synthgen", command, *arguments])
 
 
 def job_names(prefix: str, **_: Any) -> list[str]:

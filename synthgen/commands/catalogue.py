@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
 def init_command(args: argparse.Namespace) -> Result:
     """`--json`: {"path"}."""
     from synthgen.assets import ASSETS
-    from synthgen.config import ConfigError
+    from synthgen.config import ConfigError, recipe_names
     from synthgen.shards.store import write_text
 
     if not re.fullmatch(r"[\w-][\w.-]*", args.name):
@@ -31,6 +31,8 @@ def init_command(args: argparse.Namespace) -> Result:
     path = Path("jobs") / f"{args.name}.yaml"
     if path.exists():
         raise ConfigError([f"{path}: is there already; give another name, or remove it"])
+    if args.name in recipe_names("job"):
+        raise ConfigError([f"command line: NAME: {args.name!r} is a job that ships, which yours would hide; give another name"])
     write_text(path, (ASSETS / "job.yaml").read_text(encoding="utf-8").replace("@NAME@", args.name))
     return (
         0,

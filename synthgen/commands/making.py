@@ -3,10 +3,9 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
-from synthgen.commands import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_TERMINATED, Commands, Result
+from synthgen.commands import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_TERMINATED, Commands, Result, again
 from synthgen.commands.speaking import load, spoken
 
 TRACEBACKS = 5  # of failed shards on the screen
@@ -51,9 +50,9 @@ def run_command(args: argparse.Namespace) -> Result:
     data |= {"interrupted": result.interrupted, "failed": [asdict(f) for f in result.failed], **spoken}
     failures = failed_lines(job.output.path, data["failed"])
     if result.interrupted:
-        overrides = "".join(f" {o}" for o in args.overrides) + (f" --say {quote(spoken['spoken']['text'])}" if spoken else "")
+        said = ["--say", spoken["spoken"]["text"]] if spoken else []
         done = f"; {data['images']} of {job.images} images are done" if result.counts else ""
-        text = f"stopped{done}. To go on: synthgen run {args.job}{overrides}"
+        text = f"stopped{done}. To go on: {again('run', args.job, *args.overrides, *said)}"
         return EXIT_TERMINATED if result.terminated else EXIT_INTERRUPTED, data, [*failures, text]
     if result.made and result.counts["complete"]:
         write_report(job.output.path, SHOWN)

@@ -4,12 +4,12 @@ import argparse
 import os
 from pathlib import Path
 
-from synthgen.commands import EXIT_INTERRUPTED, Commands, Result, progress_bar
+from synthgen.commands import EXIT_INTERRUPTED, Commands, Result, again, progress_bar
 
 
 def add(commands: Commands) -> None:
     """Add `train` and `benchmark`."""
-    commands.add_job("train", train_command, "train a checkpoint, or go on with it")
+    commands.add_job("train", train_command, "train a checkpoint, or go on with it", "steps=500 output.path=out/mine")
     sub = commands.add("benchmark", benchmark_command, "train a detector on real, synthetic and mixed pictures: do these help?")
     sub.add_argument("--real", type=Path, required=True, help="dataset of real pictures (synthgen import makes one)")
     sub.add_argument("--synthetic", type=Path, required=True, help="output folder of `synthgen run`")
@@ -48,8 +48,7 @@ def train_command(args: argparse.Namespace) -> Result:
     if result.skipped:
         figures += f"; {result.skipped} entries of the data skipped, listed in {spec.output.path}/skipped.jsonl"
     if result.interrupted:
-        overrides = "".join(f" {o}" for o in args.overrides)
-        text = f"stopped after step {result.step} of {spec.steps}. To go on: synthgen train {args.job}{overrides}"
+        text = f"stopped after step {result.step} of {spec.steps}. To go on: {again('train', args.job, *args.overrides)}"
         return EXIT_INTERRUPTED, data, [text] if speaks else []
     return 0, data, [f"{spec.output.path}/checkpoint: {result.step} steps, loss {result.loss:.4f}{figures}"] if speaks else []
 

@@ -46,12 +46,14 @@ def labels_of(ids: Mapping[str, int], renamed: Mapping[str, str] | None = None, 
         names: these classes in this order, and nothing else.
 
     Raises:
-        ValueError: `renamed` has a category that the dataset lacks, or `names` has a name twice.
+        ValueError: `renamed` has a category that the dataset lacks; `names` has a name twice, or none that the dataset has.
     """
     renamed = dict(renamed or {})
     unknown = next((name for name in renamed if name not in ids), None)
     if unknown is not None:
         raise ValueError(f"{unknown!r} is no category here; there are {', '.join(ids)}")
+    if names is not None and ids and not {renamed.get(category, category) for category in ids} & set(names):
+        raise ValueError(f"{', '.join(map(repr, names)) or 'none'}: nothing here is called so; there are {', '.join(ids)}")
     if names is not None and len(set(names)) != len(names):
         raise ValueError(f"{next(n for n in names if list(names).count(n) > 1)!r} stands twice among the labels")
     if names is not None:

@@ -138,7 +138,7 @@ def test_a_killed_actor_is_replaced_and_ctrl_c_says_how_to_go_on(
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
-    assert f"To go on: synthgen run {job_file} {LONG[0]}" in stdout
+    assert f"To go on: synthgen run {job_file} {LONG[0]} 'layout.canvas=[384, 384]'" in stdout
     assert not [p for p in out.rglob("*") if p.name.startswith(".")]
     faults = check_dataset(out)[0]  # where the killed actor's shard is a gap, it is named as well
     assert any(f"images, the job asks for {IMAGES}" in fault for fault in faults)
