@@ -69,6 +69,15 @@ def test_preview(job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main(["preview", str(job_file), "-n", "0"]) == 2
 
 
+@pytest.mark.parametrize(("category", "doubts"), [("dog", 0), ("horse", 1)])
+def test_what_the_embedded_checkpoint_has_never_seen(
+    category: str, doubts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["preview", "100dogs", f"layout.objects={{{category}: 2}}"]) == 0
+    assert capsys.readouterr().err.count("synthgen-tiny has never seen 'horse'; it knows dog, cat, ball, tree") == doubts
+
+
 def test_plan_writes_nothing(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, data = run_json(capsys, "plan", str(job_file), "images=1000")
     assert (status, data["images"], data["shards"], data["device"]) == (0, 1000, 500, "cpu")

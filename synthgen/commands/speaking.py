@@ -1,6 +1,7 @@
 """Jobs that are spoken, and the command that only listens."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from synthgen.commands import Commands, Result
 
 if TYPE_CHECKING:
     from synthgen.config import Job
+
+log = logging.getLogger(__name__)
 
 WHISPER = "openai/whisper-base.en"
 
@@ -36,7 +39,10 @@ def spoken(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def load(args: argparse.Namespace) -> tuple["Job", dict[str, Any]]:
-    """The job, and {"spoken": the fields of `synthgen.voice.Spoken`} if something was said to it, which is shown."""
+    """The job, and {"spoken": the fields of `synthgen.voice.Spoken`} if something was said to it, which is shown.
+
+    What the recipe's checkpoint may paint badly is shown too.
+    """
     from synthgen.config import find_recipe, load_job
     from synthgen.voice import Spoken
 
@@ -48,6 +54,8 @@ def load(args: argparse.Namespace) -> tuple["Job", dict[str, Any]]:
         said = hear(args.voice, args.speech)
         print(said.heard(), file=sys.stderr)
     job = load_job(args.job, args.overrides, said)
+    for doubt in job.pipeline.doubts(job.layout):
+        log.warning("pipeline.%s", doubt)
     if said is None or job.spoken is None:
         return job, {}
     print(*job.spoken.understood(), sep="\n", file=sys.stderr)

@@ -15,6 +15,7 @@ EMBEDDED = Path(__file__).parent.parent / "models"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
 CONCEPTS = "concepts.json"  # in a checkpoint's folder: the classes that it learnt by identifiers
 LICENCES = {"synthgen-tiny": "Apache-2.0"}
+KNOWN = {"synthgen-tiny": ("dog", "cat", "ball", "tree")}  # all that a checkpoint has seen, where that is not much
 SchedulerName = Literal["dpm++", "unipc", "ddim", "euler", "lms", "lcm"]
 
 
@@ -70,6 +71,13 @@ class LayoutModelSpec(ModelSpec):
         if scene.backgrounds is not None and not self.paints_into_pictures:
             problems.append("method: cannot paint into your own pictures (scene.backgrounds); `mixture` and `paste` can")
         return problems
+
+    def doubts(self, sampler: SamplerSpec) -> list[str]:
+        known = KNOWN.get(self.model)
+        if known is None or self.lora is not None:
+            return []
+        unknown = ", ".join(repr(name) for name in sampler.names() if not set(name.split()) & set(known))
+        return [f"model: {self.model} has never seen {unknown}; it knows {', '.join(known)}"] if unknown else []
 
 
 def canvas_problems(spec: ModelSpec, canvas: tuple[int, int]) -> list[str]:

@@ -87,6 +87,10 @@ class MethodSpec(BaseModel):
         """What stands against painting these layouts with this recipe, each as `key: reason`."""
         return []
 
+    def doubts(self, sampler: SamplerSpec) -> list[str]:
+        """What may make these layouts' pictures bad, though they can be painted, each as `key: reason`."""
+        return []
+
     def fingerprint(self) -> dict[str, Any]:
         """What the pixels depend on, beyond the recipe's own keys: hashes of model files."""
         return {}
