@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from synthgen.errors import InputError
 from synthgen.layouts import Layout
-from synthgen.records import BadEntryError, Entry
+from synthgen.records import NO_AREA, OUTSIDE, BadEntryError, Entry, Policy
 from synthgen.records.coco import RESTORED, beyond
 from synthgen.records.pictures import read_bytes, taken_over
 from synthgen.records.source import JSONL, Source
@@ -26,6 +26,9 @@ from synthgen.shards.dataset import DatasetInfo, refuse_changed, refuse_foreign
 from synthgen.shards.sample import Sample
 from synthgen.shards.store import open_store
 from synthgen.shards.writing import Written, write_dataset
+
+REMEDIES = {NO_AREA: "--drop-empty drops boxes of no area", OUTSIDE: "--clip clips boxes that stand out"}
+"""Which option helps against a problem, by words of its text."""
 
 
 class BadEntriesError(InputError):
@@ -41,6 +44,7 @@ class ImportSpec:
         ids: of names that COCO lacks.
         skip_bad: leave out what is bad, instead of refusing all.
         licence: of the pictures; null: what the source says.
+        policy: what is done with labels that cannot be kept as they are.
     """
 
     source: Source
@@ -50,6 +54,7 @@ class ImportSpec:
     shard_size: int = 1000
     skip_bad: bool = False
     licence: str | None = None
+    policy: Policy = Policy()  # noqa: RUF009 (frozen)
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,12 @@ def import_dataset(spec: ImportSpec, overwrite: bool = False, report: Report | N
     tell = report or (lambda what, count: None)
     refuse_within(spec)
     refuse_foreign(spec.out)
-    survey = surveyed(spec.source, tell)
+    survey = surveyed(spec.source, spec.policy, tell)
     refuse_bad(spec, survey)
     info = dataset_info(spec, survey, import_ids(spec, survey))
     if not overwrite:
         refuse_changed(spec.out, info)
-    entries = enumerate(good_entries(spec.source, survey))
+    entries = enumerate(good_entries(spec.source, survey, spec.policy))
 
     def samples(indices: range) -> Iterator[Sample]:
         for index, entry in entries:  # those of shards that are there are passed over
@@ -108,6 +113,7 @@ def refuse_bad(spec: ImportSpec, survey: Survey) -> None:
     listed = [str(problem) for problem in survey.problems]
     if listed and not spec.skip_bad:
         also = f"; --skip-bad imports the other {survey.count}" if survey.count else ""
+        also += "".join(f"; {option}" for words, option in REMEDIES.items() if any(words in line for line in listed))
         raise BadEntriesError("\n".join([*listed, f"{spec.source.path}: {len(listed)} problems{also}"]))
     if not survey.count:
         raise BadEntriesError("\n".join([*listed, f"{spec.source.path}: holds no entry that can be used"]))
@@ -172,6 +178,7 @@ def as_job(spec: ImportSpec, info: DatasetInfo) -> dict[str, Any]:
     }
     columns = asdict(source.columns) if source.form == JSONL else None
     more = {"columns": columns, "categories": dict(spec.categories), "ids": info.category_ids, "skip_bad": spec.skip_bad}
+    more |= asdict(spec.policy)
     return {"version": 1, "name": info.name, "import": {**given, **more}, "output": {"shard_size": spec.shard_size}}
 
 

@@ -126,7 +126,7 @@ def test_all_that_is_bad_is_listed_and_nothing_written(tmp_path: Path, capsys: p
     for line, (place, why) in zip(lines, EXPECTED, strict=False):
         assert line.startswith(f"synthgen: {path}{place}")
         assert why in line
-    assert lines[-1].endswith("8 problems; --skip-bad imports the other 3")
+    assert lines[-1].endswith("8 problems; --skip-bad imports the other 3; --clip clips boxes that stand out")
     assert not (tmp_path / "out").exists()
 
 

@@ -27,6 +27,9 @@ def add(commands: Commands) -> None:
     sub.add_argument("--annotation-column", default="custom_annotation", metavar="COLUMN", help="default: custom_annotation")
     sub.add_argument("--shard-size", type=int, default=1000, metavar="N", help="images a shard (default 1000)")
     sub.add_argument("--licence", help="of the pictures (default: what the source says)")
+    sub.add_argument("--drop-empty", action="store_true", help="drop boxes of no area, and count them; their images stay")
+    sub.add_argument("--clip", action="store_true", help="clip boxes that stand out of their image by more than a pixel")
+    sub.add_argument("--crowds", choices=("keep", "objects"), default="keep", help="objects: take crowds as objects")
     sub.add_argument("--skip-bad", action="store_true", help="leave out entries that are bad, and list them in OUT/skipped.jsonl")
     sub.add_argument("--overwrite", action="store_true", help="remove the dataset that is in the output folder first")
     sub = commands.add("fit", fit_command, "learn what the layouts of a dataset are like, for the sampler `fit`")
@@ -35,10 +38,13 @@ def add(commands: Commands) -> None:
 
 
 def import_command(args: argparse.Namespace) -> Result:
-    """`--json`: what `finalize` gives, and {"output", "format", "made", "clipped", "anew", "skipped", "categories", "problems"}.
+    """`--json`: what `finalize` gives, and {"output", "format", "made", "clipped", "cut", "dropped", "masks_dropped", "anew",
+    "skipped", "categories", "problems"}.
 
-    "clipped": boxes that stuck out by a pixel at most; "anew": pictures that were encoded anew; "skipped": pictures left out;
-    "problems": [{"place", "why"}] of them; "categories": {name: id}; "seconds"; "interrupted".
+    "clipped": boxes that stuck out by a pixel at most; "cut": boxes that stood out further (`--clip`); "dropped": boxes of no
+    area (`--drop-empty`); "masks_dropped": masks that are none, of boxes that were kept; "anew": pictures that were
+    encoded anew; "skipped": pictures left out; "problems": [{"place", "why", "entry"}] of
+    them; "categories": {name: id}; "seconds"; "interrupted".
     """
     from dataclasses import asdict
 
@@ -49,6 +55,8 @@ def import_command(args: argparse.Namespace) -> Result:
     with progress_bar(args, "image") as bar:
 
         def report(what: str, count: int) -> None:
+            if args.quiet:  # a bar that is not shown knows of nothing
+                return
             if bar.desc != what:
                 bar.total, bar.n, bar.last_print_n = bar.n or None, 0, 0  # what was checked is what will be written
                 bar.set_description_str(what, refresh=False)
@@ -57,6 +65,7 @@ def import_command(args: argparse.Namespace) -> Result:
         result = import_dataset(spec, args.overwrite, report)
     survey, written = result.survey, result.written
     data = {"output": str(args.out), "format": spec.source.form, **written.counts, "made": written.made}
+    data |= {"cut": survey.cut, "dropped": survey.dropped, "masks_dropped": len(survey.lost_masks)}
     data |= {"clipped": survey.clipped, "anew": survey.anew, "skipped": len(survey.bad), "categories": result.ids}
     data |= {
         "problems": [asdict(p) for p in survey.problems],
@@ -68,6 +77,9 @@ def import_command(args: argparse.Namespace) -> Result:
     if written.made:
         write_report(args.out, SHOWN)
     notes = [f"{survey.clipped} boxes clipped by a pixel at most"] if survey.clipped else []
+    notes += [f"{survey.cut} boxes clipped that stood out further"] if survey.cut else []
+    notes += [f"{survey.dropped} boxes of no area dropped"] if survey.dropped else []
+    notes += [f"{len(survey.lost_masks)} masks dropped, the first: {survey.lost_masks[0]}"] if survey.lost_masks else []
     notes += [f"{survey.anew} pictures encoded anew"] if survey.anew else []
     text = "; ".join([f"{args.out}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards", *notes])
     why = f"{len(survey.bad)} pictures left out, {len(survey.problems)} problems (also in {args.out / 'skipped.jsonl'}):"
@@ -82,6 +94,7 @@ def import_spec(args: argparse.Namespace) -> Any:
         InputError: names each argument that is wrong.
     """
     from synthgen.importing import ImportSpec
+    from synthgen.records import Policy
     from synthgen.records.lines import Columns
     from synthgen.records.source import Source, locate
     from synthgen.yamlfile import read_yaml
@@ -103,8 +116,9 @@ def import_spec(args: argparse.Namespace) -> Any:
     form, path = locate(args.source, args.format)
     if (form == "yolo" and args.images) or (form != "yolo" and args.split):
         raise InputError(f"command line: {'--images' if args.images else '--split'}: not for {form}, which {path} is")
+    policy = Policy(args.drop_empty, args.clip, args.crowds == "objects")
     source = Source(form, path, args.images, args.split, columns, ids)
-    return ImportSpec(source, args.out, categories, ids, args.shard_size, args.skip_bad, args.licence)
+    return ImportSpec(source, args.out, categories, ids, args.shard_size, args.skip_bad, args.licence, policy)
 
 
 def given_ids(args: argparse.Namespace) -> tuple[dict[str, int], list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from synthgen.layouts import Boxes, Layout
-from synthgen.records import Entry, Problem, coco, lines
+from synthgen.records import NO_AREA, Entry, Problem, coco, lines, without_area
 
 
 def read_entries(source: str) -> tuple[Entry, ...]:
@@ -52,6 +52,8 @@ def _read(path: Path, changed: int) -> tuple[Entry, ...]:
     for entry in lines.read(path) if path.suffix in lines.LINES + lines.TABLES else coco.read(path):
         if isinstance(entry, Problem):
             raise ValueError(str(entry))
+        for i in np.flatnonzero(without_area(entry.boxes)).tolist():
+            raise ValueError(str(entry.fault(i, NO_AREA)))
         entries.append(entry)
     if not any(len(e.names) for e in entries):
         raise ValueError(f"{path}: holds no boxes")

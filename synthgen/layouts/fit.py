@@ -12,7 +12,7 @@ from synthgen.layouts import InfeasibleLayoutError, Layout, SamplerSpec
 from synthgen.layouts._objects import Floats
 from synthgen.layouts._placement import iou_with, one_by_one
 from synthgen.layouts._records import read_entries, source_hash
-from synthgen.records import Entry
+from synthgen.records import Entry, read_text
 
 MAX_COUNTS, MAX_BOXES, EXAMPLES = 2000, 800, 16
 MAX_DRAWS = 6
@@ -93,7 +93,7 @@ def to_boxes(features: Floats, canvas: Floats) -> Floats:
 
 @lru_cache(maxsize=8)
 def _load(path: str, changed: int) -> dict[str, Any]:
-    model = json.loads(Path(path).read_text())
+    model = json.loads(read_text(Path(path)))
     if not isinstance(model, dict) or model.get("format") != FORMAT:
         raise ValueError(f"{path!r} was not written by `synthgen fit`")
     return {**model, "arrays": {name: np.array(rows) for name, rows in model["boxes"].items()}}

@@ -1,10 +1,11 @@
 """Annotated pictures in other people's forms: COCO, JSON lines and tables, YOLO; one reader a form (no torch).
 
 A reader goes through its source entry by entry, and yields each as an Entry or as Problems: it is for who reads to refuse or to
-leave out what is wrong.
+leave out what is wrong. A reader hands over every box whose four numbers are finite. `cleaned` alone decides what becomes of a
+box that has no area or stands out of its image.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
@@ -17,12 +18,16 @@ from synthgen.errors import InputError
 TOLERANCE = 1.0  # px that a box may stick out of its picture: annotation tools round; such boxes are clipped
 FARTHEST = 1e6  # px; what is larger is no place in a picture
 LEAST_SIDE = 1e-3  # px of a box, after clipping
+NO_AREA, OUTSIDE = "has no area", "outside the picture of"  # what is said of a box
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Problem:
     """Why an entry cannot be used.
+
+    A fault that may belong to several images is one Problem without an entry, and one more (`doubtful`) instead of each entry
+    that it may belong to.
 
     Attributes:
         place: file and line, or file and index.
@@ -47,6 +52,8 @@ class Entry:
         picture: its file, where the source names one; it may not be there.
         more: what else is known of each box, in COCO's terms: iscrowd, area, segmentation (a run-length encoding).
         source: the records of a COCO file as they stand there: that of the picture, then that of each box.
+        places: where each box stands; empty: its number in the entry says it.
+        lost_masks: why masks were dropped whose boxes are kept, one each.
     """
 
     place: str
@@ -61,6 +68,52 @@ class Entry:
     picture: Path | None = None
     more: tuple[dict[str, Any], ...] | None = None
     source: tuple[dict[str, Any], ...] | None = None
+    places: tuple[str, ...] = ()
+    lost_masks: tuple[Problem, ...] = ()
+
+    def select(self, keep: Sequence[int]) -> "Entry":
+        """The entry with these boxes alone, and all that is known of each."""
+        lists = {name: getattr(self, name) for name in ("names", "phrases", "masks", "depth", "more", "places")}
+        kept = {name: tuple(values[i] for i in keep) for name, values in lists.items() if values}
+        source = self.source and (self.source[0], *(self.source[i + 1] for i in keep))
+        return replace(self, boxes=self.boxes[list(keep)], source=source, **kept)
+
+    def fault(self, i: int, why: str) -> Problem:
+        """What is wrong with box i: its place, its name, its corners, and why."""
+        x0, y0, x1, y1 = self.boxes[i].round(3).tolist()
+        box = f"box {i} ({self.names[i]}), x {x0:g} to {x1:g}, y {y0:g} to {y1:g}"
+        return Problem(self.places[i] if self.places else self.place, f"{box}: {why}", self.place)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is done with labels that cannot be kept as they are; the same for every form.
+
+    Attributes:
+        drop_empty: boxes of no area are dropped; else they are faults.
+        clip: boxes that stand out of their image by more than TOLERANCE are clipped; else they are faults.
+        crowd_objects: crowds are taken as objects.
+    """
+
+    drop_empty: bool = False
+    clip: bool = False
+    crowd_objects: bool = False
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """An entry whose boxes lie inside its image, and what was done to it.
+
+    Attributes:
+        clipped: boxes that stuck out by TOLERANCE at most, and were clipped.
+        cut: boxes that stood out further, and were clipped because the policy says so.
+        dropped: boxes of no area that were dropped because the policy says so.
+    """
+
+    entry: Entry
+    clipped: int = 0
+    cut: int = 0
+    dropped: int = 0
 
 
 class UnreadableSourceError(InputError, ValueError):
@@ -70,12 +123,13 @@ class UnreadableSourceError(InputError, ValueError):
 class BadEntryError(ValueError):
     """One entry cannot be used: its faults, each with key and value."""
 
-    def __init__(self, *faults: str) -> None:
-        super().__init__("; ".join(faults))
+    def __init__(self, *faults: str | Problem) -> None:
+        super().__init__("; ".join(fault if isinstance(fault, str) else fault.why for fault in faults))
         self.faults = faults
 
     def problems(self, place: str) -> list[Problem]:
-        return [Problem(place, fault, place) for fault in self.faults]
+        """A Problem each; what has no place of its own stands at this one."""
+        return [Problem(place, fault, place) if isinstance(fault, str) else fault for fault in self.faults]
 
 
 def converted(values: Iterable[Any], convert: Callable[[Any], T], what: str) -> list[T]:
@@ -96,35 +150,43 @@ def converted(values: Iterable[Any], convert: Callable[[Any], T], what: str) -> 
 
 
 def xyxy(bbox: Any) -> list[float]:
-    """x0, y0, x1, y1 of x, y, width, height.
+    """x0, y0, x1, y1 of x, y, width, height; also of one without area, for `cleaned` to judge.
 
     Raises:
-        ValueError: it is something else, or has no area.
+        ValueError: it is something else.
     """
-    x, y, width, height = _four_numbers(bbox, "x, y, width, height")
-    if width <= 0 or height <= 0:
-        raise ValueError(f"{list(bbox)}: width and height must be greater than 0")
+    x, y, width, height = four_numbers(bbox, "x, y, width, height")
     return [x, y, x + width, y + height]
 
 
 def corners(box: Any) -> list[float]:
-    """x0, y0, x1, y1 as they are given.
+    """x0, y0, x1, y1 as they are given; also of one without area, for `cleaned` to judge.
 
     Raises:
-        ValueError: it is something else, or has no area.
+        ValueError: it is something else.
     """
-    x0, y0, x1, y1 = _four_numbers(box, "x0, y0, x1, y1")
-    if x1 <= x0 or y1 <= y0:
-        raise ValueError(f"{list(box)}: x1 must be greater than x0, and y1 than y0")
-    return [x0, y0, x1, y1]
+    return four_numbers(box, "x0, y0, x1, y1")
 
 
-def _four_numbers(value: Any, what: str) -> list[float]:
-    if not (isinstance(value, list | tuple) and len(value) == 4 and all(isinstance(v, int | float) for v in value)):
+def four_numbers(value: Any, what: str) -> list[float]:
+    """The numbers of a box.
+
+    Args:
+        what: what they should be, for the message.
+
+    Raises:
+        ValueError: it is no list of four finite numbers.
+    """
+    if not isinstance(value, list | tuple) or len(value) != 4 or not all(is_number(v) for v in value):
         raise ValueError(f"{value!r} is not {what}")
     if not all(abs(v) <= FARTHEST for v in value):  # false of NaN too
         raise ValueError(f"{list(value)}: all four must be finite")
     return list(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def as_boxes(rows: list[list[float]]) -> NDArray[np.float64]:
@@ -138,7 +200,7 @@ def positive(value: Any, key: str) -> int:
     Raises:
         BadEntryError: it is no whole number greater than 0.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= FARTHEST or value % 1:
+    if not is_number(value) or not 1 <= value <= FARTHEST or value % 1:
         raise BadEntryError(f"{key}: {value!r} is not a whole number from 1 to {FARTHEST:g}")
     return int(value)
 
@@ -167,21 +229,100 @@ def below(folder: Path, name: Any, key: str) -> Path:
     return folder / name
 
 
-def clipped(entry: Entry) -> tuple[Entry, int]:
-    """The entry with its boxes inside the picture, and how many had to be clipped: by TOLERANCE at most.
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte-order mark.
 
     Raises:
-        BadEntryError: names each box that sticks out further, or of which nothing is inside.
+        UnreadableSourceError: it cannot be read, or is no such text; the message names the file.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UnreadableSourceError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UnreadableSourceError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Place (file:line) and text of each line of a text file that is not blank, one at a time, without its end.
+
+    Raises:
+        UnreadableSourceError: as `read_text`.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"{path}:{number}", line.rstrip("\n")
+    except OSError as error:
+        raise UnreadableSourceError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UnreadableSourceError(f"{path}: is not UTF-8 text: {error.reason}") from None
+
+
+def doubtful(place: str, labels: int) -> Problem:
+    """What a reader yields instead of an entry without labels, where labels of its source belong to no known image.
+
+    Args:
+        place: of the entry.
+        labels: how many such labels there are.
+    """
+    return Problem(place, f"has no labels, but {labels} of its source belong to no known image, and may be its own", place)
+
+
+def cleaned(entry: Entry, policy: Policy = Policy()) -> Cleaned:
+    """The entry with its boxes inside the image, and each of some area.
+
+    Raises:
+        BadEntryError: names each box that has no area, or stands out too far, and may not be dropped or clipped.
     """
     size = np.array([entry.width, entry.height] * 2, np.float64)
     boxes = np.clip(entry.boxes, 0, size)
     beyond = np.abs(boxes - entry.boxes).max(1, initial=0)
-    gone = (boxes[:, 2:] - boxes[:, :2]).min(1, initial=np.inf) < LEAST_SIDE
+    flat, gone = without_area(entry.boxes), without_area(boxes, LEAST_SIDE)
+    far = (beyond > TOLERANCE) & ~flat
     faults = []
-    for i in np.flatnonzero((beyond > TOLERANCE) | gone):
-        x0, y0, x1, y1 = entry.boxes[i].round(3).tolist()
-        box = f"box {i} ({entry.names[i]}), x {x0:g} to {x1:g}, y {y0:g} to {y1:g}"
-        faults.append(f"{box}: outside the picture of {entry.width} x {entry.height} px")
+    for i in np.flatnonzero(far | gone).tolist():
+        if far[i] and not policy.clip:
+            faults.append(entry.fault(i, f"{OUTSIDE} {entry.width} x {entry.height} px"))
+        elif gone[i] and not policy.drop_empty:
+            inside = "" if flat[i] or not beyond[i] else f" in the picture of {entry.width} x {entry.height} px"
+            faults.append(entry.fault(i, NO_AREA + inside))
     if faults:
         raise BadEntryError(*faults)
-    return replace(entry, boxes=boxes), int((beyond > 1e-6).sum())
+    entry = replace(entry, boxes=boxes)
+    if far.any():
+        entry = _redrawn(entry, np.flatnonzero(far).tolist())
+    if gone.any():
+        entry = entry.select(np.flatnonzero(~gone).tolist())
+    if policy.crowd_objects:
+        entry = _without_crowds(entry)
+    kept = ~gone
+    return Cleaned(entry, int((kept & ~far & (beyond > 1e-6)).sum()), int((kept & far).sum()), int(gone.sum()))
+
+
+def without_area(boxes: NDArray[np.float64], least: float = 0) -> NDArray[np.bool_]:
+    """Which of the boxes (N, 4) xyxy have a side of no more than `least` px."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).min(1, initial=np.inf)
+    empty: NDArray[np.bool_] = sides < least if least else sides <= 0
+    return empty
+
+
+def _redrawn(entry: Entry, changed: list[int]) -> Entry:
+    """The entry without what its source says of boxes that are no longer as they stand there."""
+    more = entry.more and tuple(_without(m, "area") if i in changed else m for i, m in enumerate(entry.more))
+    source = entry.source and tuple(
+        _without(record, "bbox", "area") if i - 1 in changed else record for i, record in enumerate(entry.source)
+    )
+    return replace(entry, more=more, source=source)
+
+
+def _without_crowds(entry: Entry) -> Entry:
+    """The entry with every crowd as an object."""
+    more = entry.more and tuple({**m, "iscrowd": 0} if m.get("iscrowd") else m for m in entry.more)
+    source = entry.source and (entry.source[0], *(_without(record, "iscrowd") for record in entry.source[1:]))
+    return replace(entry, more=more, source=source)
+
+
+def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in keys}

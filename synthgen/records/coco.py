@@ -8,7 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from synthgen.records import BadEntryError, Entry, Problem, UnreadableSourceError, as_boxes, below, positive, text, xyxy
+from synthgen.records import (
+    BadEntryError,
+    Entry,
+    Problem,
+    UnreadableSourceError,
+    as_boxes,
+    below,
+    positive,
+    read_text,
+    text,
+    xyxy,
+)
 
 PARTS = ("images", "annotations", "categories")
 RESTORED = ("category_id", "bbox", "area", "iscrowd", "segmentation")  # of an annotation, from what a dataset knows of it
@@ -22,8 +33,10 @@ def load(path: Path) -> dict[str, Any]:
         UnreadableSourceError: it is something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UnreadableSourceError):
+            raise
         raise UnreadableSourceError(f"{path}:{getattr(error, 'lineno', 1)}: not JSON: {error}") from None
     if not isinstance(data, dict) or not set(PARTS) <= set(data):
         raise UnreadableSourceError(f"{path}: not a COCO file: it needs images, annotations and categories")
@@ -100,6 +113,7 @@ def _entry(
         return
     kinds = tuple(names[a["category_id"]] for _, a in found)
     entry = Entry(place, *size, as_boxes(rows), kinds, caption=image.get("caption"), picture=picture)
+    entry = replace(entry, places=tuple(where for where, _ in found))
     source = (image, *(annotation for _, annotation in found))
     yield replace(entry, more=tuple(more), source=source) if whole else entry
 

@@ -17,6 +17,7 @@ from synthgen.records import (
     converted,
     corners,
     positive,
+    read_lines,
     text,
     xyxy,
 )
@@ -68,13 +69,7 @@ def read(
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}:{number}", _parsed(line)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnreadableSourceError(f"{path}: cannot be read: {error}") from None
+    return ((place, _parsed(line)) for place, line in read_lines(path))
 
 
 def _parsed(line: str) -> Any:

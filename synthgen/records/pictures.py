@@ -10,17 +10,35 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from synthgen.records import BadEntryError
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+NOT_READ = (".heic", ".heif")  # they are found, so that they are named and not passed over
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", *NOT_READ)
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+HEAD = 12  # bytes of a file that tell HEIC
+APPLE_DOUBLE = "._"  # macOS writes ._NAME beside each file on a file system of others
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # every reader makes the same RGB of these
 COLOURS = ("CMYK", "YCbCr", "LAB", "HSV")  # made RGB by us
 ON_ITS_SIDE = (5, 6, 7, 8)
 QUALITY = 95  # of what must be encoded anew as jpg
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)  # what pillow raises
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether a file is an image by its name: of any case of suffix, and none that macOS left beside one."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(APPLE_DOUBLE)
+
+
+def image_files(folder: Path, deep: bool = False) -> list[Path]:
+    """The image files of a folder, sorted.
+
+    Args:
+        deep: also those of the folders in it.
+    """
+    return sorted(path for path in (folder.rglob("*") if deep else folder.glob("*")) if is_image_name(path))
 
 
 def read_bytes(path: Path | None, key: str = "file_name") -> bytes:
@@ -48,12 +66,34 @@ def upright_size(path: Path) -> tuple[int, int]:
             return image.size[::-1] if _orientation(image) in ON_ITS_SIDE else image.size
     except FileNotFoundError:
         raise BadEntryError(f"{path}: the picture is not there") from None
+    except UnidentifiedImageError as error:
+        with path.open("rb") as file:
+            raise BadEntryError(f"{path}: {undecoded(error, file.read(HEAD))}") from None
     except DAMAGED as error:
         raise BadEntryError(f"{path}: not a picture: {error}") from None
 
 
-def pixels(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
+def undecoded(error: Exception, data: bytes) -> str:
+    """Why an image does not decode.
+
+    Args:
+        error: what pillow raised.
+        data: the file, or its first HEAD bytes.
+    """
+    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+        return "HEIC is not read: convert it to JPEG or PNG"
+    if not data:
+        return "the picture does not decode: the file is empty"
+    if isinstance(error, UnidentifiedImageError):  # its text names an object in memory
+        return f"the picture does not decode: cannot identify image file: it begins with {data[:12]!r}"
+    return f"the picture does not decode: {error}"
+
+
+def pixels(data: bytes, size: tuple[int, int], path: Path | None = None) -> NDArray[np.uint8]:
     """A record's picture as (H, W, 3) uint8.
+
+    Args:
+        path: its file, for messages.
 
     Raises:
         BadEntryError: it does not decode, or is not of that size (width, height).
@@ -64,10 +104,10 @@ def pixels(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
     except BadEntryError:
         raise
     except DAMAGED as error:
-        raise BadEntryError(f"the picture does not decode: {error}") from None
+        raise BadEntryError(f"{path}: " * (path is not None) + undecoded(error, data)) from None
 
 
-def taken_over(data: bytes, size: tuple[int, int], verify: bool) -> tuple[bytes, str]:
+def taken_over(data: bytes, size: tuple[int, int], verify: bool, path: Path | None = None) -> tuple[bytes, str]:
     """What a dataset holds of a record's picture, and its format: jpg, png or webp.
 
     Its own bytes, if every reader sees in them what the record means; else encoded anew: jpg of quality 95 where it was one, png
@@ -75,6 +115,7 @@ def taken_over(data: bytes, size: tuple[int, int], verify: bool) -> tuple[bytes,
 
     Args:
         verify: decode it whole.
+        path: its file, for messages.
 
     Raises:
         BadEntryError: it does not decode, or is not of that size (width, height).
@@ -93,7 +134,7 @@ def taken_over(data: bytes, size: tuple[int, int], verify: bool) -> tuple[bytes,
     except BadEntryError:
         raise
     except DAMAGED as error:
-        raise BadEntryError(f"the picture does not decode: {error}") from None
+        raise BadEntryError(f"{path}: " * (path is not None) + undecoded(error, data)) from None
 
 
 def _as_recorded(image: Image.Image, size: tuple[int, int]) -> Image.Image:

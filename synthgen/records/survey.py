@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
-from synthgen.records import BadEntryError, Entry, Problem, clipped
+from synthgen.records import BadEntryError, Cleaned, Entry, Policy, Problem, cleaned
 from synthgen.records.pictures import read_bytes, taken_over
 from synthgen.records.source import Source
 
@@ -26,6 +27,9 @@ class Survey:
         names: categories of the source that are in use.
         kinds: how many pictures have which format.
         clipped: boxes that stuck out of their picture by a pixel at most.
+        cut: boxes that stood out further, and were clipped.
+        dropped: boxes of no area that were dropped.
+        lost_masks: why masks were dropped whose boxes are kept, one each.
         anew: pictures that have to be encoded anew.
         content: sha256 of all that is imported.
     """
@@ -36,23 +40,30 @@ class Survey:
     names: dict[str, None] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
     clipped: int = 0
+    cut: int = 0
+    dropped: int = 0
+    lost_masks: list[Problem] = field(default_factory=list)
     anew: int = 0
     content: str = ""
 
 
-def surveyed(source: Source, tell: Report) -> Survey:
+def surveyed(source: Source, policy: Policy, tell: Report) -> Survey:
     """Go through all entries: every picture is decoded, every box held against its picture."""
     survey, digest = Survey(), hashlib.sha256()
-    for seen in seen_entries(source.entries(whole=True)):
+    for seen in seen_entries(source.entries(whole=True), policy):
         tell("checked", isinstance(seen.entry, Entry))
         if seen.problems:
             survey.problems += seen.problems
             survey.bad |= {problem.entry for problem in seen.problems if problem.entry}
-        elif isinstance(seen.entry, Entry):
+        elif seen.cleaned is not None:
+            entry = seen.cleaned.entry
             survey.count += 1
-            survey.names |= dict.fromkeys(seen.entry.names)
+            survey.names |= dict.fromkeys(entry.names)
             survey.kinds[seen.kind] += 1
-            survey.clipped += seen.clipped
+            survey.clipped += seen.cleaned.clipped
+            survey.cut += seen.cleaned.cut
+            survey.dropped += seen.cleaned.dropped
+            survey.lost_masks += entry.lost_masks
             survey.anew += seen.anew
             digest.update(seen.content)
     survey.content = digest.hexdigest()
@@ -66,43 +77,44 @@ class _Seen:
     entry: Entry | Problem
     problems: tuple[Problem, ...] = ()
     kind: str = ""
-    clipped: int = 0
+    cleaned: Cleaned | None = None
     anew: bool = False
     content: bytes = b""
 
 
-def looked_at(entry: Entry | Problem) -> _Seen:
+def looked_at(policy: Policy, entry: Entry | Problem) -> _Seen:
     """Whether an entry can be used."""
     if isinstance(entry, Problem):
         return _Seen(entry, (entry,))
     problems = []
     try:
-        entry, number = clipped(entry)
+        result = cleaned(entry, policy)
     except BadEntryError as error:
         problems += error.problems(entry.place)
     try:
         original = read_bytes(entry.picture)
-        data, kind = taken_over(original, (entry.width, entry.height), verify=True)
+        data, kind = taken_over(original, (entry.width, entry.height), True, entry.picture)
     except BadEntryError as error:
         problems += error.problems(entry.place)
     if problems:
         return _Seen(entry, tuple(problems))
+    entry = result.entry
     labels = repr((entry.width, entry.height, entry.boxes.tolist(), entry.names, entry.phrases, entry.caption, entry.more))
     labels += "" if entry.source is None else repr(entry.source)
     content = hashlib.sha256(original).digest() + hashlib.sha256(labels.encode()).digest()
-    return _Seen(entry, (), kind, number, data is not original, content)
+    return _Seen(entry, (), kind, result, data is not original, content)
 
 
-def seen_entries(entries: Iterable[Entry | Problem]) -> Iterator[_Seen]:
+def seen_entries(entries: Iterable[Entry | Problem], policy: Policy) -> Iterator[_Seen]:
     """All of them looked at, in order; no more than AT_ONCE are at hand."""
     rest = iter(entries)
     with ThreadPoolExecutor() as pool:
         while batch := list(islice(rest, AT_ONCE)):
-            yield from pool.map(looked_at, batch)
+            yield from pool.map(partial(looked_at, policy), batch)
 
 
-def good_entries(source: Source, survey: Survey) -> Iterator[Entry]:
+def good_entries(source: Source, survey: Survey, policy: Policy) -> Iterator[Entry]:
     """The entries that can be used, in order."""
     for entry in source.entries(whole=True):
         if isinstance(entry, Entry) and entry.place not in survey.bad:
-            yield clipped(entry)[0]
+            yield cleaned(entry, policy).entry

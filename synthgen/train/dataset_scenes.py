@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from synthgen.errors import InputError
 from synthgen.layouts import Layout
-from synthgen.records import BadEntryError, Entry, Problem, clipped
+from synthgen.records import BadEntryError, Entry, Problem, cleaned
 from synthgen.records.lines import Columns
 from synthgen.records.pictures import pixels, read_bytes
 from synthgen.records.source import COCO, JSONL, Source
@@ -144,7 +144,7 @@ class RecordScenes(DatasetScenes):
         phrases = entry.phrases or tuple(f"a {name}" for name in entry.names)
         boxes = entry.boxes.astype(np.float32)
         layout = Layout(entry.width, entry.height, boxes, entry.names, phrases, caption=entry.caption)
-        return Scene(layout, entry.caption or ""), pixels(read_bytes(entry.picture), (entry.width, entry.height))
+        return Scene(layout, entry.caption or ""), pixels(read_bytes(entry.picture), (entry.width, entry.height), entry.picture)
 
 
 def source_of(data: DataSpec) -> Source:
@@ -166,7 +166,7 @@ def usable(found: Entry | Problem) -> list[Entry]:
         return []
     if found.picture is None or not found.picture.is_file():
         raise BadEntryError(f"{found.picture or 'file_name'}: the picture is not there")
-    return [clipped(found)[0]]
+    return [cleaned(found).entry]
 
 
 class ShardScenes(DatasetScenes):
@@ -296,7 +296,7 @@ def scene_of(record: bytes) -> Scene:
     boxes[:, 2:] += boxes[:, :2]
     if not (np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()):
         raise BadEntryError("its json has a box without area")
-    entry, _ = clipped(Entry("", width, height, boxes, names))
+    entry = cleaned(Entry("", width, height, boxes, names)).entry
     layout = Layout(width, height, entry.boxes.astype(np.float32), names, phrases)
     counts = Scene(layout, "").prompt
     if not counts or prompt == counts or prompt.startswith(f"{counts}, "):

@@ -101,8 +101,8 @@ def test_document_strings(tmp_path: Path) -> None:
         ("{", "layouts.jsonl:4: not JSON"),
         ("[]", "layouts.jsonl:4: '[]' is not a mapping"),
         ('{"width": 9, "height": 9, "boxes": []}', "layouts.jsonl:4: categories: missing"),
-        ('{"width": 9, "height": 9, "categories": ["dog"], "boxes": [[5, 5, 2, 9]]}', "layouts.jsonl:4: boxes[0]: [5, 5, 2, 9]: x1 must be"),
-        ('{"width": 9, "height": 9, "categories": ["dog"], "bbox": [[5, 5, -2, 9]]}', "layouts.jsonl:4: bbox[0]: [5, 5, -2, 9]: width and height"),
+        ('{"width": 9, "height": 9, "categories": ["dog"], "boxes": [[5, 5, 2, 9]]}', "layouts.jsonl:4: box 0 (dog), x 5 to 2, y 5 to 9: has no area"),
+        ('{"width": 9, "height": 9, "categories": ["dog"], "bbox": [[5, 5, -2, 9]]}', "layouts.jsonl:4: box 0 (dog), x 5 to 3, y 5 to 14: has no area"),
         ('{"width": 9, "height": 9, "categories": ["dog"], "bbox": []}', "layouts.jsonl:4: categories: 1 names for 0 boxes"),
         ('{"categories": [], "boxes": []}', "layouts.jsonl:4: give width and height, or a file_name"),
         ('{"custom_annotation": ["label_0_bbox_1_2_3_4"]}', "layouts.jsonl:4: custom_annotation[0]: 'label_0_bbox_1_2_3_4' is not"),
@@ -123,7 +123,7 @@ def test_a_broken_line_is_named(lines: Path, line: str, message: str) -> None:
         ({"images": []}, "annotations[0]: image_id 1 is not among the images"),
         (
             {"annotations": [{"image_id": 1, "category_id": 18, "bbox": [1, 2, 0, 4]}]},
-            "annotations[0]: [1, 2, 0, 4]: width and height",
+            "annotations[0]: box 0 (dog), x 1 to 1, y 2 to 6: has no area",
         ),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from synthgen.records import BadEntryError, Entry, UnreadableSourceError, clipped, coco, lines, yolo
+from synthgen.records import BadEntryError, Entry, Policy, UnreadableSourceError, cleaned, coco, lines, yolo
 from synthgen.records.source import Source, locate
 from tests.records.sources import (
     BOXES,
@@ -55,7 +55,6 @@ def coco_problems(data: dict[str, Any]) -> list[str]:
         ("annotations", 2, {"category_id": 99}, "i.json: annotations[2]: category_id 99 is not among the categories"),
         ("annotations", 1, {"image_id": 99}, "i.json: annotations[1]: image_id 99 is not among the images"),
         ("annotations", 1, {"image_id": [1]}, "i.json: annotations[1]: image_id [1] is not among the images"),
-        ("annotations", 0, {"bbox": [1, 2, 0, 4]}, "i.json: annotations[0]: [1, 2, 0, 4]: width and height must be greater than 0"),
         ("annotations", 0, {"bbox": [1, 2, float("nan"), 4]}, "i.json: annotations[0]: [1, 2, nan, 4]: all four must be finite"),
         ("annotations", 0, {"bbox": [1, 2, 10**400, 4]}, "all four must be finite"),
         ("annotations", 0, {"bbox": [1, 2, 3]}, "i.json: annotations[0]: [1, 2, 3] is not x, y, width, height"),
@@ -79,7 +78,7 @@ def test_what_is_wrong_in_a_coco_file(part: str, index: int, changes: dict[str, 
 
 def test_all_problems_are_listed_and_the_rest_is_read() -> None:
     data = coco_data()
-    data["annotations"][0]["bbox"][2] = data["annotations"][1]["category_id"] = -1
+    data["annotations"][0]["bbox"][2], data["annotations"][1]["category_id"] = "wide", -1
     found = list(coco.entries(data, Path("i.json"), Path(), False))
     assert [type(f).__name__ for f in found] == ["Problem", "Problem", "Entry", "Entry"]
 
@@ -159,7 +158,6 @@ def test_the_columns_of_document_001(tmp_path: Path) -> None:
         ('{"file_name": "../0.jpg", "custom_annotation": []}', ":2: file_name: '../0.jpg' leads out of"),
         ('{"file_name": "0.jpg", "custom_annotation": ["label_999_bbox_1_2_3_4"]}', "custom_annotation[0]: 'label_999_bbox_1_2_3_4'"),
         ('{"file_name": "0.jpg", "custom_annotation": ["label_1_bbox_nan_2_3_4"]}', "is not label_ID_bbox_X_Y_W_H"),
-        ('{"file_name": "0.jpg", "custom_annotation": ["label_1_bbox_1_2_0_4"]}', "[1.0, 2.0, 0.0, 4.0]: width and height"),
         ('{"file_name": "0.jpg", "custom_annotation": "label_1"}', "custom_annotation: 'label_1' is not a list of strings"),
         ('{"file_name": "0.jpg", "caption": 7, "custom_annotation": []}', "caption: 7 is not a text"),
         ('{"file_name": "0.jpg"}', ":2: categories: missing; a name for each box (or a column custom_annotation)"),
@@ -191,7 +189,6 @@ def test_annotation_strings_of_categories_that_coco_lacks(tmp_path: Path) -> Non
         ("7 0.5 0.5 0.1 0.1", "0.txt:3: class 7 has no name; there are 0 to 1"),
         ("dog 0.5 0.5 0.1 0.1", "0.txt:3: 'dog 0.5 0.5 0.1 0.1': not a class and numbers"),
         ("0 0.5 0.5 0.1", "0.txt:3: 3 numbers after the class"),
-        ("0 0.5 0.5 0 0.1", "0.txt:3: [40.0, 27.0, 0.0, 6.0]: width and height must be greater than 0"),
         ("0 nan 0.5 0.1 0.1", "0.txt:3: "),
     ],
 )
@@ -255,13 +252,53 @@ def entry(box: list[float]) -> Entry:
 
 
 def test_boxes_are_clipped_by_a_pixel_at_most() -> None:
-    inside, number = clipped(entry([-0.6, 20, 100.4, 50.9]))
-    assert number == 1
-    np.testing.assert_array_equal(inside.boxes[1], [0, 20, 100, 50])
-    assert clipped(entry([0, 0, 100, 50]))[1] == 0
-    for box in ([-1.2, 0, 20, 20], [90, 0, 101.5, 20], [100, 0, 100.5, 20], [-0.9, 0, 0, 20]):
+    inside = cleaned(entry([-0.6, 20, 100.4, 50.9]))
+    assert (inside.clipped, inside.cut, inside.dropped) == (1, 0, 0)
+    np.testing.assert_array_equal(inside.entry.boxes[1], [0, 20, 100, 50])
+    assert cleaned(entry([0, 0, 100, 50])).clipped == 0
+    for box in ([-1.2, 0, 20, 20], [90, 0, 101.5, 20]):
         with pytest.raises(BadEntryError, match=r"box 1 \(cat\), x .* y 0 to 20: outside the picture of 100 x 50 px"):
-            clipped(entry(box))
+            cleaned(entry(box))
+    for box in ([100, 0, 100.5, 20], [-0.9, 0, 0, 20]):
+        with pytest.raises(BadEntryError, match=r"box 1 \(cat\), x .* y 0 to 20: has no area in the picture of 100 x 50 px"):
+            cleaned(entry(box))
+
+
+def test_boxes_of_no_area_are_dropped_where_that_is_asked_for() -> None:
+    policy = Policy(drop_empty=True)
+    for box in ([5, 5, 5, 20], [20, 5, 10, 20], [100, 0, 100.5, 20], [300, 0, 300, 20]):
+        with pytest.raises(BadEntryError, match=r"box 1 \(cat\), .*: has no area"):
+            cleaned(entry(box))
+        result = cleaned(entry(box), policy)
+        assert (result.entry.names, result.dropped, result.clipped, result.cut) == (("dog",), 1, 0, 0)
+        np.testing.assert_array_equal(result.entry.boxes, [[0, 0, 10, 10]])
+    with pytest.raises(BadEntryError, match="outside the picture"):
+        cleaned(entry([90, 0, 120, 20]), policy)  # it has an area: what stands out is another fault
+
+
+def test_boxes_that_stand_out_are_clipped_where_that_is_asked_for() -> None:
+    result = cleaned(entry([-5, 20, 40, 80]), Policy(clip=True))
+    assert (result.cut, result.clipped, result.dropped) == (1, 0, 0)
+    np.testing.assert_array_equal(result.entry.boxes[1], [0, 20, 40, 50])
+    outside = entry([120, 0, 140, 20])
+    with pytest.raises(BadEntryError, match="has no area in the picture of 100 x 50 px"):
+        cleaned(outside, Policy(clip=True))
+    assert cleaned(outside, Policy(clip=True, drop_empty=True)).dropped == 1
+
+
+def test_what_is_known_of_a_box_goes_with_it() -> None:
+    boxes = np.array([[0, 0, 0, 9], [1, 1, 5, 5], [90, 10, 130, 20]], float)
+    lists = {"phrases": ("p", "q", "r"), "depth": (0.1, 0.2, 0.3), "places": ("f:1", "f:2", "f:3")}
+    more = ({}, {"iscrowd": 1, "area": 3.0}, {"iscrowd": 0, "area": 400.0})
+    source = ({"id": 1}, {"id": 10}, {"id": 20, "iscrowd": 1}, {"id": 30, "bbox": [90, 10, 40, 10], "area": 400.0})
+    whole = Entry("x", 100, 50, boxes, ("a", "b", "c"), more=more, source=source, **lists)  # type: ignore[arg-type]
+    kept = cleaned(whole, Policy(True, True, True)).entry
+    assert (kept.names, kept.phrases, kept.depth, kept.places) == (("b", "c"), ("q", "r"), (0.2, 0.3), ("f:2", "f:3"))
+    assert kept.more == ({"iscrowd": 0, "area": 3.0}, {"iscrowd": 0})  # an area of 400 px would be that of the whole box
+    assert kept.source == ({"id": 1}, {"id": 20}, {"id": 30})
+    with pytest.raises(BadEntryError) as caught:
+        cleaned(whole)
+    assert [p.place for p in caught.value.problems("x")] == ["f:1", "f:3"]
 
 
 RLE = {"size": [60, 80], "counts": [4799, 1]}
