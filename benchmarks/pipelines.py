@@ -37,12 +37,13 @@ from synthgen.diffusion.mixture import Conditions, Mixture, Predict, Region, sel
 from synthgen.diffusion.models import find_model
 from synthgen.diffusion.pipeline import LatentPipeline
 from synthgen.engine.run import run
-from synthgen.engine.worker import draw_scene, seed_sequence
+from synthgen.engine.worker import draw_scene
 from synthgen.layouts import Layout
 from synthgen.pipelines import Numerics
 from synthgen.pipelines.grounded.pipeline import GroundedPipeline
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.pipelines.regional_attention.pipeline import RegionalAttentionPipeline
+from synthgen.randomness import Stream, seed_sequence
 
 GPU = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.float16) if GPU else ("cpu", torch.float32)
@@ -241,7 +242,7 @@ def job(steps: int, repeats: int) -> dict[str, Any]:
         painter = made.pipeline.load(made.scene, Numerics(made.batch_size, made.chunk, made.threads, DEVICE))
         for start in range(0, made.images, made.batch_size):
             indices = range(start, min(made.images, start + made.batch_size))
-            painter([draw_scene(made, i) for i in indices], [seed_sequence(made.seed, i, 2) for i in indices])
+            painter([draw_scene(made, i) for i in indices], [seed_sequence(made.seed, i, Stream.NOISE) for i in indices])
 
     figures = compare(whole, bare, repeats)
     return {key: value for key, value in figures.items() if "TFLOP" not in key}

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from synthgen.config import Job, load_job
 from synthgen.diffusion.models import EMBEDDED
-from synthgen.engine.worker import NOISE_STREAM, REPAIR_STREAM, draw_scene, seed_sequence
+from synthgen.engine.worker import draw_scene
 from synthgen.pipelines import Numerics, Painting
+from synthgen.randomness import Stream, child_sequence, seed_sequence
 from synthgen.scene import Scene
 from synthgen.train.vae import Features
 from synthgen.verify.actions import Inspection
@@ -97,10 +98,10 @@ def paint(
     painter.counts = []
 
     def seeds(k: int, number: int) -> np.random.SeedSequence:
-        return np.random.SeedSequence(job.seed, spawn_key=(i, REPAIR_STREAM, 0, number))
+        return child_sequence(seed_sequence(job.seed, i, Stream.REPAIR), number)
 
     began = clock()
-    (painting,) = painter([scene], [seed_sequence(job.seed, i, NOISE_STREAM)])
+    (painting,) = painter([scene], [seed_sequence(job.seed, i, Stream.NOISE)])
     painted = clock()
     (checked,) = inspection([scene], [painting], seeds)
     repaired, counts, rng = clock(), list(painter.counts), np.random.default_rng((job.seed, i))

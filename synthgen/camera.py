@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from synthgen.randomness import child_sequence
+
 Pixels = NDArray[np.uint8]  # (H, W, 3), sRGB
 Light = NDArray[np.float32]  # (H, W, 3), linear; 0 black, 1 white
 
@@ -193,7 +195,7 @@ class CameraSpec(BaseModel):
         light: Light | None = None
         record: dict[str, float | None] = {}
         for name, effect in self.effects().items():
-            rng = np.random.default_rng(np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, crc32(name.encode()))))
+            rng = np.random.default_rng(child_sequence(seed, crc32(name.encode())))
             drawn = effect.draw(rng)
             record |= {f"camera_{name}_{key}": None if drawn is None else drawn[key] for key in effect.parameters()}
             if drawn is None:

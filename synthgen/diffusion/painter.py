@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from synthgen.diffusion.models import LayoutModelSpec
 from synthgen.diffusion.pipeline import LatentPipeline, load_pipeline
 from synthgen.pipelines import Numerics, Painting
+from synthgen.randomness import torch_seed
 from synthgen.scene import Scene
 
 
@@ -83,4 +84,4 @@ def paint(pipeline: Any, scenes: Sequence[Scene], seeds: Sequence[np.random.Seed
 
 
 def _generator(seed: np.random.SeedSequence) -> torch.Generator:
-    return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator().manual_seed(torch_seed(seed))

@@ -18,6 +18,7 @@ from synthgen.config import Job
 from synthgen.errors import InputError, StoreFailedError, StoreRefusedError
 from synthgen.layouts import InfeasibleLayoutError
 from synthgen.pipelines import Numerics, Painting
+from synthgen.randomness import Stream, child_sequence, seed_sequence
 from synthgen.scene import Scene
 from synthgen.shards.dataset import versions
 from synthgen.shards.sample import Sample
@@ -27,7 +28,6 @@ from synthgen.verify.actions import Checked, Inspection
 
 log = logging.getLogger(__name__)
 
-LAYOUT_STREAM, SCENE_STREAM, NOISE_STREAM, REPAIR_STREAM, ATMOSPHERE_STREAM, CAMERA_STREAM = range(6)
 BLANK_DEVIATION = 1.0  # grey levels; a picture with less is not a picture
 PIL_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
@@ -68,11 +68,6 @@ class Progress:
     images: int
 
 
-def seed_sequence(seed: int, index: int, stream: int, attempt: int = 0) -> np.random.SeedSequence:
-    """The randomness of one sample: depends on job seed, sample index, stream and attempt alone."""
-    return np.random.SeedSequence(seed, spawn_key=(index, stream, attempt))
-
-
 def draw_scene(job: Job, index: int) -> Scene:
     """Layout and scene of a sample: the same at every attempt.
 
@@ -80,10 +75,10 @@ def draw_scene(job: Job, index: int) -> Scene:
         InfeasibleLayoutError: no layout was found; the message names index and seed.
     """
     try:
-        layout = job.layout.sample(np.random.default_rng(seed_sequence(job.seed, index, LAYOUT_STREAM)), index)
+        layout = job.layout.sample(np.random.default_rng(seed_sequence(job.seed, index, Stream.LAYOUT)), index)
     except InfeasibleLayoutError as error:
         raise InfeasibleLayoutError(f"sample {index}, seed {job.seed}: {error}") from None
-    words, atmosphere = (np.random.default_rng(seed_sequence(job.seed, index, s)) for s in (SCENE_STREAM, ATMOSPHERE_STREAM))
+    words, atmosphere = (np.random.default_rng(seed_sequence(job.seed, index, s)) for s in (Stream.SCENE, Stream.ATMOSPHERE))
     return job.scene.draw(layout, words, atmosphere)
 
 
@@ -176,7 +171,7 @@ class Worker:
             return [Painted(scene, painting, attempt) for scene, painting in zip(scenes, paintings, strict=True)]
 
         def seeds(k: int, number: int) -> np.random.SeedSequence:
-            return np.random.SeedSequence(self.job.seed, spawn_key=(indices[k], REPAIR_STREAM, attempt, number))
+            return child_sequence(seed_sequence(self.job.seed, indices[k], Stream.REPAIR, attempt), number)
 
         checked = self.inspection(scenes, paintings, seeds)
         return [Painted(scene, c.painting, attempt, c) for scene, c in zip(scenes, checked, strict=True)]
@@ -226,11 +221,11 @@ class Worker:
         image, conditions = painted.painting.image, dict[str, Any](painted.scene.atmosphere)
         if self.job.scene.camera is None:
             return image, conditions
-        image, effects = self.job.scene.camera(image, seed_sequence(self.job.seed, index, CAMERA_STREAM))
+        image, effects = self.job.scene.camera(image, seed_sequence(self.job.seed, index, Stream.CAMERA))
         return image, conditions | effects
 
     def _noise(self, index: int, attempt: int) -> np.random.SeedSequence:
-        return seed_sequence(self.job.seed, index, NOISE_STREAM, attempt)
+        return seed_sequence(self.job.seed, index, Stream.NOISE, attempt)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

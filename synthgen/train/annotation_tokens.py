@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from synthgen.diffusion.prompts import phrases_of
 from synthgen.layouts import Layout
 from synthgen.pipelines.annotation_tokens.pipeline import AnnotationTokensPipeline
+from synthgen.randomness import Stream, seed_sequence
 from synthgen.train.box_attention import BoxAttention, look_loss
 from synthgen.train.boxed import BoxedTrainee, Noised, padded_boxes
 from synthgen.train.lora import add_lora
@@ -70,7 +71,7 @@ class AnnotationTokensTrainee(BoxedTrainee):
 
     def batches(self, start: int, rank: int) -> Iterator[Batch]:
         for step, batch in enumerate(super().batches(start, rank), start):
-            rng = np.random.default_rng((self.spec.seed, step, rank, 1))
+            rng = np.random.default_rng(seed_sequence(self.spec.seed, step, Stream.TRAINING_REHEARSAL, rank))
             yield self.rehearsal(batch, rng) if step < self.spec.rehearse else batch
 
     def rehearsal(self, batch: Batch, rng: np.random.Generator) -> Batch:

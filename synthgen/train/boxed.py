@@ -14,6 +14,7 @@ from synthgen.diffusion.models import find_model, unet_multiple
 from synthgen.diffusion.pipeline import LatentPipeline
 from synthgen.layouts import HELD, Layout, held
 from synthgen.layouts.scatter import Spec as ScatterSpec
+from synthgen.randomness import Stream, seed_sequence
 from synthgen.scene import Scene, SceneSpec, caption
 from synthgen.train.tasks._boxed import BoxedSpec
 from synthgen.train.windows import EncodedScene, WindowTrainee
@@ -164,5 +165,5 @@ def sheet_scenes(side: int) -> list[Scene]:
     """One to four dogs on a canvas of `side` px."""
     size = (0.3 * side, 0.4 * side)
     specs = [ScatterSpec(canvas=(side, side), objects={"dog": n}, size=size, gap=2) for n in (1, 2, 3, 4)]
-    rngs = [np.random.default_rng(i) for i in range(len(specs))]
+    rngs = [np.random.default_rng(seed_sequence(0, i, Stream.SHEET)) for i in range(len(specs))]
     return [SHEET_SCENES.draw(spec.sample(rng), rng) for spec, rng in zip(specs, rngs, strict=True)]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from synthgen.errors import InputError
 from synthgen.layouts import Layout
+from synthgen.randomness import Stream, seed_sequence
 from synthgen.records import BadEntryError, Entry, Problem, cleaned
 from synthgen.records.lines import Columns
 from synthgen.records.pictures import pixels, read_bytes
@@ -83,7 +84,7 @@ class DatasetScenes(ABC):
             except BadEntryError as error:
                 self.note([Problem(self.place(i), str(error))])
                 continue
-            rng = np.random.default_rng((self.seed, k))
+            rng = np.random.default_rng(seed_sequence(self.seed, k, Stream.TRAINING_CROP))
             return fitted(scene, picture, self.data.side, self.data.resizes, self.data.flip, rng)
         raise BadDataError(f"{self.data.source}: not one entry can be used; the last: {self.place(i)}")
 
@@ -91,7 +92,7 @@ class DatasetScenes(ABC):
         """Which entry has number k."""
         epoch, at = divmod(k, len(self))
         if self.epoch[0] != epoch:
-            self.epoch = epoch, self.order(np.random.default_rng((self.seed, epoch)))
+            self.epoch = epoch, self.order(np.random.default_rng(seed_sequence(self.seed, epoch, Stream.TRAINING_ORDER)))
         return int(self.epoch[1][at])
 
     def note(self, problems: Iterable[Problem]) -> None:

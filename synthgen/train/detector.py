@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from torch import nn
 
+from synthgen.randomness import Stream, seed_sequence
 from synthgen.scene import Scene
 from synthgen.train.scenes import Picture, Pool, held_out_scenes, open_scenes
 from synthgen.train.tasks.detector import Spec
@@ -55,7 +56,7 @@ class DetectorTrainee(nn.Module):
     def batches(self, start: int, rank: int) -> Iterator[Any]:
         pool: Pool[tuple[Scene, Picture]] = Pool(self.scenes, self.spec.data, lambda scene, picture: (self.known(scene), picture))
         for step, scenes in enumerate(pool.steps(start), start):
-            rng = np.random.default_rng((self.spec.seed, step, rank))
+            rng = np.random.default_rng(seed_sequence(self.spec.seed, step, Stream.TRAINING_STEP, rank))
             picks = [scenes[int(i)] for i in rng.integers(len(scenes), size=self.spec.batch_size)]
             yield self.collate([self.example(*pick, rng) for pick in picks], rng)
 

@@ -31,6 +31,7 @@ from synthgen.pipelines import Numerics
 from synthgen.pipelines.mixture import Spec as MixtureSpec
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.pipelines.paste import CutOut
+from synthgen.randomness import Stream, seed_sequence, torch_seed
 from synthgen.scene import Scene
 from synthgen.shards.store import replacing, write_text
 from synthgen.train.lora import add_lora, merged
@@ -68,7 +69,7 @@ class ConceptScenes:
         return (self[k] for k in count(start))
 
     def __getitem__(self, k: int) -> tuple[Scene, Picture]:
-        rng = np.random.default_rng((self.seed, k))
+        rng = np.random.default_rng(seed_sequence(self.seed, k, Stream.CONCEPT_SCENE))
         if rng.random() < self.photo_share:
             return self.photograph(*self.photos[int(rng.integers(len(self.photos)))], rng)
         scene = self.scene(tuple(self.painter.cutouts), ("a {category}",), rng)
@@ -152,7 +153,8 @@ class DreamBoothTrainee(WindowTrainee):
     def prior_scenes(self) -> Iterator[Scene]:
         for n, (name, prompts) in enumerate(self.kept):
             for k in range(self.spec.prior_images):
-                yield self.concepts.scene((name,) if name else (), prompts, np.random.default_rng((self.spec.seed, n, k)))
+                rng = np.random.default_rng(seed_sequence(self.spec.seed, k, Stream.PRIOR_SCENE, n))
+                yield self.concepts.scene((name,) if name else (), prompts, rng)
 
     def paint_prior(self, scenes: Sequence[Scene]) -> list[Tensor]:
         """Latents (C, H, W) float16 of scenes, by the checkpoint before it is trained."""
@@ -162,7 +164,8 @@ class DreamBoothTrainee(WindowTrainee):
         options |= {"background_guidance_scale": 1.0, "background_window": min(self.concepts.side, 4 * self.concepts.window)}
         painted = []
         for k, scene in enumerate(tqdm(scenes, "painting what is to be kept", unit="picture", disable=None)):
-            generator = torch.Generator().manual_seed(self.spec.seed + k)
+            seed = torch_seed(seed_sequence(self.spec.seed, k, Stream.PRIOR_NOISE))
+            generator = torch.Generator().manual_seed(seed)
             z: Any = pipeline([scene.layout], scene.background, generator=generator, output_type="latent", **options)
             painted.append(z[0].half().cpu())
         return painted
@@ -210,7 +213,8 @@ class DreamBoothTrainee(WindowTrainee):
     def measure(self) -> dict[str, float]:
         """Losses of the new classes, in pastes that are not trained on, and of what is to be kept."""
         scenes = [self.encode(*pair) for pair in islice(self.scenes.from_number(10**6), 8)]
-        parts = [self.batch(scenes, np.random.default_rng(k)) for k in range(8)]
+        rngs = [np.random.default_rng(seed_sequence(0, k, Stream.HELD_OUT)) for k in range(8)]
+        parts = [self.batch(scenes, rng) for rng in rngs]
         new, kept = (float(np.mean([float(self.part_loss(part)) for part in own])) for own in zip(*parts, strict=True))
         return {"concept_loss": round(new, 5), "prior_loss": round(kept, 5)}
 

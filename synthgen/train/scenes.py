@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from synthgen.assets import ASSETS
 from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.pipelines.paste import PastePainter
+from synthgen.randomness import Stream, seed_sequence
 from synthgen.scene import Scene
 from synthgen.train import DataSpec
 from synthgen.train.dataset_scenes import BadDataError, DatasetScenes, RecordScenes, ShardScenes
@@ -117,9 +118,11 @@ class PastedScenes:
         return (self[k] for k in count(start))
 
     def __getitem__(self, k: int) -> tuple[Scene, Picture]:
-        layout_seed, scene_seed, paint_seed, light_seed = np.random.SeedSequence(self.seed, spawn_key=(k,)).spawn(4)
-        spec, rng = self.layout_spec(np.random.default_rng(layout_seed)), np.random.default_rng(scene_seed)
-        layout = spec.sample(np.random.default_rng(layout_seed))
+        sizes, places, scene_seed, paint_seed, light_seed = (
+            seed_sequence(self.seed, k, Stream.PASTED_SCENE, part) for part in range(5)
+        )
+        spec, rng = self.layout_spec(np.random.default_rng(sizes)), np.random.default_rng(scene_seed)
+        layout = spec.sample(np.random.default_rng(places))
         phrases = tuple(self.phrase(name, rng) for name in layout.categories)
         ground = "a field of grass" if rng.random() < GRASS_SHARE else str(rng.choice(self.grounds))
         scene = Scene(layout.with_phrases(phrases), ground)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synthgen.diffusion.models import find_model
+from synthgen.randomness import Stream, seed_sequence
 from synthgen.train.scenes import PastedScenes, Picture, Pool, open_scenes
 from synthgen.train.tasks.vae import Spec
 from synthgen.verify import efficientnet
@@ -43,7 +44,7 @@ class VaeTrainee(nn.Module):
         pool: Pool[Picture] = Pool(self.scenes, self.spec.data, lambda _, picture: picture)
         f, side = 2 ** (len(self.vae.config["block_out_channels"]) - 1), self.spec.crop
         for step, pictures in enumerate(pool.steps(start), start):
-            rng = np.random.default_rng((self.spec.seed, step, rank))
+            rng = np.random.default_rng(seed_sequence(self.spec.seed, step, Stream.TRAINING_STEP, rank))
             shape = (self.spec.batch_size, self.vae.config["latent_channels"], side // f, side // f)
             yield crops(pictures, rng, self.spec.batch_size, side), torch.from_numpy(rng.standard_normal(shape, np.float32))
 

@@ -26,6 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from synthgen.diffusion.models import unet_multiple, vae_factor
 from synthgen.diffusion.windows import object_windows
+from synthgen.randomness import Stream, seed_sequence
 from synthgen.scene import Scene, region_prompt
 from synthgen.train.lora import merged
 from synthgen.train.scenes import PastedScenes, Picture, Pool, open_scenes
@@ -94,7 +95,8 @@ class WindowTrainee(nn.Module):
     def batches(self, start: int, rank: int) -> Iterator[Any]:
         pool: Pool[EncodedScene] = Pool(self.scenes, self.spec.data, self.encode)
         for step, scenes in enumerate(pool.steps(start), start):
-            yield self.batch(list(scenes), np.random.default_rng((self.spec.seed, step, rank)))
+            rng = np.random.default_rng(seed_sequence(self.spec.seed, step, Stream.TRAINING_STEP, rank))
+            yield self.batch(list(scenes), rng)
 
     @abstractmethod
     def batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Any:
@@ -170,7 +172,8 @@ class WindowTrainee(nn.Module):
     def held_out(self, batches: int = 8) -> Iterator[Any]:
         """Batches of held-out scenes, always the same ones."""
         scenes = [self.encode(*pair) for pair in islice(PastedScenes(384, 1, "heldout").from_number(0), 16)]
-        return (self.batch(scenes, np.random.default_rng(k)) for k in range(batches))
+        rngs = (np.random.default_rng(seed_sequence(0, k, Stream.HELD_OUT)) for k in range(batches))
+        return (self.batch(scenes, rng) for rng in rngs)
 
     def export(self, folder: Path) -> None:
         """Write an fp16 Stable Diffusion checkpoint; a LoRA is merged into it, and stands beside it too."""

@@ -9,21 +9,13 @@ import pytest
 import torch
 
 from synthgen.config import Job
-from synthgen.engine.worker import Progress, RejectedImageError, Worker, draw_scene, encode_image, is_picture, seed_sequence
+from synthgen.engine.worker import Progress, RejectedImageError, Worker, draw_scene, encode_image, is_picture
 from synthgen.layouts import InfeasibleLayoutError
 from synthgen.layouts._objects import ObjectSpec
 from synthgen.pipelines import Painting
 from synthgen.pipelines.paste import Spec as PasteSpec
 from synthgen.scene import Scene
 from synthgen.shards.shard import StagedShard, read_members
-
-
-def test_streams_do_not_meet() -> None:
-    keys = [
-        (seed, i, stream, attempt) for seed in (0, 1, 2**40) for i in (0, 1, 256) for stream in (0, 1, 2) for attempt in (0, 1)
-    ]
-    states = {tuple(seed_sequence(*key).generate_state(4)) for key in keys}
-    assert len(states) == len(keys)
 
 
 def test_layout_and_scene_are_functions_of_the_index(make_job: Callable[..., Job]) -> None:
