@@ -117,9 +117,13 @@ class Job(BaseModel):
         return {**flat(parts), **flat({"output": output}), **self.files()}
 
     def files(self) -> dict[str, Any]:
-        """Hashes of the files that the samples depend on, flat: of the layout's, the pipeline's and the verifier's."""
-        found = {"layout": self.layout.fingerprint(), "pipeline": self.pipeline.fingerprint()}
-        found |= {"verify": self.verify.fingerprint()} if self.verify is not None else {}
+        """Hash the files that the samples depend on, flat: of the layout, scene, pipeline and verifier."""
+        found = {
+            "layout": self.layout.fingerprint(),
+            "scene": self.scene.fingerprint(),
+            "pipeline": {**self.pipeline.fingerprint(), **self.pipeline.scene_fingerprint(self.scene)},
+            "verify": {} if self.verify is None else self.verify.fingerprint(),
+        }
         return flat(found)
 
 

@@ -95,6 +95,10 @@ class MethodSpec(BaseModel):
         """What the pixels depend on, beyond the recipe's own keys: hashes of model files."""
         return {}
 
+    def scene_fingerprint(self, scene: SceneSpec) -> dict[str, Any]:
+        """Return what pixels depend on besides that only some scenes use: hashes of files."""
+        return {}
+
     def licence(self) -> str:
         """What the images may be used for, as far as this recipe decides it."""
         return "Apache-2.0"

@@ -19,7 +19,7 @@ from synthgen.assets import ASSETS
 from synthgen.layouts import Boxes, SamplerSpec
 from synthgen.pipelines import MethodSpec, Numerics, Painting
 from synthgen.pipelines._grounds import choose_by_words, ground, words
-from synthgen.scene import Scene, SceneSpec, pictures
+from synthgen.scene import Scene, SceneSpec, describe_damage, hash_pictures, pictures
 
 ASPECT_TOLERANCE = 0.1  # of the logarithm of width / height
 OPAQUE = 128  # alpha from which a pixel belongs to the object
@@ -56,10 +56,21 @@ class Spec(MethodSpec):
         problems = [f"cutouts: no cut-outs of {names} in {self.cutouts!r}; it has {have}"] if missing else []
         if not pictures(self.ground_folder(scene)):
             problems.append(f"grounds: no pictures in {self.grounds!r}")
-        return problems
+        own = {
+            "cutouts": [] if self.cutouts in SHIPPED else pictures(folder),
+            "grounds": [] if self.grounds in SHIPPED or scene.backgrounds else pictures(Path(self.grounds)),
+        }
+        damage = {key: describe_damage(files) for key, files in own.items()}
+        return problems + [f"{key}: {text}" for key, text in damage.items() if text]
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"cutouts_sha256": files_hash(pictures(self.cutout_folder))}
+        files = pictures(self.cutout_folder)
+        names = "\0".join(file.relative_to(self.cutout_folder).as_posix() for file in files)
+        # the first knows of each file only the folder that it is in
+        return {"cutouts_sha256": files_hash(files), "cutouts_names_sha256": hashlib.sha256(names.encode()).hexdigest()}
+
+    def scene_fingerprint(self, scene: SceneSpec) -> dict[str, Any]:
+        return {} if scene.backgrounds is not None else {"grounds_sha256": hash_pictures(self.ground_folder(scene))}
 
     def licence(self) -> str:
         shipped = self.cutouts in SHIPPED and self.grounds in SHIPPED
