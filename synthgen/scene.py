@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator
 
 from synthgen.camera import CameraSpec
 from synthgen.layouts import Layout
+from synthgen.spec import SpecModel
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 Choice = str | tuple[str, ...]
@@ -21,7 +22,7 @@ COUNTS = "{counts}, {background}"
 ATMOSPHERE = ("weather", "light", "season", "style")
 
 
-class SceneSpec(BaseModel):
+class SceneSpec(SpecModel):
     """What is in the picture, whatever paints it; a list is drawn from, per box or per image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

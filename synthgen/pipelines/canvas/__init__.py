@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from synthgen.diffusion.models import ModelSpec, SchedulerName, canvas_problems, read_config, vae_factor
 from synthgen.layouts import SamplerSpec
 from synthgen.pipelines import Numerics
 from synthgen.scene import SceneSpec, describe_damage
+from synthgen.spec import SpecModel
 
 if TYPE_CHECKING:
     from synthgen.pipelines.canvas.pipeline import CanvasPainter
 
 
-class CanvasRegion(BaseModel):
+class CanvasRegion(SpecModel):
     """A rectangle of the canvas, in px.
 
     Attributes:
