@@ -12,7 +12,9 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+from synthgen.spec import SpecModel
 
 from synthgen.randomness import child_sequence
 
@@ -40,7 +42,7 @@ Grey = Annotated[float, Field(ge=0, le=128)]
 Quality = Annotated[int, Field(ge=1, le=100)]
 
 
-class Effect(BaseModel):
+class Effect(SpecModel):
     """One thing that befalls some of the pictures; its ranges are drawn from for each of these."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -164,7 +166,7 @@ class Jpeg(OfFile):
         return np.array(Image.open(buffer))
 
 
-class CameraSpec(BaseModel):
+class CameraSpec(SpecModel):
     """Effects in the order in which light meets them; each has a probability and ranges."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

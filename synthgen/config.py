@@ -20,6 +20,7 @@ from synthgen.pipelines.tiling.document import as_job, is_tiling_document
 from synthgen.scene import SceneSpec
 from synthgen.shards.categories import COCO_IDS, category_ids
 from synthgen.shards.store import check_url, is_url
+from synthgen.spec import SpecModel
 from synthgen.train import TaskSpec
 from synthgen.verify import VerifierSpec
 from synthgen.voice import Spoken
@@ -33,7 +34,7 @@ SECTIONS = {"layout": "sampler", "pipeline": "method", "verify": "verifier"}  # 
 COMMAND_LINE = "command line"
 
 
-class OutputSpec(BaseModel):
+class OutputSpec(SpecModel):
     """Where the dataset goes and how its pictures are stored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +57,7 @@ class OutputSpec(BaseModel):
         return expanduser(value)  # a shell leaves the ~ of key=~/folder as it is
 
 
-class Job(BaseModel):
+class Job(SpecModel):
     """What to make: one layout recipe, one pipeline recipe, how many, where to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -117,9 +118,13 @@ class Job(BaseModel):
         return {**flat(parts), **flat({"output": output}), **self.files()}
 
     def files(self) -> dict[str, Any]:
-        """Hashes of the files that the samples depend on, flat: of the layout's, the pipeline's and the verifier's."""
-        found = {"layout": self.layout.fingerprint(), "pipeline": self.pipeline.fingerprint()}
-        found |= {"verify": self.verify.fingerprint()} if self.verify is not None else {}
+        """Hash the files that the samples depend on, flat: of the layout, scene, pipeline and verifier."""
+        found = {
+            "layout": self.layout.fingerprint(),
+            "scene": self.scene.fingerprint(),
+            "pipeline": {**self.pipeline.fingerprint(), **self.pipeline.scene_fingerprint(self.scene)},
+            "verify": {} if self.verify is None else self.verify.fingerprint(),
+        }
         return flat(found)
 
 
@@ -316,7 +321,7 @@ class _Validation:
 
     def explain(self, model: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> None:
         """One pydantic error as one line."""
-        where = (*path, *(p for p in detail["loc"] if not str(p).startswith(("function-", "tuple[", "constrained-"))))
+        where = (*path, *(p for p in detail["loc"] if not str(p).startswith(("function-", "tuple[", "constrained-", "dict["))))
         if where not in self.document.places and where[-1:] in (("range",), ("count",)):
             where = where[:-1]  # a short form, such as `size: [56, 88]` for `size: {range: [56, 88]}`
         if detail["type"] == "extra_forbidden":

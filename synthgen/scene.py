@@ -1,14 +1,20 @@
 """A scene: one layout and the words for what is in it."""
 
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from PIL import Image
+from pydantic import AfterValidator, ConfigDict, Field, field_validator
 
 from synthgen.camera import CameraSpec
 from synthgen.layouts import Layout
+from synthgen.spec import SpecModel
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 Choice = str | tuple[str, ...]
@@ -16,7 +22,7 @@ COUNTS = "{counts}, {background}"
 ATMOSPHERE = ("weather", "light", "season", "style")
 
 
-class SceneSpec(BaseModel):
+class SceneSpec(SpecModel):
     """What is in the picture, whatever paints it; a list is drawn from, per box or per image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,7 +62,13 @@ class SceneSpec(BaseModel):
     def holds_pictures(cls, value: str | None) -> str | None:
         if value is not None and not pictures(Path(value)):
             raise ValueError(f"{value!r} is not a folder with pictures ({', '.join(PICTURE_SUFFIXES)})")
+        if value is not None and (damage := describe_damage(pictures(Path(value)))):
+            raise ValueError(damage)
         return value
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what pixels depend on beyond the scene's own keys: hashes of files."""
+        return {} if self.backgrounds is None else {"backgrounds_sha256": hash_pictures(Path(self.backgrounds))}
 
     def draw(self, layout: Layout, rng: np.random.Generator, atmosphere: np.random.Generator | None = None) -> "Scene":
         """The scene of one layout: a function of the spec, the layout and the generators' states.
@@ -105,8 +117,55 @@ class Scene:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The picture files below a folder, in a fixed order; empty if there is no such folder."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES) if folder.is_dir() else []
+    """List the image files below a folder in a fixed order; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+    return sorted(p for p in found if not p.name.startswith("._"))  # macOS writes such files beside others
+
+
+def hash_pictures(folder: Path) -> str:
+    """Hash (sha256) the names, relative to a folder, and the bytes of the image files below it."""
+    digest = hashlib.sha256()
+    for file in pictures(folder):
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\0".encode())
+    return digest.hexdigest()
+
+
+def describe_damage(files: Sequence[Path]) -> str:
+    """Say in one line which image files cannot be used, and why the first cannot; empty if all can."""
+    with ThreadPoolExecutor() as pool:  # decoding does not hold the interpreter's lock
+        reasons = list(pool.map(_damage_of, files))
+    bad = [f"{str(file)!r} {reason}" for file, reason in zip(files, reasons, strict=True) if reason]
+    more = f"; and {len(bad) - 1} more of {len(files)} images" if len(bad) > 1 else ""
+    return f"{bad[0]}{more}; mend or remove it" if bad else ""
+
+
+def _damage_of(file: Path) -> str:
+    """Say why an image file cannot be used; empty if it can."""
+    try:
+        about = file.stat()
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return _decoded(file, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _decoded(file: Path, size: int, changed: int) -> str:
+    """Decode an image file whole, once for each size and time of change; say what is wrong with it."""
+    from synthgen.records.pictures import COLOURS, DAMAGED, EIGHT_BITS  # it needs the layouts, which are read first
+
+    try:
+        with Image.open(file) as image:
+            if image.mode not in EIGHT_BITS + COLOURS:
+                return f"has mode {image.mode}; save it with 8 bits a channel"
+            image.draft(None, (1, 1))  # of a JPEG all is read, but only the mean of each block computed
+            image.load()
+    except DAMAGED as error:
+        return f"does not decode: {error}"
+    return ""
 
 
 def _options(value: Choice) -> tuple[str, ...]:

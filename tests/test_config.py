@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from pydantic import BaseModel
 
 from synthgen import registry
 from synthgen.config import ConfigError, Job, load_job, load_training, recipe_names
+from synthgen.spec import SpecModel
 
 GOOD = """\
 version: 1
@@ -172,6 +174,58 @@ def test_fingerprint_ignores_how_many_where_and_how_fast(make_job: Callable[...,
     changed = make_job("seed=4", "pipeline.shadow=0.1", "output.image_format=png").fingerprint()
     assert {k for k in base if base[k] != changed[k]} == {"seed", "pipeline.shadow", "output.image_format"}
     json.dumps(base)
+
+
+NUMBERS = [
+    ("images=true", "images: true: input should be a number, not true or false"),
+    ("seed=false", "seed: false: input should be a number, not true or false"),
+    ("layout.canvas=[true, 256]", "layout.canvas.0: true: input should be a number"),
+    ("layout.size=[true, 88]", "layout.size.range.0: true: input should be a number"),
+    ("layout.objects={dog: true}", "layout.objects.dog: True: input should be a valid dictionary"),
+    ("layout.objects={dog: {share: true}}", "layout.objects.dog.share: true: input should be a number"),
+    ("output.shard_size=true", "output.shard_size: true: input should be a number"),
+    ("workers=true", "workers: true: input should be a number"),
+    ("workers=[true, 4]", "workers.0: true: input should be a number"),
+    ("version=true", "version: true: input should be a number"),
+    ("categories={dog: true}", "categories.dog: true: input should be a number"),
+    ("pipeline.steps=true", "pipeline.steps: true: input should be a number"),
+    ("pipeline.guidance_scale=.nan", "pipeline.guidance_scale: nan: input should be a number"),
+    ("verify={verifier: detector, threshold: {dog: true}}", "verify.threshold.dog: true: input should be a number"),
+    ("verify={verifier: panel, of: [{verifier: detector, iou: true}]}", "iou: Value error, true: input should be a number"),
+    ("scene.camera={jpeg: {quality: true}}", "scene.camera.jpeg.quality.0: true: input should be a number"),
+    ("images=10.5", "images: 10.5: input should be a valid integer, got a number with a fractional part"),
+]
+
+
+@pytest.mark.parametrize(("override", "said"), NUMBERS)
+def test_true_and_false_are_not_numbers(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_job("100dogs", [override])
+    assert any(line.startswith("command line: ") and said in line for line in str(caught.value).splitlines())
+    assert "function-before" not in str(caught.value)
+
+
+def test_true_is_not_a_number_of_a_training_job() -> None:
+    with pytest.raises(ConfigError, match="command line: seed: true: input should be a number"):
+        load_training("train-detector", ["seed=true"])
+
+
+@pytest.mark.parametrize("written", ["10", "10.0", "1e1", "'10'"])
+def test_whole_numbers_may_be_written_as_decimals(written: str) -> None:
+    job = load_job("100dogs", [f"images={written}"])
+    assert (job.images, type(job.images)) == (10, int)
+
+
+def test_every_mapping_of_a_job_tells_true_from_1() -> None:
+    """A class that a recipe holds must be a SpecModel too, or its numbers are not looked at."""
+    for kind in ("sampler", "method", "task", "verifier"):
+        for name in registry.names(kind):
+            registry.spec_class(kind, name)
+    todo, own = [BaseModel], []
+    while todo:
+        todo += (found := todo.pop().__subclasses__())
+        own += [c for c in found if c.__module__.startswith("synthgen.") and not issubclass(c, SpecModel)]
+    assert own == []
 
 
 def test_a_config_error_imports_no_torch(tmp_path: Path) -> None:

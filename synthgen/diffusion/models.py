@@ -45,7 +45,10 @@ class ModelSpec(MethodSpec):
         return find_model(self.model, self.weights)
 
     def fingerprint(self) -> dict[str, Any]:
+        index = self.folder() / "model_index.json"  # says how the parts work together
         found = {"model_sha256": folder_hash(self.folder())}
+        if index.is_file():
+            found["model_index_sha256"] = hashlib.sha256(index.read_bytes()).hexdigest()
         if self.lora is not None:
             found["lora_sha256"] = hashlib.sha256(find_lora(self.lora).read_bytes()).hexdigest()
         return found

@@ -39,18 +39,20 @@ class PromptedWindow:
     def prompts(self, h: int, w: int) -> NDArray[np.int64]:
         """The row of each cell's prompt, (h, w), at the resolution of some level of the UNet.
 
-        A cell is in a box if its centre is; of several boxes the smallest wins; and a box with no cell has the one at its centre.
+        A cell is in a box if its centre is; of several boxes the smallest wins; and a box with no
+        cell has the one at its centre, whatever prompts it shares with other boxes.
         """
         scale = np.array([w / self.size[1], h / self.size[0]] * 2)
-        found, boxes = np.full((h, w), self.base), self.boxes * scale
+        owners, boxes = np.full((h, w), -1), self.boxes * scale
         order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(1), kind="stable")
         for i in order:
             x0, y0, x1, y1 = np.ceil(boxes[i] - 0.5).astype(int).clip(0)
-            found[y0:y1, x0:x1] = self.rows[i]
+            owners[y0:y1, x0:x1] = i
         for i in order:
-            x, y = ((boxes[i, :2] + boxes[i, 2:]) / 2).astype(int)
-            if 0 <= x < w and 0 <= y < h and not (found == self.rows[i]).any():
-                found[y, x] = self.rows[i]
+            x, y = np.floor((boxes[i, :2] + boxes[i, 2:]) / 2).astype(int)
+            if 0 <= x < w and 0 <= y < h and not (owners == i).any():
+                owners[y, x] = i
+        found: NDArray[np.int64] = np.array([*self.rows, self.base])[owners]  # -1: outside
         return found
 
 

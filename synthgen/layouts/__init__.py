@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from synthgen.errors import InputError
+from synthgen.spec import SpecModel
 
 Boxes = NDArray[np.float32]
 HELD = 0.5  # share of a box that a window or a crop must hold for the box to count there
@@ -103,7 +104,7 @@ Range = Annotated[tuple[float, float], AfterValidator(_ascending)]
 Side = Annotated[int, Field(ge=16, le=16384)]
 
 
-class SamplerSpec(BaseModel):
+class SamplerSpec(SpecModel):
     """A layout recipe: what every sampler reads, and the calls the rest of the program makes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)

@@ -4,9 +4,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from synthgen.layouts import Range, SamplerSpec
+from synthgen.spec import SpecModel
 
 Floats = NDArray[np.float64]
 SMALL, MEDIUM = 32.0, 96.0  # roots of the areas that part COCO's small, medium and large objects
@@ -28,7 +29,7 @@ def _one_as_range(value: Any) -> Any:
 Counts = Annotated[CountRange, BeforeValidator(_one_as_range)]  # a number, or [least, most]
 
 
-class SizeSpec(BaseModel):
+class SizeSpec(SpecModel):
     """How large boxes are: a range and how sizes are distributed in it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,7 +83,7 @@ def _range_as_size(value: Any) -> Any:
 Size = Annotated[SizeSpec, BeforeValidator(_range_as_size)]  # [least, most], or a mapping
 
 
-class ObjectSpec(BaseModel):
+class ObjectSpec(SpecModel):
     """How many objects of one category a layout has, and what they are like."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

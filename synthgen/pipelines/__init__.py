@@ -10,11 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from synthgen.errors import InputError
 from synthgen.layouts import SamplerSpec
 from synthgen.scene import Scene, SceneSpec
+from synthgen.spec import SpecModel
 
 
 class ModelNotFoundError(InputError):
@@ -66,7 +67,7 @@ class Painter(Protocol):
         """Paint a batch: every scene with its own layout and its own seed."""
 
 
-class MethodSpec(BaseModel):
+class MethodSpec(SpecModel):
     """A pipeline recipe. Specs import no torch: the implementation is imported by `load`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,6 +94,10 @@ class MethodSpec(BaseModel):
 
     def fingerprint(self) -> dict[str, Any]:
         """What the pixels depend on, beyond the recipe's own keys: hashes of model files."""
+        return {}
+
+    def scene_fingerprint(self, scene: SceneSpec) -> dict[str, Any]:
+        """Return what pixels depend on besides that only some scenes use: hashes of files."""
         return {}
 
     def licence(self) -> str:

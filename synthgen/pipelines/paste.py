@@ -16,10 +16,10 @@ from pycocotools import mask as coco_mask
 from pydantic import Field
 
 from synthgen.assets import ASSETS
-from synthgen.layouts import SamplerSpec
+from synthgen.layouts import Boxes, SamplerSpec
 from synthgen.pipelines import MethodSpec, Numerics, Painting
 from synthgen.pipelines._grounds import choose_by_words, ground, words
-from synthgen.scene import Scene, SceneSpec, pictures
+from synthgen.scene import Scene, SceneSpec, describe_damage, hash_pictures, pictures
 
 ASPECT_TOLERANCE = 0.1  # of the logarithm of width / height
 OPAQUE = 128  # alpha from which a pixel belongs to the object
@@ -56,10 +56,21 @@ class Spec(MethodSpec):
         problems = [f"cutouts: no cut-outs of {names} in {self.cutouts!r}; it has {have}"] if missing else []
         if not pictures(self.ground_folder(scene)):
             problems.append(f"grounds: no pictures in {self.grounds!r}")
-        return problems
+        own = {
+            "cutouts": [] if self.cutouts in SHIPPED else pictures(folder),
+            "grounds": [] if self.grounds in SHIPPED or scene.backgrounds else pictures(Path(self.grounds)),
+        }
+        damage = {key: describe_damage(files) for key, files in own.items()}
+        return problems + [f"{key}: {text}" for key, text in damage.items() if text]
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"cutouts_sha256": files_hash(pictures(self.cutout_folder))}
+        files = pictures(self.cutout_folder)
+        names = "\0".join(file.relative_to(self.cutout_folder).as_posix() for file in files)
+        # the first knows of each file only the folder that it is in
+        return {"cutouts_sha256": files_hash(files), "cutouts_names_sha256": hashlib.sha256(names.encode()).hexdigest()}
+
+    def scene_fingerprint(self, scene: SceneSpec) -> dict[str, Any]:
+        return {} if scene.backgrounds is not None else {"grounds_sha256": hash_pictures(self.ground_folder(scene))}
 
     def licence(self) -> str:
         shipped = self.cutouts in SHIPPED and self.grounds in SHIPPED
@@ -84,13 +95,20 @@ class PastePainter:
         """One scene, painted from far to near; masks are what of each object stays visible."""
         layout = scene.layout
         canvas = ground(choose_by_words(self.grounds, scene.background, rng), layout.width, layout.height, rng)
-        boxes = np.round(layout.boxes).astype(int)
+        boxes = whole_pixels(layout.boxes, (layout.width, layout.height))
         order = np.argsort(boxes[:, 3] if layout.depth is None else -layout.depth, kind="stable")
         alphas: dict[int, NDArray[np.bool_]] = {}
         for i in order:
             cutout = choose_cutout(self.cutouts[layout.categories[i]], scene.phrases[i], boxes[i], rng)
             alphas[int(i)] = stamp(canvas, cutout, boxes[i], self.shadow)
         return Painting(np.array(canvas), visible_masks(boxes, alphas, order, (layout.height, layout.width)))
+
+
+def whole_pixels(boxes: Boxes, canvas: tuple[int, int]) -> NDArray[np.int_]:
+    """Round boxes (N, 4) xyxy to whole pixels of a canvas (width, height), at least 1 px wide and high."""
+    low, high = np.split(np.round(boxes).astype(int), 2, axis=1)
+    low = np.minimum(low, np.array(canvas) - 1)
+    return np.concatenate([low, np.maximum(high, low + 1)], 1)
 
 
 class CutOut:
@@ -134,7 +152,9 @@ def fit(cutout: Image.Image, w: int, h: int) -> Image.Image:
     """
     image = _resize(cutout, w, h)
     x0, y0, x1, y1 = _mask_box(image)
-    if (x1 - x0, y1 - y0) == (w, h) or x1 == x0:
+    if x1 == x0:
+        return _shown(image)
+    if (x1 - x0, y1 - y0) == (w, h):
         return image
     image = _resize(cutout, -(-w * w // (x1 - x0)), -(-h * h // (y1 - y0)))
     x0, y0, x1, y1 = _mask_box(image)
@@ -145,6 +165,13 @@ def fit(cutout: Image.Image, w: int, h: int) -> Image.Image:
 
 def _resize(cutout: Image.Image, w: int, h: int) -> Image.Image:
     return cutout.resize((w, h), Image.Resampling.BOX if w * 2 < cutout.width else Image.Resampling.BICUBIC)
+
+
+def _shown(cutout: Image.Image) -> Image.Image:
+    """Make the most opaque pixels of a cut-out (RGBa) opaque: of 1 or 2 px it would be a label of nothing."""
+    pixels = np.array(cutout.convert("RGBA"))
+    pixels[pixels[..., 3] == pixels[..., 3].max(), 3] = 255
+    return Image.fromarray(pixels).convert("RGBa")
 
 
 def _mask_box(cutout: Image.Image) -> tuple[int, int, int, int]:

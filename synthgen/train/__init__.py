@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+
+from synthgen.spec import SpecModel
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +40,7 @@ class Trainee(Protocol):
         """Write what a recipe can name as its model."""
 
 
-class DataSpec(BaseModel):
+class DataSpec(SpecModel):
     """What is trained on: scenes pasted on the fly, or a dataset."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -110,7 +112,7 @@ class DataSpec(BaseModel):
         return self
 
 
-class TrainOutputSpec(BaseModel):
+class TrainOutputSpec(SpecModel):
     """Where the run goes and how often it can be looked at."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -119,7 +121,7 @@ class TrainOutputSpec(BaseModel):
     every: int = Field(250, ge=1, description="steps between two saved states, sample sheets and loss plots")
 
 
-class TaskSpec(BaseModel):
+class TaskSpec(SpecModel):
     """A training job: what all tasks read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from synthgen.layouts import Layout, SamplerSpec
+from synthgen.spec import SpecModel
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Action = Literal["repair", "redo", "tighten", "flag"]
@@ -43,7 +44,7 @@ class Verifier(Protocol):
         """A verdict for each picture (H, W, 3)."""
 
 
-class VerifierSpec(BaseModel):
+class VerifierSpec(SpecModel):
     """How pictures are looked at, and what happens to those that fail; specs import no torch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -2,10 +2,12 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from synthgen.spec import SpecModel
 
 
-class Spoken(BaseModel):
+class Spoken(SpecModel):
     """What was said, how it was heard, and what it means: kept with the job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -33,6 +33,24 @@ def test_cells_of_overlapping_boxes_read_the_smallest_and_none_is_lost() -> None
     assert set(np.unique(window.prompts(4, 4))) == {0, 1, 2, 3}  # each keeps a cell where it has less than one
 
 
+def test_a_box_without_a_cell_gets_one_where_others_share_its_prompt() -> None:
+    """A hundred dogs of one prompt: each of them keeps a cell, whatever the others have."""
+    boxes = np.array([[0, 0, 4, 4], [6.2, 6.2, 6.4, 6.4]])
+    for rows in ((1, 1), (1, 2)):
+        assert PromptedWindow((8, 8), 0, boxes, rows).prompts(8, 8)[6, 6] == rows[1]
+    low = np.array([(x, y) for y in range(0, 40, 4) for x in range(0, 40, 4)]) + 0.6
+    window = PromptedWindow((40, 40), 0, np.concatenate([low, low + 1.8], 1), (1,) * 100)
+    for side in (40, 20, 10):
+        found = window.prompts(side, side)
+        x, y = np.floor((low + 0.9) * side / 40).astype(int).T
+        assert (found[y, x] == 1).all()
+
+
+def test_a_box_whose_centre_is_left_of_a_window_takes_none_of_its_cells() -> None:
+    window = PromptedWindow((8, 8), 0, np.array([[-1.2, 4, 0.4, 5]]), (1,))
+    assert (window.prompts(8, 8) == 0).all()
+
+
 def test_boxes_over_the_edge_of_a_window_are_cut() -> None:
     window = PromptedWindow((8, 8), 0, np.array([[-4.0, -4, 2, 2], [6, 6, 20, 20], [30, 30, 40, 40]]), (1, 2, 3))
     found = window.prompts(8, 8)

@@ -12,7 +12,7 @@ from synthgen.layouts import Layout
 from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.pipelines import Numerics
 from synthgen.pipelines._grounds import choose_by_words, ground
-from synthgen.pipelines.paste import PastePainter, Spec
+from synthgen.pipelines.paste import PastePainter, Spec, whole_pixels
 from synthgen.scene import Scene, SceneSpec, pictures
 
 SCENES = SceneSpec(object=("a brown {category}", "a black {category}"), background="a field of grass")
@@ -66,6 +66,34 @@ def test_nothing_is_pasted_outside_the_boxes() -> None:
         assert changed[y0:y1, x0:x1].any()
         changed[y0:y1, x0:x1] = False
     assert not changed.any()
+
+
+SMALL = [(1.5, 10, 2.5, 30), (63, 62.5, 64, 63.5), (0.2, 0.2, 0.4, 0.4), (63.6, 5, 64, 6), (5, 5, 7, 6), (5, 5, 7, 7)]
+
+
+@pytest.mark.parametrize("box", SMALL)
+def test_the_smallest_boxes_are_pasted_and_their_masks_hold_something(painter: PastePainter, box: tuple[float, ...]) -> None:
+    layout = Layout(64, 64, np.array([box], np.float32), ("dog",), ("a dog",))
+    for painting in painter([Scene(layout, "grass")] * 4, seeds(*range(4))):
+        assert painting.masks is not None
+        mask = coco_mask.decode({**painting.masks[0], "counts": painting.masks[0]["counts"].encode()})
+        y, x = np.nonzero(mask)
+        assert len(x)
+        low, high = np.floor(box[:2]), np.ceil(box[2:])
+        assert (low - 1 <= (x.min(), y.min())).all()
+        assert ((x.max(), y.max()) <= high).all()
+
+
+def test_whole_pixels_are_rounded_boxes_wherever_these_have_an_area() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 50, (500, 2))
+    boxes = np.concatenate([low, low + rng.uniform(0.1, 14, (500, 2))], 1).astype(np.float32)
+    found, rounded = whole_pixels(boxes, (64, 64)), np.round(boxes).astype(int)
+    assert ((found[:, 2:] - found[:, :2]) >= 1).all()
+    assert ((found >= 0) & (found <= 64)).all()
+    real = (rounded[:, 2:] > rounded[:, :2]).all(1)
+    np.testing.assert_array_equal(found[real], rounded[real])
+    assert not real.all()
 
 
 def test_the_nearer_object_hides_the_farther(painter: PastePainter) -> None:

@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from synthgen.diffusion.models import ModelSpec, SchedulerName, canvas_problems, read_config, vae_factor
 from synthgen.layouts import SamplerSpec
 from synthgen.pipelines import Numerics
-from synthgen.scene import SceneSpec
+from synthgen.scene import SceneSpec, describe_damage
+from synthgen.spec import SpecModel
 
 if TYPE_CHECKING:
     from synthgen.pipelines.canvas.pipeline import CanvasPainter
 
 
-class CanvasRegion(BaseModel):
+class CanvasRegion(SpecModel):
     """A rectangle of the canvas, in px.
 
     Attributes:
@@ -56,6 +57,8 @@ class TextRegion(CanvasRegion):
 def _picture(value: Any) -> Any:
     if isinstance(value, str | Path) and not Path(value).is_file():
         raise ValueError(f"{str(value)!r} is not a file")
+    if isinstance(value, str | Path) and (damage := describe_damage([Path(value)])):
+        raise ValueError(damage)
     return value
 
 
@@ -106,6 +109,8 @@ class Spec(ModelSpec):
         problems = canvas_problems(self, sampler.canvas)
         if sampler.names():
             problems.append("method: canvas paints no boxes; leave layout.objects empty, or use `mixture`")
+        if scene.backgrounds is not None:
+            problems.append("method: canvas paints nothing into scene.backgrounds; give the image as a region of kind image")
         if problems:
             return problems
         factor = vae_factor(read_config(self.folder(), "vae"))

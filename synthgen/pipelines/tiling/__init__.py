@@ -79,6 +79,8 @@ class Spec(ModelSpec):
         problems = []
         if sampler.names():
             problems.append("method: tiling paints no boxes; leave layout.objects empty, or use `mixture`")
+        if scene.backgrounds is not None:
+            problems.append("method: tiling paints nothing into your own images (scene.backgrounds); `mixture` and `paste` do")
         if sampler.canvas != self.canvas:
             problems.append(f"prompt: these tiles make a canvas of {self.canvas[0]} x {self.canvas[1]}; set layout.canvas to it")
         try:

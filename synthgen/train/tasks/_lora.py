@@ -1,9 +1,11 @@
 """LoRA: what the recipes of tasks say of it."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from synthgen.spec import SpecModel
 
 
-class LoraSpec(BaseModel):
+class LoraSpec(SpecModel):
     """Low-rank changes instead of changes to all weights (arXiv 2106.09685)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

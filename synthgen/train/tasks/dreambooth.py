@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from PIL import Image
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from synthgen.diffusion.models import CONCEPTS, find_model, read_config, vae_factor
 from synthgen.scene import pictures
+from synthgen.spec import SpecModel
 from synthgen.train import TaskSpec, Trainee
 from synthgen.train.tasks._lora import LoraSpec
 from synthgen.train.tasks.vae import missing_model
@@ -29,7 +30,7 @@ def _is_category_prompt(prompts: tuple[str, ...]) -> tuple[str, ...]:
     return prompts
 
 
-class Concept(BaseModel):
+class Concept(SpecModel):
     """A class and the word that it is called by."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
