@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 
 from synthgen.benchmark import Benchmark, Run
@@ -15,6 +14,7 @@ from synthgen.benchmark.summary import FIGURES, summary
 from synthgen.errors import InputError
 from synthgen.evaluate.detection import DetectionFigures
 from synthgen.evaluate.samples import samples
+from synthgen.parquet import count_rows
 from synthgen.shards.dataset import read_info
 from synthgen.shards.lock import Lock
 from synthgen.shards.store import digest, write_text
@@ -102,7 +102,7 @@ def precision(spec: Benchmark, checkpoint: Path) -> dict[str, float]:
 
 def counts(spec: Benchmark) -> dict[str, int]:
     """How many pictures are trained on, and how many are held out."""
-    found = {name: pq.read_metadata(path / "manifest.parquet").num_rows for name, path in spec.datasets().items()}
+    found = {name: count_rows(path / "manifest.parquet") for name, path in spec.datasets().items()}
     if spec.test is None:
         found["test"] = sum(is_held_out(number, spec.hold_out) for number in range(found["real"]))
         found["real"] -= found["test"]

@@ -16,6 +16,7 @@ from synthgen.records.coco import RESTORED
 from synthgen.shards.coco import Record, coco_head, plain_record, write_coco
 from synthgen.shards.samples import SPLITS
 from synthgen.shards.shard import DamagedShardError
+from synthgen.shards.strict_json import without_nan
 
 
 def write_shard(export: Export, number: int) -> None:
@@ -42,7 +43,7 @@ def head(export: Export) -> dict[str, Any]:
     ours = coco_head(export.ids, about, info.licence)
     if info.source is None:
         return ours
-    theirs = dict(info.source["head"])
+    theirs = {"info": ours["info"], "licenses": ours["licenses"], **info.source["head"]}  # pycocotools asks for both
     return theirs if keeps_categories(export) else {**theirs, "categories": ours["categories"]}
 
 
@@ -68,7 +69,7 @@ def as_imported(row: dict[str, Any]) -> dict[str, Any]:
         DamagedShardError: it is something else.
     """
     try:
-        source = json.loads(row["source"])
+        source = without_nan(json.loads(row["source"]))  # which earlier versions let in
         image, found = source["image"], source["annotations"]
         sound = isinstance(image["file_name"], str) and [isinstance(a, dict) for a in found] == [True] * row["n_boxes"]
     except (ValueError, LookupError, TypeError, RecursionError):

@@ -5,13 +5,12 @@ One file a shard and split. The features stand in each file and in the header of
 
 import json
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from synthgen.export import Export, picture_name, pictures
+from synthgen.parquet import open_output, open_writer
 from synthgen.shards.card import escaped, heading, quoted
 from synthgen.shards.samples import SPLITS
 from synthgen.shards.shard import shard_name
@@ -46,16 +45,17 @@ def write_shard(export: Export, number: int) -> None:
             if split not in tables:
                 path = export.folder / "data" / f"{split}-{shard_name(number)}.parquet"
                 temporary = stack.enter_context(replacing(path))
-                tables[split] = stack.enter_context(_Table(temporary, schema))
+                sink = stack.enter_context(open_output(temporary))
+                tables[split] = stack.enter_context(_Table(sink, schema))
             tables[split].add(as_row(export, row, annotations, data))
 
 
 class _Table:
     """A Parquet file that is written a group of rows at a time."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, sink: pa.NativeFile, schema: pa.Schema) -> None:
         self.schema, self.group = schema, list[dict[str, Any]]()
-        self.writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self.writer = open_writer(sink, schema, compression="zstd")
 
     def add(self, row: dict[str, Any]) -> None:
         self.group.append(row)

@@ -81,10 +81,11 @@ def _parsed(line: str) -> Any:
 
 def _table(path: Path) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from synthgen.parquet import open_input, open_parquet
 
     try:
-        with pq.ParquetFile(path) as file:
+        with open_input(path) as source, open_parquet(source) as file:
             rows = (record for batch in file.iter_batches(1024, use_threads=False) for record in batch.to_pylist())
             for number, record in enumerate(rows, 1):
                 yield f"{path}: row {number}", {k: v for k, v in record.items() if v is not None}

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -11,20 +10,20 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from synthgen.errors import InputError
+from synthgen.parquet import open_parquet
 from synthgen.records.pictures import DAMAGED
 from synthgen.shards.coco import WHOLE, coco_file
 from synthgen.shards.dataset import DatasetInfo, read_info
 from synthgen.shards.sample import annotations_of, conditions_of
 from synthgen.shards.shard import (
-    MARKER,
     TABLE,
     TAR,
     DamagedShardError,
     Marker,
+    count_marked,
     first_line,
     parse_table,
     read_marker,
@@ -35,6 +34,7 @@ from synthgen.shards.shard import (
     shard_sizes,
 )
 from synthgen.shards.store import Out, Store, digest_of, open_store
+from synthgen.shards.strict_json import from_json
 
 NOT_WHAT_WE_WRITE = (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)  # of any JSON
 REQUIRED = ("job.yaml", "dataset.json", "index.json", "manifest.parquet", "README.md")
@@ -79,9 +79,10 @@ def examine(out: Out, info: DatasetInfo) -> Examined:
     """
     store, examined = open_store(out), Examined()
     found = shard_sizes(store)
-    marked = sum(MARKER in files for files in found.values())
+    marked = count_marked(found)
     coco_files = dict.fromkeys([coco_file(number, marked) for number in found] or [WHOLE])
-    examined.faults += [f"{name}: missing" for name in (*REQUIRED, *coco_files) if not store.exists(name)]
+    examined.faults += [f"{name}: missing" for name in REQUIRED if not store.exists(name)]
+    examined.faults += _check_info(store)
     with ExitStack() as opened:
         whole, manifest = _Whole(store, info), _Manifest(store, opened)
         for name in coco_files:
@@ -91,7 +92,7 @@ def examine(out: Out, info: DatasetInfo) -> Examined:
                 examined.faults += faults
                 examined.shards[number] = None if faults else checked.samples[shard_file(number, TAR)]
             manifest.check(checked)
-            examined.faults += whole.check(name, checked)
+            examined.faults += whole.check(name, checked, checked.committed > 0 or marked == 0)
         examined.faults += [*whole.end(), *manifest.end()]
     examined.counts = {"images": whole.images, "boxes": whole.boxes, "shards": len(found)}
     return examined
@@ -104,6 +105,7 @@ class _Checked:
         self.annotations: dict[int, list[dict[str, Any]]] = {}
         self.hashes: dict[int, str] = {}
         self.samples: dict[str, int] = {}  # samples a shard
+        self.committed = 0  # shards with a valid marker
 
 
 def check_shard(out: Out, number: int, info: DatasetInfo, checked: _Checked) -> Iterator[str]:
@@ -113,10 +115,13 @@ def check_shard(out: Out, number: int, info: DatasetInfo, checked: _Checked) -> 
     if marker is None:
         yield f"shards/{name}.json: no valid marker, or a file of the shard is missing or of another size"
         return
+    checked.committed += 1
     yield from _check_files(name, marker, info)
-    with store.open(shard_file(number, TAR)) as tar, store.open(shard_file(number, TABLE)) as table:
-        files = ((TAR, tar, marker.sha256), (TABLE, table, marker.parquet_sha256))
-        damaged = [suffix for suffix, file, wanted in files if digest_of(file) != wanted]
+    table = store.read(shard_file(number, TABLE))
+    with store.open(shard_file(number, TAR)) as tar:
+        digests = {TAR: digest_of(tar), TABLE: hashlib.sha256(table).hexdigest()}
+        committed = {TAR: marker.sha256, TABLE: marker.parquet_sha256}
+        damaged = [suffix for suffix in digests if digests[suffix] != committed[suffix]]
         yield from (f"shards/{name}{s}: its bytes are not those that were committed (sha256)" for s in damaged)
         if damaged:
             return
@@ -129,6 +134,14 @@ def check_shard(out: Out, number: int, info: DatasetInfo, checked: _Checked) -> 
     checked.samples[shard_file(number, TAR)] = len(rows)
     yield from _check_members(name, marker, members, rows, checked)
     yield from _check_categories(name, rows, info)
+
+
+def _check_info(store: Store) -> Iterator[str]:
+    """A fault if dataset.json, which was read, is no JSON for others."""
+    try:
+        from_json(store.read("dataset.json"))
+    except ValueError as error:
+        yield f"dataset.json: {first_line(error)}; run `synthgen finalize`"
 
 
 def _check_files(name: str, marker: Marker, info: DatasetInfo) -> Iterator[str]:
@@ -177,11 +190,16 @@ def check_sample(row: dict[str, Any], picture: bytes, record: bytes) -> Iterator
         yield f"picture does not decode: {first_line(error)}"
     if hashlib.sha256(picture).hexdigest() != row["image_sha256"]:
         yield "picture differs from its row (sha256)"
+    if row.get("source") is not None:
+        try:
+            from_json(row["source"])
+        except (ValueError, RecursionError) as error:
+            yield f"source is no JSON: {first_line(error)}"
     try:
-        data = json.loads(record)
+        data = from_json(record)
         annotations, conditions = data["annotations"], data.get("conditions", {})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        yield "json cannot be read"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        yield f"json cannot be read: {first_line(error)}"
         return
     if annotations != annotations_of(row):
         yield "json and row have different annotations"
@@ -202,14 +220,19 @@ class _Whole:
         self.missing: list[int] = []
         self.samples: dict[str, int] = {}
 
-    def check(self, coco: str, checked: _Checked) -> Iterator[str]:
-        """Faults of a COCO file, against the shards that belong to it."""
+    def check(self, coco: str, checked: _Checked, is_written: bool) -> Iterator[str]:
+        """Faults of a COCO file, against the shards that belong to it.
+
+        Args:
+            is_written: `finalize` writes the file; of shards that no valid marker makes part of the dataset it writes none.
+        """
         for index in sorted(checked.annotations):
             self.missing += range(self.next, min(index, self.next + MOST_TOLD))
             if index < self.next:
                 yield f"shards: sample {index} is in two shards"
             self.next = index + 1
-        yield from self._check_coco(coco, checked)
+        if is_written:
+            yield from self._check_coco(coco, checked)
         self.samples |= checked.samples
         self.images += len(checked.annotations)
         self.boxes += sum(map(len, checked.annotations.values()))
@@ -224,7 +247,7 @@ class _Whole:
 
     def _check_index(self) -> Iterator[str]:
         try:
-            listed = {s["url"]: s["nsamples"] for s in json.loads(self.store.read("index.json"))["shardlist"]}
+            listed = {s["url"]: s["nsamples"] for s in from_json(self.store.read("index.json"))["shardlist"]}
         except NOT_WHAT_WE_WRITE as error:
             yield f"index.json: cannot be read: {first_line(error)}"
             return
@@ -234,9 +257,12 @@ class _Whole:
     def _check_coco(self, name: str, checked: _Checked) -> Iterator[str]:
         from pycocotools.coco import COCO
 
+        if not self.store.exists(name):
+            yield f"{name}: missing"
+            return
         try:
             coco = COCO()
-            coco.dataset = json.loads(self.store.read(name))
+            coco.dataset = from_json(self.store.read(name))
             with contextlib.redirect_stdout(io.StringIO()):
                 coco.createIndex()
             categories = {c["name"]: c["id"] for c in coco.dataset["categories"]}
@@ -262,8 +288,8 @@ class _Manifest:
         self.fault = ""
         self.rows: Iterator[tuple[int, str]] = iter(())
         with self._reading():
-            file = opened.enter_context(store.open("manifest.parquet"))
-            batches = pq.ParquetFile(file).iter_batches(columns=["index", "image_sha256"], use_threads=False)
+            file = opened.enter_context(store.open_table("manifest.parquet"))
+            batches = open_parquet(file).iter_batches(columns=["index", "image_sha256"], use_threads=False)
             self.rows = (
                 pair for b in batches for pair in zip(b["index"].to_pylist(), b["image_sha256"].to_pylist(), strict=True)
             )

@@ -1,6 +1,5 @@
 """COCO annotations, streamed from the shards' tables; of a large dataset in several files."""
 
-import json
 import re
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO
 
 from synthgen.shards.sample import annotations_of
 from synthgen.shards.store import Store, replacing
+from synthgen.shards.strict_json import to_json
 
 SHARDS_A_FILE = 1000
 """A dataset of more shards has its annotations in files of so many: pycocotools holds a whole file in memory."""
@@ -61,10 +61,10 @@ class CocoFile:
         self.before_image = self.before = b""
 
     def add(self, image: dict[str, Any], annotations: Iterable[dict[str, Any]]) -> None:
-        self.images.write(self.before_image + json.dumps(image).encode())
+        self.images.write(self.before_image + to_json(image).encode())
         self.before_image = b",\n"
         for annotation in annotations:
-            self.file.write(self.before + json.dumps(annotation).encode())
+            self.file.write(self.before + to_json(annotation).encode())
             self.before = b",\n"
 
 
@@ -72,7 +72,7 @@ class CocoFile:
 def writing_coco(file: BinaryIO, head: Mapping[str, Any]) -> Iterator[CocoFile]:
     """Write a COCO file, image by image."""
     with tempfile.TemporaryFile() as images:
-        file.write(b"{" + b"".join(f"{json.dumps(key)}: {json.dumps(value)},\n".encode() for key, value in head.items()))
+        file.write(b"{" + b"".join(f"{to_json(key)}: {to_json(value)},\n".encode() for key, value in head.items()))
         file.write(b'"annotations": [')
         yield CocoFile(file, images)
         file.write(b'],\n"images": [')

@@ -15,8 +15,9 @@ from synthgen.shards.card import SHEET_IMAGES, write_card, write_contact_sheet
 from synthgen.shards.coco import CocoWriter, coco_head
 from synthgen.shards.manifest import writing_index, writing_manifest
 from synthgen.shards.sample import IMAGE_FORMATS, conditions_of
-from synthgen.shards.shard import TABLE, ahead, read_table, rows_of, scan, shard_file, shard_sizes
+from synthgen.shards.shard import TABLE, ahead, count_marked, read_table, rows_of, scan, shard_file, shard_sizes
 from synthgen.shards.store import JOURNAL, LocalStore, Out, open_store
+from synthgen.shards.strict_json import to_json
 
 KINDS = "|".join(IMAGE_FORMATS)
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "ray")
@@ -104,7 +105,7 @@ def read_info(out: Out) -> DatasetInfo | None:
 
 def write_info(out: Out, info: DatasetInfo, counts: dict[str, Any]) -> None:
     """Replace dataset.json."""
-    text = json.dumps({**vars(info), **counts, "versions": versions()}, indent=1) + "\n"
+    text = to_json({**vars(info), **counts, "versions": versions()}, indent=1) + "\n"
     open_store(out).write("dataset.json", text)
 
 
@@ -186,7 +187,7 @@ def finalize(out: Out, info: DatasetInfo) -> dict[str, Any]:
     with (
         writing_index(store, info.name) as index,
         writing_manifest(store) as manifest,
-        CocoWriter(store, len(found), coco_head(info.category_ids, coco_info, info.licence)) as coco,
+        CocoWriter(store, count_marked(found), coco_head(info.category_ids, coco_info, info.licence)) as coco,
     ):
         for number, marker, table in ahead(lambda shard: (*shard, read_table(store, shard[0])), scan(store, found), TABLES):
             index.add(number, marker)

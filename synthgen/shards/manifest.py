@@ -1,17 +1,17 @@
 """What is joined from the shards: manifest.parquet with a row a sample, and index.json, the shard list that `wids` reads."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from synthgen.parquet import open_writer
 from synthgen.shards.sample import SCHEMA, VERIFIED, table_schema
 from synthgen.shards.shard import TAR, DamagedShardError, Marker, shard_file
 from synthgen.shards.store import Store
+from synthgen.shards.strict_json import to_json
 
 LEFT_OUT = ("bbox", "segmentation", "area", "iscrowd", "source")
 
@@ -25,7 +25,7 @@ class Manifest:
         from_coco: a sample keeps what else its COCO file says.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: pa.NativeFile) -> None:
         self.file, self.has_masks, self.from_coco = file, False, False
         self.writer: Any = None
         self.counts: dict[str, Any] = {"images": 0, "boxes": 0, "shards": 0, "bytes": 0, "verified": {}}
@@ -57,7 +57,7 @@ class Manifest:
         """Open the file, with the columns that the first table has (a job's conditions are among them)."""
         schema = table_schema(names)
         self.names = [name for name in schema.names if name not in LEFT_OUT]
-        self.writer = pq.ParquetWriter(self.file, pa.schema([schema.field(name) for name in self.names]))
+        self.writer = open_writer(self.file, pa.schema([schema.field(name) for name in self.names]))
 
     def end(self) -> None:
         if self.writer is None:
@@ -67,7 +67,7 @@ class Manifest:
 
 @contextmanager
 def writing_manifest(store: Store) -> Iterator[Manifest]:
-    with store.replacing("manifest.parquet") as file:
+    with store.replacing_table("manifest.parquet") as file:
         manifest = Manifest(file)
         try:
             yield manifest
@@ -84,7 +84,7 @@ class Index:
     def add(self, number: int, marker: Marker) -> None:
         url = shard_file(number, TAR)
         entry = {"url": url, "md5sum": marker.md5, "nsamples": marker.count, "filesize": marker.bytes}
-        text = json.dumps(entry, indent=1).replace("\n", "\n  ")
+        text = to_json(entry, indent=1).replace("\n", "\n  ")
         self.file.write(f"{',' if self.entries else ''}\n  {text}".encode())
         self.entries += 1
 
@@ -92,7 +92,7 @@ class Index:
 @contextmanager
 def writing_index(store: Store, name: str) -> Iterator[Index]:
     """The bytes are those of `json.dumps(..., indent=1)`, entry by entry."""
-    head = json.dumps({"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": []}, indent=1)
+    head = to_json({"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": []}, indent=1)
     with store.replacing("index.json") as file:
         file.write(head[: head.rindex("]")].encode())
         index = Index(file)

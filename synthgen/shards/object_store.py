@@ -9,12 +9,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from pyarrow import fs as arrow
 
 from synthgen.errors import StoreFailedError, StoreRefusedError
+from synthgen.parquet import open_input, open_output
 from synthgen.shards.store import STAGING, Fill, Store, open_store
 
 T = TypeVar("T")
@@ -73,20 +75,38 @@ class ObjectStore(Store):
     def open(self, name: str) -> Iterator[BinaryIO]:
         """A copy of the file on this machine's disk, gone when it is closed."""
         with tempfile.TemporaryFile() as file:
-
-            def once() -> None:
-                file.seek(0)
-                file.truncate()
-                with self.files.open_input_stream(self._at(name), compression=None) as stream:
-                    shutil.copyfileobj(stream, file, BLOCK)
-
-            self._attempted(once, name)
-            file.seek(0)
+            self._download(name, file)
             yield file
 
+    @contextmanager
+    def open_table(self, name: str) -> Iterator[Any]:
+        """The same; the copy has a name until Arrow has opened it."""
+        with tempfile.NamedTemporaryFile() as file:
+            self._download(name, file)
+            table = open_input(Path(file.name))
+        with table:
+            yield table
+
+    def _download(self, name: str, file: Any) -> None:
+        """Copy a file of the store to a file of this machine, which then stands at its beginning."""
+
+        def once() -> None:
+            file.seek(0)
+            file.truncate()
+            with self.files.open_input_stream(self._at(name), compression=None) as stream:
+                shutil.copyfileobj(stream, file, BLOCK)
+
+        self._attempted(once, name)
+        file.seek(0)  # which flushes too
+
     def size(self, name: str) -> int | None:
+        found = self._info(name)
+        return None if found is None else int(found.size)
+
+    def _info(self, name: str) -> Any:
+        """What pyarrow says of a file; None if there is none."""
         found = self._attempted(lambda: self.files.get_file_info(self._at(name)), name)
-        return int(found.size) if found.type == arrow.FileType.File else None
+        return found if found.type == arrow.FileType.File else None
 
     def sizes(self, folder: str) -> Iterator[tuple[str, int]]:
         yield from ((name, size) for name, size, _ in self.listing(folder))
@@ -110,12 +130,28 @@ class ObjectStore(Store):
         """Written to this machine's disk, then uploaded, so that an upload that is cut can be made again."""
         with tempfile.TemporaryFile() as file:
             yield file
+            self._upload(name, file)
 
-            def fill(stream: BinaryIO) -> None:
-                file.seek(0)
-                shutil.copyfileobj(file, stream, BLOCK)
+    @contextmanager
+    def replacing_table(self, name: str) -> Iterator[Any]:
+        """The same; the file of this machine has a name until Arrow has opened it."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "table"
+            table = open_output(path)
+            file = path.open("rb")
+        with file:
+            with table:
+                yield table
+            self._upload(name, file)
 
-            self.promote(self.stage(name.rpartition("/")[2], fill), name)
+    def _upload(self, name: str, file: BinaryIO) -> None:
+        """Replace a file of the store by a file of this machine."""
+
+        def fill(stream: BinaryIO) -> None:
+            file.seek(0)
+            shutil.copyfileobj(file, stream, BLOCK)
+
+        self.promote(self.stage(name.rpartition("/")[2], fill), name)
 
     def stage(self, name: str, fill: Fill) -> str:
         """Every try has a name of its own; what a failed one left counts nowhere."""
@@ -130,11 +166,19 @@ class ObjectStore(Store):
         return self._attempted(once, name)
 
     def promote(self, staged: str, name: str) -> None:
-        self._attempted(lambda: self._copy(staged, name), name)
-        if not self.renames:
+        """Every request can be made again, also where the store has done it and its answer was lost."""
+        if self.renames:
+            source = self._info(staged)
+            if source is None:
+                raise FileNotFoundError(f"{self.path(staged)}: no such file")
+            self._attempted(lambda: self._move(source, name), name)
+        else:
+            self._attempted(lambda: self._copy(staged, name), name)
             self.delete(staged)
 
     def delete(self, name: str) -> None:
+        if self.renames and self._info(name) is None:  # HDFS tells a file that is not there from no other failure
+            return
         with suppress(FileNotFoundError):
             self._attempted(lambda: self.files.delete_file(self._at(name)), name)
 
@@ -153,14 +197,26 @@ class ObjectStore(Store):
             fill(stream)
             return int(stream.tell())
 
+    def _move(self, source: Any, name: str) -> None:
+        """Move a file over what is there, once.
+
+        Args:
+            source: what the store said of it before the first try.
+        """
+        target = self._at(name)
+        left, there = self.files.get_file_info([source.path, target])
+        if left.type != arrow.FileType.File:
+            if there.type == arrow.FileType.File and there.size == source.size and there.mtime_ns == source.mtime_ns:
+                return  # an earlier try did it, and its answer was lost
+            raise FileNotFoundError(f"{source.path}: no such file")
+        if there.type == arrow.FileType.File:
+            self.files.delete_file(target)
+        self._make_parent(name)
+        self.files.move(source.path, target)
+
     def _copy(self, staged: str, name: str) -> None:
         source, target = self._at(staged), self._at(name)
-        if self.renames:
-            with suppress(FileNotFoundError):
-                self.files.delete_file(target)
-            self._make_parent(name)
-            self.files.move(source, target)
-        elif (self.size(staged) or 0) <= COPY_LIMIT:
+        if (self.size(staged) or 0) <= COPY_LIMIT:
             self.files.copy_file(source, target)
         else:
             with self.files.open_input_stream(source, compression=None) as stream:

@@ -1,7 +1,6 @@
 """One sample: a picture and what is known of it, and its forms as JSON and as a row of a table."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from synthgen.records import FARTHEST
+from synthgen.shards.strict_json import from_json, to_json
 
 ANNOTATION_COLUMNS = {
     "bbox": pa.list_(pa.float64()),
@@ -116,7 +116,7 @@ class Sample:
         record = {name: getattr(self, name) for name in FIELDS}
         more = {name: value for name in ("verified", "source", "origin") if (value := getattr(self, name)) is not None}
         drawn = {"conditions": self.conditions} if self.conditions else {}
-        return json.dumps({**record, **more, **drawn, "annotations": list(self.annotations)}).encode()
+        return to_json({**record, **more, **drawn, "annotations": list(self.annotations)}).encode()
 
     def row(self, shard: str) -> dict[str, Any]:
         """The same as one row of `table_schema`; `segmentation` is the counts of the run-length encoding."""
@@ -143,7 +143,7 @@ def parse_sample(record: bytes, image: bytes, image_format: str) -> Sample:
         ValueError: it is not the JSON that `Sample.json` writes.
     """
     try:
-        data = json.loads(record)
+        data = from_json(record)
         plain = {name: data[name] for name in FIELDS if name != "key"}
         more = {name: data.get(name) for name in ("verified", "source", "origin")} | {"conditions": data.get("conditions", {})}
         sample = Sample(**plain, annotations=tuple(data["annotations"]), image=image, image_format=image_format, **more)
@@ -171,13 +171,22 @@ def row_fault(row: dict[str, Any]) -> str | None:
             return f"{name} has not one value for each of {row['n_boxes']} boxes"
         if name in OF_EVERY_BOX and None in row[name]:
             return f"{name} is missing of a box"
-    numbers = [
-        *(v for box in row["bbox"] for v in box),
-        *(v for name in ("area", "score", "iou") for v in row[name] if v is not None),
-    ]
-    if any(len(box) != 4 for box in row["bbox"]) or not all(v is not None and abs(v) <= FARTHEST**2 for v in numbers):
-        return "a box is not four finite numbers, or another number is not"
+    for box in row["bbox"]:
+        if len(box) != 4 or not all(map(_is_sound, box)):
+            return f"bbox {box} is not four finite numbers"
+    for name in ("area", "score", "iou"):
+        for value in row[name]:
+            if value is not None and not _is_sound(value):
+                return f"{name} {value} of a box is no finite number"
+    for name, value in row.items():  # a condition is the only number with a fraction outside the lists
+        if isinstance(value, float) and not _is_sound(value):
+            return f"{name} {value} is no finite number"
     return None
+
+
+def _is_sound(value: float | None) -> bool:
+    """Whether a number is one that annotations have: not missing, no NaN, and not beyond all images."""
+    return value is not None and abs(value) <= FARTHEST**2
 
 
 def sample_key(index: int) -> str:

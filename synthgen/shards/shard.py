@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import re
 import tarfile
 from collections import deque
@@ -14,12 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, TypeAdapter
 
 from synthgen.errors import InputError
+from synthgen.parquet import decode_table, encode_table
 from synthgen.shards.sample import OPTIONAL, Sample, row_fault, table_of, table_schema
 from synthgen.shards.store import Out, Store, open_store
+from synthgen.shards.strict_json import from_json, to_json
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -82,9 +82,9 @@ def stage(
 ) -> StagedShard:
     """Write tar and table under unique temporary names; the bytes depend on the samples alone."""
     store, name = open_store(out), shard_name(number)
-    table = table_of(samples, name)
+    table = encode_table(table_of(samples, name))
     tar, of_tar = _stage(store, f"{name}{TAR}", lambda file: write_tar(file, samples))
-    parquet, of_parquet = _stage(store, f"{name}{TABLE}", lambda file: pq.write_table(table, file, compression="zstd"))
+    parquet, of_parquet = _stage(store, f"{name}{TABLE}", lambda file: file.write(table))
     marker = Marker(
         count=len(samples),
         first_index=samples[0].index,
@@ -147,7 +147,7 @@ def commit(out: Out, shard: StagedShard) -> None:
     store.delete(shard_file(shard.number, MARKER))  # an older, shorter shard ends here
     store.promote(shard.tar, shard_file(shard.number, TAR))
     store.promote(shard.parquet, shard_file(shard.number, TABLE))
-    store.write(shard_file(shard.number, MARKER), json.dumps(asdict(shard.marker), indent=1) + "\n")
+    store.write(shard_file(shard.number, MARKER), to_json(asdict(shard.marker), indent=1) + "\n")
 
 
 def withdraw(out: Out, number: int) -> None:
@@ -158,6 +158,7 @@ def withdraw(out: Out, number: int) -> None:
 
 def parse_marker(data: bytes) -> Marker:
     """What the bytes of a marker say; raises ValueError if they are none."""
+    from_json(data)
     return VALID.validate_json(data, strict=True)
 
 
@@ -188,6 +189,15 @@ def shard_sizes(out: Out) -> dict[int, dict[str, int]]:
         if NUMBER.fullmatch(stem) and f"{dot}{suffix}" in (MARKER, TABLE, TAR):
             found.setdefault(int(stem), {})[f"{dot}{suffix}"] = size
     return dict(sorted(found.items()))
+
+
+def count_marked(found: dict[int, dict[str, int]]) -> int:
+    """Return how many shards have a marker, valid or not: the number that decides how many COCO files a dataset has.
+
+    Args:
+        found: what `shard_sizes` says.
+    """
+    return sum(MARKER in files for files in found.values())
 
 
 def scan(out: Out, found: dict[int, dict[str, int]] | None = None) -> Iterator[tuple[int, Marker]]:
@@ -227,18 +237,15 @@ def read_table(out: Out, number: int) -> pa.Table:
     """
     store, name = open_store(out), shard_file(number, TABLE)
     try:
-        with store.open(name) as file:
-            return parse_table(file, store.path(name))
+        return parse_table(store.read(name), store.path(name))
     except OSError as error:
         raise DamagedShardError(f"{store.path(name)}: cannot be read: {first_line(error)}") from None
 
 
-def parse_table(file: BinaryIO, place: str) -> pa.Table:
-    """The same of a file that is open; `place` is named in errors."""
+def parse_table(data: bytes, place: str) -> pa.Table:
+    """The same of the bytes of a table; `place` is named in errors."""
     try:
-        # not pq.read_table: its threads let go of the file later, which at the end of the program aborts it
-        with pq.ParquetFile(file) as parquet:
-            table = parquet.read(use_threads=False)
+        table = decode_table(data)
         schema = table_schema(table.column_names)
         there = {name: table.schema.field(name).type for name in table.column_names}
         wrong = [f.name for f in schema if there.get(f.name) != f.type and (f.name in there or f.name not in OPTIONAL)]

@@ -1,24 +1,44 @@
 """Where a dataset lies: a folder or an object store, with the same few verbs, none of which leaves half a file."""
 
+import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
 import uuid
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, urlsplit
 
 from synthgen.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
 STAGING = ".staging"
 TEMPORARY = ".tmp"
 JOURNAL = "log.jsonl"  # what runs did (`synthgen.engine.journal`)
 SCHEMES = ("s3", "gs", "gcs", "hdfs")
 QUERY = ("region", "scheme", "endpoint_override", "user", "replication")  # what a URL may say; never keys
+
+NO_FOLDER_FSYNC = (
+    *(errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF),
+    *(errno.EACCES, errno.EPERM, errno.EISDIR),
+)
+"""What fsync of a folder, or opening it for that, gives where a file system has no such thing, or the folder cannot be listed."""
+BUSY = (errno.EBUSY, errno.EACCES, errno.EPERM, errno.ETXTBSY)
+"""What a rename over a file gives on SMB while another program reads that file."""
+BUSY_PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds before another try
 
 Fill = Callable[[BinaryIO], object]
 
@@ -44,6 +64,10 @@ class Store(ABC):
         """A file to read from, with seek."""
 
     @abstractmethod
+    def open_table(self, name: str) -> AbstractContextManager[Any]:
+        """A Parquet file as Arrow reads it (`synthgen.parquet`)."""
+
+    @abstractmethod
     def size(self, name: str) -> int | None:
         """Bytes of a file; None if there is none."""
 
@@ -54,6 +78,10 @@ class Store(ABC):
     @abstractmethod
     def replacing(self, name: str) -> AbstractContextManager[BinaryIO]:
         """A file to write to, that becomes `name` if the block ends without an error."""
+
+    @abstractmethod
+    def replacing_table(self, name: str) -> AbstractContextManager[Any]:
+        """The same for a Parquet file, as Arrow writes it (`synthgen.parquet`)."""
 
     @abstractmethod
     def stage(self, name: str, fill: Fill) -> str:
@@ -162,6 +190,11 @@ class LocalStore(Store):
     def open(self, name: str) -> BinaryIO:
         return (self.root / name).open("rb")
 
+    def open_table(self, name: str) -> AbstractContextManager[Any]:
+        from synthgen.parquet import open_input  # pyarrow is heavy
+
+        return open_input(self.root / name)
+
     def size(self, name: str) -> int | None:
         try:
             return (self.root / name).stat().st_size
@@ -170,10 +203,17 @@ class LocalStore(Store):
 
     def sizes(self, folder: str) -> Iterator[tuple[str, int]]:
         try:
-            with os.scandir(self.root / folder) as entries:
-                yield from ((entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
+            entries = os.scandir(self.root / folder)
         except (FileNotFoundError, NotADirectoryError):
             return
+        with entries:
+            for entry in entries:
+                try:
+                    size = entry.stat().st_size if entry.is_file() else None
+                except FileNotFoundError:  # a run that works here has renamed or removed it meanwhile
+                    size = None
+                if size is not None:
+                    yield entry.name, size
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[BinaryIO]:
@@ -181,9 +221,16 @@ class LocalStore(Store):
             yield file
             file.flush()
 
+    @contextmanager
+    def replacing_table(self, name: str) -> Iterator[Any]:
+        from synthgen.parquet import open_output  # pyarrow is heavy
+
+        with replacing(self.root / name) as temporary, open_output(temporary) as file:
+            yield file
+
     def stage(self, name: str, fill: Fill) -> str:
         staged = f"{STAGING}/{uuid.uuid4().hex}-{name}"
-        (self.root / STAGING).mkdir(parents=True, exist_ok=True)
+        make_folder(self.root / STAGING)
         with (self.root / staged).open("wb") as file:
             fill(file)
         return staged
@@ -228,8 +275,8 @@ def digest_of(file: BinaryIO, name: str = "sha256") -> str:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to, that becomes `path` if the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    make_folder(path.parent)
+    temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")  # without the name, which may be as long as names can be
     try:
         yield temporary
         promote(temporary, path)
@@ -243,17 +290,99 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it, where they are missing.
+
+    Raises:
+        InputError: a file, or a link that leads to no folder, stands in the way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+        if not there.is_symlink():
+            raise InputError(f"{there}: is a file, not a folder; give another folder") from None
+        raise InputError(
+            f"{there}: is a link to {os.readlink(there)}, which is no folder; make that folder, or give another"
+        ) from None
+
+
 def promote(source: Path, target: Path) -> None:
     """Give a finished file its final name, durably: fsync, rename, fsync the folder."""
-    _fsync(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    identity = _fsync_file(source)
+    make_folder(target.parent)
+    _rename(source, target, identity)
+    _fsync_folder(target.parent)
+
+
+def _rename(source: Path, target: Path, identity: tuple[int, int]) -> None:
+    """Rename a file over what is there, also where a file server makes that hard.
+
+    A server refuses it while another program has the old file open (SMB), which passes; or always; or it carries the
+    request out, its answer is lost, and the request that NFS repeats finds nothing.
+
+    Args:
+        identity: device and inode of the source.
+    """
+    for pause in (*BUSY_PAUSES, None):
+        try:
+            source.replace(target)
+            return
+        except FileNotFoundError:
+            if target.exists() and _identity(target.stat()) == identity:
+                return
+            raise
+        except FileExistsError:
+            target.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno not in BUSY or pause is None or not target.exists():
+                raise
+        if pause is not None:
+            time.sleep(pause)
     source.replace(target)
-    _fsync(target.parent)
 
 
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _fsync_file(path: Path) -> tuple[int, int]:
+    """Write a file to the disk; returns its device and inode. It is opened for writing, as SMB passes over others."""
     try:
-        os.fsync(handle)
+        handle = os.open(path, os.O_RDWR)
+    except PermissionError:  # a worker wrote it as another user
+        handle = os.open(path, os.O_RDONLY)
+    try:
+        _fsync(handle)
+        return _identity(os.fstat(handle))
     finally:
         os.close(handle)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _fsync(handle: int) -> None:
+    """Write an open file to the disk. On macOS os.fsync leaves it in the disk's own memory, where F_FULLFSYNC does not."""
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        with suppress(OSError):  # a file system that does not know it
+            fcntl.fcntl(handle, full)
+            return
+    os.fsync(handle)
+
+
+def _fsync_folder(path: Path) -> None:
+    """Write the names in a folder to the disk. Many a file system (SMB, FUSE) cannot, or has no need to: it is told once."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            _fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_FSYNC:
+            raise
+        _tell_no_fsync(path.stat().st_dev, str(path), str(error.strerror))
+
+
+@cache
+def _tell_no_fsync(device: int, path: str, why: str) -> None:
+    log.info("%s: this file system does not write the names of a folder to the disk when asked: %s", path, why)
