@@ -2,11 +2,16 @@
 
 import hashlib
 import json
+from functools import lru_cache
+from glob import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from synthgen.diffusion.checkpoint import EDM, SPLIT, UNSEEDED, WITHIN, Checkpoint, input_problem, read_checkpoint
+from synthgen.diffusion.lora import ADAPTER, read_layers, reads_adapter_config
+from synthgen.diffusion.weights import VariantNotFoundError, read_head, select_files
 from synthgen.layouts import SamplerSpec
 from synthgen.pipelines import MethodSpec, ModelNotFoundError
 from synthgen.scene import SceneSpec
@@ -17,24 +22,51 @@ CONCEPTS = "concepts.json"  # in a checkpoint's folder: the classes that it lear
 LICENCES = {"synthgen-tiny": "Apache-2.0"}
 KNOWN = {"synthgen-tiny": ("dog", "cat", "ball", "tree")}  # all that a checkpoint has seen, where that is not much
 SchedulerName = Literal["dpm++", "unipc", "ddim", "euler", "lms", "lcm"]
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+LCM_STEPS = 50  # as many as its schedule has
+
+
+def _is_no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no number; give one, such as 0.8")
+    return value
 
 
 class ModelSpec(MethodSpec):
     """A pipeline recipe that names a checkpoint in Stable Diffusion format."""
 
     model: str = Field("synthgen-tiny", min_length=1, description="embedded checkpoint, folder, or Hugging Face id")
-    weights: str | None = Field(None, pattern=r"^\w+$", description="variant of the weights on the Hub, such as fp16")
+    weights: str | None = Field(
+        None,
+        pattern=r"^\w+$",
+        description="variant of the weights, such as fp16; null: the plain ones, or fp16 where a part has these alone",
+    )
     dtype: str = Field("auto", pattern="^(auto|float32|float16|bfloat16)$", description="auto: float16 on a GPU, else float32")
 
     lora: str | None = Field(
         None, min_length=1, description="merged into the checkpoint: a .safetensors, its folder, or a Hub id"
     )
-    lora_scale: float = Field(1.0, description="how much of it")
+    lora_scale: Annotated[float, BeforeValidator(_is_no_boolean)] = Field(1.0, allow_inf_nan=False, description="how much of it")
     compile: bool = Field(False, description="compile the UNet once a worker: pays off on a GPU, for jobs of many images")
 
     @property
     def uses_torch(self) -> bool:
         return True
+
+    @property
+    def reads_sdxl(self) -> bool:
+        """Whether the method reads checkpoints with two text encoders."""
+        return True
+
+    @property
+    def reads_masks(self) -> bool:
+        """Whether the method reads UNets that `synthgen train` has widened by the latents of a mask."""
+        return False
+
+    @property
+    def starts_within(self) -> bool:
+        """Whether denoising starts within the schedule."""
+        return False
 
     def folder(self) -> Path:
         """Where the checkpoint is.
@@ -42,7 +74,7 @@ class ModelSpec(MethodSpec):
         Raises:
             ModelNotFoundError: it cannot be had.
         """
-        return find_model(self.model, self.weights)
+        return find_checkpoint(self.model, self.weights).folder
 
     def fingerprint(self) -> dict[str, Any]:
         index = self.folder() / "model_index.json"  # says how the parts work together
@@ -50,7 +82,7 @@ class ModelSpec(MethodSpec):
         if index.is_file():
             found["model_index_sha256"] = hashlib.sha256(index.read_bytes()).hexdigest()
         if self.lora is not None:
-            found["lora_sha256"] = hashlib.sha256(find_lora(self.lora).read_bytes()).hexdigest()
+            found["lora_sha256"] = lora_hash(find_lora(self.lora))
         return found
 
     def licence(self) -> str:
@@ -85,15 +117,10 @@ class LayoutModelSpec(ModelSpec):
 
 def canvas_problems(spec: ModelSpec, canvas: tuple[int, int]) -> list[str]:
     """What stands against painting a canvas of width x height px with a recipe's checkpoint, each as `key: reason`."""
-    try:
-        folder = spec.folder()
-    except ModelNotFoundError as error:
-        return [f"model: {error}"]
-    try:
-        if spec.lora is not None:
-            find_lora(spec.lora)
-    except ModelNotFoundError as error:
-        return [f"lora: {error}"]
+    problems = model_problems(spec)
+    if problems:
+        return problems
+    folder = spec.folder()
     factor = vae_factor(read_config(folder, "vae"))
     least = factor * unet_multiple(read_config(folder, "unet"))
     return [
@@ -103,22 +130,102 @@ def canvas_problems(spec: ModelSpec, canvas: tuple[int, int]) -> list[str]:
     ]
 
 
+def model_problems(spec: ModelSpec) -> list[str]:
+    """What stands against loading a recipe's checkpoint and LoRA and using them with its method, each as `key: reason`."""
+    try:
+        checkpoint = find_checkpoint(spec.model, spec.weights)
+    except VariantNotFoundError as error:
+        return [f"weights: {error}"]
+    except ModelNotFoundError as error:
+        return [f"model: {error}"]
+    problems = []
+    if (reason := input_problem(checkpoint, spec.reads_masks)) is not None:
+        problems.append(f"model: {spec.model}: {reason}")
+    if checkpoint.has_two_encoders and not spec.reads_sdxl:
+        reason = f"{spec.method} reads checkpoints with one text encoder"
+        problems.append(f"model: {spec.model} has two (SDXL); {reason}: Stable Diffusion 1 or 2, or use `mixture`")
+    problems += scheduler_problems(spec, checkpoint)
+    if spec.lora is not None:
+        try:
+            read_layers(find_lora(spec.lora), checkpoint.shapes, checkpoint.configs["unet"])
+        except ModelNotFoundError as error:
+            problems.append(f"lora: {error}")
+    return problems
+
+
+def scheduler_problems(spec: ModelSpec, checkpoint: Checkpoint) -> list[str]:
+    """What stands against the scheduler that a recipe names, or against the checkpoint's where it names none."""
+    named, own, steps = getattr(spec, "scheduler", None), checkpoint.scheduler, getattr(spec, "steps", 1)
+    if named is not None and own in EDM:
+        return [f"scheduler: {named} cannot replace the {own} of {spec.model}, for which its unet was trained; give null"]
+    if named is None and own in UNSEEDED:
+        return [f"scheduler: the {own} of {spec.model} draws noise that no seed decides; give the name of another"]
+    if named is None and spec.starts_within and own not in WITHIN:
+        kind = "takes two evaluations a step" if own in SPLIT else "cannot start within its schedule"
+        return [f"scheduler: the {own} of {spec.model} {kind}, which {spec.method} needs it to do; give ddim or dpm++"]
+    most = int(checkpoint.configs["scheduler"].get("original_inference_steps") or LCM_STEPS)
+    if (named == "lcm" or (named is None and own == "LCMScheduler")) and steps > most:
+        return [f"steps: {steps} are more than the {most} of the scheduler lcm; give 4 to 8"]
+    return []
+
+
 def find_model(name: str, variant: str | None = None) -> Path:
     """The local folder of a checkpoint, fetched from the Hub if it is not here.
 
     Raises:
-        ModelNotFoundError: it is nowhere; or it has no safetensors weights.
+        ModelNotFoundError: it is nowhere, or cannot be loaded.
     """
+    return find_checkpoint(name, variant).folder
+
+
+def find_checkpoint(name: str, variant: str | None = None) -> Checkpoint:
+    """A checkpoint as its settings and the heads of its files say it is; fetched from the Hub if it is not here.
+
+    Raises:
+        ModelNotFoundError: it is nowhere, or cannot be loaded.
+        VariantNotFoundError: it has no weights of this variant.
+    """
+    folder = _find_folder(name, variant)
+    try:
+        return read_checkpoint(folder, variant)
+    except VariantNotFoundError:
+        raise
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"model {name!r}: {error}") from None
+
+
+def _find_folder(name: str, variant: str | None) -> Path:
     for folder in (EMBEDDED / name, Path(name)):
         if (folder / "model_index.json").is_file():
-            return _with_safetensors(folder, name)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+            return folder
+    if Path(name).is_file():
+        raise ModelNotFoundError(f"model {name!r}: {_single_file(Path(name))}")
+    is_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(SINGLE_FILES)
+    if Path(name).is_dir() or not is_id:
         have = sorted(p.parent.name for p in EMBEDDED.glob("*/model_index.json"))
         raise ModelNotFoundError(
             f"model {name!r}: no folder of that name holds a model_index.json, and it is no Hugging Face id (owner/name); "
             f"embedded: {', '.join(have)}"
         )
-    return _with_safetensors(_from_hub(name, variant), name)
+    return _from_hub(name, variant)
+
+
+def _single_file(file: Path) -> str:
+    """What to say of a file that is given as a checkpoint."""
+    if file.suffix != ".safetensors":
+        return "is a file; give a folder in diffusers' format (pickled and GGUF files are not loaded)"
+    names = read_head(file)[0]
+    if any("lora_" in name or ".lora" in name for name in names):
+        return "is a LoRA; give it as `pipeline.lora`, and its checkpoint as `pipeline.model`"
+    kinds = {
+        "conditioner.embedders.": ("Stable Diffusion XL", "StableDiffusionXLPipeline"),
+        "cond_stage_model.": ("Stable Diffusion", "StableDiffusionPipeline"),
+    }
+    for mark, (kind, pipeline) in kinds.items():
+        if any(name.startswith(mark) for name in names):
+            way_on = f"diffusers.{pipeline}.from_single_file(FILE).save_pretrained(FOLDER)"
+            return f"is a {kind} checkpoint in one file, and folders are read: convert it with `{way_on}`, then give FOLDER"
+    return "is a file without the names of a Stable Diffusion checkpoint; give a folder in diffusers' format"
 
 
 def find_lora(name: str) -> Path:
@@ -129,7 +236,7 @@ def find_lora(name: str) -> Path:
     """
     path = Path(name)
     if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        path = snapshot(name, ["*.safetensors"], [])
+        path = snapshot(name, ["*.safetensors", ADAPTER], [])
     found = [path] if path.is_file() and path.suffix == ".safetensors" else sorted(path.glob("*.safetensors"))
     if len(found) != 1:
         have = f"{len(found)} .safetensors files" if path.is_dir() else "no such .safetensors file, and it is no Hugging Face id"
@@ -137,10 +244,30 @@ def find_lora(name: str) -> Path:
     return found[0]
 
 
+def lora_hash(file: Path) -> str:
+    """sha256 of a LoRA's file, and of the settings beside it where these belong to it."""
+    digest = hashlib.sha256(file.read_bytes())
+    if reads_adapter_config(file, read_head(file)[0]):
+        digest.update((file.parent / ADAPTER).read_bytes())
+    return digest.hexdigest()
+
+
+@lru_cache
 def _from_hub(name: str, variant: str | None) -> Path:
-    weights = f"*.{variant}.safetensors" if variant else "*.safetensors"
-    wanted = ["model_index.json", CONCEPTS, *(f"{part}/{kind}" for part in PARTS for kind in ("*.json", "*.txt", weights))]
-    return snapshot(name, wanted, ["*non_ema*"] if variant else ["*non_ema*", "*.fp16.*"])
+    """Fetch what a checkpoint is loaded from: once for each process, which asks several times where it is."""
+    files = ["model_index.json", CONCEPTS, *select_files(_list_files(name), PARTS, variant)]
+    return snapshot(name, [escape(file) for file in files], [])
+
+
+def _list_files(name: str) -> list[str]:
+    """The paths of a repository's files on the Hub, or of those in the local cache where the Hub does not answer."""
+    from huggingface_hub import HfApi
+
+    try:
+        return list(HfApi().list_repo_files(name))
+    except Exception:  # each version of the client has its own errors of the network; `snapshot` says in words what is wrong
+        folder = snapshot(name, [], [])
+        return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
 
 
 def snapshot(name: str, wanted: list[str], skipped: list[str]) -> Path:
@@ -160,16 +287,6 @@ def snapshot(name: str, wanted: list[str], skipped: list[str]) -> Path:
             f"model {name!r}: not a local folder, not in the local cache, and not to be had from the Hugging Face Hub "
             f"({type(error).__name__}: {reason}); check the name and the network, or give a folder with `pipeline.model=FOLDER`"
         ) from None
-
-
-def _with_safetensors(folder: Path, name: str) -> Path:
-    missing = [part for part in ("unet", "vae", "text_encoder") if not list((folder / part).glob("*.safetensors"))]
-    if missing:
-        raise ModelNotFoundError(
-            f"model {name!r}: {folder} has no safetensors weights for {', '.join(missing)}; "
-            "pickled weights are not loaded: convert them with `save_pretrained(..., safe_serialization=True)`"
-        )
-    return folder
 
 
 def folder_hash(folder: Path) -> str:

@@ -6,25 +6,30 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import AutoencoderKL, DiffusionPipeline, LMSDiscreteScheduler, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import logging as diffusers_logging
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from synthgen.diffusion.checkpoint import WITHIN, Checkpoint
+from synthgen.diffusion.lora import LoraLayer, read_layers
 from synthgen.diffusion.mixture import Conditions, Predict, Region
-from synthgen.diffusion.models import ModelSpec, find_lora, unet_multiple, vae_factor
+from synthgen.diffusion.models import ModelSpec, find_checkpoint, find_lora, unet_multiple, vae_factor
 from synthgen.diffusion.schedulers import SCHEDULERS
 from synthgen.diffusion.text import TextEncoding
 from synthgen.diffusion.windows import background_windows
 from synthgen.layouts import Layout
-from synthgen.pipelines import IncompatibleLayoutError, Numerics
+from synthgen.pipelines import IncompatibleLayoutError, ModelNotFoundError, Numerics
 from synthgen.pulse import beat
 
 StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -35,6 +40,8 @@ Evaluate = Callable[[Tensor, Predict], Tensor]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Images = list[Image.Image] | NDArray[np.uint8]
 AnyPipeline = TypeVar("AnyPipeline", bound="LatentPipeline")
+OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+LORA_PARTS = ("unet", "text_encoder", "text_encoder_2")
 OUTSIDE = 1e-3  # px that a box may stand over the edge of its canvas: float32
 
 
@@ -156,21 +163,24 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
             eta: how much of it, for DDIM.
             beside: (B, C', h, w) that the UNet reads as further channels.
         """
-        scheduler = self.scheduler
-        scheduler.set_timesteps(len(evaluations), device=latents.device)
+        scheduler, count = self.scheduler, len(evaluations)
+        scheduler.set_timesteps(count, device=latents.device)
         if first == 0:
             latents = latents * scheduler.init_noise_sigma
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(first)  # it would look for the step among its timesteps, which a GPU waits for
+        timesteps = scheduler.timesteps
+        step_of = [k * count // len(timesteps) for k in range(len(timesteps))]  # Heun and PNDM evaluate some steps twice
+        calls = [k for k, step in enumerate(step_of) if first <= step < (count if last is None else last)]
+        if calls and hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(calls[0])  # it would look for the step among its timesteps, which a GPU waits for
         known = signature(scheduler.step).parameters
         each = list(generator) if isinstance(generator, Sequence) else generator
         extra = {name: value for name, value in (("eta", eta), ("generator", each)) if name in known}
-        steps = list(enumerate(scheduler.timesteps))[first:last]
-        for i, t in self.progress_bar(steps):
+        for k in self.progress_bar(calls):
+            i, t = step_of[k], timesteps[k]
             z = scheduler.scale_model_input(latents, t)
             noise = evaluations[i](z if beside is None else torch.cat([z, beside], 1), partial(self.predict, t))
             latents = scheduler.step(noise, t, latents, **extra).prev_sample
-            following = scheduler.timesteps[i + 1] if i + 1 < len(evaluations) else None
+            following = timesteps[k + 1] if k + 1 < len(timesteps) else None
             for change in after:
                 latents = change(latents, scheduler, i, following)
             if callback is not None:
@@ -184,23 +194,30 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
 
     def check_schedule(self) -> None:
         """Raise ValueError for a scheduler that cannot start within its schedule."""
-        if isinstance(self.scheduler, LMSDiscreteScheduler):
-            raise ValueError("scheduler: lms cannot start within its schedule; use dpm++, unipc, ddim or euler")
+        name = type(self.scheduler).__name__
+        if name not in WITHIN:
+            shown = "lms" if isinstance(self.scheduler, LMSDiscreteScheduler) else name
+            raise ValueError(f"scheduler: {shown} cannot start within its schedule; use dpm++, unipc, ddim or euler")
 
     def merge_lora(self, file: Path, scale: float = 1.0) -> None:
         """Add a LoRA (safetensors, in diffusers' or a common trainer's format) to the weights for good, `scale` times.
 
         Raises:
-            ValueError: it holds nothing for this UNet or text encoder.
+            ModelNotFoundError: a tensor of it fits no weight, or it is of a kind that is not read.
         """
-        options = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
-        state, alphas = self.lora_state_dict(str(file.parent), unet_config=self.unet.config, **options)
-        self.load_lora_into_unet(state, alphas, self.unet)
-        self.load_lora_into_text_encoder(state, alphas, self.text_encoder)
-        if not getattr(self.unet, "peft_config", None) and not getattr(self.text_encoder, "peft_config", None):
-            raise ValueError(f"lora: {file} holds nothing for this checkpoint")
-        self.fuse_lora(lora_scale=scale)
-        self.unload_lora_weights()
+        weights = {part: _weights(getattr(self, part)) for part in LORA_PARTS if getattr(self, part) is not None}
+        shapes = {part: {name: tuple(weight.shape) for name, weight in own.items()} for part, own in weights.items()}
+        layers = read_layers(file, shapes, self.unet.config)
+        with safe_open(file, "pt") as tensors:
+            for layer in layers:
+                weight = weights[layer.part][layer.weight]
+                weight += _change(layer, tensors, scale, weight).to(weight.dtype)
+
+    def load_lora_weights(self, *args: Any, **options: Any) -> None:
+        """As diffusers' own, which leaves out the changes of SDXL's second text encoder: there `merge_lora` is to be used."""
+        if self.text_encoder_2 is not None:
+            raise ValueError("load_lora_weights: of SDXL it would leave out the second text encoder; use merge_lora(file, scale)")
+        super().load_lora_weights(*args, **options)
 
     def encode_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
         """Latents (B, C, h, w) float32 of pictures (B, H, W, 3)."""
@@ -210,17 +227,19 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         pixels = (
             torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).to(self.vae.device, self.vae.dtype) / 127.5 - 1
         )
-        means = torch.cat([self.vae.encode(p[None]).latent_dist.mode() for p in pixels]).float()
+        means = torch.cat([_mode(self.vae.encode(p[None])) for p in pixels]).float()
         if self.vae.dtype != dtype:
             self.vae.to(dtype=dtype)
-        return (means - self._shift) * self.vae.config.scaling_factor
+        shift, spread = self._statistics(means)
+        return (means - shift) / spread * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor, cpu_vae: bool = False) -> NDArray[np.uint8]:
         """Pictures (B, H, W, 3) of latents, one at a time, in overlapping tiles where they are large."""
         device, dtype = self.vae.device, self.vae.dtype
         if cpu_vae or self._upcast:
             self.vae.to("cpu" if cpu_vae else device, torch.float32)
-        scaled = (latents / self.vae.config.scaling_factor + self._shift).to(self.vae.device, self.vae.dtype)
+        shift, spread = self._statistics(latents)
+        scaled = (latents / self.vae.config.scaling_factor * spread + shift).to(self.vae.device, self.vae.dtype)
         pixels = torch.cat([self.vae.decode(z[None]).sample.float().cpu() for z in scaled])
         self.vae.to(device, dtype)
         pixels = torch.nan_to_num((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
@@ -233,9 +252,14 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         sdxl = self.text_encoder_2 is not None
         return sdxl and bool(self.vae.config.force_upcast) and self.vae.dtype == torch.float16
 
-    @property
-    def _shift(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
+    def _statistics(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """What the autoencoder's latents are shifted and scaled by: for each channel (1, C, 1, 1), or one number for all."""
+        config = self.vae.config
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if mean is not None and std is not None:
+            of_mean, of_std = (latents.new_tensor(values)[None, :, None, None] for values in (mean, std))
+            return of_mean, of_std
+        return getattr(config, "shift_factor", None) or 0.0, 1.0
 
 
 def as_output(arrays: NDArray[np.uint8], output_type: str) -> Images:
@@ -259,9 +283,8 @@ def load_pipeline(kind: type[AnyPipeline], spec: ModelSpec, scheduler: str | Non
     transformers_logging.disable_progress_bar()
     auto = torch.float16 if numerics.device == "cuda" else torch.float32
     dtype = auto if spec.dtype == "auto" else getattr(torch, spec.dtype)
-    pipeline: AnyPipeline = kind.from_pretrained(
-        spec.folder(), dtype=dtype, variant=spec.weights, use_safetensors=True, local_files_only=True
-    ).to(numerics.device)
+    checkpoint = find_checkpoint(spec.model, spec.weights)
+    pipeline = read_pipeline(kind, checkpoint, dtype).to(numerics.device)
     if scheduler is not None:
         pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
     if spec.lora is not None:
@@ -272,6 +295,57 @@ def load_pipeline(kind: type[AnyPipeline], spec: ModelSpec, scheduler: str | Non
     pipeline.set_progress_bar_config(disable=True)
     pipeline.embedded = {}
     return pipeline
+
+
+def read_pipeline(kind: type[AnyPipeline], checkpoint: Checkpoint, dtype: torch.dtype) -> AnyPipeline:
+    """The pipeline of a checkpoint, of each part the variant of its weights that was chosen.
+
+    Raises:
+        ModelNotFoundError: a weight of a network is not in the checkpoint's files.
+    """
+    options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    parts = {
+        part: getattr(diffusers if part in ("unet", "vae") else transformers, name).from_pretrained(
+            checkpoint.folder / part, variant=checkpoint.weights[part].variant, **options
+        )
+        for part, name in checkpoint.classes.items()
+        if checkpoint.weights[part].variant is not None
+    }
+    pipeline: AnyPipeline = kind.from_pretrained(checkpoint.folder, **options, **parts)
+    for part, shapes in checkpoint.shapes.items():
+        names = {_current(name) for name in shapes}
+        missing = sorted(name for name in _weights(getattr(pipeline, part)) if name not in names)
+        if missing:
+            raise ModelNotFoundError(
+                f"model {str(checkpoint.folder)!r}: its {part} lacks {len(missing)} weights, such as {missing[0]}: "
+                "of another checkpoint"
+            )
+    return pipeline
+
+
+def _weights(network: torch.nn.Module) -> dict[str, Tensor]:
+    """The parameters of a network by their names in its files, without "text_model."."""
+    return {name.removeprefix("text_model."): weight.data for name, weight in network.named_parameters()}
+
+
+def _current(name: str) -> str:
+    """A tensor's present name: autoencoders' attention was called otherwise until 2023."""
+    for old, new in OLD_ATTENTION.items():
+        name = name.replace(old, new)
+    return name.removeprefix("text_model.")
+
+
+def _change(layer: LoraLayer, tensors: Any, scale: float, weight: Tensor) -> Tensor:
+    """What a layer of a LoRA adds to a weight, in float32."""
+    up, down = (tensors.get_tensor(name).to(weight.device, torch.float32).flatten(1) for name in (layer.up, layer.down))
+    factor = layer.factor if layer.alpha is None else float(tensors.get_tensor(layer.alpha)) / layer.rank
+    return ((up @ down) * (factor * scale)).reshape(weight.shape)
+
+
+def _mode(encoded: Any) -> Tensor:
+    """The latents of an encoded image: of the tiny autoencoder they are no distribution."""
+    mode: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+    return mode
 
 
 def _nested(conditions: Conditions) -> dict[str, Any]:

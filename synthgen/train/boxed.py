@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from synthgen.diffusion.models import find_model, unet_multiple
-from synthgen.diffusion.pipeline import LatentPipeline
+from synthgen.diffusion.models import find_checkpoint, unet_multiple
+from synthgen.diffusion.pipeline import LatentPipeline, read_pipeline
 from synthgen.layouts import HELD, Layout, held
 from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.randomness import Stream, seed_sequence
@@ -74,8 +74,7 @@ class BoxedTrainee(WindowTrainee):
     spec: BoxedSpec
 
     def __init__(self, spec: BoxedSpec, kind: type[LatentPipeline], options: dict[str, Any]) -> None:
-        folder = find_model(spec.init)
-        pipeline = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+        pipeline: Any = read_pipeline(kind, find_checkpoint(spec.init), torch.float32)
         pipeline.set_progress_bar_config(disable=True)
         super().__init__(spec, pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, pipeline.vae, pipeline.scheduler)
         self.options = options

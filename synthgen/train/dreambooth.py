@@ -23,8 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from synthgen.diffusion.models import CONCEPTS, find_model
-from synthgen.diffusion.pipeline import load_pipeline
+from synthgen.diffusion.models import CONCEPTS, find_checkpoint, find_model
+from synthgen.diffusion.pipeline import load_pipeline, read_pipeline
 from synthgen.layouts import Layout
 from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.pipelines import Numerics
@@ -112,7 +112,7 @@ class DreamBoothTrainee(WindowTrainee):
 
     def __init__(self, spec: Spec) -> None:
         self.folder = find_model(spec.init)
-        found = MixturePipeline.from_pretrained(self.folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+        found: Any = read_pipeline(MixturePipeline, find_checkpoint(spec.init), torch.float32)
         words = add_words(found.tokenizer, found.text_encoder, spec.concepts)
         text = with_adapter(found.text_encoder, words, spec)
         super().__init__(spec, found.unet, text, found.tokenizer, found.vae, found.scheduler)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from synthgen.diffusion.models import find_model, vae_factor
+from synthgen.diffusion.checkpoint import Checkpoint
+from synthgen.diffusion.models import find_checkpoint, vae_factor
 from synthgen.errors import InputError
 from synthgen.train.scenes import open_scenes
 from synthgen.train.tasks.text_to_image import Spec
@@ -35,18 +35,19 @@ class TextToImageTrainee(WindowTrainee):
         unet = new_unet(spec, vae.config["latent_channels"], LEAST // vae_factor(vae.config))
         super().__init__(spec, unet, new_text_encoder(tokenizer, spec.text_dim), tokenizer, vae)
         if spec.init is not None:
-            self.start_from(find_model(spec.init))
+            self.start_from(find_checkpoint(spec.init))
         for name, weight in self.unet.named_parameters():
             weight.requires_grad_(not is_gated(name))
 
-    def start_from(self, folder: Path) -> None:
+    def start_from(self, checkpoint: Checkpoint) -> None:
         """Take over the weights of a checkpoint; words that its tokenizer knows keep their embeddings.
 
         Raises:
             InputError: its networks are of other sizes than the job's.
         """
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict()
-        text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").state_dict()
+        folder, variants = checkpoint.folder, {part: weights.variant for part, weights in checkpoint.weights.items()}
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", variant=variants["unet"]).state_dict()
+        text = CLIPTextModel.from_pretrained(folder / "text_encoder", variant=variants["text_encoder"]).state_dict()
         words, known = self.tokenizer.get_vocab(), CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer").get_vocab()
         name = next(n for n in text if n.endswith("token_embedding.weight"))
         theirs, embedding = text.pop(name), self.text.state_dict()[name].clone()

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synthgen.diffusion.models import find_model
+from synthgen.diffusion.models import find_checkpoint
 from synthgen.randomness import Stream, seed_sequence
 from synthgen.train.scenes import PastedScenes, Picture, Pool, open_scenes
 from synthgen.train.tasks.vae import Spec
@@ -29,7 +29,7 @@ class VaeTrainee(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
-        vae = new_vae(spec) if spec.init is None else AutoencoderKL.from_pretrained(find_model(spec.init), subfolder="vae")
+        vae = new_vae(spec) if spec.init is None else read_vae(spec.init)
         self.vae = vae.float().to(memory_format=torch.channels_last)
         if spec.train == "decoder":
             self.vae.encoder.requires_grad_(False)
@@ -109,6 +109,13 @@ class Features(nn.Module):
             wanted = self(x)
         terms = [(a - b).square().sum(1).mean() for a, b in zip(self(y), wanted, strict=True)]
         return torch.stack(terms).sum()
+
+
+def read_vae(name: str) -> AutoencoderKL:
+    """The autoencoder of a checkpoint."""
+    checkpoint = find_checkpoint(name)
+    variant = checkpoint.weights["vae"].variant
+    return AutoencoderKL.from_pretrained(checkpoint.folder / "vae", variant=variant, use_safetensors=True)
 
 
 def new_vae(spec: Spec) -> AutoencoderKL:

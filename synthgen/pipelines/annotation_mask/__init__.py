@@ -23,6 +23,14 @@ class Spec(AnnotatedSpec):
     tile: int | None = Field(None, ge=8, description="px; the canvas is denoised in tiles of this side; null: in one piece")
     label_range: int = Field(90, ge=1, description="category id that is painted white")
 
+    @property
+    def reads_masks(self) -> bool:
+        return True
+
+    @property
+    def starts_within(self) -> bool:
+        return self.strength < 1
+
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
         problems = super().check(sampler, scene)
         beyond = {} if problems else category_ids(sampler.names(), self.categories)

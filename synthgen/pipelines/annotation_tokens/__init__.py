@@ -23,6 +23,10 @@ class Spec(AnnotatedSpec):
     tile: int | None = Field(None, ge=8, description="px; the canvas is denoised in tiles of this side; null: in one piece")
     overlap: float = Field(0.25, ge=0, le=0.9, description="share of a tile that the next one covers")
 
+    @property
+    def reads_sdxl(self) -> bool:
+        return False
+
     def load(self, scene: SceneSpec, numerics: Numerics) -> "LayoutPainter":
         from synthgen.diffusion.painter import LayoutPainter
         from synthgen.pipelines.annotation_tokens.pipeline import AnnotationTokensPipeline

@@ -32,6 +32,10 @@ class Spec(LayoutModelSpec):
     max_boxes: int = Field(30, ge=1, description="boxes that the checkpoint was trained with; windows of more are split")
     stages: Stages = Field((0.3, 0.0), description="shares of the steps: grounding on, then falling linearly; in the rest off")
 
+    @property
+    def reads_sdxl(self) -> bool:
+        return False
+
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
         problems = super().check(sampler, scene)
         if not problems and read_config(self.folder(), "unet").get("attention_type") != "gated":

@@ -38,6 +38,10 @@ class Spec(LayoutModelSpec):
     )
     tile: int | None = Field(None, ge=8, description="px; whole canvases are denoised in tiles of this side; null: in one piece")
 
+    @property
+    def starts_within(self) -> bool:
+        return True
+
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
         problems = super().check(sampler, scene)
         if not 1 <= round(self.layer_share * self.steps) < self.steps:

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from synthgen.diffusion.models import ModelSpec, read_config, unet_multiple, vae_factor
+from synthgen.diffusion.models import ModelSpec, model_problems, read_config, unet_multiple, vae_factor
 from synthgen.layouts import SamplerSpec
-from synthgen.pipelines import ModelNotFoundError, Numerics
+from synthgen.pipelines import Numerics
 from synthgen.scene import SceneSpec
 
 if TYPE_CHECKING:
@@ -83,10 +83,9 @@ class Spec(ModelSpec):
             problems.append("method: tiling paints nothing into your own images (scene.backgrounds); `mixture` and `paste` do")
         if sampler.canvas != self.canvas:
             problems.append(f"prompt: these tiles make a canvas of {self.canvas[0]} x {self.canvas[1]}; set layout.canvas to it")
-        try:
-            folder = self.folder()
-        except ModelNotFoundError as error:
-            return [*problems, f"model: {error}"]
+        if unusable := model_problems(self):
+            return [*problems, *unusable]
+        folder = self.folder()
         factor = vae_factor(read_config(folder, "vae"))
         step = factor * unet_multiple(read_config(folder, "unet"))
         for key in ("tile_height", "tile_width"):

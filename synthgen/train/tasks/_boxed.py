@@ -4,7 +4,7 @@ from pydantic import Field
 
 from synthgen.scene import Caption
 from synthgen.train import TaskSpec
-from synthgen.train.tasks.vae import missing_model
+from synthgen.train.tasks.vae import model_problems
 
 
 class BoxedSpec(TaskSpec):
@@ -22,8 +22,13 @@ class BoxedSpec(TaskSpec):
     snr_gamma: float | None = Field(None, gt=0, description="of min-SNR weights (they leave out the noisy steps); null: none")
     look: float = Field(0.1, ge=0, description="weight of where attention looks (at the boxes that hold a cell), beside the loss")
 
+    @property
+    def reads_masks(self) -> bool:
+        """Whether the UNet may read the latents of a mask beside its own."""
+        return False
+
     def check(self) -> list[str]:
-        problems = missing_model("init", self.init)
+        problems = model_problems("init", self.init, unet=True, mask=self.reads_masks)
         if not 16 <= self.windows[0] <= self.windows[1] <= self.data.side:
             problems.append(f"windows: {list(self.windows)} must be two sides from 16 px to data.side, {self.data.side} px")
         return problems

@@ -21,6 +21,10 @@ class Spec(BoxedSpec):
     lora: LoraSpec | None = Field(None, description="null: the weights of the UNet themselves change")
     categories: dict[str, int] = Field(default={}, description="ids of names that COCO lacks")
 
+    @property
+    def reads_masks(self) -> bool:
+        return True
+
     def check(self) -> list[str]:
         problems = super().check()
         try:

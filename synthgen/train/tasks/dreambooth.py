@@ -12,7 +12,7 @@ from synthgen.scene import pictures
 from synthgen.spec import SpecModel
 from synthgen.train import TaskSpec, Trainee
 from synthgen.train.tasks._lora import LoraSpec
-from synthgen.train.tasks.vae import missing_model
+from synthgen.train.tasks.vae import model_problems
 
 LEAST_SIDE = 16  # px of a picture
 MOST_WINDOWS = 2.5  # a cut-out's longer side: larger ones have windows that are not trained on
@@ -112,7 +112,7 @@ class Spec(TaskSpec):
     )
 
     def check(self) -> list[str]:
-        problems = missing_model("init", self.init)
+        problems = model_problems("init", self.init, unet=True)
         if self.data.shards is not None:
             problems.append("data.shards: not read; the classes come from their own folders, the grounds from data.pasted")
         names = [c.identifier for c in self.concepts]
@@ -123,8 +123,6 @@ class Spec(TaskSpec):
 
     def model_problems(self, folder: Path) -> list[str]:
         problems = []
-        if (folder / "text_encoder_2").is_dir():
-            problems.append(f"init: {self.init} has two text encoders (SDXL); give a checkpoint with one")
         known = {c.identifier for c in earlier_concepts(folder)} & {c.identifier for c in self.concepts}
         problems += [f"concepts: {name} is known to {self.init} already; choose another word" for name in sorted(known)]
         return problems

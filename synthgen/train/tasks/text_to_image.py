@@ -7,7 +7,7 @@ from pydantic import Field
 
 from synthgen.diffusion.models import EMBEDDED
 from synthgen.train import TaskSpec, Trainee
-from synthgen.train.tasks.vae import missing_model
+from synthgen.train.tasks.vae import model_problems
 
 
 class Spec(TaskSpec):
@@ -29,7 +29,7 @@ class Spec(TaskSpec):
         return next((f for f in folders if (f / "config.json").is_file()), None)
 
     def check(self) -> list[str]:
-        problems = missing_model("init", self.init)
+        problems = model_problems("init", self.init, unet=True)
         if self.vae_folder is None:
             problems.append(f"vae: {self.vae!r} holds no config.json; train one first: synthgen train jobs/train-vae.yaml")
         return problems

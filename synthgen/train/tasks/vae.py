@@ -5,7 +5,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from synthgen.diffusion.models import find_model
+from synthgen.diffusion.checkpoint import input_problem
+from synthgen.diffusion.models import find_checkpoint
+from synthgen.diffusion.weights import VariantNotFoundError
 from synthgen.pipelines import ModelNotFoundError
 from synthgen.train import TaskSpec, Trainee
 
@@ -33,7 +35,7 @@ class Spec(TaskSpec):
             problems.append(f"crop: {self.crop} px must be a multiple of {factor}, the factor of the channels")
         if self.crop > self.data.side:
             problems.append(f"crop: {self.crop} px is larger than data.side, {self.data.side} px")
-        return problems + missing_model("init", self.init)
+        return problems + model_problems("init", self.init)
 
     def load(self) -> Trainee:
         from synthgen.train.vae import VaeTrainee
@@ -41,11 +43,24 @@ class Spec(TaskSpec):
         return VaeTrainee(self)
 
 
-def missing_model(key: str, name: str | None) -> list[str]:
-    """The problem of a key that names a checkpoint which cannot be had; none if it is null."""
+def model_problems(key: str, name: str | None, unet: bool = False, mask: bool = False) -> list[str]:
+    """What stands against training on the checkpoint that a key names; nothing if it is null.
+
+    Args:
+        unet: whether its UNet is trained as it is, which reads latents and the words of one text encoder.
+        mask: whether the UNet may read the latents of a mask too.
+    """
+    if name is None:
+        return []
     try:
-        if name is not None:
-            find_model(name)
+        checkpoint = find_checkpoint(name)
+    except VariantNotFoundError as error:
+        reason = str(error).partition("; ")[0]
+        return [f"{key}: model {name!r}: {reason}; training reads the plain ones, or fp16: write it with `save_pretrained`"]
     except ModelNotFoundError as error:
         return [f"{key}: {error}"]
-    return []
+    problem = input_problem(checkpoint, mask) if unet else None
+    problems = [f"{key}: {name}: {problem}"] if problem is not None else []
+    if unet and checkpoint.has_two_encoders:
+        problems.append(f"{key}: {name} has two text encoders (SDXL); give a checkpoint with one")
+    return problems
