@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
-from synthgen.spec import SpecModel
-
 from synthgen.randomness import child_sequence
+from synthgen.spec import SpecModel
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), sRGB
 Light = NDArray[np.float32]  # (H, W, 3), linear; 0 black, 1 white

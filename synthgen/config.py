@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from synthgen import registry
@@ -86,6 +86,12 @@ class Job(SpecModel):
     verify: SerializeAsAny[VerifierSpec] | None = Field(None, description="look at every box; null: do not")
     categories: dict[str, Annotated[int, Field(ge=1)]] = Field(default={}, description="ids of names that COCO lacks")
     spoken: Spoken | None = Field(None, description="what was said, where parts of the job were spoken: a record")
+    _given: frozenset[str] = PrivateAttr(frozenset())
+
+    @property
+    def given(self) -> frozenset[str]:
+        """Dotted keys that its owner set: not those that a shipped job or recipe, or a default, decides."""
+        return self._given
 
     @field_validator("workers")
     @classmethod
@@ -158,6 +164,21 @@ def job_of(document: Document, name: str, overrides: Sequence[str] = (), said: S
     return _Validation(document, unread).job()
 
 
+def with_values(job: Job, values: dict[str, Any], place: str) -> Job:
+    """The same job with other values of some keys, checked again.
+
+    Args:
+        values: dotted key to value.
+        place: where they come from, for messages.
+
+    Raises:
+        ConfigError: it does not hold together with them.
+    """
+    document = Document(job.resolved(), {(): place})
+    _apply(document, [_Override(tuple(key.split(".")), value, place) for key, value in values.items()])
+    return _Validation(document).job()
+
+
 def load_training(name: str, overrides: Sequence[str] = ()) -> TaskSpec:
     """Read a training job (a path, or the name of a shipped one) and `key=value` overrides, and check all.
 
@@ -199,6 +220,11 @@ def _recipe_folders(kind: str) -> list[Path]:
     package = Path(__file__).parent
     shipped = package / "recipes" if (package / "recipes").is_dir() else package.parent  # wheel, or checkout
     return [Path(RECIPES[kind]), shipped / RECIPES[kind]]
+
+
+def _is_shipped(file: Path) -> bool:
+    """Whether a file is a job or recipe of the package."""
+    return any(file.resolve().is_relative_to(_recipe_folders(kind)[1].resolve()) for kind in RECIPES)
 
 
 @dataclass(frozen=True)
@@ -284,7 +310,25 @@ class _Validation:
             self.check_together(job)
         if self.problems or job is None:
             raise ConfigError(self.problems)
+        job._given = self.given(job)
         return job
+
+    def given(self, job: Job) -> frozenset[str]:
+        """`Job.given`."""
+        return frozenset(key for key in flat(job.resolved()) if self.is_given(key.split(".")))
+
+    def is_given(self, key: Sequence[str]) -> bool:
+        """Whether a key stands in the document, or what it is a part of in a short form, and not in a shipped file."""
+        node: Any = self.document.data
+        path: KeyPath = ()
+        for part in key:
+            if not isinstance(node, dict):
+                break
+            if part not in node:
+                return False
+            node, path = node[part], (*path, part)
+        file, _, line = self.document.place(path).rpartition(":")
+        return not (line.isdecimal() and _is_shipped(Path(file)))
 
     def training(self) -> TaskSpec:
         spec = self.named(self.document.data, "task", ())

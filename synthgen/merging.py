@@ -9,7 +9,15 @@ from typing import Any
 
 from synthgen.errors import InputError
 from synthgen.shards.categories import COCO_IDS, told_ids
-from synthgen.shards.dataset import DatasetInfo, read_info, refuse_changed, refuse_foreign
+from synthgen.shards.dataset import (
+    ALWAYS,
+    DISTRIBUTION,
+    PACKAGES,
+    DatasetInfo,
+    read_info,
+    refuse_changed,
+    refuse_foreign,
+)
 from synthgen.shards.sample import IMAGE_FORMATS, Sample, conditions_of
 from synthgen.shards.samples import parsed_samples
 from synthgen.shards.shard import TAR, Marker, read_marker, read_rows, scan, shard_file, shard_name
@@ -154,7 +162,7 @@ def read_part(store: Store, name: str, first: int) -> Part:
         content.update(marker.sha256.encode())
         if marker.numerics:  # of one that was restored from its tar alone they are not known
             made_with = made_with or (number, marker)
-            refuse_mixed(store, *made_with, number, marker)
+            refuse_mixed(store, info, *made_with, number, marker)
     if total != info.asked or not shards:
         raise InputError(f"{store}: has {total} of {info.asked} images; finish it first (synthgen run, or synthgen repair)")
     told = {key: value for key, value in made_with[1].numerics.items() if key in MADE_WITH} if made_with else {}
@@ -162,12 +170,17 @@ def read_part(store: Store, name: str, first: int) -> Part:
     return Part(store, name, info, first, tuple(shards), content.hexdigest(), told, conditions)
 
 
-def refuse_mixed(store: Store, first: int, one: Marker, number: int, other: Marker) -> None:
-    """Raise InputError if two shards of one dataset were made with different models or versions."""
+def refuse_mixed(store: Store, info: DatasetInfo, first: int, one: Marker, number: int, other: Marker) -> None:
+    """Raise InputError if two shards of one dataset were made with different models, or versions that pixels depend on.
+
+    What one of them does not tell counts as the same: an older version of synthgen recorded less.
+    """
+    network = info.fingerprint.get("pipeline.method") != "paste" or "verify.verifier" in info.fingerprint
+    indifferent = (DISTRIBUTION, *PACKAGES) if not network else (DISTRIBUTION, "ray")
     for kind in MADE_WITH:
         a, b = (flat_part(marker.numerics.get(kind)) for marker in (one, other))
-        for key in sorted({*a, *b}):
-            if a.get(key) != b.get(key):
+        for key in sorted(a.keys() & b.keys()):
+            if a[key] != b[key] and (key in ALWAYS or key not in indifferent):
                 raise InputError(
                     f"{store}: mixed inside: shard {shard_name(first)} was made with {key} {a.get(key)}, "
                     f"shard {shard_name(number)} with {b.get(key)}; one dataset must be of one model and one set of versions"

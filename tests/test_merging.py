@@ -249,3 +249,19 @@ def test_another_merge_is_refused(tmp_path: Path, sources: tuple[Path, ...]) -> 
     with pytest.raises(Exception, match="holds another job"):
         merge(MergeSpec(sources, tmp_path / "to"))
     assert merge(MergeSpec(sources, tmp_path / "to"), overwrite=True).written.made == 12
+
+
+def test_a_dataset_that_another_version_finished_is_not_mixed(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a", 4), write(tmp_path / "b", 4, 10)
+    versions = {"torch": "2.13", "ray": "99", "synthgen-layouts": "9", "scipy": "1"}
+    numerics(a, 1, versions=versions, files={"pipeline.model_sha256": "m", "scene.backgrounds_sha256": "of a newer version"})
+    assert merge(MergeSpec((a, b), tmp_path / "to")).written.made == 8
+
+
+def test_torch_does_not_matter_where_cut_outs_were_pasted(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a", 4), write(tmp_path / "b", 4, 10)
+    numerics(a, 1, versions={"torch": "2.14"})
+    with pytest.raises(InputError, match=r"made with torch 2\.13, shard 000001 with 2\.14"):
+        merge(MergeSpec((a, b), tmp_path / "to"))
+    edit(a / "dataset.json", fingerprint={"pipeline.method": "paste", "verify": None})
+    assert merge(MergeSpec((a, b), tmp_path / "to")).written.made == 8

@@ -1,6 +1,7 @@
 """A pipeline over layouts as the engine calls it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from inspect import signature
 from typing import Any
@@ -23,6 +24,12 @@ class LayoutPainter:
         self.pipeline: Any = load_pipeline(kind, spec, spec.scheduler, numerics)
         self.spec, self.numerics = spec, numerics
         self.options = options_of(kind, spec, numerics)
+
+    def use_chunk(self, chunk: int) -> None:
+        """Go on with so many windows at once; what is loaded stays."""
+        self.numerics = replace(self.numerics, chunk=chunk)
+        self.options["chunk"] = chunk
+        self.__dict__.pop("mixture", None)  # its options have the old one
 
     def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
         return self.paint(scenes, seeds, **self.of(scenes, seeds))

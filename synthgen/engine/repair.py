@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from synthgen.config import ConfigError, Job, job_of
 from synthgen.engine.journal import facts, journal
 from synthgen.engine.pool import local_device
-from synthgen.engine.run import FAILURES, dataset_info
+from synthgen.engine.run import FAILURES, as_begun, dataset_info
 from synthgen.engine.run import difference as other_versions
 from synthgen.engine.worker import Progress, RejectedImageError, Worker
 from synthgen.errors import InputError
@@ -138,6 +138,8 @@ def whose(store: Store) -> tuple[DatasetInfo, Job | None, str]:
             raise InputError(f"{store}: no dataset here: dataset.json is missing or damaged, and so is job.yaml") from error
         return info, None, f"{error.problems[0]}; `synthgen run` with the dataset's job writes job.yaml again"
     made = dataset_info(job)
+    if info is not None:
+        job, made, _ = as_begun(job, made, info)
     if info is not None and (different := changes(info, made)):
         raise InputError(
             f"{store}: its job.yaml and the files that it names are not what its shards are of: {'; '.join(different)}"
@@ -278,7 +280,9 @@ class _Repair:
     @cached_property
     def mixed(self) -> str:
         """Why a shard that has nothing to compare with does not belong to the others; empty if it does."""
-        found = next((text for _, marker in scan(self.store) if (text := other_versions(marker))), "")
+        if self.job is None:
+            return ""
+        found = next((text for _, marker in scan(self.store) if (text := other_versions(marker, self.job))), "")
         return (
             f"nothing is left to compare its bytes with, and other shards were made with other versions: {found}" if found else ""
         )

@@ -6,24 +6,32 @@ import os
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from synthgen.config import Job
+from synthgen.config import Job, with_values
 from synthgen.engine.journal import facts, journal
 from synthgen.engine.notice import Notice, NoTimeError
 from synthgen.engine.pool import FailedShard, Pool, StoppedError, open_pool
 from synthgen.engine.worker import Progress, is_full
 from synthgen.shards.dataset import (
+    ALWAYS,
+    DISTRIBUTION,
+    PACKAGES,
+    WITH_TORCH,
     ChangedJobError,
     DatasetInfo,
     begin,
     finalize,
+    has_shard,
+    other_versions,
+    read_info,
     refuse_changed,
     refuse_foreign,
     remove_dataset,
     versions,
 )
+from synthgen.shards.former import begun_with, unknown_hashes
 from synthgen.shards.lock import Lock
 from synthgen.shards.shard import Marker, StagedShard, commit, scan, shard_sizes, withdraw
 from synthgen.shards.store import Out, Store, open_store
@@ -74,6 +82,32 @@ def dataset_info(job: Job) -> DatasetInfo:
     return DatasetInfo(job.name, job.images, job.fingerprint(), job.ids(), job.output.image_format, job.pipeline.licence())
 
 
+def as_begun(job: Job, info: DatasetInfo, old: DatasetInfo) -> tuple[Job, DatasetInfo, list[str]]:
+    """The job as an older version began it, where defaults have changed since; and what is to be said of that, a line each.
+
+    Args:
+        info: `dataset_info` of the job.
+        old: what the dataset's own dataset.json says.
+
+    Raises:
+        ConfigError: the job does not run with the values that the dataset was begun with.
+    """
+    new = json.loads(json.dumps(info.fingerprint))
+    values = begun_with(old.fingerprint, new, job.given)
+    said = []
+    for key, value in values.items():
+        today = f"today's default is {new[key]!r}"
+        said.append(f"{key} is {value!r}, as when this dataset was begun; {today}")
+    hashes = unknown_hashes(old.fingerprint, new)
+    if hashes:
+        names = ", ".join(hashes)
+        said.append(f"{names}: not recorded when this dataset was begun; the files are taken to be the same")
+    if values:
+        job = with_values(job, values, "dataset.json")
+        info = replace(info, fingerprint=job.fingerprint())
+    return job, info, said
+
+
 def missing_shards(job: Job, out: Out, found: dict[int, dict[str, int]] | None = None) -> list[int]:
     """Shards that are not there, or hold another number of images than they should (an extended last one).
 
@@ -84,24 +118,29 @@ def missing_shards(job: Job, out: Out, found: dict[int, dict[str, int]] | None =
         ChangedJobError: there are some, and those that stay were made with other versions of what pixels depend on.
     """
     there: dict[int, int] = {}
-    mixed = ""
+    mixed, harmless, known = "", "", False
     for number, marker in scan(out, found):
         if number < job.shards and marker.count == job.shard_count(number):
             there[number] = marker.count
-            mixed = mixed or difference(marker)
+            mixed = mixed or difference(marker, job)
+            other = other_versions(marker.numerics.get("versions"), versions(), (DISTRIBUTION, *PACKAGES))
+            harmless, known = harmless or other, known or not other
     missing = [number for number in range(job.shards) if number not in there]
     if missing and mixed:
         raise ChangedJobError(f"{out} was made with other versions: {mixed}. Install those, or give another output.path")
+    if missing and harmless and not known:  # once: from now on there is a shard of these versions
+        log.warning("%s was begun with other versions, which no pixel depends on: %s", out, harmless)
     return missing
 
 
-def difference(marker: Marker) -> str:
-    """How the versions that a shard was made with differ from those here; empty: not, or they are not known."""
-    there, here = marker.numerics.get("versions"), versions()
-    if not isinstance(there, dict) or there == here:
-        return ""
-    changed = sorted(name for name in {*there, *here} if there.get(name) != here.get(name))
-    return "; ".join(f"{name}: was {there.get(name)}, is {here.get(name)}" for name in changed)
+def difference(marker: Marker, job: Job) -> str:
+    """How the versions that a shard's pixels depend on differ from those here; empty: not, or they are not known.
+
+    Those of Ray and of synthgen itself do not count, nor does torch where no network generates or verifies. What another
+    version of synthgen generates otherwise has a key in the fingerprint.
+    """
+    torch = job.pipeline.uses_torch or job.verify is not None
+    return other_versions(marker.numerics.get("versions"), versions(), (*ALWAYS, *(WITH_TORCH if torch else ())))
 
 
 def run(
@@ -121,7 +160,11 @@ def run(
     """
     out, info = open_store(job.output.path), dataset_info(job)
     refuse_foreign(out)
+    said: list[str] = []
     if not overwrite:
+        old = read_info(out)
+        if old is not None and has_shard(out):
+            job, info, said = as_begun(job, info, old)
         refuse_changed(out, info)
     began, made, counts = time.perf_counter(), Made(), dict[str, Any]()
     try:
@@ -133,6 +176,8 @@ def run(
                 refuse_changed(out, info)
                 found = shard_sizes(out)
                 todo = missing_shards(job, out, found)
+                for text in said if todo else ():
+                    log.warning("%s: %s", out, text)
                 begin(out, info, job.resolved())
                 about = facts(job=job.name, images=job.images, missing_shards=len(todo), versions=versions())
                 log.info("run started", extra=about)
@@ -183,7 +228,7 @@ def make(
         notice.finish = pool.finish
         if notice.given:
             pool.finish()
-        take(out, pool, _withdrawn(out, todo, found), lock, made, tell)
+        take(out, pool, _withdrawn(out, todo, found, lock), lock, made, job, tell)
     except KeyboardInterrupt:
         made.interrupted = True
     except SystemExit:  # Ray heeds SIGTERM so while it starts
@@ -200,7 +245,15 @@ def make(
             pool.close()
 
 
-def take(out: Store, pool: Pool, shards: Iterable[int], lock: Lock, made: Made, tell: Report | None = None) -> None:
+def take(
+    out: Store,
+    pool: Pool,
+    shards: Iterable[int],
+    lock: Lock,
+    made: Made,
+    job: Job,
+    tell: Report | None = None,
+) -> None:
     """Commit what a pool makes, and write down what it gives up."""
     for event in pool.run(shards):
         if isinstance(event, Progress):
@@ -212,7 +265,7 @@ def take(out: Store, pool: Pool, shards: Iterable[int], lock: Lock, made: Made, 
             if len(made.failed) == MOST_FAILED:
                 pool.finish()
         else:
-            if mixed := difference(event.marker):
+            if mixed := difference(event.marker, job):
                 raise StoppedError(f"a worker has other versions than this driver: {mixed}. Install the same on all nodes")
             lock.check()
             commit(out, event)
@@ -220,10 +273,11 @@ def take(out: Store, pool: Pool, shards: Iterable[int], lock: Lock, made: Made, 
             made.images += event.marker.count
 
 
-def _withdrawn(out: Store, numbers: Iterable[int], found: Container[int]) -> Iterator[int]:
+def _withdrawn(out: Store, numbers: Iterable[int], found: Container[int], lock: Lock) -> Iterator[int]:
     """Take what is left of each shard out of the dataset before it is made."""
     for number in numbers:
         if number in found:
+            lock.check()
             withdraw(out, number)
         yield number
 

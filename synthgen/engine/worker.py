@@ -1,9 +1,12 @@
 """Makes one shard at a time: layouts, scenes, pictures, files. Knows nothing of Ray."""
 
 import errno
+import gc
 import io
 import logging
+import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +32,7 @@ from synthgen.verify.actions import Checked, Inspection
 log = logging.getLogger(__name__)
 
 BLANK_DEVIATION = 1.0  # grey levels; a picture with less is not a picture
+ENCODE_BATCHES = 2  # that may wait to be encoded, or be, while the next one is generated
 PIL_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
@@ -122,26 +126,43 @@ class Worker:
                     raise
             log.warning("shard %06d: out of memory with chunk %d; again with half of it", number, self.numerics.chunk)
             yield Progress(number, -painted)
-            self.numerics = replace(self.numerics, chunk=self.numerics.chunk // 2)
-            self.load()
+            self.halve_chunk()
+
+    def halve_chunk(self) -> None:
+        """Go on with half the chunk; where the pipeline has to be loaded anew for it, the old one is freed before."""
+        self.numerics = replace(self.numerics, chunk=self.numerics.chunk // 2)
+        use_chunk = getattr(self.painter, "use_chunk", None)
+        if use_chunk is not None:
+            use_chunk(self.numerics.chunk)
+            free_memory()
+            return
+        self.painter = self.inspection = None
+        free_memory()
+        self.load()
 
     def _attempt(self, number: int) -> Iterator[Progress | StagedShard]:
         """Paint and stage one shard.
 
-        Encoding runs in a thread beside the painting of the next batch.
+        Encoding runs in a thread beside the painting of the next batches, which wait for it: no more than `ENCODE_BATCHES`
+        are in memory as pixels, however many images the shard has.
         """
         began, first = time.perf_counter(), number * self.job.output.shard_size
         indices = range(first, first + self.job.shard_count(number))
-        encoded: list[Future[list[Sample]]] = []
+        samples: list[Sample] = []
+        waiting: deque[Future[list[Sample]]] = deque()
         painted = 0
         with ThreadPoolExecutor(max_workers=1) as pool:
             for start in range(0, len(indices), self.job.batch_size):
                 batch = indices[start : start + self.job.batch_size]
                 images = self.paint(batch)
-                encoded.append(pool.submit(self.encode, batch, images))
+                waiting.append(pool.submit(self.encode, batch, images))
                 painted += sum(image.tries for image in images)
+                del images
                 yield Progress(number, len(batch))
-            samples = [sample for batch_samples in encoded for sample in batch_samples.result()]
+                if len(waiting) == ENCODE_BATCHES:
+                    samples += waiting.popleft().result()
+            for future in waiting:
+                samples += future.result()
         yield stage(self.out, number, samples, asdict(self.numerics), time.perf_counter() - began, painted)
 
     def paint(self, indices: Sequence[int]) -> list[Painted]:
@@ -226,6 +247,14 @@ class Worker:
 
     def _noise(self, index: int, attempt: int) -> np.random.SeedSequence:
         return seed_sequence(self.job.seed, index, Stream.NOISE, attempt)
+
+
+def free_memory() -> None:
+    """Return what nothing holds any more to the operating system, or to the GPU where torch keeps it for itself."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -61,7 +61,11 @@ class Numerics:
 
 
 class Painter(Protocol):
-    """A loaded pipeline."""
+    """A loaded pipeline.
+
+    It may have a method `use_chunk(chunk)`, to go on with another `Numerics.chunk` as if it had been
+    loaded with that one. A painter without it is loaded anew where memory runs out.
+    """
 
     def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
         """Paint a batch: every scene with its own layout and its own seed."""

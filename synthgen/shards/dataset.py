@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -13,14 +14,28 @@ from ruamel.yaml import YAML
 from synthgen.errors import InputError
 from synthgen.shards.card import SHEET_IMAGES, write_card, write_contact_sheet
 from synthgen.shards.coco import CocoWriter, coco_head
+from synthgen.shards.former import complete
 from synthgen.shards.manifest import writing_index, writing_manifest
 from synthgen.shards.sample import IMAGE_FORMATS, conditions_of
-from synthgen.shards.shard import TABLE, ahead, count_marked, read_table, rows_of, scan, shard_file, shard_sizes
+from synthgen.shards.shard import (
+    MARKER,
+    NUMBER,
+    TABLE,
+    ahead,
+    count_marked,
+    read_table,
+    rows_of,
+    scan,
+    shard_file,
+    shard_sizes,
+)
 from synthgen.shards.store import JOURNAL, LocalStore, Out, open_store
 from synthgen.shards.strict_json import to_json
 
 KINDS = "|".join(IMAGE_FORMATS)
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "ray")
+ALWAYS = ("numpy", "pillow")  # those of them that every pixel depends on
+WITH_TORCH = ("torch", "diffusers", "transformers")  # those that it depends on where a network generates or verifies
 DISTRIBUTION = "synthgen-layouts"
 TABLES = 4  # read at the same time while finalising
 WRITTEN = (
@@ -85,7 +100,7 @@ INFO = TypeAdapter(DatasetInfo)
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of synthgen and of what its pixels depend on, without importing any of them."""
+    """Versions of synthgen and of the packages that it runs on, without importing any of them."""
     found = {}
     for package in (DISTRIBUTION, *PACKAGES):
         try:
@@ -93,6 +108,19 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def other_versions(there: Any, here: dict[str, str], names: Iterable[str]) -> str:
+    """How versions that were recorded differ from others; empty: not at all, or they are not known.
+
+    Args:
+        there: "versions" of a marker's numerics, whatever it is.
+        names: the packages that count.
+    """
+    if not isinstance(there, dict):
+        return ""
+    changed = [name for name in sorted(names) if name in there and there[name] != here.get(name)]
+    return "; ".join(f"{name}: was {there[name]}, is {here.get(name)}" for name in changed)
 
 
 def read_info(out: Out) -> DatasetInfo | None:
@@ -110,21 +138,38 @@ def write_info(out: Out, info: DatasetInfo, counts: dict[str, Any]) -> None:
 
 
 def refuse_changed(out: Out, info: DatasetInfo) -> None:
-    """Raise ChangedJobError if the output was begun with another job, or holds more images than are asked for."""
+    """Raise ChangedJobError if the output has shards of another job, or holds more images than are asked for.
+
+    An output without a shard belongs to nobody: a run that failed before its first shard does not stand in the way of a
+    mended one.
+    """
     old = read_info(out)
     changed = [] if old is None else changes(old, info)
-    if changed:
+    if changed and has_shard(out):
         raise ChangedJobError(f"{out} holds another job: {'; '.join(changed)}. Give another output.path, or --overwrite")
 
 
+def has_shard(out: Out) -> bool:
+    """Whether any shard was committed: whether there is a marker, whatever became of its shard since."""
+    for name, _ in open_store(out).sizes("shards"):
+        stem, dot, suffix = name.partition(".")
+        if f"{dot}{suffix}" == MARKER and NUMBER.fullmatch(stem):
+            return True
+    return False
+
+
 def changes(old: DatasetInfo, info: DatasetInfo) -> list[str]:
-    """What another job says otherwise, each as `key: was …, is …`."""
-    here, there = json.loads(json.dumps(info.fingerprint)), old.fingerprint
-    changed = [
-        f"{key}: was {there.get(key)!r}, is {here.get(key)!r}"
-        for key in sorted({*here, *there})
-        if here.get(key) != there.get(key)
-    ]
+    """What another job says otherwise, each as `key: was …, is …`.
+
+    A key that the old fingerprint does not know had its former default (`synthgen.shards.former`).
+    """
+    here = json.loads(json.dumps(info.fingerprint))
+    there = complete(old.fingerprint, here)
+    changed = []
+    for key in sorted({*here, *there}):
+        if here.get(key) != there.get(key):
+            was = repr(there[key]) if key in there else "not set"
+            changed.append(f"{key}: was {was}, is {here[key]!r}" if key in here else f"{key}: was {was}, is not set")
     if old.asked > info.asked:
         changed.append(f"images: was {old.asked}, is {info.asked}; a dataset can be extended, not shortened")
     return changed
@@ -147,8 +192,13 @@ def refuse_foreign(out: Out) -> None:
 
 
 def begin(out: Out, info: DatasetInfo, job: dict[str, Any]) -> None:
-    """Write job.yaml and dataset.json before the first shard, so that a resumed run knows what it goes on with."""
+    """Write job.yaml and dataset.json before the first shard, so that a resumed run knows what it goes on with.
+
+    What a failed start of another job left is removed first: `refuse_changed` has found no shard of it.
+    """
     old = read_info(out)
+    if old is not None and changes(old, info):
+        remove_dataset(out)
     if old is None or old != info:
         write_info(out, info, {"images": 0, "complete": False})
     text = io.StringIO()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,15 +16,18 @@ from synthgen.cli import main
 from synthgen.config import Job, load_job
 from synthgen.engine.local import LocalPool
 from synthgen.engine.pool import StoppedError, worker_count
-from synthgen.engine.run import missing_shards, run
+from synthgen.engine.run import difference, missing_shards, run
 from synthgen.engine.worker import Painted, Worker
 from synthgen.errors import StoreFailedError
 from synthgen.shards.check import check_dataset
-from synthgen.shards.dataset import ChangedJobError, versions
+from synthgen.shards.dataset import ChangedJobError, read_info, versions
 from synthgen.shards.lock import Lock, LockedError
 from synthgen.shards.sample import Sample
-from synthgen.shards.shard import committed
+from synthgen.shards.shard import Marker, StagedShard, committed
+from synthgen.shards.store import open_store
 from tests.conftest import shard_bytes
+from tests.engine.stubs import Unloadable
+from tests.s3 import S3
 
 
 def snapshot(out: Path) -> dict[str, bytes]:
@@ -310,3 +314,114 @@ def test_at_sigterm_a_long_shard_is_dropped(make_job: Callable[..., Job], monkey
 @pytest.mark.parametrize(("workers", "count"), [("1", 1), ("2", 2), ("9", 3), ("[1, 2]", 2), ("null", 3)])
 def test_never_more_workers_than_shards(make_job: Callable[..., Job], workers: str, count: int) -> None:
     assert worker_count(make_job(f"workers={workers}"), room=5) == count
+
+
+@pytest.mark.parametrize("where", ["folder", "store"])
+def test_an_output_without_a_shard_belongs_to_nobody(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, s3: S3, where: str
+) -> None:
+    url = f"output.path={s3.url('belongs')}" if where == "store" else "images=6"
+    with monkeypatch.context() as broken:
+        broken.setattr("synthgen.engine.local.Worker", Unloadable)
+        with pytest.raises(FileNotFoundError, match="no such model"):
+            run(make_job("seed=4", "images=8", url))
+    out = open_store(make_job(url).output.path)
+    out.write("failures.jsonl", "of the other job\n")
+    assert read_info(out) is not None
+    assert run(make_job(url)).counts["complete"]
+    assert check_dataset(out)[0] == []
+    assert not out.exists("failures.jsonl")
+    with pytest.raises(ChangedJobError, match="seed: was 3, is 4"):
+        run(make_job("seed=4", url))
+
+
+def test_a_damaged_shard_still_belongs_to_its_job(make_job: Callable[..., Job]) -> None:
+    run(make_job("images=2"))
+    (Path(make_job().output.path) / "shards/000000.tar").write_bytes(b"cut")
+    with pytest.raises(ChangedJobError, match="seed: was 3, is 4"):
+        run(make_job("seed=4", "images=2"))
+
+
+@pytest.mark.parametrize("package", ["ray", "synthgen-layouts", "torch", "diffusers", "transformers"])
+def test_versions_that_no_pixel_depends_on_do_not_block(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, package: str
+) -> None:
+    run(make_job("images=2"))
+    other = {**versions(), package: "99"}
+    for module in ("run", "worker"):
+        monkeypatch.setattr(f"synthgen.engine.{module}.versions", lambda: other)
+    said = f"was begun with other versions, which no pixel depends on: {package}: was {versions()[package]}, is 99"
+    assert run(make_job()).counts["complete"]
+    assert caplog.text.count(said) == 1
+    assert run(make_job("images=8")).counts["complete"]
+    assert caplog.text.count(said) == 1
+    out = Path(make_job().output.path)
+    markers = [json.loads(file.read_text())["numerics"]["versions"][package] for file in sorted(out.glob("shards/*.json"))]
+    assert markers == [versions()[package], "99", "99", "99"]
+
+
+def test_where_a_network_generates_its_versions_count(make_job: Callable[..., Job]) -> None:
+    old = {"numpy": versions()["numpy"], "torch": "1.0", "ray": "1.0"}  # as a marker of another machine may say
+    marker = Marker(2, 0, 0, "", "", 0, "", {"versions": old})
+    assert difference(marker, make_job()) == ""
+    assert difference(marker, make_job("verify={verifier: detector}")) == f"torch: was 1.0, is {versions()['torch']}"
+    assert difference(marker, make_job("pipeline=mixture-tiny")) == f"torch: was 1.0, is {versions()['torch']}"
+    unknown = replace(marker, numerics={})
+    assert difference(unknown, make_job("pipeline=mixture-tiny")) == ""
+
+
+def test_a_run_that_loses_its_lock_commits_and_removes_nothing_more(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(make_job().output.path)
+    original, taken = LocalPool.run, dict[str, bytes]()
+
+    def overtaken(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
+        for event in original(self, shards):
+            yield event
+            if committed(out) == [0] and not taken:  # another run takes over, and commits the next shard
+                (out / ".lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": time.time(), "token": "other"}))
+                taken.update(snapshot(out))
+
+    monkeypatch.setattr(LocalPool, "run", overtaken)
+    with pytest.raises(LockedError, match="another run has taken over this output"):
+        run(make_job())
+    after = snapshot(out)
+    assert {name: after[name] for name in taken if not name.startswith(".staging")} == taken
+    assert committed(out) == [0]
+
+
+def test_a_run_that_loses_its_lock_removes_no_shard_of_the_other(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make_job())
+    out = Path(make_job().output.path)
+    marker = (out / "shards/000002.json").read_bytes()
+    for number in (1, 2):
+        (out / f"shards/00000{number}.json").unlink()
+    original = LocalPool.run
+
+    def overtaken(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
+        for event in original(self, shards):
+            if isinstance(event, StagedShard):  # another run takes over, and finishes the dataset
+                (out / ".lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": time.time(), "token": "other"}))
+                (out / "shards/000002.json").write_bytes(marker)
+                next(shards, None)
+            yield event
+
+    monkeypatch.setattr(LocalPool, "run", overtaken)
+    with pytest.raises(LockedError, match="another run has taken over this output"):
+        run(make_job())
+    assert committed(out) == [0, 2]
+
+
+def test_a_shard_that_is_to_be_made_anew_is_no_part_of_the_dataset(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make_job("images=3"))  # the last shard has one image of two
+    monkeypatch.setattr("synthgen.engine.worker.is_picture", lambda painting: False)
+    result = run(make_job("images=5", "on_reject=fail"))
+    out = Path(make_job().output.path)
+    assert [failed.shard for failed in result.failed] == [1, 2]
+    assert (result.counts["images"], committed(out)) == (2, [0])
+    assert sorted(shard_bytes(out)) == ["000000.parquet", "000000.tar"]

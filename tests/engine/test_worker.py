@@ -1,6 +1,7 @@
 """One worker: samples depend on job and index alone; failed images are painted again."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,12 +10,22 @@ import pytest
 import torch
 
 from synthgen.config import Job
-from synthgen.engine.worker import Progress, RejectedImageError, Worker, draw_scene, encode_image, is_picture
-from synthgen.layouts import InfeasibleLayoutError
+from synthgen.engine.worker import (
+    Painted,
+    Progress,
+    RejectedImageError,
+    Worker,
+    draw_scene,
+    encode_image,
+    is_picture,
+)
+from synthgen.layouts import InfeasibleLayoutError, Layout
 from synthgen.layouts._objects import ObjectSpec
-from synthgen.pipelines import Painting
+from synthgen.pipelines import Numerics, Painting
+from synthgen.pipelines.mixture import Spec as MixtureSpec
 from synthgen.pipelines.paste import Spec as PasteSpec
-from synthgen.scene import Scene
+from synthgen.scene import Scene, SceneSpec
+from synthgen.shards.sample import Sample
 from synthgen.shards.shard import StagedShard, read_members
 
 
@@ -96,6 +107,86 @@ def test_what_does_not_fit_at_all_is_told(make_job: Callable[..., Job], tmp_path
     monkeypatch.setattr(PasteSpec, "load", lambda self, scene, numerics: Hungry(numerics.chunk, 0))
     with pytest.raises(torch.OutOfMemoryError):
         list(Worker(make_job("images=6", "output.shard_size=6"), tmp_path).make_shard(0))
+
+
+class Counted(Hungry):
+    """Counts how many of its kind there are."""
+
+    alive, most_alive, made = 0, 0, 0
+
+    def __init__(self, chunk: int, most: int) -> None:
+        super().__init__(chunk, most)
+        Counted.made += 1
+        Counted.alive += 1
+        Counted.most_alive = max(Counted.most_alive, Counted.alive)
+
+    def __del__(self) -> None:
+        Counted.alive -= 1
+
+
+class Adjustable(Counted):
+    """Goes on with another chunk without being loaded anew."""
+
+    def use_chunk(self, chunk: int) -> None:
+        self.chunk, self.calls = chunk, 0
+
+
+@pytest.mark.parametrize(("painter", "made"), [(Counted, 3), (Adjustable, 1)])
+def test_where_memory_runs_out_there_are_never_two_models(
+    make_job: Callable[..., Job],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    painter: type[Counted],
+    made: int,
+) -> None:
+    monkeypatch.setattr(Counted, "made", 0)
+    monkeypatch.setattr(Counted, "most_alive", 0)
+    monkeypatch.setattr(PasteSpec, "load", lambda self, scene, numerics: painter(numerics.chunk, 8))
+    worker = Worker(make_job("images=6", "output.shard_size=6", "verify={verifier: detector}"), tmp_path)
+    *_, staged = worker.make_shard(0)
+    assert isinstance(staged, StagedShard)
+    assert staged.marker.numerics["chunk"] == 8
+    assert (Counted.most_alive, Counted.made) == (1, made)
+    assert worker.inspection is not None
+    assert worker.inspection.painter is worker.painter
+
+
+def test_images_wait_for_the_encoder(make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(make_job("images=40", "output.shard_size=40"), tmp_path)
+    worker.painter = Flaky(0)
+    encode, paint, painted, encoded, waiting = worker.encode, worker.paint, [0], [0], [0]
+
+    def slow(indices: Sequence[int], batch: Sequence[Painted]) -> list[Sample]:
+        time.sleep(0.02)
+        samples = encode(indices, batch)
+        encoded[0] += len(samples)
+        return samples
+
+    def counted(indices: Sequence[int]) -> list[Painted]:
+        batch = paint(indices)
+        painted[0] += len(batch)
+        waiting[0] = max(waiting[0], painted[0] - encoded[0])
+        return batch
+
+    monkeypatch.setattr(worker, "encode", slow)
+    monkeypatch.setattr(worker, "paint", counted)
+    *progress, staged = worker.make_shard(0)
+    assert isinstance(staged, StagedShard)
+    assert (staged.marker.count, len(progress)) == (40, 20)
+    assert waiting[0] <= 3 * 2  # three batches of two
+
+
+def test_another_chunk_needs_no_loading(checkpoint: Path) -> None:
+    spec = MixtureSpec(model=str(checkpoint), steps=1)
+    layout = Layout(32, 32, np.array([[4, 4, 20, 20]], np.float32), ("dog",))
+    scene, seed = Scene(layout, "sand"), np.random.SeedSequence(1)
+    loaded = spec.load(SceneSpec(), Numerics(chunk=8))
+    loaded.use_chunk(1)
+    fresh = spec.load(SceneSpec(), Numerics(chunk=1))
+    assert loaded.options == fresh.options
+    assert loaded.numerics.chunk == 1
+    images = [painter([scene], [seed])[0].image for painter in (loaded, fresh)]
+    np.testing.assert_array_equal(*images)
 
 
 def test_on_reject(make_job: Callable[..., Job], tmp_path: Path) -> None:

@@ -175,6 +175,10 @@ class CanvasPainter:
         self.spec, self.chunk = spec, numerics.chunk
         self.pipeline = load_pipeline(CanvasPipeline, spec, spec.scheduler, numerics)
 
+    def use_chunk(self, chunk: int) -> None:
+        """Go on with so many windows at once; what is loaded stays."""
+        self.chunk = chunk
+
     def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
         spec = self.spec
         images = self.pipeline(

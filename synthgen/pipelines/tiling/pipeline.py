@@ -146,6 +146,10 @@ class TilingPainter:
         self.spec, self.chunk = spec, numerics.chunk
         self.pipeline = load_pipeline(TilingPipeline, spec, spec.scheduler, numerics)
 
+    def use_chunk(self, chunk: int) -> None:
+        """Go on with so many windows at once; what is loaded stays."""
+        self.chunk = chunk
+
     def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
         spec = self.spec
         numbers = [int(seed.generate_state(1, np.uint64)[0] >> 1) if spec.seed is None else spec.seed for seed in seeds]

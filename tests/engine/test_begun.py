@@ -1,0 +1,223 @@
+"""Datasets that an older version began: finished with the defaults of then, or refused naming the key.
+
+`data/begun` holds what commit 6743d3b left when it was killed after the first shard of each, the digests of what it makes of the
+whole, and the keys and defaults of all its specs.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined, to_jsonable_python
+
+from synthgen import registry
+from synthgen.config import Job, OutputSpec, load_job
+from synthgen.engine.repair import repair
+from synthgen.engine.run import run
+from synthgen.shards.check import check_dataset
+from synthgen.shards.dataset import ChangedJobError, versions
+from synthgen.shards.former import FORMER, begun_with, complete, former_defaults
+
+BEGUN = Path(__file__).parent / "data/begun"
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the datasets, as if they had been made with the versions that are installed; it is the working directory."""
+    shutil.copytree(BEGUN, tmp_path / "begun")
+    monkeypatch.chdir(tmp_path / "begun")
+    for file in (tmp_path / "begun").glob("out/*/shards/*.json"):
+        marker = json.loads(file.read_text())
+        marker["numerics"]["versions"] = versions()
+        file.write_text(json.dumps(marker))
+    return tmp_path / "begun"
+
+
+def same_versions(name: str) -> bool:
+    """Whether what pixels depend on is what the digests were made with."""
+    made = json.loads((BEGUN / f"out/{name}/dataset.json").read_text())["versions"]
+    return all(made.get(package) == versions().get(package) for package in ("numpy", "pillow", "torch", "diffusers"))
+
+
+def events(out: Path) -> list[str]:
+    """What the log says."""
+    return [json.loads(line)["event"] for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", ["paste", "grounds", "mixture"])
+def test_a_dataset_that_an_older_version_began_is_finished(begun: Path, name: str) -> None:
+    out = begun / "out" / name
+    first = (out / "shards/000000.tar").read_bytes()
+    job = load_job(f"{name}.yaml")
+    result = run(job)
+    assert (result.made, result.counts["complete"]) == (job.images - 2, True)
+    assert check_dataset(out)[0] == []
+    assert (out / "shards/000000.tar").read_bytes() == first
+    if same_versions(name):
+        digests = json.loads((BEGUN / "digests.json").read_text())[name]
+        tars = [file for file in digests if file.endswith(".tar")]
+        if name == "mixture":  # another processor rounds otherwise
+            tars = tars[:1]
+        for file in tars:
+            assert hashlib.sha256((out / "shards" / file).read_bytes()).hexdigest() == digests[file], file
+
+
+@pytest.mark.parametrize("name", ["paste", "grounds"])
+def test_it_is_finished_from_its_own_job_file_too(begun: Path, name: str) -> None:
+    assert run(load_job(f"out/{name}/job.yaml")).counts["complete"]
+
+
+def test_a_changed_job_is_refused_as_ever(begun: Path) -> None:
+    with pytest.raises(ChangedJobError, match=r"output\.quality: was 92, is 80"):
+        run(load_job("paste.yaml", ["output.quality=80"]))
+
+
+@pytest.fixture
+def new_default(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The default of `output.quality` is another one in this version, and FORMER has its line."""
+    field = OutputSpec.model_fields["quality"]
+    monkeypatch.setattr(field, "default", 40)
+    monkeypatch.setitem(FORMER, "output.quality", (92,))
+    OutputSpec.model_rebuild(force=True)
+    Job.model_rebuild(force=True)
+    yield
+    monkeypatch.undo()
+    OutputSpec.model_rebuild(force=True)
+    Job.model_rebuild(force=True)
+
+
+@pytest.mark.usefixtures("new_default")
+@pytest.mark.parametrize("known", [True, False], ids=["changed default", "new key"])
+def test_where_a_default_has_changed_the_old_one_is_run(begun: Path, known: bool) -> None:
+    out = begun / "out/paste"
+    if not known:  # a dataset of before the key existed
+        info = json.loads((out / "dataset.json").read_text())
+        del info["fingerprint"]["output.quality"]
+        (out / "dataset.json").write_text(json.dumps(info))
+    assert load_job("paste.yaml").output.quality == 40
+    assert run(load_job("paste.yaml")).counts["complete"]
+    digests = json.loads((BEGUN / "digests.json").read_text())["paste"]
+    if same_versions("paste"):
+        assert hashlib.sha256((out / "shards/000002.tar").read_bytes()).hexdigest() == digests["000002.tar"]
+    assert json.loads((out / "dataset.json").read_text())["fingerprint"]["output.quality"] == 92
+    assert load_job(str(out / "job.yaml")).output.quality == 92
+    assert [e for e in events(out) if "output.quality is 92, as when this dataset was begun; today's default is 40" in e]
+    before = len(events(out))
+    assert run(load_job("paste.yaml")).made == 0  # nothing to make, nothing to say
+    assert not [e for e in events(out)[before:] if "output.quality" in e]
+
+
+@pytest.mark.usefixtures("new_default")
+def test_a_shard_is_repaired_with_the_old_default(begun: Path) -> None:
+    out = begun / "out/paste"
+    info = json.loads((out / "dataset.json").read_text())
+    del info["fingerprint"]["output.quality"]
+    (out / "dataset.json").write_text(json.dumps(info))
+    (out / "job.yaml").write_text((out / "job.yaml").read_text().replace("quality: 92, ", ""))
+    whole = (out / "shards/000000.tar").read_bytes()
+    (out / "shards/000000.tar").write_bytes(b"cut")
+    done = repair(out)
+    assert (done.restored, done.unknown, done.left) == ([0], [1, 2], {})
+    assert (out / "shards/000000.tar").read_bytes() == whole
+
+
+@pytest.mark.usefixtures("new_default")
+def test_a_key_that_the_owner_sets_is_not_replaced(begun: Path) -> None:
+    with pytest.raises(ChangedJobError, match=r"output\.quality: was 92, is 40"):
+        run(load_job("paste.yaml", ["output.quality=40"]))
+    fresh = run(load_job("paste.yaml", ["output.path=out/fresh", "images=2"]))
+    assert fresh.counts["complete"]
+    assert load_job("out/fresh/job.yaml").output.quality == 40
+
+
+def test_a_key_without_a_line_in_the_table_is_refused_by_name(begun: Path) -> None:
+    out = begun / "out/paste"
+    info = json.loads((out / "dataset.json").read_text())
+    del info["fingerprint"]["pipeline.shadow"]
+    (out / "dataset.json").write_text(json.dumps(info))
+    with pytest.raises(ChangedJobError, match=r"pipeline\.shadow: was not set, is 0\.4"):
+        run(load_job("paste.yaml"))
+
+
+def test_a_hash_that_was_not_recorded_is_accepted_and_said_once(begun: Path) -> None:
+    out = begun / "out/paste"
+    info = json.loads((out / "dataset.json").read_text())
+    recorded = info["fingerprint"].pop("pipeline.cutouts_sha256")
+    (out / "dataset.json").write_text(json.dumps(info))
+    assert run(load_job("paste.yaml")).made == 4
+    said = "pipeline.cutouts_sha256"
+    assert len([event for event in events(out) if said in event and "not recorded" in event]) == 1
+    assert json.loads((out / "dataset.json").read_text())["fingerprint"]["pipeline.cutouts_sha256"] == recorded
+    run(load_job("paste.yaml", ["images=8"]))
+    assert len([event for event in events(out) if said in event and "not recorded" in event]) == 1
+
+
+def models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The specs that an annotation holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from models(part)
+
+
+def add_keys(model: type[BaseModel], name: str, found: dict[str, dict[str, Any]]) -> None:
+    """Add a spec's keys with their defaults, and those of the specs that it holds."""
+    if name in found:
+        return
+    found[name] = {}
+    for key, field in model.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        found[name][key] = "..." if default is PydanticUndefined else to_jsonable_python(default)
+        for nested in models(field.annotation):
+            add_keys(nested, nested.__name__, found)
+
+
+UNRECORDED = {"SamplerSpec", "MethodSpec", "VerifierSpec", "Spoken"}  # bases, and what is not in the fingerprint
+FREE = {"version", "name", "images", "workers", "threads", "batch_size", "chunk", "gpus", "stall_timeout", "spoken"}
+FREE |= {"max_attempts", "max_shard_attempts", "on_reject", "path", "shared"}
+
+
+def test_every_key_and_default_since_has_its_former_default() -> None:
+    """Whoever adds a key or changes a default adds a line to FORMER; this names the keys that have none."""
+    then = json.loads((BEGUN / "defaults.json").read_text())
+    now: dict[str, dict[str, Any]] = {}
+    add_keys(Job, "job", now)
+    for kind in ("sampler", "method", "verifier"):
+        for name in registry.names(kind):
+            add_keys(registry.spec_class(kind, name), f"{kind} {name}", now)
+    last = {pattern.rpartition(".")[2]: values for pattern, values in FORMER.items()}
+    missing = []
+    for spec in then.keys() & now.keys() - UNRECORDED:
+        for key, default in now[spec].items():
+            if key in FREE or isinstance(default, dict):
+                continue
+            if key not in then[spec] and key not in last:
+                missing.append(f"{spec}: {key} is new")
+            elif key in then[spec] and then[spec][key] != default and then[spec][key] not in last.get(key, ()):
+                missing.append(f"{spec}: {key} was {then[spec][key]!r}, is {default!r}")
+    assert missing == []
+
+
+def test_former_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMER, "layout.objects.*.angle", (0, 5))
+    assert former_defaults("layout.objects.dog.angle") == (0, 5)
+    assert former_defaults("layout.objects.dog.label") == ()
+    old, new = {"a": 1}, {"a": 1, "layout.objects.dog.angle": 9, "b_sha256": "x", "c": 2}
+    assert complete(old, new) == {"a": 1, "layout.objects.dog.angle": 0, "b_sha256": "x"}
+    assert begun_with(old, new, frozenset()) == {"layout.objects.dog.angle": 0}
+    assert begun_with(old, new, frozenset({"layout.objects.dog.angle"})) == {}
+    assert begun_with({**old, "layout.objects.dog.angle": 5}, new, frozenset()) == {"layout.objects.dog.angle": 5}
+    assert begun_with({**old, "layout.objects.dog.angle": 7}, new, frozenset()) == {}
+
+
+def test_what_the_owner_has_set(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    given = make_job("pipeline.shadow=0.4").given
+    assert {"pipeline.shadow", "layout.size.range", "layout.gap", "scene.background", "images"} <= given
+    assert not {"output.quality", "pipeline.cutouts", "scene.negative", "layout.spread"} & given
+    shipped = load_job("100dogs", ["scene.negative=fog", f"output.path={tmp_path}"]).given
+    assert shipped == {"scene.negative", "output.path"}
