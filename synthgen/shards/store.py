@@ -6,8 +6,8 @@ import logging
 import os
 import re
 import shutil
-import uuid
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
