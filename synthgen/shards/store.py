@@ -351,6 +351,9 @@ def _fsync_file(path: Path) -> tuple[int, int]:
     try:
         _fsync(handle)
         return _identity(os.fstat(handle))
+    except OSError as error:
+        error.filename = str(path)  # which a handle does not name
+        raise
     finally:
         os.close(handle)
 
