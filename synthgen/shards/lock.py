@@ -74,6 +74,7 @@ class Lock:
         store, self.token = open_store(out), uuid.uuid4().hex
         self.out = str(store)
         self.keeper: Keeper = LockFile(store.root, self.token) if isinstance(store, LocalStore) else Claim(store, self.token)
+        self.told: set[str | None] = set()  # tokens of holders that were warned of
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -114,13 +115,13 @@ class Lock:
     def _tell(self, holder: Holder, seen: Holder | None) -> None:
         """Warn once of a holder that is waited for; of one whose lock says nothing yet at the second look."""
         token = holder.content.get("token")
-        if seen is not None and seen.content.get("token") == token and (token or seen.content):
+        if token in self.told or (token is None and seen is None):
             return
-        if token or seen is not None:
-            log.warning(
-                "%s: a run on %s has it, or had: last heartbeat %.0f s ago; without another within %.0f s it is dead",
-                self.out, holder.content.get("host", "an unknown machine"), holder.age, STALE - holder.age,
-            )  # fmt: skip
+        self.told.add(token)
+        log.warning(
+            "%s: a run on %s has it, or had: last heartbeat %.0f s ago; without another within %.0f s it is dead",
+            self.out, holder.content.get("host", "an unknown machine"), holder.age, STALE - holder.age,
+        )  # fmt: skip
 
     def _beat(self) -> None:
         while not self.stop.wait(HEARTBEAT):
