@@ -5,6 +5,8 @@ import re
 from importlib.metadata import PackageNotFoundError, requires
 
 DISTRIBUTION = "synthgen-layouts"
+UNABLE = "the file system there cannot do that; give a folder on another, such as a local disk"
+UNREACHED = "see that the disk or file server there is well; what was finished is kept, and the same command goes on"
 NEXT = {
     errno.ENOSPC: "free some room, or give another output folder; what was finished is kept, and the same command goes on",
     errno.EDQUOT: "free some room, or give another output folder; what was finished is kept, and the same command goes on",
@@ -15,7 +17,29 @@ NEXT = {
     errno.ENOTDIR: "give the name of a folder",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EMFILE: "raise the limit of open files: ulimit -n 65536",
+    errno.ENFILE: "the machine has too many files open; close other programs",
+    errno.EEXIST: "the name is taken, or is a link that leads nowhere; give another",
+    errno.ELOOP: "a link leads to itself; give another path",
+    errno.ENOTEMPTY: "give another folder, or empty this one",
+    errno.EBUSY: "another program has it open; close that, and the same command goes on",
+    errno.EFBIG: "this file system takes no file so large; give a folder on another",
+    errno.EINVAL: UNABLE,
+    errno.ENOSYS: UNABLE,
+    errno.ENOTSUP: UNABLE,
+    errno.EOPNOTSUPP: UNABLE,
+    errno.EPERM: UNABLE,
+    errno.EXDEV: UNABLE,
+    errno.EIO: UNREACHED,
+    errno.ENXIO: UNREACHED,
+    errno.ENODEV: UNREACHED,
+    errno.ESTALE: UNREACHED,
+    errno.ENOTCONN: UNREACHED,
+    errno.ETIMEDOUT: UNREACHED,
+    errno.EHOSTDOWN: UNREACHED,
+    errno.EHOSTUNREACH: UNREACHED,
 }
+NAMED = {code for code, what in NEXT.items() if what in (UNABLE, UNREACHED)} - {errno.EIO, errno.ESTALE}
+"""What else than a file system gives these too: they are told of a file alone."""
 
 
 class InputError(Exception):
@@ -50,7 +74,7 @@ def explain(error: InputError | StoreFailedError | OSError | ModuleNotFoundError
         return [f"{error}; all that was finished is kept, and the same command goes on"]
     if isinstance(error, ModuleNotFoundError):
         return [missing_module(error)]
-    if error.errno not in NEXT:
+    if error.errno not in NEXT or (error.errno in NAMED and not error.filename):
         raise error
     place = f"{error.filename}: " if error.filename else ""
     return [f"{place}{(error.strerror or str(error)).lower()}; {NEXT[error.errno]}"]

@@ -99,7 +99,7 @@ def merge(spec: MergeSpec, overwrite: bool = False, tell: Callable[[str, int], o
         info,
         {**job, "output": {"shard_size": spec.shard_size}},
         spec.shard_size,
-        lambda indices: samples(parts, indices, ids),
+        Samples(parts, ids),
         overwrite,
         tell or (lambda what, count: None),
     )
@@ -239,14 +239,49 @@ def differences(parts: Sequence[Part]) -> list[str]:
     ]
 
 
-def samples(parts: Sequence[Part], indices: range, ids: Mapping[str, int]) -> Iterator[Sample]:
-    """The samples that get these indices, in order; of no more shards than hold them."""
-    conditions = dict.fromkeys(name for part in parts for name in part.conditions)
-    for part in parts:
-        for number, first, count in part.shards:
-            begin = part.first + first
-            if begin < indices.stop and begin + count > indices.start:
-                yield from (s for s in shard_samples(part, number, ids, conditions) if s.index in indices)
+class Samples:
+    """Gives the samples of the new dataset, and reads each source shard once, one sample in memory at a time.
+
+    A shard that holds samples of two output shards stays open between them.
+    """
+
+    def __init__(self, parts: Sequence[Part], ids: Mapping[str, int]) -> None:
+        self.parts, self.ids = parts, ids
+        self.conditions = dict.fromkeys(name for part in parts for name in part.conditions)
+        self.begin = -1  # of the shard that is open: the index that its first sample gets
+        self.next = 0  # index of the first sample that was not read of it
+        self.open: Iterator[Sample] = iter(())
+
+    def __call__(self, indices: range) -> Iterator[Sample]:
+        """The samples that get these indices, in order.
+
+        Raises:
+            InputError: a shard is not what its marker says.
+        """
+        for part in self.parts:
+            for number, first, count in part.shards:
+                begin = part.first + first
+                if begin < indices.stop and begin + count > indices.start:
+                    yield from self._of_shard(part, number, begin, begin + count, indices)
+
+    def _of_shard(self, part: Part, number: int, begin: int, end: int, indices: range) -> Iterator[Sample]:
+        if begin != self.begin or self.next > indices.start:
+            self.begin, self.next = begin, begin
+            self.open = shard_samples(part, number, self.ids, self.conditions)
+        while self.next < min(end, indices.stop):
+            sample = next(self.open, None)
+            self._refuse_changed(sample is not None, part, number)
+            self.next += 1
+            if sample is not None and sample.index in indices:
+                yield sample
+        if self.next == end:
+            self.begin = -1
+            self._refuse_changed(next(self.open, None) is None, part, number)
+
+    def _refuse_changed(self, same: bool, part: Part, number: int) -> None:
+        """Raise InputError if a shard has another number of samples than when the merge began."""
+        if not same:
+            raise InputError(f"{part.store.path(shard_file(number, TAR))}: has changed since the merge began; merge again")
 
 
 def shard_samples(part: Part, number: int, ids: Mapping[str, int], conditions: Mapping[str, None]) -> Iterator[Sample]:

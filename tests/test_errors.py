@@ -68,7 +68,15 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         explain(ModuleNotFoundError(name="ours_by_mistake"))
 
 
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ESTALE, errno.EEXIST, errno.EIO, errno.EFBIG])
+def test_what_a_file_system_refuses_is_one_line(code: int) -> None:
+    (line,) = explain(OSError(code, os.strerror(code), "/out/x"))
+    assert line.startswith(f"/out/x: {os.strerror(code).lower()}; ")
+
+
 def test_other_failures_keep_their_traceback() -> None:
+    with pytest.raises(OSError, match="odd"):
+        explain(OSError(errno.ETIMEDOUT, "odd"))  # which names no file: a connection gives it too
     with pytest.raises(OSError, match="odd"):
         explain(OSError(errno.EPIPE, "odd"))
 

@@ -5,6 +5,8 @@ import io
 import json
 import shutil
 import uuid
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,15 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from synthgen import cli
+from synthgen import cli, merging
 from synthgen.engine.repair import repair
 from synthgen.errors import InputError
-from synthgen.merging import MergeSpec, merge
+from synthgen.merging import MergeSpec, Samples, merge, read_parts
 from synthgen.shards.check import check_dataset
 from synthgen.shards.dataset import DatasetInfo, finalize, write_info
 from synthgen.shards.sample import Sample, annotations_of
 from synthgen.shards.shard import commit, committed, read_members, read_rows, stage
-from synthgen.shards.store import open_store
+from synthgen.shards.store import LocalStore, open_store
 from tests.conftest import shard_bytes
 from tests.s3 import S3
 from tests.shards.test_shard import sample
@@ -162,6 +164,45 @@ def test_a_merge_that_was_interrupted_goes_on(tmp_path: Path, sources: tuple[Pat
     assert merge(spec).written.made == 8
     assert shard_bytes(tmp_path / "to") == shard_bytes(tmp_path / "whole")
     assert merge(spec).written.made == 0
+
+
+def test_each_source_shard_is_read_once(tmp_path: Path, sources: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, parsed = Counter[str](), list[int]()
+    begin, parse = LocalStore.open, merging.parsed_samples
+
+    def count(store: LocalStore, name: str) -> Any:
+        opened[f"{store.root.name}/{name}"] += 1
+        return begin(store, name)
+
+    def noted(*args: Any) -> Iterator[Sample]:
+        for found in parse(*args):
+            parsed.append(found.index)
+            yield found
+
+    monkeypatch.setattr(LocalStore, "open", count)
+    monkeypatch.setattr(merging, "parsed_samples", noted)
+    merge(MergeSpec(sources, tmp_path / "to", shard_size=1))
+    tars = {name: times for name, times in opened.items() if name[0] in "abc" and name.endswith(".tar")}
+    assert tars == {
+        **{f"a/shards/00000{number}.tar": 1 for number in range(3)},
+        "b/shards/000000.tar": 1,
+        **{f"c/shards/00000{number}.tar": 1 for number in range(4)},
+    }
+    assert len(parsed) == 12
+    for number in (1, 6):
+        (tmp_path / f"to/shards/00000{number}.json").unlink()  # of shards that hold parts of one
+    whole = shard_bytes(tmp_path / "to")
+    assert merge(MergeSpec(sources, tmp_path / "to", shard_size=1)).written.made == 2
+    assert shard_bytes(tmp_path / "to") == whole
+    assert check_dataset(tmp_path / "to")[0] == []
+
+
+def test_a_source_that_changes_meanwhile_ends_it(tmp_path: Path, sources: tuple[Path, ...]) -> None:
+    samples = Samples(read_parts(MergeSpec(sources, tmp_path / "to")), {"dog": 18, "fox": 101})
+    assert [s.index for s in samples(range(1))] == [0]
+    commit(sources[0], stage(sources[0], 1, [sample(2)], {}, 0.0, 1))
+    with pytest.raises(InputError, match=r"000001.tar: has changed since the merge began; merge again"):
+        list(samples(range(1, 5)))
 
 
 def test_merged_ones_can_be_merged_and_repaired(tmp_path: Path, sources: tuple[Path, ...]) -> None:

@@ -11,7 +11,6 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, urlsplit
@@ -39,6 +38,7 @@ NO_FOLDER_FSYNC = (
 BUSY = (errno.EBUSY, errno.EACCES, errno.EPERM, errno.ETXTBSY)
 """What a rename over a file gives on SMB while another program reads that file."""
 BUSY_PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds before another try
+_told: set[int] = set()  # devices whose folders cannot be synced
 
 Fill = Callable[[BinaryIO], object]
 
@@ -351,6 +351,9 @@ def _fsync_file(path: Path) -> tuple[int, int]:
     try:
         _fsync(handle)
         return _identity(os.fstat(handle))
+    except OSError as error:
+        error.filename = str(path)  # which a handle does not name
+        raise
     finally:
         os.close(handle)
 
@@ -380,9 +383,7 @@ def _fsync_folder(path: Path) -> None:
     except OSError as error:
         if error.errno not in NO_FOLDER_FSYNC:
             raise
-        _tell_no_fsync(path.stat().st_dev, str(path), str(error.strerror))
-
-
-@cache
-def _tell_no_fsync(device: int, path: str, why: str) -> None:
-    log.info("%s: this file system does not write the names of a folder to the disk when asked: %s", path, why)
+        device = path.stat().st_dev
+        if device not in _told:
+            _told.add(device)
+            log.info("%s: the file system there writes no names of files to the disk when asked: %s", path, error.strerror)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import fs
@@ -19,6 +20,7 @@ from synthgen.shards.lock import Lock, LockedError
 from synthgen.shards.object_store import ObjectStore
 from synthgen.shards.store import Store, check_url, open_store, refuse_unshared
 from tests.s3 import S3, Fault
+from tests.shards.test_lock import suspend
 
 MANY = 12_000_000  # bytes: more than one part of an upload
 
@@ -178,6 +180,56 @@ def test_a_folder_that_each_node_has_of_its_own(tmp_path: Path, store: ObjectSto
         refuse_unshared(out, shared, nodes)
 
 
+class LosesAnswers:
+    """A file system that carries each request of a kind out, and loses its first answer."""
+
+    type_name = "hdfs"
+
+    def __init__(self, *kinds: str) -> None:
+        self.files, self.kinds = fs.LocalFileSystem(), set(kinds)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.files, name)
+
+        def lose(*args: Any, **more: Any) -> Any:
+            found(*args, **more)
+            self.kinds.discard(name)
+            raise OSError("connection lost before the answer")
+
+        return lose if name in self.kinds else found
+
+
+@pytest.mark.parametrize("lost", ["move", "delete_file", "create_dir", "delete_dir", "get_file_info"])
+def test_a_lost_answer_loses_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    monkeypatch.setattr(object_store, "WAITS", (0.01,) * 4)
+    store = ObjectStore("hdfs://test/folder", LosesAnswers(lost), str(tmp_path))
+    store.write("shards/a.tar", "old")
+    store = ObjectStore("hdfs://test/folder", LosesAnswers(lost), str(tmp_path))
+    store.promote(store.stage("a.tar", lambda file: file.write(b"precious")), "shards/a.tar")
+    assert store.read("shards/a.tar") == b"precious"
+    store.delete("shards/none.tar")
+    store.clean()
+    assert names(store) == ["shards/a.tar"]
+    store.delete("shards/a.tar")
+    assert names(store) == []
+
+
+def test_a_staged_file_that_is_gone_leaves_what_is_there(renaming: ObjectStore) -> None:
+    renaming.write("shards/a.tar", "old")
+    with pytest.raises(FileNotFoundError):
+        renaming.promote(".staging/none", "shards/a.tar")
+    assert renaming.read("shards/a.tar") == b"old"
+
+
+@pytest.mark.parametrize("match", ["PUT .*shards/b.tar", "DELETE .*staging"])
+def test_a_copy_whose_answer_is_lost_is_made_again(store: ObjectStore, s3: S3, match: str) -> None:
+    staged = store.stage("b.tar", lambda file: file.write(b"precious"))
+    s3.fail(Fault("lost", match))
+    store.promote(staged, "shards/b.tar")
+    assert store.read("shards/b.tar") == b"precious"
+    assert names(store) == ["shards/b.tar"]
+
+
 def test_files_are_renamed_where_there_is_no_copy(renaming: ObjectStore) -> None:
     for text in ("old", "new"):
         renaming.write("shards/a.json", text)
@@ -222,16 +274,28 @@ def test_a_dead_drivers_claim_is_taken_over(out: ObjectStore, monkeypatch: pytes
     assert names(out) == ["/.lock-new"]
 
 
-def test_a_driver_that_lost_its_claim_finds_out(out: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_lost_its_claim_finds_out(out: ObjectStore) -> None:
     with Lock(out) as held:
         held.check()
         out.delete(held.keeper.name)  # type: ignore[attr-defined]
         with pytest.raises(LockedError, match="taken over"):
             held.check()
     with Lock(out) as held:
-        monkeypatch.setattr(lock, "STALE", 0.0)  # it slept, and others may have ignored it
-        with pytest.raises(LockedError, match="taken over"):
-            held.check()
+        suspend(held)  # nobody has ignored it meanwhile
+        held.check()
+        suspend(held)
+        write_claim(out, host="another-host")
+        for _ in range(2):
+            with pytest.raises(LockedError, match="or could have"):
+                held.check()
+    assert {".lock-other"} <= {name.strip("/") for name in names(out)}
+
+
+def test_a_clock_that_is_put_right_costs_no_claim(out: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+    with Lock(out) as held:
+        monkeypatch.setattr(time, "time", lambda: real() + 3600)
+        held.check()
 
 
 def test_of_drivers_that_start_together_one_works(store: ObjectStore) -> None:
@@ -271,6 +335,6 @@ def test_drivers_that_wait_for_a_dead_one_are_not_in_each_others_way(store: Obje
     monkeypatch.setattr(store, "write", record)
     holder = lock.Claim(store, "aaa").acquire(Lock(store)._content())
     assert holder is not None
-    assert holder["token"] == "other"
+    assert holder.content["token"] == "other"
     assert len(written) == 2
     assert all(content["looks"] for content in written)
