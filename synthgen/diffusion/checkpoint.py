@@ -41,8 +41,7 @@ WITHIN = (  # can start within their schedule
 FROM_NOISE = ("PNDMScheduler", "LMSDiscreteScheduler", "DPMSolverSinglestepScheduler")
 SPLIT = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")  # two evaluations a step
 EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")  # what they predict is no other scheduler's
-UNSEEDED = ("DPMSolverSDEScheduler",)
-SCHEDULER_CLASSES = (*WITHIN, *FROM_NOISE, *SPLIT, *EDM, *UNSEEDED)
+SCHEDULER_CLASSES = (*WITHIN, *FROM_NOISE, *SPLIT, *EDM)
 OWN = ("StableDiffusionPipeline", "AnnotationMaskPipeline")  # of checkpoints that `synthgen train` writes
 IDS = 6  # numbers that SDXL reads beside the words: sizes and crop
 
@@ -190,10 +189,8 @@ def _check_unet(checkpoint: Checkpoint) -> None:
         raise ModelNotFoundError(f"{kind} (GLIGEN text-image) is told of objects by images of them too; use GLIGEN's text-box")
     for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "encoder_hid_dim"):
         if unet.get(key) is not None:
-            given = f"{key}: {unet[key]}"
-            raise ModelNotFoundError(
-                f"{kind}: its unet reads more than latents and words ({given}); use a text-to-image checkpoint"
-            )
+            reads = f"{key}: {unet[key]}"
+            raise ModelNotFoundError(f"{kind}: its unet reads more than latents and words ({reads}); use one of text to image")
     added = unet.get("addition_embed_type")
     if added not in (None, "text_time") or (added is not None) != checkpoint.has_two_encoders:
         encoders = "two text encoders" if checkpoint.has_two_encoders else "one text encoder"

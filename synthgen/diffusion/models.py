@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from synthgen.diffusion.checkpoint import EDM, SPLIT, UNSEEDED, WITHIN, Checkpoint, input_problem, read_checkpoint
+from synthgen.diffusion.checkpoint import EDM, SPLIT, WITHIN, Checkpoint, input_problem, read_checkpoint
 from synthgen.diffusion.lora import ADAPTER, read_layers, reads_adapter_config
 from synthgen.diffusion.weights import VariantNotFoundError, read_head, select_files
 from synthgen.layouts import SamplerSpec
@@ -23,6 +23,7 @@ LICENCES = {"synthgen-tiny": "Apache-2.0"}
 KNOWN = {"synthgen-tiny": ("dog", "cat", "ball", "tree")}  # all that a checkpoint has seen, where that is not much
 SchedulerName = Literal["dpm++", "unipc", "ddim", "euler", "lms", "lcm"]
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+PRK_STEPS = 4  # of Runge-Kutta, with which PNDM begins unless its settings skip them
 LCM_STEPS = 50  # as many as its schedule has
 
 
@@ -158,12 +159,13 @@ def scheduler_problems(spec: ModelSpec, checkpoint: Checkpoint) -> list[str]:
     named, own, steps = getattr(spec, "scheduler", None), checkpoint.scheduler, getattr(spec, "steps", 1)
     if named is not None and own in EDM:
         return [f"scheduler: {named} cannot replace the {own} of {spec.model}, for which its unet was trained; give null"]
-    if named is None and own in UNSEEDED:
-        return [f"scheduler: the {own} of {spec.model} draws noise that no seed decides; give the name of another"]
     if named is None and spec.starts_within and own not in WITHIN:
         kind = "takes two evaluations a step" if own in SPLIT else "cannot start within its schedule"
         return [f"scheduler: the {own} of {spec.model} {kind}, which {spec.method} needs it to do; give ddim or dpm++"]
-    most = int(checkpoint.configs["scheduler"].get("original_inference_steps") or LCM_STEPS)
+    settings = checkpoint.configs["scheduler"]
+    if named is None and own == "PNDMScheduler" and not settings.get("skip_prk_steps") and steps < PRK_STEPS:
+        return [f"steps: {steps} are fewer than the {PRK_STEPS} that the PNDMScheduler of {spec.model} begins with"]
+    most = int(settings.get("original_inference_steps") or LCM_STEPS)
     if (named == "lcm" or (named is None and own == "LCMScheduler")) and steps > most:
         return [f"steps: {steps} are more than the {most} of the scheduler lcm; give 4 to 8"]
     return []

@@ -29,7 +29,7 @@ class TextToImageTrainee(WindowTrainee):
     """UNet and text encoder; forward is the loss of one batch: latents, token ids, timesteps, noise."""
 
     def __init__(self, spec: Spec) -> None:
-        vae = AutoencoderKL.from_pretrained(spec.vae_folder)
+        vae = AutoencoderKL.from_pretrained(spec.vae_folder, use_safetensors=True)
         read = (scene for scene, _ in islice(open_scenes(spec.data, spec.seed + 1).from_number(0), CAPTIONS_READ))
         tokenizer = new_tokenizer(c for scene in read for c in (*scene.phrases, scene.background))
         unet = new_unet(spec, vae.config["latent_channels"], LEAST // vae_factor(vae.config))

@@ -7,10 +7,9 @@ from pydantic import Field
 
 from synthgen.pipelines import ModelNotFoundError
 from synthgen.train import TaskSpec, Trainee
-from synthgen.verify.models import FILES, find_folder, read_model_config
+from synthgen.verify.models import FILES, SETTINGS, find_folder, read_model_config, weights_problem
 
 CROP = 256  # px, of the small detector
-SETTINGS = ("preprocessor_config.json", "processor_config.json")  # of a model's image processor
 
 
 class Spec(TaskSpec):
@@ -46,15 +45,16 @@ class Spec(TaskSpec):
     def check(self) -> list[str]:
         try:
             folder = self.folder()
+            own = is_own(folder)
         except ModelNotFoundError as error:
             return [f"init: {error}"]
-        own = is_own(folder)
         side = self.crop or (CROP if own else 0)
         problems = [f"crop: {side} px is larger than data.side, {self.data.side} px"] if side > self.data.side else []
         if own and not self.pretrained:
             problems.append("pretrained: false is for one of transformers; a new small detector is `init: null`")
-        if folder is not None and self.pretrained and not list(folder.glob("*.safetensors")):
-            problems.append(f"init: {folder} has no safetensors weights; pickled ones are not loaded; or say `pretrained: false`")
+        reason = weights_problem(folder) if folder is not None and self.pretrained else None
+        if reason is not None:
+            problems.append(f"init: {reason}; or say `pretrained: false`")
         if not own and folder is not None and not any((folder / name).is_file() for name in SETTINGS):
             problems.append(f"init: {folder} has no {SETTINGS[0]}, the settings of its image processor")
         return problems

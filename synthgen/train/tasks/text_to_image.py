@@ -8,6 +8,7 @@ from pydantic import Field
 from synthgen.diffusion.models import EMBEDDED
 from synthgen.train import TaskSpec, Trainee
 from synthgen.train.tasks.vae import model_problems
+from synthgen.verify.models import weights_problem
 
 
 class Spec(TaskSpec):
@@ -32,6 +33,8 @@ class Spec(TaskSpec):
         problems = model_problems("init", self.init, unet=True)
         if self.vae_folder is None:
             problems.append(f"vae: {self.vae!r} holds no config.json; train one first: synthgen train jobs/train-vae.yaml")
+        elif (reason := weights_problem(self.vae_folder)) is not None:
+            problems.append(f"vae: {reason}")
         return problems
 
     def load(self) -> Trainee:
