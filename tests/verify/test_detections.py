@@ -235,6 +235,28 @@ def test_by_default_a_label_goes_where_its_object_is_found(left: float, score: f
     assert done.failed.tolist() == [action == "flagged"]
 
 
+@pytest.mark.parametrize(
+    ("found", "label"),
+    [
+        ((-4, -2, 27, 28), (0, 0, 27, 28)),
+        ((90, 10, 130, 50), (90, 10, 96, 50)),
+        ((math.nan, 10, 80, 50), None),
+        ((-20, 10, -3, 50), None),  # outside
+        ((40, 10, 40, 50), None),  # no area
+        ((80, 50, 40, 10), None),  # the wrong way round
+    ],
+)
+def test_a_tightened_label_is_a_label_whatever_a_verifier_found(found: Sequence[float], label: Sequence[float] | None) -> None:
+    none = np.zeros((0, 4), np.float32)
+    said = Verdict(np.array([0.9], np.float32), np.array([0.4], np.float32), np.array([found], np.float32), none)
+    spec = Spec(on_failure=("tighten", "flag"))
+    look = Inspection(spec, lambda images, layouts: [said], None)
+    (checked,) = look.look([Painting(IMAGE)], [DOG])
+    done = look.finish(checked)
+    assert done.actions == ("flagged" if label is None else "tightened",)
+    np.testing.assert_array_equal(done.layout.boxes[0], DOG.boxes[0] if label is None else label)
+
+
 def test_one_detection_is_not_the_label_of_two_boxes() -> None:
     """Of two dogs one is missing; the other is badly placed, and near both boxes."""
     two = Layout(WIDTH, HEIGHT, np.array([[20, 10, 60, 50], [36, 10, 76, 50]], np.float32), ("dog", "dog"), ("a dog",) * 2)
