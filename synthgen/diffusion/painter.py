@@ -38,6 +38,11 @@ class LayoutPainter:
         """Paint a batch with further arguments of the pipeline."""
         return paint(self.pipeline, scenes, seeds, **self.options, **more)
 
+    @property
+    def least_side(self) -> int:
+        """Side in px of the smallest box that can be painted: a latent cell."""
+        return int(self.pipeline.factor)
+
     def repaint(
         self, images: Sequence[NDArray[np.uint8]], scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
     ) -> list[NDArray[np.uint8]]:

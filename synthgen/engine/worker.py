@@ -301,15 +301,20 @@ def encode_image(pixels: np.ndarray[Any, np.dtype[np.uint8]], image_format: str,
 def annotations(
     scene: Scene, painting: Painting, ids: dict[str, int], checked: Checked | None = None
 ) -> Iterator[dict[str, Any]]:
-    """COCO annotations of a painted scene; `area` is that of the mask where one is known."""
+    """COCO annotations of a painted scene; `area` is that of the mask where one is known.
+
+    An object of which no pixel is to be seen has no annotation.
+    """
     layout = scene.layout
     for i, ((x0, y0, x1, y1), category) in enumerate(zip(layout.boxes.tolist(), layout.categories, strict=True)):
         if layout.labelled is not None and not layout.labelled[i]:
             continue
+        area = (x1 - x0) * (y1 - y0) if painting.masks is None else float(coco_mask.area(painting.masks[i]))
+        if painting.masks is not None and not area:
+            continue
         box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": ids[category], "category": category, "phrase": scene.phrases[i]}
         box |= {} if checked is None else checked.annotation(i)
         if painting.masks is None:
-            yield {**box, "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+            yield {**box, "area": area, "iscrowd": 0}
         else:
-            mask = painting.masks[i]
-            yield {**box, "area": float(coco_mask.area(mask)), "iscrowd": 0, "segmentation": mask}
+            yield {**box, "area": area, "iscrowd": 0, "segmentation": painting.masks[i]}

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from synthgen.layouts import Layout
-from synthgen.verify.centernet import Detections
+from synthgen.verify.detections import Detections
 from synthgen.verify.detector import hold
 
 MATCHED = 0.5  # IoU from which a detection shows where an object really is
@@ -39,7 +39,8 @@ class DetectionFigures:
     images: int = 0
 
     def add(self, layout: Layout, detections: Detections) -> None:
-        """One picture: its labels, and what a detector found in it."""
+        """One picture: its labels, and what a detector says is in it."""
+        detections = detections.inside(layout.width, layout.height)
         self.images += 1
         known = [i for i, name in enumerate(detections.categories) if name in self.ids]
         for i, name in enumerate(layout.categories):

@@ -24,13 +24,14 @@ class Words:
     def add(self, image: NDArray[np.uint8], prompt: str, layout: Layout) -> None:
         """One picture (H, W, 3)."""
         whole = self.clip.seen([Image.fromarray(image)]) @ self.clip.words([prompt]).T
-        self.scores.append(100 * max(0.0, float(whole[0, 0])))
+        self.scores.append(100 * float(whole[0, 0].clamp(min=0)))  # what is no number stays none
         texts = [self.clip.spec.text.format(category=name, phrase="") for name in layout.categories]
         if texts:
             crops = crops_of([image], [layout], self.clip.spec.context)
             self.similar += (self.clip.seen(crops) * self.clip.words(texts)).sum(1).tolist()
 
     def figures(self) -> dict[str, float | None]:
-        """clip_score and t2i_sim; None without boxes."""
+        """clip_score and t2i_sim; None without boxes, or where CLIP gives anything that is no number."""
         told = {"clip_score": self.scores, "t2i_sim": self.similar}
-        return {name: round(float(np.mean(values)), 4) if values else None for name, values in told.items()}
+        known = {name: values for name, values in told.items() if values and np.isfinite(values).all()}
+        return {name: round(float(np.mean(known[name])), 4) if name in known else None for name in told}

@@ -16,6 +16,7 @@ from synthgen.layouts import HELD, Layout, held
 from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.randomness import Stream, seed_sequence
 from synthgen.scene import Scene, SceneSpec, caption
+from synthgen.train.dataset_scenes import Least
 from synthgen.train.tasks._boxed import BoxedSpec
 from synthgen.train.windows import EncodedScene, WindowTrainee
 
@@ -79,6 +80,11 @@ class BoxedTrainee(WindowTrainee):
         super().__init__(spec, pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, pipeline.vae, pipeline.scheduler)
         self.options = options
         self.painter = [pipeline]  # in a list: its parts are registered already
+
+    @property
+    def least(self) -> Least:
+        """The largest window, which each image must hold."""
+        return Least(self.spec.windows[1], "the greatest of windows")
 
     def windows(self, scenes: list[EncodedScene], rng: np.random.Generator) -> list[BoxedWindow]:
         """A batch of windows of one random size, anywhere."""

@@ -13,7 +13,8 @@ from synthgen.train.detector import DetectorTrainee, Example
 from synthgen.train.scenes import Picture
 from synthgen.train.tasks.detector import CROP, Spec
 from synthgen.train.vae import to_tensor
-from synthgen.verify.centernet import STRIDE, CenterNet, Detections
+from synthgen.verify.centernet import STRIDE, CenterNet
+from synthgen.verify.detections import Detections
 from synthgen.verify.detector import LEAST_SCORE
 
 SPREAD = 12  # the heat of an object falls off with its side / SPREAD

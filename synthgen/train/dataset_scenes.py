@@ -1,15 +1,20 @@
 """Scenes of pictures that are there: a dataset's shards, COCO, or JSON lines."""
 
 import json
+import re
 import tarfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from synthgen.errors import InputError
@@ -20,16 +25,38 @@ from synthgen.records.lines import Columns
 from synthgen.records.pictures import pixels, read_bytes
 from synthgen.records.source import COCO, JSONL, Source
 from synthgen.scene import Scene
+from synthgen.shards.dataset import DatasetInfo, read_info
 from synthgen.shards.shard import BROKEN, parse_marker
 from synthgen.train import DataSpec
 from synthgen.train.geometry import Picture, fitted
 
 LISTED = 20  # problems that an error lists
 END_OF_ARCHIVE = 1024  # zero bytes, at least
+COUNTED = re.compile(r"(\d+) ([^,]+)(?:, |$)")  # "2 dog, " at the beginning of a prompt
 
 
 class BadDataError(InputError):
     """Entries of the data cannot be trained on; the message names file and entry."""
+
+
+@dataclass(frozen=True)
+class Least:
+    """The smallest image that a task can train on.
+
+    Attributes:
+        side: px, of the shorter side.
+        key: of the training job, that asks for it.
+    """
+
+    side: int = 1
+    key: str = ""
+
+    def check(self, width: int, height: int) -> None:
+        """Raise BadEntryError for an image of width x height px that is too small."""
+        if min(width, height) < self.side:
+            raise BadEntryError(
+                f"the image is {width} x {height} px, smaller than {self.key}, {self.side} px; data.resize=true enlarges it"
+            )
 
 
 class DatasetScenes(ABC):
@@ -38,12 +65,16 @@ class DatasetScenes(ABC):
     Scene number k is always the same entry, resized, cropped and flipped in the same way. What cannot be used is refused; or,
     with `data.on_bad: skip`, it is noted and the next good entry has its number too, so that all other numbers stay.
 
+    Args:
+        least: the smallest image that can be used; what is resized is never too small.
+
     Attributes:
         skipped: place of each entry that was left out so far, and why.
     """
 
-    def __init__(self, data: DataSpec, seed: int) -> None:
+    def __init__(self, data: DataSpec, seed: int, least: Least | None = None) -> None:
         self.data, self.seed = data, seed
+        self.least = Least() if least is None or data.resizes else least
         self.skipped: dict[str, str] = {}
         self.epoch: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
 
@@ -81,6 +112,7 @@ class DatasetScenes(ABC):
             i = self.entry_at(j)
             try:
                 scene, picture = self.read(i)
+                self.least.check(scene.layout.width, scene.layout.height)
             except BadEntryError as error:
                 self.note([Problem(self.place(i), str(error))])
                 continue
@@ -117,13 +149,15 @@ class DatasetScenes(ABC):
 class RecordScenes(DatasetScenes):
     """The entries of a COCO file or of JSON lines; pictures are read as they are needed."""
 
-    def __init__(self, data: DataSpec, seed: int) -> None:
-        super().__init__(data, seed)
+    def __init__(self, data: DataSpec, seed: int, least: Least | None = None) -> None:
+        super().__init__(data, seed, least)
         self.entries: list[Entry] = []
         problems: list[Problem] = []
         for found in source_of(data).entries():
             try:
-                self.entries += usable(found)
+                for entry in usable(found):
+                    self.least.check(entry.width, entry.height)
+                    self.entries.append(entry)
             except BadEntryError as error:
                 problems += error.problems(found.place)
             if isinstance(found, Problem):
@@ -179,8 +213,9 @@ class ShardScenes(DatasetScenes):
         held: the samples that `data.hold_out` keeps apart, instead of the others.
     """
 
-    def __init__(self, data: DataSpec, seed: int, held: bool = False) -> None:
-        super().__init__(data, seed)
+    def __init__(self, data: DataSpec, seed: int, held: bool = False, least: Least | None = None) -> None:
+        super().__init__(data, seed, least)
+        self.names = prompted_names(read_info(str(data.shards)))
         self.tars = sorted(Path(str(data.shards)).glob("shards/*.tar"))
         shards = [count_samples(tar) for tar in self.tars]
         for tar, (readable, told, fault) in zip(self.tars, shards, strict=True):
@@ -190,9 +225,27 @@ class ShardScenes(DatasetScenes):
         every = np.arange(self.firsts[-1])
         self.used = np.ones(len(every), bool) if data.hold_out is None else is_held_out(every, data.hold_out) == held
         self.require_some()
+        if data.on_bad == "refuse":
+            self.note(self.too_small())
 
     def __len__(self) -> int:
         return int(self.used.sum())
+
+    def too_small(self) -> Iterator[Problem]:
+        """The images that are too small, as far as the tables beside the shards tell; others show when they are read."""
+        if self.least.side == 1:
+            return
+        for tar in self.tars:
+            table = tar.with_suffix(".parquet")
+            try:
+                rows = pq.read_table(table, columns=["key", "width", "height"]).to_pylist() if table.is_file() else []
+            except (OSError, ValueError, LookupError, pa.ArrowException):
+                continue
+            for row in rows:
+                try:
+                    self.least.check(row["width"], row["height"])
+                except BadEntryError as error:
+                    yield Problem(f"{tar}: {row['key']}", str(error))
 
     def at(self, i: int) -> tuple[int, int]:
         """Shard and number in the shard of sample i."""
@@ -220,7 +273,7 @@ class ShardScenes(DatasetScenes):
             raise BadEntryError(f"has {', '.join(members) or 'nothing'}; a sample has a json, and a jpg, png or webp")
         with self.tars[shard].open("rb") as file:
             record, data = (_part(file, members[name]) for name in ("json", kind))
-        scene = scene_of(record)
+        scene = scene_of(record, self.names)
         return scene, pixels(data, (scene.layout.width, scene.layout.height))
 
 
@@ -279,8 +332,48 @@ def _samples_in(tar: Path, changed: int) -> Members:
     return [(key, {suffix: where for _, suffix, where in group}) for key, group in groupby(members, key=lambda m: m[0])]
 
 
-def scene_of(record: bytes) -> Scene:
+def prompted_names(info: DatasetInfo | None) -> frozenset[str] | None:
+    """Return what a dataset's prompts may count beside the labels of an image: distractors, and hidden objects.
+
+    None if that is not known. Prompts of imported datasets count what is labelled, and nothing else.
+    """
+    if info is None or info.sources:
+        return None
+    if info.imported:
+        return frozenset()
+    own = re.compile(r"layout\.objects\.(.+)\.label")
+    objects = (own.fullmatch(key) for key in info.fingerprint)
+    return frozenset({*info.category_ids, *(match[1] for match in objects if match)})
+
+
+def background_of(prompt: str, labelled: Iterable[str], names: frozenset[str] | None) -> str | None:
+    """Return what a prompt says after its counts; None if it is a caption, which does not begin with them.
+
+    Args:
+        labelled: the categories of the labels, one a label.
+        names: what else may be counted; None: anything, if all that is labelled is counted too.
+    """
+    wanted, counted, end = Counter(labelled), Counter[str](), 0
+    while match := COUNTED.match(prompt, end):
+        if match[2] not in wanted and names is not None and match[2] not in names:
+            break
+        counted[match[2]] += int(match[1])
+        end = match.end()
+    if wanted <= counted and (wanted or names is not None):
+        return prompt[end:]
+    return None
+
+
+def is_hidden(annotation: dict[str, Any]) -> bool:
+    """Whether no pixel of a labelled object is to be seen; earlier versions labelled these too."""
+    return annotation.get("segmentation") is not None and annotation.get("area") == 0
+
+
+def scene_of(record: bytes, prompted: frozenset[str] | None = None) -> Scene:
     """The scene of a sample's JSON: crowds are left out; a prompt that does not begin with the counts is a caption.
+
+    Args:
+        prompted: what the prompt may count beside the labels (see `prompted_names`). The scene's words do not name it.
 
     Raises:
         BadEntryError: it is not the JSON of a sample, or a box is not inside the picture.
@@ -288,7 +381,7 @@ def scene_of(record: bytes) -> Scene:
     try:
         data = json.loads(record)
         width, height, prompt = int(data["width"]), int(data["height"]), str(data["prompt"])
-        shown = [a for a in data["annotations"] if not a.get("iscrowd")]
+        shown = [a for a in data["annotations"] if not a.get("iscrowd") and not is_hidden(a)]
         boxes = np.array([a["bbox"] for a in shown], np.float64).reshape(-1, 4)
         names = tuple(str(a["category"]) for a in shown)
         phrases = tuple(str(a.get("phrase") or f"a {a['category']}") for a in shown)
@@ -299,8 +392,10 @@ def scene_of(record: bytes) -> Scene:
         raise BadEntryError("its json has a box without area")
     entry = cleaned(Entry("", width, height, boxes, names)).entry
     layout = Layout(width, height, entry.boxes.astype(np.float32), names, phrases)
-    counts = Scene(layout, "").prompt
-    if not counts or prompt == counts or prompt.startswith(f"{counts}, "):
-        return Scene(layout, prompt.removeprefix(counts).removeprefix(", "))
+    background = background_of(prompt, names, prompted)
+    if background is not None:
+        return Scene(layout, background)
+    if not len(layout):
+        return Scene(layout, prompt)
     captioned = Layout(width, height, layout.boxes, names, phrases, caption=prompt)
     return Scene(captioned, prompt)

@@ -14,7 +14,8 @@ from synthgen.randomness import Stream, seed_sequence
 from synthgen.scene import Scene
 from synthgen.train.scenes import Picture, Pool, held_out_scenes, open_scenes
 from synthgen.train.tasks.detector import Spec
-from synthgen.verify.centernet import Detections, iou
+from synthgen.verify.centernet import iou
+from synthgen.verify.detections import Detections
 
 HELD_OUT_SCENES = 12
 TILE = 400  # px, side of a picture on the sheet
@@ -51,7 +52,12 @@ class DetectorTrainee(nn.Module):
 
     @abstractmethod
     def detect(self, picture: Picture) -> Detections:
-        """What is in a picture (H, W, 3), best first."""
+        """What the detector finds in a picture (H, W, 3), as the detector says it."""
+
+    def found(self, picture: Picture) -> Detections:
+        """What is in a picture (H, W, 3), clipped to it, best first."""
+        height, width = picture.shape[:2]
+        return self.detect(picture).inside(width, height)
 
     def batches(self, start: int, rank: int) -> Iterator[Any]:
         pool: Pool[tuple[Scene, Picture]] = Pool(self.scenes, self.spec.data, lambda scene, picture: (self.known(scene), picture))
@@ -79,7 +85,7 @@ class DetectorTrainee(nn.Module):
 
     def measure(self) -> dict[str, float]:
         """On held-out scenes, at the threshold that counts best: count error, precision and recall (IoU >= 0.5)."""
-        found = [self.detect(picture) for _, picture in self.held_out]
+        found = [self.found(picture) for _, picture in self.held_out]
         errors = {t: count_error(self.held_out, found, t) for t in np.arange(0.15, 0.61, 0.05).round(2).tolist()}
         best = self.threshold = min(errors, key=lambda t: (errors[t], abs(t - 0.35)))
         right = sum(matches(scene, d.at_least(best)) for (scene, _), d in zip(self.held_out, found, strict=True))
@@ -93,7 +99,7 @@ class DetectorTrainee(nn.Module):
         for k, (_, picture) in enumerate(self.held_out[:6]):
             image = Image.fromarray(picture)
             draw = ImageDraw.Draw(image)
-            for box in self.detect(picture).at_least(self.threshold).boxes.tolist():
+            for box in self.found(picture).at_least(self.threshold).boxes.tolist():
                 draw.rectangle(box, outline=(255, 0, 0), width=2)
             sheet.paste(ImageOps.pad(image, (TILE, TILE)), (k % 3 * TILE, k // 3 * TILE))
         return sheet

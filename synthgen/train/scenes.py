@@ -15,7 +15,7 @@ from synthgen.pipelines.paste import PastePainter
 from synthgen.randomness import Stream, seed_sequence
 from synthgen.scene import Scene
 from synthgen.train import DataSpec
-from synthgen.train.dataset_scenes import BadDataError, DatasetScenes, RecordScenes, ShardScenes
+from synthgen.train.dataset_scenes import BadDataError, DatasetScenes, Least, RecordScenes, ShardScenes
 from synthgen.train.geometry import Picture
 
 __all__ = ["PastedScenes", "Picture", "Pool", "RecordScenes", "Scenes", "ShardScenes", "loaded", "open_scenes", "relight"]
@@ -46,22 +46,25 @@ class Numbered(Scenes, Protocol):
         """Scene number k."""
 
 
-def open_scenes(data: DataSpec, seed: int) -> Scenes:
+def open_scenes(data: DataSpec, seed: int, least: Least | None = None) -> Scenes:
     """The scenes that a training job asks for.
+
+    Args:
+        least: the smallest image of a dataset that can be used; None: any.
 
     Raises:
         BadDataError: entries cannot be used, and are not to be skipped.
     """
     if data.shards is not None:
-        scenes: Numbered = ShardScenes(data, seed)
+        scenes: Numbered = ShardScenes(data, seed, least=least)
     elif data.coco is not None or data.jsonl is not None:
-        scenes = RecordScenes(data, seed)
+        scenes = RecordScenes(data, seed, least)
     else:
         scenes = PastedScenes(data.side, seed, data.pasted, data.sizes)
     if data.mixed_with is None:
         return scenes
     second = data.model_copy(update={"shards": data.mixed_with, "coco": None, "jsonl": None, "hold_out": None})
-    return MixedScenes(scenes, ShardScenes(second, seed), data.mixed_share)
+    return MixedScenes(scenes, ShardScenes(second, seed, least=least), data.mixed_share)
 
 
 def held_out_scenes(data: DataSpec, seed: int) -> Scenes:

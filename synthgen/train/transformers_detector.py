@@ -17,7 +17,7 @@ from synthgen.layouts import HELD, held
 from synthgen.train.detector import DetectorTrainee, Example
 from synthgen.train.scenes import Picture
 from synthgen.train.tasks.detector import Spec
-from synthgen.verify.centernet import Detections
+from synthgen.verify.detections import Detections
 from synthgen.verify.detector import detect_with
 
 

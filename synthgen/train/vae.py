@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from synthgen.diffusion.models import find_checkpoint
 from synthgen.randomness import Stream, seed_sequence
+from synthgen.train.dataset_scenes import Least
 from synthgen.train.scenes import PastedScenes, Picture, Pool, open_scenes
 from synthgen.train.tasks.vae import Spec
 from synthgen.verify import efficientnet
@@ -35,7 +36,7 @@ class VaeTrainee(nn.Module):
             self.vae.encoder.requires_grad_(False)
             self.vae.quant_conv.requires_grad_(False)
         self.features = [Features()] if spec.perceptual else []  # in a list: its weights are not part of our state
-        self.scenes = open_scenes(spec.data, spec.seed)
+        self.scenes = open_scenes(spec.data, spec.seed, Least(spec.crop, "crop"))
         held_out = PastedScenes(256, 1, "heldout")
         self.held_out = to_tensor(np.stack([p for _, p in islice(held_out.from_number(0), HELD_OUT_SCENES)]))
 

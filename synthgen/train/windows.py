@@ -28,6 +28,7 @@ from synthgen.diffusion.models import unet_multiple, vae_factor
 from synthgen.diffusion.windows import object_windows
 from synthgen.randomness import Stream, seed_sequence
 from synthgen.scene import Scene, region_prompt
+from synthgen.train.dataset_scenes import Least
 from synthgen.train.lora import merged
 from synthgen.train.scenes import PastedScenes, Picture, Pool, open_scenes
 from synthgen.train.vae import to_tensor
@@ -88,9 +89,14 @@ class WindowTrainee(nn.Module):
         self.spec, self.unet, self.text, self.tokenizer = spec, unet.to(memory_format=torch.channels_last), text, tokenizer
         self.vae = [vae.float().eval().requires_grad_(False)]  # in a list: not part of our state
         self.factor = vae_factor(vae.config)
-        self.scenes = open_scenes(spec.data, spec.seed + 1)
+        self.scenes = open_scenes(spec.data, spec.seed + 1, self.least)
         self.solver = solver or DPMSolverMultistepScheduler(**SCHEDULE, steps_offset=1)
         self.noise_schedule = DDPMScheduler.from_config(self.solver.config)
+
+    @property
+    def least(self) -> Least:
+        """The smallest image that a window can be cut out of."""
+        return Least(self.factor * unet_multiple(self.unet.config), "the smallest window of the checkpoint")
 
     def batches(self, start: int, rank: int) -> Iterator[Any]:
         pool: Pool[EncodedScene] = Pool(self.scenes, self.spec.data, self.encode)

@@ -17,7 +17,7 @@ from synthgen.spec import SpecModel
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Action = Literal["repair", "redo", "tighten", "flag"]
-TIGHTEN = 0.5  # least IoU with the asked box of one that may take its place
+TIGHTEN = 0.3  # IoU with the asked box from which a detection is of its object: it may take the box's place
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class VerifierSpec(SpecModel):
     threshold: Share | dict[str, Share] = Field(0.3, description="least score of a box that holds; or a number a category")
     on_failure: tuple[Action, ...] = Field(
         ("repair", "flag"),
-        description="repair: paint its window again; redo: the image; tighten: the label becomes what was found; flag: keep it",
+        description="repair: paint its window again; redo: the image; tighten: the label moves to what was found; flag: keep it",
     )
     max_repairs: int = Field(2, ge=1, description="times that the windows of an image are painted again")
 
@@ -63,7 +63,8 @@ class VerifierSpec(SpecModel):
 
     def fails(self, verdict: Verdict, layout: Layout) -> NDArray[np.bool_]:
         """Which boxes (N,) do not hold."""
-        return verdict.scores < np.array([self.least(name) for name in layout.categories], np.float32)
+        least = np.array([self.least(name) for name in layout.categories], np.float32)
+        return ~(verdict.scores >= least)  # a score that is no number is not enough either
 
     def check(self, sampler: SamplerSpec) -> list[str]:
         """What stands against looking at these layouts, each as `key: reason`."""

@@ -12,6 +12,7 @@ from synthgen.layouts import Layout
 from synthgen.pipelines import Painting
 from synthgen.scene import Scene
 from synthgen.verify import TIGHTEN, Verdict, Verifier, VerifierSpec
+from synthgen.verify.detections import LEAST_SIDE, Detections
 
 BLOCK = 8  # px, side of the squares in which it is told what changed
 
@@ -84,7 +85,8 @@ class Inspection:
             todo = [k for k, c in enumerate(checked) if c.faults]
             if not todo:
                 break
-            parts = [faulty(scenes[k], checked[k]) for k in todo]
+            least = getattr(self.painter, "least_side", 1)
+            parts = [faulty(scenes[k], checked[k], least) for k in todo]
             images = self.painter.repaint([checked[k].painting.image for k in todo], parts, [seeds(k, number) for k in todo])
             layouts = [scenes[k].layout for k in todo]
             again = self.look([Painting(image) for image in images], layouts)
@@ -96,28 +98,66 @@ class Inspection:
     def look(self, paintings: Sequence[Painting], layouts: Sequence[Layout]) -> list[Checked]:
         """Verdicts, nothing done about them."""
         verdicts = self.verifier([p.image for p in paintings], layouts)
-        return [
-            Checked(painting, layout, verdict, self.spec.fails(verdict, layout), ("",) * len(layout))
-            for painting, layout, verdict in zip(paintings, layouts, verdicts, strict=True)
-        ]
+        looked = []
+        for painting, layout, raw in zip(paintings, layouts, verdicts, strict=True):
+            verdict = sound(raw, layout)
+            looked.append(Checked(painting, layout, verdict, self.spec.fails(verdict, layout), ("",) * len(layout)))
+        return looked
 
     def finish(self, checked: Checked) -> Checked:
         """Tighten what can be, flag the rest."""
-        boxes, actions, failed = checked.layout.boxes.copy(), list(checked.actions), checked.failed.copy()
-        ious, found = checked.verdict.ious, checked.verdict.found
-        for i in np.flatnonzero(checked.failed):
-            enough = checked.verdict.scores[i] >= self.spec.least(checked.layout.categories[i])
-            if "tighten" in self.kinds and ious is not None and found is not None and enough and ious[i] >= TIGHTEN:
-                boxes[i], actions[i], failed[i] = found[i], "tightened", False
+        layout = checked.layout
+        boxes, actions, failed = layout.boxes.copy(), list(checked.actions), checked.failed.copy()
+        near = tight(checked) if "tighten" in self.kinds else {}
+        for i in np.flatnonzero(checked.failed).tolist():
+            enough = checked.verdict.scores[i] >= self.spec.least(layout.categories[i])
+            if enough and i in near:
+                boxes[i], actions[i], failed[i] = near[i], "tightened", False
             else:
                 actions[i] = "flagged"
-        return replace(checked, layout=replace(checked.layout, boxes=boxes), actions=tuple(actions), failed=failed)
+        return replace(checked, layout=replace(layout, boxes=boxes), actions=tuple(actions), failed=failed)
 
 
-def faulty(scene: Scene, checked: Checked) -> Scene:
-    """What is to be painted again: the boxes that do not hold, and background where nobody asked for anything."""
+def sound(verdict: Verdict, layout: Layout) -> Verdict:
+    """Return a verdict without anything that is no number: such a score, or IoU, is 0, and no box stands outside the image."""
+    none = Detections(verdict.unasked, np.ones(len(verdict.unasked), np.float32), ("",) * len(verdict.unasked))
+    return replace(
+        verdict,
+        scores=np.nan_to_num(verdict.scores, nan=0.0).clip(0, 1),
+        ious=None if verdict.ious is None else np.nan_to_num(verdict.ious, nan=0.0).clip(0, 1),
+        unasked=none.inside(layout.width, layout.height).boxes,
+    )
+
+
+def tight(checked: Checked) -> dict[int, NDArray[np.float32]]:
+    """Return the boxes (4,) xyxy in px that may become labels, by the number of the box that they were found for.
+
+    Each is inside the image and has an area. What was found for two boxes is the object of the one that it fits best.
+    """
+    ious, found, layout = checked.verdict.ious, checked.verdict.found, checked.layout
+    if ious is None or found is None:
+        return {}
+    inside = found.clip(0, [layout.width, layout.height] * 2).astype(np.float32)
+    large = (inside[:, 2:] - inside[:, :2] >= LEAST_SIDE).all(1)
+    taken: set[bytes] = set()
+    boxes = {}
+    for i in np.argsort(-ious, kind="stable").tolist():
+        key = found[i].tobytes()
+        if ious[i] >= TIGHTEN and large[i] and key not in taken:
+            boxes[i] = inside[i]
+        taken.add(key)
+    return boxes
+
+
+def faulty(scene: Scene, checked: Checked, least: float = 1) -> Scene:
+    """What is to be painted again: the boxes that do not hold, and background where nobody asked for anything.
+
+    Args:
+        least: side in px of the smallest box that the painter takes; a smaller object is painted over with some
+            of what is round it.
+    """
     failed = scene.layout.select(np.flatnonzero(checked.failed).tolist())
-    extra = checked.verdict.unasked
+    extra = enlarged(checked.verdict.unasked, least, (scene.layout.width, scene.layout.height))
     layout = Layout(
         scene.layout.width,
         scene.layout.height,
@@ -126,6 +166,15 @@ def faulty(scene: Scene, checked: Checked) -> Scene:
         (*(failed.phrases or ()), *("",) * len(extra)),
     )
     return replace(scene, layout=layout)
+
+
+def enlarged(boxes: NDArray[np.float32], least: float, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Return boxes (N, 4) xyxy in px with sides of at least `least` px, about the same centres, inside width x height px."""
+    room = np.array(size, np.float32)
+    short = (boxes[:, 2:] - boxes[:, :2]) < least
+    low = ((boxes[:, :2] + boxes[:, 2:]) / 2 - least / 2).clip(0, (room - least).clip(0))
+    grown = np.concatenate([low, np.minimum(low + least, room)], 1)
+    return np.where(np.concatenate([short, short], 1), grown, boxes).astype(np.float32)
 
 
 def better(old: Checked, new: Checked) -> NDArray[np.uint8]:
@@ -157,6 +206,11 @@ def cost(checked: Checked, part: NDArray[np.bool_]) -> tuple[int, float]:
     return int((checked.failed & boxes).sum()) + unasked, -float(checked.verdict.scores[boxes].sum())
 
 
+def total(checked: Checked) -> tuple[int, float]:
+    """Faults of a whole picture, and the scores' negative sum."""
+    return checked.faults, -float(checked.verdict.scores.sum())
+
+
 def touches(box: NDArray[np.float32], part: NDArray[np.bool_]) -> bool:
     """Whether a box xyxy in px lies in a part, given in blocks, if only with a corner."""
     x0, y0 = (max(0, int(v // BLOCK)) for v in box[:2])
@@ -165,7 +219,12 @@ def touches(box: NDArray[np.float32], part: NDArray[np.bool_]) -> bool:
 
 
 def repaired(old: Checked, final: Checked, number: int) -> Checked:
-    """A picture after a repair; number: of it."""
+    """A picture after a repair, as it was before if that made it worse as a whole; number: of the repair.
+
+    A part is judged by what was seen when all parts were new, and a detector looks at the whole image.
+    """
+    if total(final) > total(old):
+        return replace(old, repairs=number)
     fixed = old.failed & ~final.failed
     actions = tuple("repaired" if f else a for f, a in zip(fixed, old.actions, strict=True))
     return replace(final, actions=actions, repairs=number)

@@ -5,7 +5,6 @@ FCOS (Tian et al., arXiv 1904.01355), so that a peak need not stand at the exact
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,27 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synthgen.verify.detections import Detections
+
 STRIDE = 4  # px a cell of the heat map
 MULTIPLE = 32  # a picture's sides are padded to multiples of this many px
-
-
-@dataclass(frozen=True)
-class Detections:
-    """What was found in one picture.
-
-    Attributes:
-        boxes: (N, 4) float32, xyxy in px.
-        scores: (N,) float32 in [0, 1], descending.
-        categories: N names.
-    """
-
-    boxes: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    categories: tuple[str, ...]
-
-    def at_least(self, score: float) -> "Detections":
-        n = int((self.scores >= score).sum())
-        return Detections(self.boxes[:n], self.scores[:n], self.categories[:n])
 
 
 class CenterNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is untyped

@@ -12,11 +12,12 @@ from PIL import Image
 from transformers import pipeline
 
 from synthgen.layouts import Layout
-from synthgen.verify import Verdict
-from synthgen.verify.centernet import CenterNet, Detections, iou
+from synthgen.verify import TIGHTEN, Verdict
+from synthgen.verify.centernet import CenterNet, iou
+from synthgen.verify.detections import Detections
 from synthgen.verify.verifiers.detector import Spec
 
-APART = 0.3  # IoU with every box below which a detection may be an object that nobody asked for
+APART = TIGHTEN  # IoU with every box below which a detection may be an object that nobody asked for
 PART = 0.5  # share of a detection inside one box from which it is a part of that box's object
 LEAST_SCORE = 0.05  # of a detection that is looked at
 
@@ -44,14 +45,18 @@ class DetectorVerifier:
         return [replace(f, categories=tuple(self.names.get(label, label) for label in f.categories)) for f in found]
 
     def seen(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Detections]:
-        """The same in the detector's words; runs of pictures of one size are looked at together."""
+        """The same in the detector's words; runs of pictures of one size are looked at together.
+
+        Here detections enter the program: whatever uses them gets them clipped and filtered.
+        """
         found: list[Detections] = []
         pairs = zip(images, (self.labels(of) for of in layouts), strict=True)
         for _, run in groupby(pairs, key=lambda pair: pair[0].shape):
             same = list(run)
             for k in range(0, len(same), AT_ONCE):
                 pictures, labels = zip(*same[k : k + AT_ONCE], strict=True)
-                found += self.detect(pictures, labels)
+                height, width = pictures[0].shape[:2]
+                found += [raw.inside(width, height) for raw in self.detect(pictures, labels)]
         return found
 
     def labels(self, layout: Layout) -> list[str]:

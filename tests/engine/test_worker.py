@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from synthgen.pipelines.paste import Spec as PasteSpec
 from synthgen.scene import Scene, SceneSpec
 from synthgen.shards.sample import Sample
 from synthgen.shards.shard import StagedShard, read_members
+from synthgen.verify import Action, Verdict, VerifierSpec
+from synthgen.verify.actions import Inspection
 
 
 def test_layout_and_scene_are_functions_of_the_index(make_job: Callable[..., Job]) -> None:
@@ -72,6 +75,79 @@ def test_a_black_image_is_painted_again(make_job: Callable[..., Job], tmp_path: 
     painted = worker.paint([0, 1])
     assert [p.attempt for p in painted] == [0, 1]
     assert all(is_picture(p.painting) for p in painted)
+
+
+NOISE = np.random.default_rng(0).integers(1, 255, (128, 128, 3), np.uint8)
+
+
+class Attempts:
+    """Paints and judges as a list says: faults of each attempt, None for an image of one colour."""
+
+    def __init__(self, faults: Sequence[int | None]) -> None:
+        self.faults = faults
+
+    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+        images = []
+        for seed in seeds:
+            attempt = seed.spawn_key[2]
+            image = NOISE.copy() if self.faults[attempt] is not None else np.zeros_like(NOISE)
+            image[0, 0] = attempt
+            images.append(Painting(image))
+        return images
+
+    def verify(self, images: Sequence[np.ndarray], layouts: Sequence[Layout]) -> list[Verdict]:
+        verdicts = []
+        for image, of in zip(images, layouts, strict=True):
+            faults = self.faults[int(image[0, 0, 0])] or 0
+            scores = np.array([0] * faults + [1] * (len(of) - faults), np.float32)
+            verdicts.append(Verdict(scores, None, None, np.zeros((0, 4), np.float32)))
+        return verdicts
+
+
+class Counting(VerifierSpec):
+    verifier: str = "counting"
+    on_failure: tuple[Action, ...] = ("redo", "flag")
+
+    def load(self, device: str) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("faults", "kept", "tries"),
+    [
+        ([3, 1, 2], 1, 3),
+        ([2, 3, 1], 2, 3),
+        ([1, 2, 3], 0, 3),
+        ([2, 2, 2], 0, 3),  # of equals the first
+        ([3, 1, 1], 1, 3),
+        ([2, 0, 1], 1, 2),  # none is better
+        ([None, 3, 4], 1, 3),  # four faults are better than nothing to see
+        ([4, None, None], 0, 3),
+        ([None, None, None], 0, 3),
+        ([None, None, 4], 2, 3),
+    ],
+)
+def test_the_best_attempt_is_kept(
+    make_job: Callable[..., Job], tmp_path: Path, faults: list[int | None], kept: int, tries: int
+) -> None:
+    worker, attempts = Worker(make_job("max_attempts=3"), tmp_path), Attempts(faults)
+    worker.painter = attempts
+    worker.inspection = Inspection(Counting(), attempts.verify, attempts)
+    (painted,) = worker.paint([7])
+    assert (painted.attempt, painted.tries) == (kept, tries)
+    assert painted.painting.image[0, 0, 0] == kept
+    assert painted.checked is not None
+    assert painted.checked.faults == (faults[kept] or 0)
+
+
+@pytest.mark.parametrize(("faults", "kept"), [([None, 0, 0], 1), ([None, None, 0], 2), ([None, None, None], 0)])
+def test_of_blank_images_the_first_is_kept(
+    make_job: Callable[..., Job], tmp_path: Path, faults: list[int | None], kept: int
+) -> None:
+    worker = Worker(make_job("max_attempts=3"), tmp_path)
+    worker.painter = Attempts(faults)
+    (painted,) = worker.paint([7])
+    assert painted.attempt == painted.painting.image[0, 0, 0] == kept
 
 
 class Hungry(Flaky):

@@ -10,7 +10,7 @@ import pytest
 from synthgen import cli
 from synthgen.evaluate.detection import DetectionFigures, average_precision, coco_box
 from synthgen.layouts import Layout
-from synthgen.verify.centernet import Detections
+from synthgen.verify.detections import Detections
 
 IDS = {"dog": 18, "cat": 17}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from synthgen import cli
 from synthgen.config import ConfigError, load_training
@@ -19,6 +20,7 @@ from synthgen.train import DataSpec
 from synthgen.train.dataset_scenes import BadDataError, DatasetScenes, RecordScenes, ShardScenes, scene_of
 from synthgen.train.loop import read_log
 from synthgen.train.scenes import Pool, loaded, open_scenes
+from synthgen.train.windows import EncodedScene, scene_window
 from tests.records.sources import coco_data, document_rows, picture, write_coco, write_lines
 from tests.train.test_loop import VAE
 
@@ -281,3 +283,119 @@ def test_a_picture_of_another_size(lines: Path) -> None:
     lines.write_text(json.dumps({**document_rows()[0], "width": 80, "height": 60}) + "\n")
     with pytest.raises(BadDataError, match=r"metadata.jsonl:1: the picture has 20 x 30 px, its entry says 80 x 60"):
         captions(scenes(jsonl=str(lines)), 0, 1)
+
+
+def record(prompt: str, *labels: str, **more: Any) -> bytes:
+    boxes = [{"bbox": [8 * k, 0, 8, 8], "category": name, **more} for k, name in enumerate(labels)]
+    return json.dumps({"width": 64, "height": 64, "prompt": prompt, "annotations": boxes}).encode()
+
+
+MASK_TASK: dict[str, Any] = {
+    "version": 1, "name": "x", "task": "annotation_mask", "init": "", "categories": {"dog": 18}, "batch_size": 1,
+}  # fmt: skip
+BALL = frozenset({"dog", "cat", "ball"})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "labels", "names", "background"),
+    [
+        ("2 dog, grass", ("dog", "dog"), BALL, "grass"),
+        ("1 ball, 2 dog, grass", ("dog", "dog"), BALL, "grass"),  # the ball is a distractor
+        ("2 dog, 1 ball, grass", ("dog", "dog"), BALL, "grass"),
+        ("2 dog, 1 ball", ("dog", "dog"), BALL, ""),
+        ("1 ball, grass", (), BALL, "grass"),
+        ("2 dog, 1 cat, grass", ("dog",), BALL, "grass"),  # a dog and the cat are hidden
+        ("2 dog, 3 trees on a hill", ("dog", "dog"), BALL, "3 trees on a hill"),
+        ("grass, 2 hills", (), BALL, "grass, 2 hills"),
+        ("1 ball, 2 dog, grass", ("dog", "dog"), None, "grass"),  # without a dataset.json
+        ("1 traffic light, 2 dog, grass", ("dog", "dog"), None, "grass"),
+        ("1 ball, grass", (), None, "1 ball, grass"),
+        ("2 dog, 1 cat", ("dog", "dog", "cat"), frozenset(), ""),  # imported
+        ("2 dog", ("dog", "dog"), frozenset(), ""),
+    ],
+)
+def test_of_a_prompt_the_background_alone_is_for_windows(
+    prompt: str, labels: tuple[str, ...], names: frozenset[str] | None, background: str
+) -> None:
+    scene = scene_of(record(prompt, *labels), names)
+    assert scene.background == background
+    assert scene.layout.caption is None
+
+
+@pytest.mark.parametrize("names", [None, frozenset(), BALL])
+@pytest.mark.parametrize("prompt", ["two dogs on grass", "1 ball, grass", "2 dogs, grass", "1 dog, grass"])
+def test_a_caption_stays_a_caption(prompt: str, names: frozenset[str] | None) -> None:
+    scene = scene_of(record(prompt, "dog", "dog"), names)
+    assert scene.layout.caption == scene.background == scene.prompt == prompt
+
+
+def test_what_is_hidden_is_no_label() -> None:
+    """Earlier versions annotated it, with a mask and area of nothing."""
+    mask = {"size": [64, 64], "counts": "PPP1"}
+    assert len(scene_of(record("1 dog", "dog", area=0.0, segmentation=mask), BALL).layout) == 0
+    assert len(scene_of(record("1 dog", "dog", area=9.0, segmentation=mask), BALL).layout) == 1
+    assert len(scene_of(record("1 dog", "dog", area=0.0), BALL).layout) == 1  # others leave the area out so
+
+
+def test_windows_of_a_dataset_with_distractors_are_captioned_with_its_background(job_file: Path, tmp_path: Path) -> None:
+    """The whole way: run, read back, and the captions of windows."""
+    overrides = ["layout.objects={ball: {count: 1, label: false}, dog: 2}", "images=4", f"output.path={tmp_path / 'out'}"]
+    assert cli.main(["run", str(job_file), *overrides, "-q"]) == 0
+    of = scenes(shards=str(tmp_path / "out"), side=128)
+    for scene, _ in islice(of.from_number(0), 4):
+        assert scene.background == "a field of grass"
+        assert scene.prompt == "2 dog, a field of grass"
+        encoded = EncodedScene(torch.zeros(3, 64, 64), (), scene.layout.boxes / 2, scene)
+        for h in (8, 64):
+            shown = scene_window(encoded, h, h, np.random.default_rng(0)).caption
+            assert "ball" not in shown
+            assert "1 " not in shown
+    # a copy of the shards alone, without dataset.json
+    shutil.copytree(tmp_path / "out/shards", tmp_path / "bare/shards")
+    assert {s.background for s, _ in islice(scenes(shards=str(tmp_path / "bare"), side=128).from_number(0), 4)} == {
+        "a field of grass"
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [({**VAE, "crop": 96}, "crop, 96 px"), ({**MASK_TASK, "windows": [64, 96]}, "the greatest of windows, 96 px")],
+)
+@pytest.mark.parametrize("source", ["shards", "bare", "jsonl"])
+def test_an_image_smaller_than_a_crop_is_named_before_training(
+    task: dict[str, Any], key: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: Path
+) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    rows = []
+    for k, size in enumerate([(128, 100), (90, 128), (128, 128)]):
+        picture(k, size).save(folder / f"{k}.jpg")
+        rows.append({"file_name": f"{k}.jpg", "custom_annotation": ["label_18_bbox_10_20_60_50"]})
+    (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    import_dataset(ImportSpec(Source("jsonl", folder / "m.jsonl"), tmp_path / "out", shard_size=2))
+    if source == "bare":  # nothing tells the sizes before the images are read
+        (tmp_path / "bare/shards").mkdir(parents=True)
+        for tar in (tmp_path / "out/shards").glob("*.tar"):
+            shutil.copy(tar, tmp_path / "bare/shards")
+    given = (
+        {"jsonl": str(folder / "m.jsonl"), "resize": False}
+        if source == "jsonl"
+        else {"shards": str(tmp_path / source.replace("shards", "out"))}
+    )
+    job = {
+        **task,
+        "data": {"side": 128, "scenes": 4, "fresh": 2, **given},
+        "steps": 1,
+        "output": {"path": str(tmp_path / "train")},
+    }
+    if "init" in job:
+        job["init"] = str(checkpoint)
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    assert cli.main(["train", str(tmp_path / "job.yaml"), "-q"]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert f"the image is 90 x 128 px, smaller than {key}; data.resize=true enlarges it" in told[0]
+    assert told[0].endswith("data.on_bad=skip leaves out what is bad")
+    assert (tmp_path / "train").exists() == (source == "bare")
+    assert cli.main(["train", str(tmp_path / "job.yaml"), "data.on_bad=skip", "--json", "-q"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == 1

@@ -21,7 +21,8 @@ from synthgen.train.detector import DetectorTrainee, Example, count_error, match
 from synthgen.train.loop import read_log, train
 from synthgen.train.tasks.detector import Spec
 from synthgen.train.transformers_detector import TransformersTrainee, annotations
-from synthgen.verify.centernet import CenterNet, Detections, boxes_at, peaks
+from synthgen.verify.centernet import CenterNet, boxes_at, peaks
+from synthgen.verify.detections import Detections
 from synthgen.verify.detector import load_detector
 from synthgen.verify.verifiers.detector import Spec as DetectorSpec
 

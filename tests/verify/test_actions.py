@@ -21,7 +21,7 @@ from synthgen.scene import Scene, SceneSpec
 from synthgen.shards.shard import StagedShard, read_members
 from synthgen.verify import Verdict
 from synthgen.verify.actions import Checked, Inspection, better, faulty, repaired
-from synthgen.verify.centernet import Detections
+from synthgen.verify.detections import Detections
 from synthgen.verify.detector import DetectorVerifier, hold, stray
 from synthgen.verify.verifiers.detector import Spec
 
@@ -161,7 +161,7 @@ def test_what_stays_wrong_is_flagged_after_so_many_repairs(paste: PastePainter) 
 
 def verdict(scores: Sequence[float], ious: Sequence[float], unasked: int = 0) -> Verdict:
     n = len(scores)
-    found = np.tile(np.array([[5, 5, 50, 50]], np.float32), (n, 1))
+    found = np.array([[5, 5 + k, 50, 50] for k in range(n)], np.float32).reshape(-1, 4)
     return Verdict(np.array(scores, np.float32), np.array(ious, np.float32), found, np.zeros((unasked, 4), np.float32))
 
 
@@ -173,7 +173,7 @@ def checked(scores: Sequence[float], ious: Sequence[float], unasked: int = 0) ->
 
 def test_a_sure_detection_near_enough_takes_the_place_of_the_box() -> None:
     look = Inspection(Spec(iou=0.7, on_failure=("tighten", "flag")), None, None)  # type: ignore[arg-type]  # it only finishes
-    finished = look.finish(checked([0.9, 0.9, 0.1, 0.9], [0.6, 0.4, 0.6, 0.9]))
+    finished = look.finish(checked([0.9, 0.9, 0.1, 0.9], [0.6, 0.2, 0.6, 0.9]))
     assert finished.actions == ("tightened", "flagged", "flagged", "")
     np.testing.assert_array_equal(finished.layout.boxes[0], [5, 5, 50, 50])
     np.testing.assert_array_equal(finished.layout.boxes[1], [0, 0, 50, 50])
@@ -205,6 +205,52 @@ def test_the_better_of_each_part_is_kept() -> None:
         np.testing.assert_array_equal(better(old, looked(scores, after, unasked)), wanted)
     seen = looked([0.1, 0.9], before, [[40, 40, 80, 80]])
     np.testing.assert_array_equal(better(seen, looked([0.1, 0.2], after)), first)  # a stray is gone
+
+
+class Scripted:
+    """Says of an image what the sum of its pixels stands for: faults that a repair brings with it."""
+
+    def __init__(self, verdicts: dict[int, Verdict]) -> None:
+        self.verdicts = verdicts
+
+    def __call__(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Verdict]:
+        return [self.verdicts[int(image.sum())] for image in images]
+
+    def repaint(
+        self, images: Sequence[NDArray[np.uint8]], scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[NDArray[np.uint8]]:
+        """Both boxes anew."""
+        return [BOTH for _ in images]
+
+
+TWO = Scene(layout([0, 0, 50, 50], [100, 100, 150, 150]).with_phrases(("a dog",) * 2), "sand")
+BEFORE = np.zeros((256, 256, 3), np.uint8)
+FIRST, BOTH = BEFORE.copy(), BEFORE.copy()
+FIRST[10, 10, 0] = BOTH[10, 10, 0] = 1
+BOTH[110, 110, 0] = 1
+
+
+@pytest.mark.parametrize(
+    ("final", "kept"),
+    [
+        (verdict([0.9, 0.9], [0.9, 0.9]), True),  # the part alone is as good as in the repainted image
+        (verdict([0.9, 0.1], [0.9, 0.9], 2), False),  # 1 fault became 3
+        (verdict([0.9, 0.1], [0.9, 0.9]), True),  # as many faults, and the scores are better
+        (verdict([0.15, 0.5], [0.9, 0.9]), False),  # as many faults, and the scores are worse
+    ],
+)
+def test_a_repair_that_is_worse_as_a_whole_is_not_kept(final: Verdict, kept: bool) -> None:
+    """A detector looks at the whole image: what a part looked like beside another new part says little of it alone."""
+    start = verdict([0.1, 0.8], [0.9, 0.9])
+    final = replace(final, unasked=np.array([[60, 60, 80, 80], [170, 170, 190, 190]], np.float32)[: len(final.unasked)])
+    # in the repainted image the first box is good and the second is worse: the first part alone is taken
+    scripted = Scripted({0: start, 2: verdict([0.9, 0.6], [0.9, 0.9]), 1: final})
+    look = Inspection(Spec(max_repairs=1), scripted, scripted)
+    (checked,) = look([TWO], [Painting(BEFORE)], seeds)
+    np.testing.assert_array_equal(checked.painting.image, FIRST if kept else BEFORE)
+    assert checked.repairs == 1
+    np.testing.assert_array_equal(checked.verdict.scores, (final if kept else start).scores)
+    assert checked.faults <= 1
 
 
 def test_what_a_repair_did() -> None:

@@ -23,7 +23,7 @@ class Spec(ModelVerifierSpec):
 
     def fails(self, verdict: Verdict, layout: Layout) -> NDArray[np.bool_]:
         assert verdict.ious is not None
-        failed: NDArray[np.bool_] = super().fails(verdict, layout) | (verdict.ious < self.iou)
+        failed: NDArray[np.bool_] = super().fails(verdict, layout) | ~(verdict.ious >= self.iou)
         return failed
 
     def check(self, sampler: SamplerSpec) -> list[str]:

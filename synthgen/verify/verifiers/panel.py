@@ -45,7 +45,7 @@ class Spec(VerifierSpec):
         failed = super().fails(verdict, layout)
         for member in self.of:
             if verdict.ious is not None and hasattr(member, "iou"):
-                failed = failed | (verdict.ious < member.iou)
+                failed = failed | ~(verdict.ious >= member.iou)
         return failed
 
     def check(self, sampler: SamplerSpec) -> list[str]:
