@@ -90,13 +90,16 @@ def _grounded(window: Sequence[int], cells: NDArray[np.float64], indices: NDArra
     return GroundedWindow((x0, y0, x1, y1), tuple(kept.tolist()), shares)
 
 
-def strengths(steps: int, stages: tuple[float, float]) -> list[float]:
-    """How strongly the gated layers act at each step: scheduled sampling, section 3.3 of the paper.
+def strengths(steps: int, stages: tuple[float, float], rounding: str = "down") -> list[float]:
+    """Return how strongly the gated layers act at each step: scheduled sampling, section 3.3 of the paper.
 
     Args:
         stages: shares of the steps: fully on, then falling linearly to 0; in the rest they are off.
+        rounding: of the steps that are fully on, where their number is not whole; "down" as diffusers, or "up".
     """
     on, falling = stages[0] * steps, stages[1] * steps
+    if rounding == "down":
+        on = int(on)
     return [1.0 if i < on else max(0.0, 1 - (i + 0.5 - on) / falling) if i < on + falling else 0.0 for i in range(steps)]
 
 

@@ -22,6 +22,7 @@ class LayoutPainter:
 
     def __init__(self, kind: type[LatentPipeline], spec: LayoutModelSpec, numerics: Numerics) -> None:
         self.pipeline: Any = load_pipeline(kind, spec, spec.scheduler, numerics)
+        self.pipeline.empty_is_none = True
         self.spec, self.numerics = spec, numerics
         self.options = options_of(kind, spec, numerics)
 
@@ -66,7 +67,7 @@ class LayoutPainter:
         zeros = self.pipeline.config.force_zeros_for_empty_prompt
         pipeline = MixturePipeline(**self.pipeline.components, force_zeros_for_empty_prompt=zeros)
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.embedded = {}
+        pipeline.embedded, pipeline.empty_is_none = {}, True
         spec = Spec(model=self.spec.model, steps=self.spec.steps, guidance_scale=self.spec.guidance_scale)
         return pipeline, options_of(MixturePipeline, spec, self.numerics)
 

@@ -26,12 +26,17 @@ class TextEncoding:
     factor: int
     config: Any
     _execution_device: torch.device
-    embedded: dict[tuple[str, ...], Conditions] | None = None  # of sets of prompts; None: not kept
+    embedded: dict[tuple[str | None, ...], Conditions] | None = None  # of sets of prompts; None: not kept
+    empty_is_none: bool = False
+    """Whether an empty prompt counts as None: in jobs, whose images stay as they were, and nowhere else."""
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Text embeddings (P, T, D) of prompts; what is beyond the text encoder's length is cut off, with a warning."""
+    def encode_prompts(self, prompts: Sequence[str | None]) -> Tensor:
+        """Return text embeddings (P, T, D) of prompts; what is beyond the encoder's length is cut off, with a warning.
+
+        None is no prompt: SDXL's embedding of it is zero, as diffusers has it; elsewhere it is that of an empty prompt.
+        """
         length = self.tokenizer.model_max_length
-        for prompt in prompts:
+        for prompt in filter(None, prompts):
             found = len(self.tokenizer(prompt).input_ids) if len(prompt) > length else 0  # a token is a letter at least
             if found > length:
                 log.warning("prompt %.40r…: %d tokens, of which the text encoder reads the first %d", prompt, found, length)
@@ -41,7 +46,7 @@ class TextEncoding:
         hidden = [e(self.tokens(t, prompts), output_hidden_states=True).hidden_states[-2] for t, e in both]
         return torch.cat(hidden, -1) * self.shown(prompts)[:, None, None]
 
-    def text_conditions(self, prompts: Sequence[str], guidance_scale: float) -> Conditions:
+    def text_conditions(self, prompts: Sequence[str | None], guidance_scale: float) -> Conditions:
         """What the UNet reads of prompts, with a row for each.
 
         For SDXL also the second encoder's pooled embedding, and size conditioning: every window counts as a whole picture of
@@ -49,7 +54,9 @@ class TextEncoding:
         """
         if self.embedded is None:
             return self.conditions_of(prompts, guidance_scale)
-        distinct = tuple(sorted(set(prompts)))  # as a whole: an embedding's last bits depend on what it is computed beside
+        distinct = tuple(
+            sorted(set(prompts), key=lambda p: (p is not None, p or ""))
+        )  # as a whole: an embedding's last bits depend on what it is computed beside
         key = (*distinct, str(guidance_scale))
         if key not in self.embedded:
             if len(self.embedded) == KEPT:
@@ -58,7 +65,7 @@ class TextEncoding:
         rows = {prompt: row for row, prompt in enumerate(distinct)}
         return select(self.embedded[key], torch.tensor([rows[prompt] for prompt in prompts], device=self._execution_device))
 
-    def conditions_of(self, prompts: Sequence[str], guidance_scale: float) -> Conditions:
+    def conditions_of(self, prompts: Sequence[str | None], guidance_scale: float) -> Conditions:
         """As `text_conditions`, computed."""
         found: dict[str, Tensor] = {"encoder_hidden_states": self.encode_prompts(prompts)}
         like = found["encoder_hidden_states"]
@@ -73,12 +80,15 @@ class TextEncoding:
             found["timestep_cond"] = embedded.to(like.dtype)
         return found
 
-    def tokens(self, tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-        """Token ids (P, T) of prompts, on the pipeline's device."""
-        ids: Tensor = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    def tokens(self, tokenizer: Any, prompts: Sequence[str | None]) -> Tensor:
+        """Return token ids (P, T) of prompts, on the pipeline's device."""
+        texts = [prompt or "" for prompt in prompts]
+        ids: Tensor = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         return ids.to(self._execution_device)
 
-    def shown(self, prompts: Sequence[str]) -> Tensor:
-        """0 for prompts whose embedding is to be zero (empty ones, for SDXL), else 1: (P,)."""
+    def shown(self, prompts: Sequence[str | None]) -> Tensor:
+        """Return 0 for prompts whose embedding is to be zero (none given, for SDXL), else 1: (P,)."""
+        none = [prompt is None or (self.empty_is_none and not prompt) for prompt in prompts]
         zero = self.config.force_zeros_for_empty_prompt
-        return torch.tensor([float(bool(p) or not zero) for p in prompts], device=self._execution_device, dtype=self.unet.dtype)
+        ones = [float(not (zero and absent)) for absent in none]
+        return torch.tensor(ones, device=self._execution_device, dtype=self.unet.dtype)

@@ -75,6 +75,13 @@ def test_scheduled_sampling_is_on_then_falls_then_off(stages: tuple[float, float
     assert strengths(10, stages) == pytest.approx(wanted)
 
 
+def test_steps_that_are_not_whole_are_rounded_down_as_diffusers_does_or_up_as_before() -> None:
+    assert strengths(12, (0.3, 0.0)) == [1.0] * 3 + [0.0] * 9
+    assert strengths(12, (0.3, 0.0), "up") == [1.0] * 4 + [0.0] * 8
+    assert strengths(10, (0.25, 0.2)) == pytest.approx([1, 1, 0.75, 0.25, 0, 0, 0, 0, 0, 0])
+    assert strengths(100, (0.29, 0.0)).count(1.0) == int(0.29 * 100)
+
+
 def gated_unet(channels: int = 3) -> UNet2DConditionModel:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(

@@ -71,24 +71,49 @@ def sdxl(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plain(pipeline: LatentPipeline, prompt: str, noise: Tensor, guidance: float, steps: int) -> Tensor:
+def plain(
+    pipeline: LatentPipeline, prompt: str, noise: Tensor, guidance: float, steps: int, negative: str | None = None
+) -> Tensor:
     """Text-to-image with one region."""
-    words = pipeline.text_conditions([prompt, ""], guidance)
+    words = pipeline.text_conditions([prompt, negative], guidance)
     regions = pipeline.cover(0, (SIDE, SIDE), (0, 1), guidance)
     return pipeline.denoise(noise, [Mixture(regions, words, noise.shape, 10**6)] * steps, generator=generators(7))
 
 
+@pytest.mark.parametrize("prompt", ["a brown dog", ""])
+@pytest.mark.parametrize("negative", [None, "", "sand"])
 @torch.no_grad()
-def test_sdxl_is_diffusers_own_pipeline(sdxl: Path) -> None:
+def test_sdxl_is_diffusers_own_pipeline(sdxl: Path, prompt: str, negative: str | None) -> None:
     ours = MixturePipeline.from_pretrained(sdxl, use_safetensors=True)
     theirs = StableDiffusionXLPipeline.from_pretrained(sdxl, add_watermarker=False)
     for pipeline in (ours, theirs):
         pipeline.set_progress_bar_config(disable=True)
     noise = ours.noise([layout(0)], generators(3))
     options = {"height": SIDE, "width": SIDE, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
-    wanted = theirs("a brown dog", latents=noise, **options).images
-    got = plain(ours, "a brown dog", noise, 3.0, 3)
+    wanted = theirs(prompt, latents=noise, negative_prompt=negative, **options).images
+    got = plain(ours, prompt, noise, 3.0, 3, negative)
     assert (got - wanted).norm() / wanted.norm() < 1e-5
+    assert bool(torch.equal(got, plain(ours, prompt, noise, 3.0, 3, None))) == (negative is None)
+
+
+def test_an_empty_prompt_of_a_job_is_none_and_a_space_is_an_empty_one(sdxl: Path) -> None:
+    """Jobs keep their images: what is not said of a scene is no prompt, as it always was."""
+    pipeline = MixturePipeline.from_pretrained(sdxl, use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    spec, of = MixtureSpec(model=str(sdxl), steps=2, scheduler=None), layout(2, 32)
+    seed = np.random.SeedSequence(0)
+    said: dict[str, Any] = {}
+    for words in ("", " ", "sand"):
+        said[words] = spec.load(SceneSpec(), Numerics())([Scene(of, "grass", words)], [seed])[0].image
+
+    def own(negative: str | None) -> Any:
+        number = int(seed.generate_state(1, np.uint64)[0] >> 1)
+        options = {"background": "grass", "num_inference_steps": 2, "output_type": "np", "generator": generators(number)}
+        return pipeline([of], negative_prompt=negative, **options)[0]
+
+    for written, prompt in (("", None), (" ", ""), ("sand", "sand")):
+        assert np.abs(said[written].astype(int) - own(prompt)).max() <= 1
+    assert np.abs(said[""].astype(int) - said[" "]).max() > 3
 
 
 @pytest.mark.parametrize("kind", [MixturePipeline, RegionalAttentionPipeline])

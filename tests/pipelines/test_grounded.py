@@ -63,8 +63,8 @@ def latents(pipeline: GroundedPipeline, batch: list[Layout], *seeds: int, **opti
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("beta", [1.0, 0.5])
-def test_one_window_is_diffusers_own_pipeline(pipeline: GroundedPipeline, beta: float) -> None:
+@pytest.mark.parametrize(("beta", "steps"), [(1.0, 4), (0.5, 4), (0.3, 4), (0.7, 6)])
+def test_one_window_is_diffusers_own_pipeline(pipeline: GroundedPipeline, beta: float, steps: int) -> None:
     theirs = StableDiffusionGLIGENPipeline(
         vae=pipeline.vae, text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer, unet=pipeline.unet,
         scheduler=DDIMScheduler(clip_sample=False), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -74,12 +74,14 @@ def test_one_window_is_diffusers_own_pipeline(pipeline: GroundedPipeline, beta: 
     noise = pipeline.noise([of], generators(3))
     with torch.no_grad():
         wanted = theirs(
-            "3 dog, 2 cat, sand", height=SIDE, width=SIDE, num_inference_steps=4, guidance_scale=3.0, latents=noise, eta=0.0,
+            "3 dog, 2 cat, sand", height=SIDE, width=SIDE, num_inference_steps=steps, guidance_scale=3.0, latents=noise, eta=0.0,
             gligen_phrases=list(of.phrases or ()), gligen_boxes=(of.boxes / SIDE).tolist(), gligen_scheduled_sampling_beta=beta,
             output_type="latent",
         ).images  # fmt: skip
-    got = latents(pipeline, [of], 3, guidance_scale=3.0, window=SIDE, stages=(beta, 0.0))
+    options: dict[str, Any] = {"guidance_scale": 3.0, "window": SIDE, "stages": (beta, 0.0), "num_inference_steps": steps}
+    got, up = (latents(pipeline, [of], 3, stages_rounding=way, **options) for way in ("down", "up"))
     assert (got - wanted).norm() / wanted.norm() < 1e-5
+    assert torch.equal(got, up) == (beta * steps == round(beta * steps))
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
@@ -94,7 +96,7 @@ def test_a_batch_of_four_is_the_four_alone(pipeline: GroundedPipeline, guidance:
 
 def test_boxes_act_where_they_are_and_only_while_the_gates_are_on(pipeline: GroundedPipeline) -> None:
     bare, one = layout(0, 0), Layout(SIDE, SIDE, np.array([[2, 2, 14, 14]], np.float32), ("dog",), ("a white dog",))
-    options: dict[str, Any] = {"caption": "sand", "window": 16, "overlap": 0.0, "num_inference_steps": 1}
+    options: dict[str, Any] = {"caption": "sand", "window": 16, "overlap": 0.0, "num_inference_steps": 1, "stages": (1.0, 0.0)}
     changed = ((latents(pipeline, [one], 0, **options) - latents(pipeline, [bare], 0, **options)).abs() > 1e-5).any(1)[0]
     assert changed[:8, :8].any()
     assert not changed[8:].any()
@@ -133,6 +135,10 @@ def test_a_recipe_paints_and_its_mistakes_are_named(folder: Path, checkpoint: Pa
     assert painted[0].image.shape == (SIDE, SIDE, 3)
     with pytest.raises(ConfigError, match=r"model: .* has no gated layers"):
         load_job("100dogs", ["pipeline=grounded-tiny", f"pipeline.model={checkpoint}"])
+    with pytest.raises(ConfigError, match=r"pipeline.stages: 0.3 of 3 steps is less than a step, so no box would be read"):
+        load_job("100dogs", ["pipeline=grounded-tiny", "pipeline.stages=[0.3, 0]", "pipeline.steps=3"])
+    load_job("100dogs", ["pipeline=grounded-tiny", "pipeline.stages=[0.3, 0]", "pipeline.steps=3", "pipeline.stages_rounding=up"])
+    load_job("100dogs", ["pipeline=grounded-tiny", "pipeline.stages=[0, 0]", "pipeline.steps=3"])
     with pytest.raises(ConfigError, match=r"stages: \[0.7, 0.7\] must be two shares of the steps, together at most 1"):
         load_job("100dogs", ["pipeline=grounded-tiny", "pipeline.stages=[0.7, 0.7]"])
 

@@ -107,7 +107,64 @@ def test_tile_seeds_full_and_exclusive(pipeline: TilingPipeline) -> None:
     assert changed[0][: 32 // f, : 48 // f].all()
     assert changed[0].sum() == (32 // f) * (48 // f)
     assert changed[1].sum() == (16 // f) * (16 // f)  # what neither the tile to the right nor the one below covers
-    assert torch.equal(full[:, : 16 // f, : 16 // f], exclusive[:, : 16 // f, : 16 // f])
+
+
+def published(pipeline: TilingPipeline, grid: Spec, seed: int) -> Tensor:
+    """What mixdiff's `latents` are (its `_tile2latent_exclusive_indices`), on a CPU; grids of two rows and columns or more."""
+    f = pipeline.factor
+    rows, columns = grid.shape
+
+    def indices(row: int, column: int) -> tuple[int, int, int, int]:
+        top, left = row * (grid.tile_height - grid.tile_row_overlap), column * (grid.tile_width - grid.tile_col_overlap)
+        return top // f, (top + grid.tile_height) // f, left // f, (left + grid.tile_width) // f
+
+    shape = (1, pipeline.vae.config.latent_channels, grid.canvas[1] // f, grid.canvas[0] // f)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    for row in range(rows):
+        for column in range(columns):
+            if grid.seed_tiles is None or (own := grid.seed_tiles[row][column]) is None:
+                continue
+            top, bottom, left, right = indices(row, column)
+            down, across = set(range(top, bottom)), set(range(left, right))
+            for r in range(rows):
+                for c in range(columns):
+                    if r != row and c != column:
+                        a, b, x, y = indices(r, c)
+                        down, across = down - set(range(a, b)), across - set(range(x, y))
+            if grid.seed_tiles_mode != "full":
+                top, bottom, left, right = min(down), max(down) + 1, min(across), max(across) + 1
+            tile = (*shape[:2], bottom - top, right - left)
+            latents[:, :, top:bottom, left:right] = torch.randn(tile, generator=torch.Generator().manual_seed(own))
+    return latents[0]
+
+
+@pytest.mark.parametrize("mode", ["full", "exclusive"])
+@pytest.mark.parametrize(
+    ("prompt", "overlap"), [(GRID, 12), ([["a", "b"], ["c", "d"], ["e", "f"]], 8), ([["a", "b", "c"]] * 3, 12)]
+)
+def test_published_seeds_reproduce(pipeline: TilingPipeline, mode: str, prompt: list[list[str]], overlap: int) -> None:
+    seeds = [[10 * r + c for c in range(len(prompt[0]))] for r in range(len(prompt))]
+    seeds[-1][0] = None  # type: ignore[call-overload]
+    sides = {"tile_height": 32, "tile_width": 32, "tile_row_overlap": overlap - 4, "tile_col_overlap": overlap}
+    options: dict[str, Any] = {"prompt": prompt, "seed_tiles": seeds, "seed_tiles_mode": mode, **sides}
+    got, wanted = noise(pipeline, seed=5, **options), published(pipeline, Spec.model_validate(options), 5)
+    assert torch.equal(got, wanted)
+    cut = noise(pipeline, seed=5, seed_tiles_noise="cut", **options)
+    assert torch.equal(cut, wanted) == (mode == "full")
+
+
+def test_noise_cut_from_a_tile_is_that_of_earlier_jobs(pipeline: TilingPipeline) -> None:
+    seeds, f = [[7, None, None], [None, None, None]], pipeline.factor
+    full, cut = (noise(pipeline, seed_tiles=seeds, seed_tiles_mode=m, seed_tiles_noise="cut") for m in ("full", "exclusive"))
+    assert torch.equal(full[:, : 16 // f, : 16 // f], cut[:, : 16 // f, : 16 // f])
+    assert torch.equal(noise(pipeline)[:, 16 // f :], cut[:, 16 // f :])
+
+
+def test_a_tile_that_has_nothing_of_its_own_sets_nothing(pipeline: TilingPipeline) -> None:
+    grid: dict[str, Any] = {"prompt": [["a", "b", "c"]], "tile_col_overlap": 40, "seed_tiles": [[None, 7, None]]}
+    for kind in ("own", "cut"):
+        got = noise(pipeline, **grid, seed_tiles_mode="exclusive", seed_tiles_noise=kind)
+        assert torch.equal(got, noise(pipeline, **{**grid, "seed_tiles": None}))
 
 
 def test_exclusive_differs_from_full_on_one_row(pipeline: TilingPipeline) -> None:
@@ -120,7 +177,7 @@ def test_modes_can_be_given_a_tile(pipeline: TilingPipeline) -> None:
     mixed = noise(pipeline, seed_tiles=seeds, seed_tiles_mode=[["full"] * 3, ["full", "full", "exclusive"]])
     first, last = noise(pipeline, seed_tiles=seeds), noise(pipeline, seed_tiles=seeds, seed_tiles_mode="exclusive")
     assert torch.equal(mixed[:, :8, :8], first[:, :8, :8])
-    assert torch.equal(mixed[:, -2:], last[:, -2:])
+    assert torch.equal(mixed[:, -2:, -2:], last[:, -2:, -2:])
 
 
 def test_reroll_regions_come_last(pipeline: TilingPipeline) -> None:

@@ -27,7 +27,7 @@ class AnnotationMaskPipeline(LatentPipeline):
         self,
         layouts: Sequence[Layout],
         background: str | Sequence[str] = "",
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str | None] | None = None,
         caption: str = COUNTS,
         num_inference_steps: int = 20,
         guidance_scale: float = 7.5,
@@ -46,7 +46,7 @@ class AnnotationMaskPipeline(LatentPipeline):
         Args:
             layouts: B layouts on one canvas size.
             background: prompt of the background, one or B.
-            negative_prompt: one or B.
+            negative_prompt: one or B; None: none, which SDXL tells from an empty one.
             caption: of the whole picture, or a template for it (see `synthgen.scene.caption`).
             strength: share of the steps that run, in (0, 1]; a trained checkpoint runs all.
             label_range: category id that is painted white.

@@ -34,7 +34,7 @@ class AnnotationTokensPipeline(LatentPipeline):
         self,
         layouts: Sequence[Layout],
         background: str | Sequence[str] = "",
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str | None] | None = None,
         caption: str = COUNTS,
         num_inference_steps: int = 20,
         guidance_scale: float = 7.5,
@@ -53,7 +53,7 @@ class AnnotationTokensPipeline(LatentPipeline):
         Args:
             layouts: B layouts on one canvas size.
             background: prompt of the background, one or B.
-            negative_prompt: one or B; the unconditional branch has no annotations.
+            negative_prompt: one or B, None for none; the unconditional branch has no annotations.
             caption: of the whole picture or of a tile, or a template for it (see `synthgen.scene.caption`).
             form: how a box is written; auto: compact if the tokenizer has location tokens.
             tile: px; the canvas is denoised in tiles of this side, each told of the boxes of which it holds half; None: in one
@@ -135,7 +135,7 @@ class AnnotationTokensPipeline(LatentPipeline):
             for own in layouts
         ]
 
-    def conditions(self, prompts: Sequence[str], annotations: Sequence[Sequence[str]]) -> Conditions:
+    def conditions(self, prompts: Sequence[str | None], annotations: Sequence[Sequence[str]]) -> Conditions:
         """Embeddings (P, S, D) of prompts, the first of which have annotations, and which tokens there are, (P, S) bool."""
         prompt = self.encode_prompts(prompts)
         joined = [self.encode_annotations(own) for own in annotations]

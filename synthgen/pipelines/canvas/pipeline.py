@@ -45,7 +45,7 @@ class CanvasPipeline(LatentPipeline):
         num_inference_steps: int = 50,
         seed: int | Sequence[int] | None = None,
         reroll_regions: Sequence[RerollRegion] = (),
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         eta: float = 0.0,
         cpu_vae: bool = False,
         decode_steps: bool = False,
@@ -61,7 +61,7 @@ class CanvasPipeline(LatentPipeline):
             regions: of all images, or a list for each. Cells that no text region covers predict no noise.
             seed: general seed, one or B; None: `generator`.
             reroll_regions: where the initial noise is another; resets come first, then each region's `noise_eps`.
-            negative_prompt: of the regions that have none of their own.
+            negative_prompt: of the regions that have none of their own; None: none.
             eta: noise that DDIM adds at each step.
             cpu_vae: decode on the CPU.
             decode_steps: also return what is on the canvas after each step, a list of batches.
@@ -174,6 +174,7 @@ class CanvasPainter:
     def __init__(self, spec: Spec, numerics: Numerics) -> None:
         self.spec, self.chunk = spec, numerics.chunk
         self.pipeline = load_pipeline(CanvasPipeline, spec, spec.scheduler, numerics)
+        self.pipeline.empty_is_none = True
 
     def use_chunk(self, chunk: int) -> None:
         """Go on with so many windows at once; what is loaded stays."""

@@ -31,6 +31,9 @@ class Spec(LayoutModelSpec):
     overlap: float = Field(0.25, ge=0, le=0.9, description="share of a window that the next one covers")
     max_boxes: int = Field(30, ge=1, description="boxes that the checkpoint was trained with; windows of more are split")
     stages: Stages = Field((0.3, 0.0), description="shares of the steps: grounding on, then falling linearly; in the rest off")
+    stages_rounding: Literal["down", "up"] = Field(
+        "down", description="of the steps with grounding on, where not whole; down as diffusers"
+    )
 
     @property
     def reads_sdxl(self) -> bool:
@@ -40,6 +43,10 @@ class Spec(LayoutModelSpec):
         problems = super().check(sampler, scene)
         if not problems and read_config(self.folder(), "unet").get("attention_type") != "gated":
             problems.append(f"model: {self.model} has no gated layers; use a GLIGEN checkpoint, or another method")
+        on, falling = (share * self.steps for share in self.stages)
+        if self.stages_rounding == "down" and 0 < on < 1 and falling <= 0.5:
+            few = f"{self.stages[0]:g} of {self.steps} steps is less than a step"
+            problems.append(f"stages: {few}, so no box would be read; give more steps, or stages_rounding: up")
         return problems
 
     def load(self, scene: SceneSpec, numerics: Numerics) -> "LayoutPainter":

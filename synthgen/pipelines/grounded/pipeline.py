@@ -7,7 +7,7 @@ holds none is painted without the gated layers: told of no box, they still paint
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from synthgen.pipelines import IncompatibleLayoutError
 from synthgen.scene import COUNTS
 from synthgen.scene import caption as caption_of
 
-Row = tuple[str, GroundedWindow | None, Sequence[str]]
+Row = tuple[str | None, GroundedWindow | None, Sequence[str]]
 """A prompt, the window that it is of (None: the negative prompt of any), and the phrases of the window's boxes."""
 
 
@@ -58,7 +58,7 @@ class GroundedPipeline(LatentPipeline):
         self,
         layouts: Sequence[Layout],
         background: str | Sequence[str] = "",
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str | None] | None = None,
         caption: str = COUNTS,
         num_inference_steps: int = 20,
         guidance_scale: float = 7.5,
@@ -66,6 +66,7 @@ class GroundedPipeline(LatentPipeline):
         overlap: float = 0.25,
         max_boxes: int = 30,
         stages: tuple[float, float] = (0.3, 0.0),
+        stages_rounding: Literal["down", "up"] = "down",
         chunk: int = 32,
         generator: Generators = None,
         callback_on_step_end: StepEnd | None = None,
@@ -76,9 +77,9 @@ class GroundedPipeline(LatentPipeline):
         Args:
             layouts: B layouts on one canvas size; their `phrases` are what the boxes are grounded with.
             background: prompt of the background, one or B.
-            negative_prompt: one or B; the unconditional branch has no boxes.
+            negative_prompt: one or B, None for none; the unconditional branch has no boxes.
             caption: of each window, or a template for it, filled with what the window holds (see `synthgen.scene.caption`).
-            window, overlap, max_boxes, stages: see the recipe's keys.
+            window, overlap, max_boxes, stages, stages_rounding: see the recipe's keys.
             chunk: windows of the size that the checkpoint was trained at that go through the UNet at once; of larger ones fewer.
             generator: one CPU generator an image, or one for all.
             output_type: "pil", "np" (B, H, W, 3) uint8, or "latent" (B, C, h, w) float32.
@@ -88,7 +89,8 @@ class GroundedPipeline(LatentPipeline):
         """
         self.check_inputs(layouts)
         side = self.unet.config.sample_size if window is None else self.cells(window)
-        backgrounds, negatives = (per_image(p, len(layouts)) for p in (background, negative_prompt))
+        backgrounds = per_image(background, len(layouts))
+        negatives = per_image(negative_prompt, len(layouts))
         rows: list[Row] = [(text, None, ()) for text in negatives]
         regions: list[Region] = []
         for image, (layout, words) in enumerate(zip(layouts, backgrounds, strict=True)):
@@ -110,9 +112,8 @@ class GroundedPipeline(LatentPipeline):
 
                 return evaluate
 
-            latents = self.denoise(
-                noise, [at(s) for s in strengths(num_inference_steps, stages)], callback_on_step_end, generator=generator
-            )
+            steps = [at(s) for s in strengths(num_inference_steps, stages, stages_rounding)]
+            latents = self.denoise(noise, steps, callback_on_step_end, generator=generator)
         return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
 
     def check_inputs(self, layouts: Sequence[Layout]) -> None:

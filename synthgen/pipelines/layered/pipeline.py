@@ -34,7 +34,7 @@ class LayeredPipeline(LatentPipeline):
         self,
         layouts: Sequence[Layout],
         background: str | Sequence[str] = "",
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str | None] | None = None,
         caption: str = COUNTS,
         layer_prompt: str = "{phrase}",
         num_inference_steps: int = 50,
@@ -61,7 +61,7 @@ class LayeredPipeline(LatentPipeline):
         Args:
             layouts: B layouts on one canvas size; `phrases` are the layers' prompts, `masks` stand for boxes where there are any.
             background: prompt of the layer below all, one or B; it and the caption have no vision guidance.
-            negative_prompt: one or B.
+            negative_prompt: one or B; None: none, which SDXL tells from an empty one.
             caption: of the whole picture, or a template for it (see `synthgen.scene.caption`).
             layer_prompt: of a layer, or a template for it: {phrase} and {background} are replaced.
             variant, vision_guidance, colour, lambda_1, lambda_2, layer_share, guided_steps, top_k, gamma, until, context, tile:
@@ -77,11 +77,13 @@ class LayeredPipeline(LatentPipeline):
         """
         self.check_inputs(layouts)
         prompts, size, at_once = Prompts(), (layouts[0].width, layouts[0].height), self.cells_at_once(chunk)
-        backgrounds, negatives = ([prompts.row(p) for p in per_image(q, len(layouts))] for q in (background, negative_prompt))
+        words = per_image(background, len(layouts))
+        backgrounds = [prompts.row(text) for text in words]
+        negatives = [prompts.row(text) for text in per_image(negative_prompt, len(layouts))]
         captions = [prompts.row(text) for text in captions_of(layouts, background, caption)]
         layers: list[Layer] = []
         for i, layout in enumerate(layouts):
-            texts = [region_prompt(phrase, prompts.texts[backgrounds[i]], layer_prompt) for phrase in phrases_of(layout)]
+            texts = [region_prompt(phrase, words[i], layer_prompt) for phrase in phrases_of(layout)]
             layers += self.layers(layout, i, texts, prompts, negatives[i], context)
         noise, conditions = self.noise(layouts, generator), self.text_conditions(prompts.texts, guidance_scale)
         groups = [Group(list(x), noise) for x in by_size(layers)]

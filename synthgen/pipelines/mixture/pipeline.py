@@ -36,7 +36,7 @@ class MixturePipeline(LatentPipeline):
         self,
         layouts: Sequence[Layout],
         background: str | Sequence[str] = "",
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str | None] | None = None,
         num_inference_steps: int = 20,
         guidance_scale: float = 7.5,
         background_guidance_scale: float | None = None,
@@ -58,7 +58,7 @@ class MixturePipeline(LatentPipeline):
         Args:
             layouts: B layouts on one canvas size; their `phrases` are the prompts of the boxes.
             background: prompt of the background, one or B.
-            negative_prompt: one or B.
+            negative_prompt: one or B; None: none, which SDXL tells from an empty one.
             guidance_scale, background_guidance_scale: classifier-free guidance; None: equal.
             guidance_interval: share of the steps, [from, to) in [0, 1], that are guided; in the others the guidance scale
                 is 1 and the unconditional branch is not computed (Kynkäänniemi et al., arXiv 2404.07724).
@@ -74,11 +74,13 @@ class MixturePipeline(LatentPipeline):
         """
         self.check_inputs(layouts, pictures)
         prompts, least = Prompts(), self.unet.config.sample_size * self.factor if window is None else window
-        backgrounds, negatives = ([prompts.row(p) for p in per_image(q, len(layouts))] for q in (background, negative_prompt))
+        words = per_image(background, len(layouts))
+        backgrounds = [prompts.row(text) for text in words]
+        negatives = [prompts.row(text) for text in per_image(negative_prompt, len(layouts))]
         objects: list[Region] = []
         tiles: list[Region] = []
         for i, layout in enumerate(layouts):
-            own = [prompts.row(region_prompt(phrase, prompts.texts[backgrounds[i]])) for phrase in phrases_of(layout)]
+            own = [prompts.row(region_prompt(phrase, words[i])) for phrase in phrases_of(layout)]
             objects += self.objects(layout, i, own, negatives[i], guidance_scale, least, context, mask)
             low = guidance_scale if background_guidance_scale is None else background_guidance_scale
             size, rows = (layout.width, layout.height), (backgrounds[i], negatives[i])

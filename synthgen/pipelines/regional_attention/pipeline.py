@@ -26,7 +26,7 @@ class RegionalAttentionPipeline(LatentPipeline):
         self,
         layouts: Sequence[Layout],
         background: str | Sequence[str] = "",
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str | None] | None = None,
         num_inference_steps: int = 20,
         guidance_scale: float = 7.5,
         region_prompt: str = "{phrase}, {background}",
@@ -44,7 +44,7 @@ class RegionalAttentionPipeline(LatentPipeline):
             layouts: B layouts on one canvas size; their `phrases` are the prompts of the boxes. Of boxes that overlap the
                 smallest is read.
             background: prompt of all other cells, one or B.
-            negative_prompt: one or B.
+            negative_prompt: one or B; None: none, which SDXL tells from an empty one.
             region_prompt, margin, tile, overlap: see the recipe's keys.
             chunk: windows of the size that the checkpoint was trained at that go through the UNet at once; of larger ones fewer.
             generator: one CPU generator an image, or one for all.
@@ -57,7 +57,8 @@ class RegionalAttentionPipeline(LatentPipeline):
         prompts = Prompts()
         windows: list[PromptedWindow] = []
         regions: list[Region] = []
-        backgrounds, negatives = (per_image(p, len(layouts)) for p in (background, negative_prompt))
+        backgrounds = per_image(background, len(layouts))
+        negatives = per_image(negative_prompt, len(layouts))
         for image, layout in enumerate(layouts):
             texts = [region_prompt_of(phrase, backgrounds[image], region_prompt) for phrase in phrases_of(layout)]
             rows, boxes = tuple(prompts.row(text) for text in texts), self.boxes(layout, margin)

@@ -38,6 +38,9 @@ class Spec(ModelSpec):
     seed_tiles_mode: Literal["full", "exclusive"] | tuple[tuple[Literal["full", "exclusive"], ...], ...] = Field(
         "full", description="full: a seed sets the whole tile; exclusive: only what no other tile covers"
     )
+    seed_tiles_noise: Literal["own", "cut"] = Field(
+        "own", description="of exclusive: drawn in the shape of what it sets, as published; cut: from a whole tile's"
+    )
     seed_reroll_regions: tuple[Reroll, ...] = Field((), description="row0, row1, col0, col1 in px, and seed; set last")
     tile_height: int = Field(512, ge=8, description="px")
     tile_width: int = Field(512, ge=8, description="px")

@@ -27,7 +27,7 @@ class TilingPipeline(LatentPipeline):
     def __call__(
         self,
         prompt: str | Sequence[Sequence[str]],
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         eta: float = 0.0,
@@ -39,6 +39,7 @@ class TilingPipeline(LatentPipeline):
         guidance_scale_tiles: Sequence[Sequence[float | None]] | None = None,
         seed_tiles: Sequence[Sequence[int | None]] | None = None,
         seed_tiles_mode: str | Sequence[Sequence[str]] = "full",
+        seed_tiles_noise: str = "own",
         seed_reroll_regions: Sequence[Reroll] = (),
         cpu_vae: bool = False,
         chunk: int = 8,
@@ -50,11 +51,14 @@ class TilingPipeline(LatentPipeline):
 
         Args:
             prompt: one, or rows of equally many.
+            negative_prompt: None: none, which SDXL tells from an empty one.
             seed: general seed, one or B; None: `generator`.
             tile_height, tile_width, tile_row_overlap, tile_col_overlap: px.
             guidance_scale_tiles: of each tile; None: guidance_scale.
             seed_tiles: of each tile's initial noise; None: as the canvas has it.
             seed_tiles_mode: "full": the whole tile; "exclusive": what no other tile covers; for all or for each tile.
+            seed_tiles_noise: of exclusive tiles; "own": drawn in the shape of what they set, as the published program
+                does; "cut": from the noise of a whole tile.
             seed_reroll_regions: (row0, row1, col0, col1, seed) in px; set last.
             cpu_vae: decode on the CPU.
             generator: one CPU generator an image, or one.
@@ -74,6 +78,7 @@ class TilingPipeline(LatentPipeline):
                 "guidance_scale_tiles": guidance_scale_tiles,
                 "seed_tiles": seed_tiles,
                 "seed_tiles_mode": seed_tiles_mode,
+                "seed_tiles_noise": seed_tiles_noise,
             }
         )
         self.check_inputs(grid)
@@ -114,6 +119,17 @@ class TilingPipeline(LatentPipeline):
             for column in range(grid.shape[1]):
                 yield row, column, (column * right, row * down, column * right + w, row * down + h)
 
+    def exclusive(self, grid: Spec, row: int, column: int, window: Window) -> Window:
+        """Return what of a tile's window no other tile covers; without area where that is nothing."""
+        (x0, y0, x1, y1), (rows, columns) = window, grid.shape
+        right, down = grid.tile_col_overlap // self.factor, grid.tile_row_overlap // self.factor
+        return (
+            x0 + right * (column > 0),
+            y0 + down * (row > 0),
+            x1 - right * (column < columns - 1),
+            y1 - down * (row < rows - 1),
+        )
+
     def tile_noise(
         self, grid: Spec, generator: torch.Generator, tiles: list[tuple[int, int, Window]], rerolls: Sequence[Reroll]
     ) -> Tensor:
@@ -121,17 +137,20 @@ class TilingPipeline(LatentPipeline):
         width, height = (side // self.factor for side in grid.canvas)
         channels = self.vae.config.latent_channels
         noise = torch.randn((channels, height, width), generator=generator)
-        covered = torch.zeros(height, width)
-        for _, _, (x0, y0, x1, y1) in tiles:
-            covered[y0:y1, x0:x1] += 1
-        for row, column, (x0, y0, x1, y1) in tiles if grid.seed_tiles is not None else ():
+        for row, column, window in tiles if grid.seed_tiles is not None else ():
             seed = grid.seed_tiles[row][column]  # type: ignore[index]  # not None in this loop
             if seed is None:
                 continue
             mode = grid.seed_tiles_mode if isinstance(grid.seed_tiles_mode, str) else grid.seed_tiles_mode[row][column]
-            own = torch.randn((channels, y1 - y0, x1 - x0), generator=torch.Generator().manual_seed(seed))
-            part = noise[:, y0:y1, x0:x1]
-            part.copy_(torch.where((covered[y0:y1, x0:x1] == 1) | (mode == "full"), own, part))
+            x0, y0, x1, y1 = drawn = self.exclusive(grid, row, column, window) if mode == "exclusive" else window
+            if x1 <= x0 or y1 <= y0:
+                continue
+            if grid.seed_tiles_noise == "cut":
+                drawn = window
+            shape = (channels, drawn[3] - drawn[1], drawn[2] - drawn[0])
+            own = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+            left, top = x0 - drawn[0], y0 - drawn[1]
+            noise[:, y0:y1, x0:x1] = own[:, top : top + y1 - y0, left : left + x1 - x0]
         for row0, row1, col0, col1, seed in rerolls:
             y0, y1, x0, x1 = (v // self.factor for v in (row0, row1, col0, col1))
             part = noise[:, y0:y1, x0:x1]
@@ -145,6 +164,7 @@ class TilingPainter:
     def __init__(self, spec: Spec, numerics: Numerics) -> None:
         self.spec, self.chunk = spec, numerics.chunk
         self.pipeline = load_pipeline(TilingPipeline, spec, spec.scheduler, numerics)
+        self.pipeline.empty_is_none = True
 
     def use_chunk(self, chunk: int) -> None:
         """Go on with so many windows at once; what is loaded stays."""
@@ -167,6 +187,7 @@ class TilingPainter:
             guidance_scale_tiles=spec.guidance_scale_tiles,
             seed_tiles=spec.seed_tiles,
             seed_tiles_mode=spec.seed_tiles_mode,
+            seed_tiles_noise=spec.seed_tiles_noise,
             seed_reroll_regions=spec.seed_reroll_regions,
             cpu_vae=spec.cpu_vae,
             chunk=self.chunk,
