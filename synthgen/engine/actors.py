@@ -15,7 +15,6 @@ from synthgen.config import Job
 from synthgen.engine.cluster import (
     WITHOUT,
     cluster_address,
-    first_line,
     provide_token,
     ray_folder,
     refuse_unreachable,
@@ -23,6 +22,7 @@ from synthgen.engine.cluster import (
 from synthgen.engine.pool import Event, StoppedError, worker_count
 from synthgen.engine.schedule import Schedule, Task
 from synthgen.engine.worker import Progress, Worker, ends_all, is_final
+from synthgen.errors import first_line
 from synthgen.shards.shard import StagedShard
 from synthgen.shards.store import Out, refuse_unshared
 
@@ -183,8 +183,12 @@ class RayPool:
             InputError: none answers there.
             StoppedError: it does, and cannot be used, as with another version of Ray.
         """
-        refuse_unreachable(address)
+        from ray._private import services
+
         try:
+            if address == "auto":  # Ray remembers the last one that was here
+                address = services.canonicalize_bootstrap_address("auto") or address
+            refuse_unreachable(address)
             self.ray.init(address=address, **options)
         except (OSError, ValueError, RuntimeError, self.ray.exceptions.RayError) as error:
             self.ray.shutdown()
@@ -300,7 +304,7 @@ class RayPool:
         cause = getattr(error, "cause", None)
         if cause is not None and ends_all(cause):
             raise cause
-        why = f"{type(cause or error).__name__}: {str(cause or error).strip()}".splitlines()[0]
+        why = f"{type(cause or error).__name__}: {first_line(cause or error)}"
         if seat.loaded and is_final(cause):
             yield from self._take_back(seat)
             yield from self._give_up(seat, why, str(error))

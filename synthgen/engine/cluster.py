@@ -1,7 +1,6 @@
 """Where Ray runs: whether a cluster answers, and what Ray needs to start on this machine. Imports no Ray."""
 
 import os
-import re
 import secrets
 import socket
 import sys
@@ -126,9 +125,3 @@ def _can_write(folder: Path) -> bool:
     except OSError:
         return False
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-
-
-def first_line(error: Exception) -> str:
-    """What Ray says, in one line, without addresses in memory."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.sub(r" at 0x[0-9a-f]+", "", lines[0])

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from synthgen.errors import InputError
+from synthgen.errors import InputError, first_line
 from synthgen.records.pictures import DAMAGED
 from synthgen.shards.coco import WHOLE, coco_file
 from synthgen.shards.dataset import DatasetInfo, read_info
@@ -25,7 +25,6 @@ from synthgen.shards.shard import (
     TAR,
     DamagedShardError,
     Marker,
-    first_line,
     parse_table,
     read_marker,
     read_members,

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, TypeAdapter
 
-from synthgen.errors import InputError
+from synthgen.errors import InputError, first_line
 from synthgen.shards.sample import OPTIONAL, Sample, row_fault, table_of, table_schema
 from synthgen.shards.store import Out, Store, open_store
 
@@ -306,8 +306,3 @@ def read_members(source: Path | BinaryIO, place: str = "") -> Iterator[tuple[str
                 yield member.name, data
     except BROKEN as error:
         raise DamagedShardError(f"{place or source}: cannot be read: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
