@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 
 from synthgen import __version__
@@ -95,9 +96,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args, rest = top.parse_known_args(argv)
     if rest and (not hasattr(args, "overrides") or any(r.startswith("-") or "=" not in r for r in rest)):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        args.overrides = [*args.overrides, *rest]
+    late = [*vars(args).pop("late_overrides", []), *rest]
+    if late:
+        args.overrides = in_order([*args.overrides, *late], sys.argv[1:] if argv is None else argv)
     return args
+
+
+def in_order(overrides: list[str], argv: list[str]) -> list[str]:
+    """Overrides in the order in which they stand on the command line: of two for one key the last counts."""
+    left, ordered = Counter(overrides), []
+    for text in argv:
+        if left[text]:
+            left[text] -= 1
+            ordered.append(text)
+    return ordered
 
 
 def parser() -> argparse.ArgumentParser:

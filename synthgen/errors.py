@@ -42,6 +42,16 @@ NAMED = {code for code, what in NEXT.items() if what in (UNABLE, UNREACHED)} - {
 """What else than a file system gives these too: they are told of a file alone."""
 
 
+def without_addresses(text: str) -> str:
+    """A message without objects as Python shows them, `<_io.BytesIO object at 0x7f…>`: they say nothing to a user."""
+    return re.sub(r" ?<[^<>\n]* at 0x[0-9a-fA-F]+>", "", text)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return next(iter(without_addresses(str(error)).strip().splitlines()), type(error).__name__)
+
+
 class InputError(Exception):
     """Bad input: one line a problem, each with what would be right; the commands exit with status 2.
 
@@ -51,7 +61,7 @@ class InputError(Exception):
 
     @property
     def problems(self) -> list[str]:
-        return str(self).splitlines()
+        return without_addresses(str(self)).splitlines()
 
 
 class StoreFailedError(Exception):

@@ -1,5 +1,6 @@
 """The commands: what they print, what they exit with, and their --json."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from synthgen import cli
+from synthgen.commands import Shares
 from tests.test_config import GOOD
 
 
@@ -140,3 +142,58 @@ def test_alone_it_tells_its_commands(capsys: pytest.CaptureFixture[str]) -> None
         cli.main([])
     assert caught.value.code == 2
     assert "make the dataset, or what is missing of it" in capsys.readouterr().err
+
+
+def test_after_numbers_of_an_option_an_override_may_follow(capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["benchmark", "--real", "a", "--synthetic", "b", "-o", "c"]
+    args = cli.parse([*where, "--ratios", "0.25", "0.5", "steps=1", "crop=64", "--seeds", "1", "steps=2"])
+    assert (args.ratios, args.overrides) == ([0.25, 0.5], ["steps=1", "crop=64", "steps=2"])
+    args = cli.parse([*where, "steps=3", "--ratios", "0.5", "steps=1"])
+    assert (args.ratios, args.overrides) == ([0.5], ["steps=3", "steps=1"])
+    assert cli.parse(where).ratios == [0.5]
+    for wrong, why in (("half", "invalid float value: 'half'"), ("steps=1", "expected at least one number")):
+        with pytest.raises(SystemExit, match="2"):
+            cli.parse([*where, "--ratios", wrong])
+        assert why in capsys.readouterr().err
+
+
+def test_every_option_that_takes_several_values_leaves_overrides_alone() -> None:
+    """argparse gives such an option all that follows; one that comes with overrides needs `Shares`."""
+    subparsers = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for name, sub in subparsers.choices.items():
+        if any(action.dest == "overrides" for action in sub._actions):
+            greedy = [a for a in sub._actions if a.option_strings and a.nargs in ("+", "*", "?")]
+            assert all(isinstance(action, Shares) for action in greedy), name
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("report --most 0", "--most: 0 must be at least 1"),
+        ("evaluate --limit -1", "--limit: -1 must be at least 1"),
+        ("evaluate --threshold nan", "--threshold: nan must be in [0, 1]"),
+        ("export --to coco x --val nan", "--val: nan must be from 0 to 1"),
+    ],
+)
+def test_numbers_of_options(command: str, why: str, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, *options = command.split()
+    assert cli.main([name, str(dataset), *options]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_no_message_tells_an_address_in_memory(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage_first_image(dataset)
+    for argv in (["check", str(dataset)], ["report", str(dataset)]):
+        assert cli.main(argv) != 0
+        said = "".join(capsys.readouterr())
+        assert "000000000" in said
+        assert "cannot identify image file" in said
+        assert "0x" not in said
+
+
+def damage_first_image(out: Path) -> None:
+    """Put something else into the place of the first image, as a fault of a disk would."""
+    tar = out / "shards/000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[512:1024] = b"x" * 512
+    tar.write_bytes(data)

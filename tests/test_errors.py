@@ -13,7 +13,7 @@ import pytest
 
 from synthgen import cli, errors
 from synthgen.config import Job
-from synthgen.errors import explain
+from synthgen.errors import InputError, explain, first_line, without_addresses
 from synthgen.shards.lock import Lock
 
 
@@ -89,3 +89,11 @@ def test_quiet_says_nothing_and_verbose_each_shard(job_file: Path) -> None:
     assert (outputs["-q"].stdout, outputs["-q"].stderr) == ("", "")
     assert outputs["-v"].stderr.count("shard committed") == 3
     assert json.loads((job_file.parent / "-q/log.jsonl").read_text().splitlines()[0])["event"] == "run started"
+
+
+def test_objects_are_not_shown_as_python_shows_them() -> None:
+    error = InputError("a/b.jpg: not a picture: cannot identify image file <_io.BytesIO object at 0x7f0a1b2c3d40>\nmore")
+    assert error.problems == ["a/b.jpg: not a picture: cannot identify image file", "more"]
+    assert first_line(error) == "a/b.jpg: not a picture: cannot identify image file"
+    assert first_line(ValueError("\n")) == "ValueError"
+    assert without_addresses("a <b> at 0x1f") == "a <b> at 0x1f"

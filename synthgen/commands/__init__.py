@@ -16,6 +16,30 @@ Result = tuple[int, dict[str, Any], list[str]]  # exit status, what --json print
 Run = Callable[[argparse.Namespace], Result]
 
 
+class Shares(argparse.Action):
+    """Numbers of an option; `key=value` that follow them are overrides, which argparse alone would take for numbers."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        numbers = []
+        for text in values:
+            if "=" in text:
+                namespace.late_overrides = [*getattr(namespace, "late_overrides", []), text]
+                continue
+            try:
+                numbers.append(float(text))
+            except ValueError:
+                parser.error(f"argument {option_string}: invalid float value: {text!r}")
+        if not numbers:
+            parser.error(f"argument {option_string}: expected at least one number")
+        setattr(namespace, self.dest, numbers)
+
+
 class Commands:
     """The command line that the modules add their commands to.
 
@@ -49,7 +73,10 @@ def progress_bar(args: argparse.Namespace, unit: str, total: int | None = None) 
     """Units done, units/s and time left, on stderr; nothing before the first of them, so that an error is one line."""
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=unit, smoothing=0.05, dynamic_ncols=True, delay=0.1, disable=args.quiet)
+    bar = tqdm(total=total, unit=unit, smoothing=0.05, dynamic_ncols=True, delay=0.1, disable=args.quiet)
+    if args.quiet:
+        bar.desc = ""  # a bar that is not shown lacks it
+    return bar
 
 
 def again(command: str, *arguments: str) -> str:

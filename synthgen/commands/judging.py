@@ -65,8 +65,11 @@ def finalize_command(args: argparse.Namespace) -> Result:
 
 def report_command(args: argparse.Namespace) -> Result:
     """`--json`: {"path", "images", "shown", "bytes"}."""
+    from synthgen.config import ConfigError
     from synthgen.report import write_report
 
+    if args.most < 1:
+        raise ConfigError([f"command line: --most: {args.most} must be at least 1"])
     counts = write_report(args.out, args.most)
     path = f"{args.out.rstrip('/')}/report.html"
     text = f"{path}: {counts['shown']} of {counts['images']} images, {counts['bytes'] / 1e6:.1f} MB"
@@ -82,6 +85,8 @@ def evaluate_command(args: argparse.Namespace) -> Result:
 
     if not 0 <= args.threshold <= 1:
         raise ConfigError([f"command line: --threshold: {args.threshold:g} must be in [0, 1]"])
+    if args.limit is not None and args.limit < 1:
+        raise ConfigError([f"command line: --limit: {args.limit} must be at least 1"])
     detector = Detector(model=args.detector, threshold=args.threshold)
     clip = None if args.clip is None else Clip(model=args.clip)
     for spec in (detector, clip):
@@ -111,7 +116,8 @@ def dataset_of(args: argparse.Namespace) -> tuple["Store", Result]:
 
     if not (is_url(args.out) or Path(args.out).is_dir()):
         job = load_job(args.out, args.overrides)
-        run_args = parse(["run", args.out, *args.overrides])
+        loudness = [option for option, said in (("-q", args.quiet), ("-v", args.verbose)) if said]
+        run_args = parse(["run", args.out, *args.overrides, *loudness])
         return open_store(job.output.path), run_command(run_args)
     if args.overrides:
         raise ConfigError([f"{args.out}: a dataset; {args.overrides[0]!r} is for jobs"])

@@ -8,7 +8,7 @@ from typing import Any
 from synthgen.commands import EXIT_FAULT, EXIT_INTERRUPTED, EXIT_TERMINATED, Commands, Result, again
 from synthgen.commands.speaking import load, spoken
 
-TRACEBACKS = 5  # of failed shards on the screen
+LISTED = 5  # failed shards on the screen
 SHOWN = 200  # pictures in the report that `run` writes: it is made anew with each extension of a dataset
 
 
@@ -48,7 +48,7 @@ def run_command(args: argparse.Namespace) -> Result:
         bar.close()
     data = {"output": job.output.path, **result.counts, "made": result.made, "seconds": round(result.seconds, 3)}
     data |= {"interrupted": result.interrupted, "failed": [asdict(f) for f in result.failed], **spoken}
-    failures = failed_lines(job.output.path, data["failed"])
+    failures = failed_lines(job.output.path, data["failed"], args.verbose)
     if result.interrupted:
         said = ["--say", spoken["spoken"]["text"]] if spoken else []
         done = f"; {data['images']} of {job.images} images are done" if result.counts else ""
@@ -62,15 +62,17 @@ def run_command(args: argparse.Namespace) -> Result:
     return (EXIT_FAULT, data, [*failures, *lines]) if failures else (0, data, lines)
 
 
-def failed_lines(out: str, failed: list[dict[str, Any]]) -> list[str]:
+def failed_lines(out: str, failed: list[dict[str, Any]], tracebacks: bool) -> list[str]:
     """Shards that were given up, for a person."""
     if not failed:
         return []
-    lines = [
-        f"shard {f['shard']:06d} failed {f['attempts']} time(s): {f['error']}\n{f['traceback']}" for f in failed[:TRACEBACKS]
-    ]
-    more = [f"... and {len(failed) - TRACEBACKS} more"] if len(failed) > TRACEBACKS else []
-    text = f"{len(failed)} shard(s) could not be made (all are in {out}/failures.jsonl); the same command tries them again"
+    lines = []
+    for shard in failed[:LISTED]:
+        lines.append(f"shard {shard['shard']:06d} failed {shard['attempts']} time(s): {shard['error']}")
+        lines += [shard["traceback"]] if tracebacks else []
+    more = [f"... and {len(failed) - LISTED} more"] if len(failed) > LISTED else []
+    where = f"all are in {out}/failures.jsonl, with their tracebacks"
+    text = f"{len(failed)} shard(s) could not be made ({where}); the same command tries them again"
     return [*lines, *more, text]
 
 

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from synthgen.commands import EXIT_INTERRUPTED, Commands, Result, again, progress_bar
+from synthgen.commands import EXIT_INTERRUPTED, Commands, Result, Shares, again, progress_bar
 
 
 def add(commands: Commands) -> None:
@@ -15,7 +15,8 @@ def add(commands: Commands) -> None:
     sub.add_argument("--synthetic", type=Path, required=True, help="output folder of `synthgen run`")
     sub.add_argument("--test", type=Path, help="dataset of other real pictures; without one a part of --real is held out")
     sub.add_argument("--hold-out", type=int, default=5, metavar="N", help="that part: every N-th picture (default 5)")
-    sub.add_argument("--ratios", type=float, nargs="+", default=[0.5], help="shares of synthetic scenes when mixed (default 0.5)")
+    text = "shares of synthetic scenes when mixed (default 0.5)"
+    sub.add_argument("--ratios", action=Shares, nargs="+", default=[0.5], help=text)
     sub.add_argument("--seeds", type=int, default=3, help="trainings of each (default 3)")
     sub.add_argument("--detector", default="train-detector", help="training job of the detector (default: train-detector)")
     sub.add_argument("--steps", type=int, help="steps of each training (default: the job's)")
@@ -74,7 +75,7 @@ def benchmark_command(args: argparse.Namespace) -> Result:
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update(done - bar.n)
 
-        data = benchmark(spec, step, bar.write)
+        data = benchmark(spec, step, (lambda text: None) if args.quiet else bar.write)
     if data.get("interrupted"):
         return (
             EXIT_INTERRUPTED,

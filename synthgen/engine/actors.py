@@ -12,9 +12,17 @@ from typing import Any
 
 from synthgen import pulse
 from synthgen.config import Job
+from synthgen.engine.cluster import (
+    WITHOUT,
+    cluster_address,
+    provide_token,
+    ray_folder,
+    refuse_unreachable,
+)
 from synthgen.engine.pool import Event, StoppedError, worker_count
 from synthgen.engine.schedule import Schedule, Task
 from synthgen.engine.worker import Progress, Worker, ends_all, is_final
+from synthgen.errors import first_line
 from synthgen.shards.shard import StagedShard
 from synthgen.shards.store import Out, refuse_unshared
 
@@ -135,7 +143,7 @@ class RayPool:
         self.losses: list[_Loss] = []
         self.asked_at, self.not_before, self.target, self.failed_starts = 0.0, 0.0, 0, 0
         self.lonely_since: float | None = time.monotonic()
-        address = address or os.environ.get("RAY_ADDRESS")
+        address = cluster_address(address)
         self.ours = not ray.is_initialized()
         self.cluster = address is not None or not self.ours
         if self.ours:
@@ -150,8 +158,12 @@ class RayPool:
     def _start(self, address: str | None) -> None:
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address is not None:
-            self.ray.init(address=address, **options)
+            self._connect(address, options)
             return
+        provide_token()
+        folder = ray_folder()
+        if folder is not None:
+            options["_temp_dir"] = folder
         cpus = worker_count(self.job) * self.job.threads
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 128 * 2**20}
         for attempt in range(1, START_ATTEMPTS + 1):
@@ -161,8 +173,26 @@ class RayPool:
             except Exception as error:  # Ray has no class of its own for it
                 self.ray.shutdown()
                 if attempt == START_ATTEMPTS:
-                    raise StoppedError(f"Ray does not start on this machine: {error}") from error
-                log.warning("Ray did not start (%s); again", str(error).splitlines()[0])
+                    raise StoppedError(f"Ray does not start on this machine: {first_line(error)}; {WITHOUT}") from error
+                log.warning("Ray did not start (%s); again", first_line(error))
+
+    def _connect(self, address: str, options: dict[str, Any]) -> None:
+        """Join a running cluster.
+
+        Raises:
+            InputError: none answers there.
+            StoppedError: it does, and cannot be used, as with another version of Ray.
+        """
+        from ray._private import services
+
+        try:
+            if address == "auto":  # Ray remembers the last one that was here
+                address = services.canonicalize_bootstrap_address("auto") or address
+            refuse_unreachable(address)
+            self.ray.init(address=address, **options)
+        except (OSError, ValueError, RuntimeError, self.ray.exceptions.RayError) as error:
+            self.ray.shutdown()
+            raise StoppedError(f"the Ray cluster at {address} cannot be used: {first_line(error)}; {WITHOUT}") from error
 
     def _refuse_unshared(self) -> None:
         """Raise InputError if the cluster's machines would each write to a folder of their own."""
@@ -274,7 +304,7 @@ class RayPool:
         cause = getattr(error, "cause", None)
         if cause is not None and ends_all(cause):
             raise cause
-        why = f"{type(cause or error).__name__}: {str(cause or error).strip()}".splitlines()[0]
+        why = f"{type(cause or error).__name__}: {first_line(cause or error)}"
         if seat.loaded and is_final(cause):
             yield from self._take_back(seat)
             yield from self._give_up(seat, why, str(error))

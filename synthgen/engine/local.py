@@ -7,6 +7,7 @@ from synthgen.config import Job
 from synthgen.engine.pool import Event, local_device
 from synthgen.engine.schedule import Schedule, Task
 from synthgen.engine.worker import Progress, Worker, ends_all, is_final
+from synthgen.errors import without_addresses
 from synthgen.shards.store import Out
 
 
@@ -46,4 +47,4 @@ class LocalPool:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return " ".join(f"{type(error).__name__}: {without_addresses(str(error))}".split())

@@ -88,7 +88,13 @@ def worker_count(job: Job, room: int | None = None) -> int:
 
 def _local_room(job: Job) -> int:
     gpus = _gpus() if job.pipeline.uses_torch and job.gpus != 0 else 0
-    return int(gpus / (job.gpus or 1)) if gpus else len(os.sched_getaffinity(0)) // job.threads
+    return int(gpus / (job.gpus or 1)) if gpus else cpu_count() // job.threads
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use; where the system does not tell, as on macOS, all that there are."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _gpus() -> int:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -10,10 +11,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from synthgen.config import Job, with_values
+from synthgen.engine.cluster import cluster_address, refuse_unreachable
 from synthgen.engine.journal import facts, journal
 from synthgen.engine.notice import Notice, NoTimeError
 from synthgen.engine.pool import FailedShard, Pool, StoppedError, open_pool
 from synthgen.engine.worker import Progress, is_full
+from synthgen.errors import InputError
 from synthgen.shards.dataset import (
     ALWAYS,
     DISTRIBUTION,
@@ -108,6 +111,19 @@ def as_begun(job: Job, info: DatasetInfo, old: DatasetInfo) -> tuple[Job, Datase
     return job, info, said
 
 
+def refuse_gone_cluster(job: Job, out: Store, address: str | None) -> None:
+    """Raise InputError if shards are missing and the cluster that is to make them does not answer; nothing is written yet."""
+    where = cluster_address(address)
+    ray = sys.modules.get("ray")
+    if job.workers == 0 or where is None or (ray is not None and ray.is_initialized()):
+        return
+    try:
+        refuse_unreachable(where)
+    except InputError:
+        if missing_shards(job, out):
+            raise
+
+
 def missing_shards(job: Job, out: Out, found: dict[int, dict[str, int]] | None = None) -> list[int]:
     """Shards that are not there, or hold another number of images than they should (an extended last one).
 
@@ -156,6 +172,7 @@ def run(
     Raises:
         ChangedJobError: the output holds another job, or was made with other versions of what pixels depend on.
         LockedError: another run works on it.
+        InputError: no Ray cluster answers at the address.
         StoppedError: the disk is full, no worker starts, or one has other versions; all that was committed stays.
     """
     out, info = open_store(job.output.path), dataset_info(job)
@@ -166,6 +183,7 @@ def run(
         if old is not None and has_shard(out):
             job, info, said = as_begun(job, info, old)
         refuse_changed(out, info)
+    refuse_gone_cluster(job, out, address)
     began, made, counts = time.perf_counter(), Made(), dict[str, Any]()
     try:
         with Lock(out) as lock, Notice() as notice, journal(out):

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from synthgen.errors import InputError
+from synthgen.errors import InputError, first_line
 from synthgen.parquet import open_parquet
 from synthgen.records.pictures import DAMAGED
 from synthgen.shards.coco import WHOLE, coco_file
@@ -24,7 +24,6 @@ from synthgen.shards.shard import (
     DamagedShardError,
     Marker,
     count_marked,
-    first_line,
     parse_table,
     read_marker,
     read_members,

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from synthgen.errors import InputError
+from synthgen.errors import InputError, first_line
 from synthgen.records.pictures import DAMAGED
 from synthgen.shards.sample import IMAGE_FORMATS, Sample, parse_sample
 from synthgen.shards.shard import (
@@ -15,7 +15,6 @@ from synthgen.shards.shard import (
     TAR,
     DamagedShardError,
     Marker,
-    first_line,
     read_members,
     read_rows,
     scan,

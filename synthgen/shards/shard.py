@@ -15,7 +15,7 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 import pyarrow as pa
 from pydantic import Field, TypeAdapter
 
-from synthgen.errors import InputError
+from synthgen.errors import InputError, first_line
 from synthgen.parquet import decode_table, encode_table
 from synthgen.shards.sample import OPTIONAL, Sample, row_fault, table_of, table_schema
 from synthgen.shards.store import Out, Store, open_store
@@ -313,8 +313,3 @@ def read_members(source: Path | BinaryIO, place: str = "") -> Iterator[tuple[str
                 yield member.name, data
     except BROKEN as error:
         raise DamagedShardError(f"{place or source}: cannot be read: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,6 +11,7 @@ import pytest
 from synthgen.config import Job
 from synthgen.engine import actors
 from synthgen.engine.actors import RayPool
+from synthgen.engine.cluster import refuse_unreachable
 from synthgen.engine.pool import FailedShard, StoppedError
 from synthgen.engine.worker import Progress
 from synthgen.shards.shard import StagedShard
@@ -43,6 +44,10 @@ def cluster() -> Iterator[Any]:
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+def test_a_cluster_that_is_there_answers(cluster: Any) -> None:
+    refuse_unreachable(cluster.address)
 
 
 def test_a_bad_day(cluster: Any, make_job: Callable[..., Job], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -220,8 +220,12 @@ def test_a_shard_that_fails_is_tried_again_then_named_and_the_rest_is_made(
     assert [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()] == said["failed"]
     assert (said["images"], said["complete"]) == (4, False)
     assert main(["run", str(job_file), "max_shard_attempts=1"]) == 1
+    text = capsys.readouterr().out
+    assert "shard 000001 failed 1 time(s): ValueError: always\n1 shard(s) could not be made" in text
+    assert "Traceback" not in text
+    assert main(["run", str(job_file), "max_shard_attempts=1", "-v"]) == 1
     assert "shard 000001 failed 1 time(s): ValueError: always\nTraceback" in capsys.readouterr().out
-    assert calls == [0, 0, 2, 2, 2, 4, 2]
+    assert calls == [0, 0, 2, 2, 2, 4, 2, 2]
     monkeypatch.undo()
     assert run(make_job()).made == 2
     assert not (out / "failures.jsonl").exists()
