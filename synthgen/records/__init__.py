@@ -1,4 +1,4 @@
-"""Annotated pictures in other people's forms: COCO, JSON lines and tables, YOLO; one reader a form (no torch).
+"""Annotated pictures in other people's forms, one reader a form (no torch).
 
 A reader goes through its source entry by entry, and yields each as an Entry or as Problems: it is for who reads to refuse or to
 leave out what is wrong. A reader hands over every box whose four numbers are finite. `cleaned` alone decides what becomes of a
@@ -54,6 +54,8 @@ class Entry:
         source: the records of a COCO file as they stand there: that of the picture, then that of each box.
         places: where each box stands; empty: its number in the entry says it.
         lost_masks: why masks were dropped whose boxes are kept, one each.
+        left_out: what the source says that no box can hold, one word each: keypoints, confidence, point, line, ….
+        embedded: the bytes of the image, where the source itself holds them.
     """
 
     place: str
@@ -70,6 +72,8 @@ class Entry:
     source: tuple[dict[str, Any], ...] | None = None
     places: tuple[str, ...] = ()
     lost_masks: tuple[Problem, ...] = ()
+    left_out: tuple[str, ...] = ()
+    embedded: bytes | None = None
 
     def select(self, keep: Sequence[int]) -> "Entry":
         """The entry with these boxes alone, and all that is known of each."""

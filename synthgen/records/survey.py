@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 
 from synthgen.records import BadEntryError, Cleaned, Entry, Policy, Problem, cleaned
-from synthgen.records.pictures import read_bytes, taken_over
+from synthgen.records.pictures import image_bytes, taken_over
 from synthgen.records.source import Source
 
 AT_ONCE = 64  # pictures that are decoded at a time, by as many threads as there are cores
@@ -30,6 +30,7 @@ class Survey:
         cut: boxes that stood out further, and were clipped.
         dropped: boxes of no area that were dropped.
         lost_masks: why masks were dropped whose boxes are kept, one each.
+        left_out: how many of what was left out that no box can hold (`Entry.left_out`).
         anew: pictures that have to be encoded anew.
         content: sha256 of all that is imported.
     """
@@ -43,6 +44,7 @@ class Survey:
     cut: int = 0
     dropped: int = 0
     lost_masks: list[Problem] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
     anew: int = 0
     content: str = ""
 
@@ -64,6 +66,7 @@ def surveyed(source: Source, policy: Policy, tell: Report) -> Survey:
             survey.cut += seen.cleaned.cut
             survey.dropped += seen.cleaned.dropped
             survey.lost_masks += entry.lost_masks
+            survey.left_out.update(entry.left_out)
             survey.anew += seen.anew
             digest.update(seen.content)
     survey.content = digest.hexdigest()
@@ -92,7 +95,7 @@ def looked_at(policy: Policy, entry: Entry | Problem) -> _Seen:
     except BadEntryError as error:
         problems += error.problems(entry.place)
     try:
-        original = read_bytes(entry.picture)
+        original = image_bytes(entry)
         data, kind = taken_over(original, (entry.width, entry.height), True, entry.picture)
     except BadEntryError as error:
         problems += error.problems(entry.place)
