@@ -2,12 +2,18 @@
 
 import argparse
 import json
+import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synthgen.commands import EXIT_INTERRUPTED, Commands, Result, progress_bar
 from synthgen.commands.making import SHOWN
 from synthgen.errors import InputError
+
+if TYPE_CHECKING:
+    from synthgen.records.survey import Survey
+
+log = logging.getLogger(__name__)
 
 
 def add(commands: Commands) -> None:
@@ -38,13 +44,13 @@ def add(commands: Commands) -> None:
 
 
 def import_command(args: argparse.Namespace) -> Result:
-    """`--json`: what `finalize` gives, and {"output", "format", "made", "clipped", "cut", "dropped", "masks_dropped", "anew",
-    "skipped", "categories", "problems"}.
+    """`--json`: what `finalize` gives, and {"output", "format", "made", "crowds", "clipped", "cut", "dropped",
+    "masks_dropped", "anew", "skipped", "categories", "problems", "seconds", "interrupted"}.
 
-    "clipped": boxes that stuck out by a pixel at most; "cut": boxes that stood out further (`--clip`); "dropped": boxes of no
-    area (`--drop-empty`); "masks_dropped": masks that are none, of boxes that were kept; "anew": pictures that were
-    encoded anew; "skipped": pictures left out; "problems": [{"place", "why", "entry"}] of
-    them; "categories": {name: id}; "seconds"; "interrupted".
+    "crowds": how many of the boxes are crowds; "clipped": boxes that stuck out by a pixel at most; "cut": boxes that stood out
+    further (`--clip`); "dropped": boxes of no area (`--drop-empty`); "masks_dropped": masks that are none, of boxes that were
+    kept; "anew": pictures that were encoded anew; "skipped": pictures left out; "problems": [{"place", "why", "entry"}] of
+    them; "categories": {name: id}.
     """
     from dataclasses import asdict
 
@@ -65,7 +71,7 @@ def import_command(args: argparse.Namespace) -> Result:
         result = import_dataset(spec, args.overwrite, report)
     survey, written = result.survey, result.written
     data = {"output": str(args.out), "format": spec.source.form, **written.counts, "made": written.made}
-    data |= {"cut": survey.cut, "dropped": survey.dropped, "masks_dropped": len(survey.lost_masks)}
+    data |= {"crowds": survey.crowds, "cut": survey.cut, "dropped": survey.dropped, "masks_dropped": len(survey.lost_masks)}
     data |= {"clipped": survey.clipped, "anew": survey.anew, "skipped": len(survey.bad), "categories": result.ids}
     data |= {
         "problems": [asdict(p) for p in survey.problems],
@@ -76,7 +82,10 @@ def import_command(args: argparse.Namespace) -> Result:
         return EXIT_INTERRUPTED, data, [f"stopped; {data['images']} of {survey.count} images are done; the same command goes on"]
     if written.made:
         write_report(args.out, SHOWN)
-    notes = [f"{survey.clipped} boxes clipped by a pixel at most"] if survey.clipped else []
+    if survey.crowd_images or survey.crowd_names:
+        log.warning("%s", crowds_told(survey))
+    notes = [f"{survey.crowds} of the boxes are crowds"] if survey.crowds else []
+    notes += [f"{survey.clipped} boxes clipped by a pixel at most"] if survey.clipped else []
     notes += [f"{survey.cut} boxes clipped that stood out further"] if survey.cut else []
     notes += [f"{survey.dropped} boxes of no area dropped"] if survey.dropped else []
     notes += [f"{len(survey.lost_masks)} masks dropped, the first: {survey.lost_masks[0]}"] if survey.lost_masks else []
@@ -85,6 +94,14 @@ def import_command(args: argparse.Namespace) -> Result:
     why = f"{len(survey.bad)} pictures left out, {len(survey.problems)} problems (also in {args.out / 'skipped.jsonl'}):"
     left_out = [why] if survey.problems else []
     return 0, data, [text, *left_out, *map(str, survey.problems)]
+
+
+def crowds_told(survey: "Survey") -> str:
+    """What is said of images and categories that have crowds alone."""
+    found = [f"{survey.crowd_images} of {survey.count} images"] if survey.crowd_images else []
+    found += [f"the categories {', '.join(survey.crowd_names)}"] if survey.crowd_names else []
+    what = "layouts, training and `export --to yolo` leave them out; --crowds objects takes them as objects"
+    return f"nothing but crowds (iscrowd: 1) have {' and '.join(found)}: {what}"
 
 
 def import_spec(args: argparse.Namespace) -> Any:

@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 from synthgen.export import Export, picture_name, pictures, printable, write_bytes, write_lines
 from synthgen.shards.samples import SPLITS
 
+CROWDS = True
+
 
 def write_shard(export: Export, number: int) -> None:
     """The pictures of a shard, byte by byte, and the annotations of each."""
