@@ -217,7 +217,8 @@ def as_source(entry: Entry, boxes: Sequence[dict[str, Any]]) -> str | None:
     image, *found = entry.source
     known = [{key: box[key] for key in RESTORED if key in box} for box in boxes]
     more = [beyond(record, box) for record, box in zip(found, known, strict=True)]
-    return json.dumps({"image": beyond(image, {"width": entry.width, "height": entry.height}), "annotations": more})
+    said = beyond(image, {"width": entry.width, "height": entry.height})
+    return json.dumps({"image": said, "annotations": more}, allow_nan=False)
 
 
 def annotations(entry: Entry, ids: Mapping[str, int]) -> Iterator[dict[str, Any]]:

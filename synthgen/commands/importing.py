@@ -2,12 +2,20 @@
 
 import argparse
 import json
+import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synthgen.commands import EXIT_INTERRUPTED, Commands, Result, progress_bar
 from synthgen.commands.making import SHOWN
 from synthgen.errors import InputError
+from synthgen.shards.categories import COCO_IDS
+
+if TYPE_CHECKING:
+    from synthgen.importing import ImportSpec
+    from synthgen.records.survey import Survey
+
+log = logging.getLogger(__name__)
 
 
 def add(commands: Commands) -> None:
@@ -43,20 +51,19 @@ def add(commands: Commands) -> None:
 
 
 def import_command(args: argparse.Namespace) -> Result:
-    """`--json`: what `finalize` gives, and {"output", "format", "made", "clipped", "cut", "dropped", "masks_dropped", "left_out",
-    "remarks", "anew", "skipped", "categories", "problems"}.
+    """`--json`: what `finalize` gives, and {"output", "format", "made", "crowds", "clipped", "cut", "dropped",
+    "masks_dropped", "left_out", "remarks", "anew", "skipped", "categories", "problems", "seconds", "interrupted"}.
 
-    "clipped": boxes that stuck out by a pixel at most; "cut": boxes that stood out further (`--clip`); "dropped": boxes of no
-    area (`--drop-empty`); "masks_dropped": masks that are none, of boxes that were kept; "left_out": {word: count} of what no
-    box can hold (keypoints, confidence, point, line, …); "remarks": what was read from where, and what was not; "anew": pictures
-    that were encoded anew; "skipped": pictures left out; "problems": [{"place", "why", "entry"}] of them; "categories": {name:
-    id}; "seconds"; "interrupted".
+    "crowds": how many of the boxes are crowds; "clipped": boxes that stuck out by a pixel at most; "cut": boxes that stood out
+    further (`--clip`); "dropped": boxes of no area (`--drop-empty`); "masks_dropped": masks that are none, of boxes that were
+    kept; "left_out": {word: count} of what no box can hold (keypoints, confidence, point, line, …); "remarks": what was read
+    from where, and what was not; "anew": pictures that were encoded anew; "skipped": pictures left out; "problems": [{"place",
+    "why", "entry"}] of them; "categories": {name: id}.
     """
     from dataclasses import asdict
 
     from synthgen.importing import import_dataset
     from synthgen.report import write_report
-    from synthgen.shards.categories import COCO_IDS
 
     spec = import_spec(args)
     with progress_bar(args, "image") as bar:
@@ -72,7 +79,7 @@ def import_command(args: argparse.Namespace) -> Result:
         result = import_dataset(spec, args.overwrite, report)
     survey, written = result.survey, result.written
     data = {"output": str(args.out), "format": spec.source.form, **written.counts, "made": written.made}
-    data |= {"cut": survey.cut, "dropped": survey.dropped, "masks_dropped": len(survey.lost_masks)}
+    data |= {"crowds": survey.crowds, "cut": survey.cut, "dropped": survey.dropped, "masks_dropped": len(survey.lost_masks)}
     data |= {"left_out": dict(survey.left_out), "remarks": list(spec.source.remarks)}
     data |= {"clipped": survey.clipped, "anew": survey.anew, "skipped": len(survey.bad), "categories": result.ids}
     data |= {
@@ -84,7 +91,10 @@ def import_command(args: argparse.Namespace) -> Result:
         return EXIT_INTERRUPTED, data, [f"stopped; {data['images']} of {survey.count} images are done; the same command goes on"]
     if written.made:
         write_report(args.out, SHOWN)
-    notes = [f"{survey.clipped} boxes clipped by a pixel at most"] if survey.clipped else []
+    if survey.crowd_images or survey.crowd_names:
+        log.warning("%s", crowds_told(survey))
+    notes = [f"{survey.crowds} of the boxes are crowds"] if survey.crowds else []
+    notes += [f"{survey.clipped} boxes clipped by a pixel at most"] if survey.clipped else []
     notes += [f"{survey.cut} boxes clipped that stood out further"] if survey.cut else []
     notes += [f"{survey.dropped} boxes of no area dropped"] if survey.dropped else []
     notes += [f"{len(survey.lost_masks)} masks dropped, the first: {survey.lost_masks[0]}"] if survey.lost_masks else []
@@ -93,11 +103,23 @@ def import_command(args: argparse.Namespace) -> Result:
     text = "; ".join([f"{args.out}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards", *notes])
     why = f"{len(survey.bad)} pictures left out, {len(survey.problems)} problems (also in {args.out / 'skipped.jsonl'}):"
     left_out = [why] if survey.problems else []
-    given = {n: i for n, i in result.ids.items() if n not in (COCO_IDS.keys() | spec.ids.keys() | spec.source.own_ids.keys())}
-    numbered = (
-        [f"ids of names that COCO lacks: {', '.join(f'{n}={i}' for n, i in given.items())} (others: --ids)"] if given else []
-    )
-    return 0, data, [text, *numbered, *spec.source.remarks, *left_out, *map(str, survey.problems)]
+    told = [*ids_told(spec, result.ids), *spec.source.remarks]
+    return 0, data, [text, *told, *left_out, *map(str, survey.problems)]
+
+
+def ids_told(spec: "ImportSpec", ids: dict[str, int]) -> list[str]:
+    """What is said of ids that neither COCO, nor the source, nor the command line has; none: nothing."""
+    known = COCO_IDS.keys() | spec.ids.keys() | spec.source.own_ids.keys()
+    given = ", ".join(f"{name}={ids[name]}" for name in sorted(ids.keys() - known))
+    return [f"ids of names that COCO lacks: {given} (others: --ids NAME=ID)"] if given else []
+
+
+def crowds_told(survey: "Survey") -> str:
+    """What is said of images and categories that have crowds alone."""
+    found = [f"{survey.crowd_images} of {survey.count} images"] if survey.crowd_images else []
+    found += [f"the categories {', '.join(survey.crowd_names)}"] if survey.crowd_names else []
+    what = "layouts, training and `export --to yolo` leave them out; --crowds objects takes them as objects"
+    return f"nothing but crowds (iscrowd: 1) have {' and '.join(found)}: {what}"
 
 
 def import_spec(args: argparse.Namespace) -> Any:

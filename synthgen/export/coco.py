@@ -11,11 +11,13 @@ from typing import Any
 
 from synthgen.errors import InputError
 from synthgen.export import Export, annotations, picture_name, pictures, write_bytes
-from synthgen.records import BadEntryError, below
+from synthgen.records import BadEntryError, below, finite
 from synthgen.records.coco import RESTORED
 from synthgen.shards.coco import Record, coco_head, plain_record, write_coco
 from synthgen.shards.samples import SPLITS
 from synthgen.shards.shard import DamagedShardError
+
+CROWDS = True
 
 
 def write_shard(export: Export, number: int) -> None:
@@ -42,7 +44,7 @@ def head(export: Export) -> dict[str, Any]:
     ours = coco_head(export.ids, about, info.licence)
     if info.source is None:
         return ours
-    theirs = dict(info.source["head"])
+    theirs = {"info": ours["info"], "licenses": ours["licenses"], **finite(info.source["head"])}  # pycocotools asks for info
     return theirs if keeps_categories(export) else {**theirs, "categories": ours["categories"]}
 
 
@@ -92,13 +94,16 @@ def restored(export: Export, row: dict[str, Any], source: dict[str, Any], plain:
     """A record as it was imported: what the COCO file said goes before what we would write."""
     image, found = plain
     original = as_imported(row)
-    image = {**original["image"], "width": image["width"], "height": image["height"], "file_name": file_name(export, row)}
+    image = {**finite(original["image"]), "width": image["width"], "height": image["height"], "file_name": file_name(export, row)}
     result = []
     for annotation, said in zip(found, original["annotations"], strict=True):
         ours = {key: annotation[key] for key in ("id", *RESTORED) if key in annotation}
         dropped = {
             key for key, keeps in (("id", source["annotation_ids"]), ("category_id", keeps_categories(export))) if not keeps
         }
-        theirs = {key: value for key, value in said.items() if key not in dropped}
+        theirs = {key: value for key, value in finite(said).items() if key not in dropped}
+        for key in RESTORED:
+            if theirs.get(key, 0) is None:  # no reader takes null for a number, or for polygons
+                del theirs[key]
         result.append({**ours, **theirs, "image_id": image["id"]})
     return image, result

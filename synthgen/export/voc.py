@@ -12,6 +12,8 @@ from synthgen.export import Export, picture_name, pictures, printable, write_byt
 from synthgen.records.voc import OURS
 from synthgen.shards.samples import SPLITS
 
+CROWDS = True
+
 
 def write_shard(export: Export, number: int) -> None:
     """The pictures of a shard, byte by byte, and the annotations of each."""

@@ -55,7 +55,7 @@ class Source:
             images = self.images or coco.default_images(self.path, self.coco_file)
             return coco.entries(self.coco_file, self.path, images, whole)
         if self.form == JSONL:
-            return lines.read(self.path, self.images, self.columns, self.ids, whole)
+            return lines.read(self.path, self.images, self.columns, self.ids, whole, once=True)
         return self.dataset.entries(whole)
 
     @cached_property
@@ -139,7 +139,7 @@ def _candidates(folder: Path, form: str | None) -> Iterator[tuple[str, Path]]:
     for path in sorted([*folder.glob("*.json"), *folder.glob("annotations/*.json")]):
         if path.stem.startswith("instances") or (path.parent == folder and path.stem.startswith(("_annotations", "annotations"))):
             yield COCO, path
-    for path in sorted(p for suffix in lines.LINES + lines.TABLES for p in folder.glob(f"*{suffix}")):
+    for path in sorted(p for suffix in lines.LINES + lines.TABLES for p in folder.glob(f"[!.]*{suffix}")):
         yield JSONL, path
     described = yolo.described(folder)
     labelled = (folder / "images").is_dir() and (folder / "labels").is_dir()

@@ -26,6 +26,9 @@ class Survey:
         bad: places of the entries that are lost by them.
         names: categories of the source that are in use.
         kinds: how many pictures have which format.
+        objects: categories of boxes that are no crowds.
+        crowds: boxes that are.
+        crowd_images: images that have crowds and no object.
         clipped: boxes that stuck out of their picture by a pixel at most.
         cut: boxes that stood out further, and were clipped.
         dropped: boxes of no area that were dropped.
@@ -40,6 +43,9 @@ class Survey:
     bad: set[str] = field(default_factory=set)
     names: dict[str, None] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
+    objects: set[str] = field(default_factory=set)
+    crowds: int = 0
+    crowd_images: int = 0
     clipped: int = 0
     cut: int = 0
     dropped: int = 0
@@ -47,6 +53,11 @@ class Survey:
     left_out: Counter[str] = field(default_factory=Counter)
     anew: int = 0
     content: str = ""
+
+    @property
+    def crowd_names(self) -> list[str]:
+        """The categories that have crowds and no object, sorted."""
+        return sorted(self.names.keys() - self.objects)
 
 
 def surveyed(source: Source, policy: Policy, tell: Report) -> Survey:
@@ -61,6 +72,10 @@ def surveyed(source: Source, policy: Policy, tell: Report) -> Survey:
             entry = seen.cleaned.entry
             survey.count += 1
             survey.names |= dict.fromkeys(entry.names)
+            objects = entry.objects()
+            survey.objects |= set(objects)
+            survey.crowds += len(entry.names) - len(objects)
+            survey.crowd_images += bool(entry.names) and not objects
             survey.kinds[seen.kind] += 1
             survey.clipped += seen.cleaned.clipped
             survey.cut += seen.cleaned.cut

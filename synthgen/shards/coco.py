@@ -61,10 +61,10 @@ class CocoFile:
         self.before_image = self.before = b""
 
     def add(self, image: dict[str, Any], annotations: Iterable[dict[str, Any]]) -> None:
-        self.images.write(self.before_image + json.dumps(image).encode())
+        self.images.write(self.before_image + json.dumps(image, allow_nan=False).encode())
         self.before_image = b",\n"
         for annotation in annotations:
-            self.file.write(self.before + json.dumps(annotation).encode())
+            self.file.write(self.before + json.dumps(annotation, allow_nan=False).encode())
             self.before = b",\n"
 
 
@@ -72,7 +72,9 @@ class CocoFile:
 def writing_coco(file: BinaryIO, head: Mapping[str, Any]) -> Iterator[CocoFile]:
     """Write a COCO file, image by image."""
     with tempfile.TemporaryFile() as images:
-        file.write(b"{" + b"".join(f"{json.dumps(key)}: {json.dumps(value)},\n".encode() for key, value in head.items()))
+        file.write(b"{")
+        for key, value in head.items():
+            file.write(f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)},\n".encode())
         file.write(b'"annotations": [')
         yield CocoFile(file, images)
         file.write(b'],\n"images": [')
