@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from synthgen.errors import InputError
 from synthgen.layouts import Layout
 from synthgen.records import NO_AREA, OUTSIDE, BadEntryError, Entry, Policy
 from synthgen.records.coco import RESTORED, beyond
-from synthgen.records.pictures import read_bytes, taken_over
-from synthgen.records.source import JSONL, Source
+from synthgen.records.pictures import image_bytes, taken_over
+from synthgen.records.source import JSONL, UNNUMBERED, Source
 from synthgen.records.survey import Report, Survey, good_entries, surveyed
 from synthgen.scene import Scene
 from synthgen.shards.categories import COCO_IDS, told_ids
@@ -27,6 +28,7 @@ from synthgen.shards.sample import Sample
 from synthgen.shards.store import open_store
 from synthgen.shards.writing import Written, write_dataset
 
+FIRST_ID = 101  # beyond COCO's, of names that COCO lacks
 REMEDIES = {NO_AREA: "--drop-empty drops boxes of no area", OUTSIDE: "--clip clips boxes that stand out"}
 """Which option helps against a problem, by words of its text."""
 
@@ -129,6 +131,8 @@ def list_skipped(out: Path, survey: Survey) -> None:
 def import_ids(spec: ImportSpec, survey: Survey) -> dict[str, int]:
     """The id of each category: as asked, COCO's, or that of the source where it is free.
 
+    Of a form that has no numbers of classes (Pascal VOC, labelme), those that are left get numbers from FIRST_ID by name.
+
     Raises:
         InputError: names each category that has none, and each name to be mapped that the source does not have.
     """
@@ -144,10 +148,14 @@ def import_ids(spec: ImportSpec, survey: Survey) -> dict[str, int]:
     for name, number in spec.source.own_ids.items():
         if name in names and name not in own and name not in COCO_IDS and number > 0 and number not in taken:
             own[name] = number
-    for name in names:
-        if name not in own and name not in COCO_IDS:
+    free = (number for number in count(FIRST_ID) if number not in {*taken, *own.values()})
+    lacking = [name for name in names if name not in own and name not in COCO_IDS]
+    for name, number in zip(sorted(lacking), free, strict=False):
+        if name.lower() not in COCO_IDS and spec.source.form in UNNUMBERED:
+            own[name] = number
+        else:
             like = f", or is it --categories {name!r}={name.lower()!r}?" if name.lower() in COCO_IDS else ""
-            problems.append(f"{name!r} is not a COCO category; give it an id: --ids {name!r}=101{like}")
+            problems.append(f"{name!r} is not a COCO category; give it an id: --ids {name!r}={number}{like}")
     return told_ids(names, own, problems)
 
 
@@ -175,6 +183,8 @@ def as_job(spec: ImportSpec, info: DatasetInfo) -> dict[str, Any]:
         "source": str(source.path),
         "images": source.images and str(source.images),
         "split": source.split,
+        "task": source.task,
+        "voc_corners": source.corners,
     }
     columns = asdict(source.columns) if source.form == JSONL else None
     more = {"columns": columns, "categories": dict(spec.categories), "ids": info.category_ids, "skip_bad": spec.skip_bad}
@@ -190,7 +200,7 @@ def as_sample(index: int, entry: Entry, categories: Mapping[str, str], ids: Mapp
     """
     entry = replace(entry, names=tuple(categories.get(name, name) for name in entry.names))
     try:
-        data, kind = taken_over(read_bytes(entry.picture), (entry.width, entry.height), verify=False)
+        data, kind = taken_over(image_bytes(entry), (entry.width, entry.height), verify=False)
     except BadEntryError as error:
         raise InputError(f"{entry.place}: {error}; it was good when it was checked") from None
     boxes = tuple(annotations(entry, ids))
@@ -207,7 +217,8 @@ def as_source(entry: Entry, boxes: Sequence[dict[str, Any]]) -> str | None:
     image, *found = entry.source
     known = [{key: box[key] for key in RESTORED if key in box} for box in boxes]
     more = [beyond(record, box) for record, box in zip(found, known, strict=True)]
-    return json.dumps({"image": beyond(image, {"width": entry.width, "height": entry.height}), "annotations": more})
+    said = beyond(image, {"width": entry.width, "height": entry.height})
+    return json.dumps({"image": said, "annotations": more}, allow_nan=False)
 
 
 def annotations(entry: Entry, ids: Mapping[str, int]) -> Iterator[dict[str, Any]]:

@@ -89,16 +89,17 @@ def test_other_programs_read_it(tmp_path: Path) -> None:
 def bad_source(folder: Path) -> Path:
     """Three good entries among bad ones of every kind."""
     (first, second, third), path = document_rows(), write_lines(folder)
-    picture(0).save(folder / "broken.jpg")
+    for name in ("broken", "a", "b", "c"):
+        picture(0).save(folder / f"{name}.jpg")
     (folder / "broken.jpg").write_bytes((folder / "broken.jpg").read_bytes()[:-200])
     rows = [
         first,
         {**first, "file_name": "none.jpg"},
         {**first, "file_name": "broken.jpg"},
-        {**first, "width": 90, "height": 60},
-        {**first, "custom_annotation": ["label_18_bbox_70_0_20_20", "label_18_bbox_0_0_20_61.5"]},
+        {**first, "file_name": "a.jpg", "width": 90, "height": 60},
+        {**first, "file_name": "b.jpg", "custom_annotation": ["label_18_bbox_70_0_20_20", "label_18_bbox_0_0_20_61.5"]},
         second,
-        {**first, "custom_annotation": ["label_999_bbox_0_0_2_2"]},
+        {**first, "file_name": "c.jpg", "custom_annotation": ["label_999_bbox_0_0_2_2"]},
         {"caption": "x", "custom_annotation": []},
         {**third, "custom_annotation": ["label_18_bbox_-0.5_10_40_60.4"]},
     ]

@@ -1,10 +1,13 @@
 """The command that writes a dataset for other programs."""
 
 import argparse
+import logging
 from pathlib import Path
 
 from synthgen.commands import EXIT_INTERRUPTED, Commands, Result, progress_bar
 from synthgen.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 def add(commands: Commands) -> None:
@@ -23,6 +26,7 @@ def add(commands: Commands) -> None:
 def export_command(args: argparse.Namespace) -> Result:
     """`--json`: {"output", "form", "images": {split: n}, "boxes": {split: n}, "labels": [], "shards", "written", "interrupted"}.
 
+    "crowds": boxes that were left out, as the form has no crowds, "crowd_images" and "crowd_labels": those with crowds alone;
     "missing": images that the dataset's job asks for, and that are not made yet; "written": shards that were written now.
     """
     from dataclasses import asdict
@@ -46,4 +50,10 @@ def export_command(args: argparse.Namespace) -> Result:
         return EXIT_INTERRUPTED, data, [f"stopped; {sum(result.images.values())} images are done; the same command goes on"]
     counts = ", ".join(f"{split} {n} images {result.boxes[split]} boxes" for split, n in result.images.items())
     missing = [f"{args.out} is not finished: {result.missing} images are missing"] if result.missing > 0 else []
-    return 0, data, [f"{args.folder}: {counts}, {len(result.labels)} classes", *missing]
+    left_out = [f"{result.crowds} crowds left out"] if result.crowds else []
+    if result.crowds and (result.crowd_images or result.crowd_labels):
+        found = [f"{result.crowd_images} images"] if result.crowd_images else []
+        found += [f"the classes {', '.join(result.crowd_labels)}"] if result.crowd_labels else []
+        what = f"{args.to} has no crowds: {' and '.join(found)} have nothing but crowds, and so no label now"
+        log.warning("%s; import with --crowds objects takes them as objects", what)
+    return 0, data, ["; ".join([f"{args.folder}: {counts}, {len(result.labels)} classes", *left_out]), *missing]

@@ -2,24 +2,37 @@
 
 import argparse
 import json
+import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synthgen.commands import EXIT_INTERRUPTED, Commands, Result, progress_bar
 from synthgen.commands.making import SHOWN
 from synthgen.errors import InputError
+from synthgen.shards.categories import COCO_IDS
+
+if TYPE_CHECKING:
+    from synthgen.importing import ImportSpec
+    from synthgen.records.survey import Survey
+
+log = logging.getLogger(__name__)
 
 
 def add(commands: Commands) -> None:
     """Add `import` and `fit`."""
-    sub = commands.add("import", import_command, "make a dataset of annotated pictures: COCO, JSON lines or YOLO")
+    sub = commands.add("import", import_command, "make a dataset of annotated pictures: COCO, JSON lines, YOLO, VOC, labelme")
     sub.add_argument(
-        "source", metavar="SRC", type=Path, help="COCO's instances.json, .jsonl, .parquet or data.yaml; or its folder"
+        "source", metavar="SRC", type=Path, help="COCO's instances.json, .jsonl, .parquet, data.yaml or obj.data; or a folder"
     )
     sub.add_argument("out", metavar="OUT", type=Path, help="output folder")
-    sub.add_argument("--format", choices=("coco", "jsonl", "yolo"), help="what the source is (default: guessed)")
+    sub.add_argument(
+        "--format", choices=("coco", "jsonl", "yolo", "voc", "labelme"), help="what the source is (default: guessed)"
+    )
     sub.add_argument("--images", type=Path, help="folder of the pictures (default: where they usually lie)")
-    sub.add_argument("--split", choices=("train", "val", "test", "all"), help="of a YOLO dataset")
+    sub.add_argument("--split", metavar="SPLIT", help="of a YOLO or VOC dataset: train, val, test or all")
+    tasks = ("detect", "segment", "pose", "obb", "mixed")
+    sub.add_argument("--task", choices=tasks, help="what a line of a YOLO dataset means, where that cannot be told")
+    sub.add_argument("--voc-corners", choices=("pixels", "edges"), help="what xmin … ymax of VOC mean (default: by who wrote it)")
     sub.add_argument("--categories", action="append", metavar="NAME=NAME", help="puppy=dog, or a YAML file of such; repeatable")
     sub.add_argument("--ids", action="append", metavar="NAME=ID", help="id of a name that COCO lacks; repeatable")
     sub.add_argument("--caption-column", default="caption", metavar="COLUMN", help="of JSON lines (default: caption)")
@@ -38,13 +51,14 @@ def add(commands: Commands) -> None:
 
 
 def import_command(args: argparse.Namespace) -> Result:
-    """`--json`: what `finalize` gives, and {"output", "format", "made", "clipped", "cut", "dropped", "masks_dropped", "anew",
-    "skipped", "categories", "problems"}.
+    """`--json`: what `finalize` gives, and {"output", "format", "made", "crowds", "clipped", "cut", "dropped",
+    "masks_dropped", "left_out", "remarks", "anew", "skipped", "categories", "problems", "seconds", "interrupted"}.
 
-    "clipped": boxes that stuck out by a pixel at most; "cut": boxes that stood out further (`--clip`); "dropped": boxes of no
-    area (`--drop-empty`); "masks_dropped": masks that are none, of boxes that were kept; "anew": pictures that were
-    encoded anew; "skipped": pictures left out; "problems": [{"place", "why", "entry"}] of
-    them; "categories": {name: id}; "seconds"; "interrupted".
+    "crowds": how many of the boxes are crowds; "clipped": boxes that stuck out by a pixel at most; "cut": boxes that stood out
+    further (`--clip`); "dropped": boxes of no area (`--drop-empty`); "masks_dropped": masks that are none, of boxes that were
+    kept; "left_out": {word: count} of what no box can hold (keypoints, confidence, point, line, …); "remarks": what was read
+    from where, and what was not; "anew": pictures that were encoded anew; "skipped": pictures left out; "problems": [{"place",
+    "why", "entry"}] of them; "categories": {name: id}.
     """
     from dataclasses import asdict
 
@@ -65,7 +79,8 @@ def import_command(args: argparse.Namespace) -> Result:
         result = import_dataset(spec, args.overwrite, report)
     survey, written = result.survey, result.written
     data = {"output": str(args.out), "format": spec.source.form, **written.counts, "made": written.made}
-    data |= {"cut": survey.cut, "dropped": survey.dropped, "masks_dropped": len(survey.lost_masks)}
+    data |= {"crowds": survey.crowds, "cut": survey.cut, "dropped": survey.dropped, "masks_dropped": len(survey.lost_masks)}
+    data |= {"left_out": dict(survey.left_out), "remarks": list(spec.source.remarks)}
     data |= {"clipped": survey.clipped, "anew": survey.anew, "skipped": len(survey.bad), "categories": result.ids}
     data |= {
         "problems": [asdict(p) for p in survey.problems],
@@ -76,15 +91,35 @@ def import_command(args: argparse.Namespace) -> Result:
         return EXIT_INTERRUPTED, data, [f"stopped; {data['images']} of {survey.count} images are done; the same command goes on"]
     if written.made:
         write_report(args.out, SHOWN)
-    notes = [f"{survey.clipped} boxes clipped by a pixel at most"] if survey.clipped else []
+    if survey.crowd_images or survey.crowd_names:
+        log.warning("%s", crowds_told(survey))
+    notes = [f"{survey.crowds} of the boxes are crowds"] if survey.crowds else []
+    notes += [f"{survey.clipped} boxes clipped by a pixel at most"] if survey.clipped else []
     notes += [f"{survey.cut} boxes clipped that stood out further"] if survey.cut else []
     notes += [f"{survey.dropped} boxes of no area dropped"] if survey.dropped else []
     notes += [f"{len(survey.lost_masks)} masks dropped, the first: {survey.lost_masks[0]}"] if survey.lost_masks else []
+    notes += [f"{count} x {what} left out" for what, count in survey.left_out.items()]
     notes += [f"{survey.anew} pictures encoded anew"] if survey.anew else []
     text = "; ".join([f"{args.out}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards", *notes])
     why = f"{len(survey.bad)} pictures left out, {len(survey.problems)} problems (also in {args.out / 'skipped.jsonl'}):"
     left_out = [why] if survey.problems else []
-    return 0, data, [text, *left_out, *map(str, survey.problems)]
+    told = [*ids_told(spec, result.ids), *spec.source.remarks]
+    return 0, data, [text, *told, *left_out, *map(str, survey.problems)]
+
+
+def ids_told(spec: "ImportSpec", ids: dict[str, int]) -> list[str]:
+    """What is said of ids that neither COCO, nor the source, nor the command line has; none: nothing."""
+    known = COCO_IDS.keys() | spec.ids.keys() | spec.source.own_ids.keys()
+    given = ", ".join(f"{name}={ids[name]}" for name in sorted(ids.keys() - known))
+    return [f"ids of names that COCO lacks: {given} (others: --ids NAME=ID)"] if given else []
+
+
+def crowds_told(survey: "Survey") -> str:
+    """What is said of images and categories that have crowds alone."""
+    found = [f"{survey.crowd_images} of {survey.count} images"] if survey.crowd_images else []
+    found += [f"the categories {', '.join(survey.crowd_names)}"] if survey.crowd_names else []
+    what = "layouts, training and `export --to yolo` leave them out; --crowds objects takes them as objects"
+    return f"nothing but crowds (iscrowd: 1) have {' and '.join(found)}: {what}"
 
 
 def import_spec(args: argparse.Namespace) -> Any:
@@ -114,10 +149,17 @@ def import_spec(args: argparse.Namespace) -> Any:
         raise InputError("\n".join(problems))
     columns = Columns(args.caption_column, args.image_column, args.annotation_column)
     form, path = locate(args.source, args.format)
-    if (form == "yolo" and args.images) or (form != "yolo" and args.split):
-        raise InputError(f"command line: {'--images' if args.images else '--split'}: not for {form}, which {path} is")
+    fitting = {
+        "images": ("coco", "jsonl", "voc", "labelme"),
+        "split": ("yolo", "voc"),
+        "task": ("yolo",),
+        "voc_corners": ("voc",),
+    }
+    for option, forms in fitting.items():
+        if getattr(args, option) is not None and form not in forms:
+            raise InputError(f"command line: --{option.replace('_', '-')}: not for {form}, which {path} is")
     policy = Policy(args.drop_empty, args.clip, args.crowds == "objects")
-    source = Source(form, path, args.images, args.split, columns, ids)
+    source = Source(form, path, args.images, args.split, columns, ids, args.task, args.voc_corners)
     return ImportSpec(source, args.out, categories, ids, args.shard_size, args.skip_bad, args.licence, policy)
 
 

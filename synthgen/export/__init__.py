@@ -82,7 +82,13 @@ class Export:
 
 
 class Form(Protocol):
-    """What a module of this package has."""
+    """What a module of this package has.
+
+    Attributes:
+        CROWDS: whether the form has crowds; else they are left out.
+    """
+
+    CROWDS: bool
 
     def write_shard(self, export: Export, number: int) -> None:
         """Write what belongs to one shard alone; writing it again changes nothing."""
@@ -93,7 +99,13 @@ class Form(Protocol):
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export holds: images and boxes by split; and how many shards were written now."""
+    """What an export holds: images and boxes by split; and how many shards were written now.
+
+    Attributes:
+        crowds: boxes that were left out, as the form has no crowds.
+        crowd_images: images that have crowds and no object.
+        crowd_labels: labels that have crowds and no object.
+    """
 
     images: dict[str, int]
     boxes: dict[str, int]
@@ -102,6 +114,9 @@ class ExportResult:
     interrupted: bool
     labels: tuple[str, ...]
     missing: int
+    crowds: int = 0
+    crowd_images: int = 0
+    crowd_labels: tuple[str, ...] = ()
 
 
 def export_dataset(spec: ExportSpec, report: Callable[[int, int], None] | None = None) -> ExportResult:
@@ -128,7 +143,7 @@ def export_dataset(spec: ExportSpec, report: Callable[[int, int], None] | None =
         except KeyboardInterrupt:
             interrupted = True
     written = sum(is_done(export, number) for number in left)
-    return counted(export, written, interrupted)
+    return counted(export, form, written, interrupted)
 
 
 def opened(spec: ExportSpec) -> Export:
@@ -212,15 +227,24 @@ def write_shards(export: Export, form: Form, numbers: list[int], report: Callabl
             raise
 
 
-def counted(export: Export, written: int, interrupted: bool) -> ExportResult:
+def counted(export: Export, form: Form, written: int, interrupted: bool) -> ExportResult:
     images, boxes = dict.fromkeys(SPLITS, 0), dict.fromkeys(SPLITS, 0)
+    crowds = crowd_images = 0
+    seen, objects = set[str](), set[str]()
     for number in export.shards:
         if is_done(export, number):
             for row in read_rows(export.spec.source, number):
                 images[export.split(row)] += 1
-                boxes[export.split(row)] += row["n_boxes"]
+                left_out = 0 if form.CROWDS else sum(map(bool, row["iscrowd"]))
+                boxes[export.split(row)] += row["n_boxes"] - left_out
+                crowds += left_out
+                crowd_images += bool(row["n_boxes"]) and all(row["iscrowd"])
+                pairs = [(export.labels.name(name), crowd) for name, crowd in zip(row["category"], row["iscrowd"], strict=True)]
+                seen |= {label for label, _ in pairs}
+                objects |= {label for label, crowd in pairs if not crowd}
     missing = export.info.asked - sum(marker.count for marker in export.shards.values())
-    return ExportResult(images, boxes, len(export.shards), written, interrupted, export.labels.names, missing)
+    told = (export.labels.names, missing, crowds, crowd_images, tuple(sorted(seen - objects)))
+    return ExportResult(images, boxes, len(export.shards), written, interrupted, *told)
 
 
 # What several forms need:

@@ -18,6 +18,8 @@ from synthgen.shards.samples import SPLITS
 from synthgen.shards.shard import DamagedShardError
 from synthgen.shards.strict_json import without_nan
 
+CROWDS = True
+
 
 def write_shard(export: Export, number: int) -> None:
     """The pictures of a shard, byte by byte."""
@@ -43,7 +45,8 @@ def head(export: Export) -> dict[str, Any]:
     ours = coco_head(export.ids, about, info.licence)
     if info.source is None:
         return ours
-    theirs = {"info": ours["info"], "licenses": ours["licenses"], **info.source["head"]}  # pycocotools asks for both
+    head = without_nan(info.source["head"])
+    theirs = {"info": ours["info"], "licenses": ours["licenses"], **head}  # pycocotools asks for both
     return theirs if keeps_categories(export) else {**theirs, "categories": ours["categories"]}
 
 
@@ -93,7 +96,8 @@ def restored(export: Export, row: dict[str, Any], source: dict[str, Any], plain:
     """A record as it was imported: what the COCO file said goes before what we would write."""
     image, found = plain
     original = as_imported(row)
-    image = {**original["image"], "width": image["width"], "height": image["height"], "file_name": file_name(export, row)}
+    size = {"width": image["width"], "height": image["height"]}
+    image = {**original["image"], **size, "file_name": file_name(export, row)}
     result = []
     for annotation, said in zip(found, original["annotations"], strict=True):
         ours = {key: annotation[key] for key in ("id", *RESTORED) if key in annotation}
@@ -101,5 +105,8 @@ def restored(export: Export, row: dict[str, Any], source: dict[str, Any], plain:
             key for key, keeps in (("id", source["annotation_ids"]), ("category_id", keeps_categories(export))) if not keeps
         }
         theirs = {key: value for key, value in said.items() if key not in dropped}
+        for key in RESTORED:
+            if theirs.get(key, 0) is None:  # no reader takes null for a number, or for polygons
+                del theirs[key]
         result.append({**ours, **theirs, "image_id": image["id"]})
     return image, result

@@ -35,6 +35,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+CROWDS = True
+
 
 def write_shard(export: Export, number: int) -> None:
     """A Parquet file for each split; of a split that has nothing of the shard none."""

@@ -9,7 +9,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from synthgen.export import Export, picture_name, pictures, printable, write_bytes, write_lines
+from synthgen.records.voc import OURS
 from synthgen.shards.samples import SPLITS
+
+CROWDS = True
 
 
 def write_shard(export: Export, number: int) -> None:
@@ -22,7 +25,7 @@ def write_shard(export: Export, number: int) -> None:
 def annotation_xml(export: Export, row: dict[str, Any], annotations: list[dict[str, Any]]) -> bytes:
     root = ElementTree.Element("annotation")
     put(root, folder="JPEGImages", filename=picture_name(row))
-    put(ElementTree.SubElement(root, "source"), database=printable(export.info.name))
+    put(ElementTree.SubElement(root, "source"), database=printable(export.info.name), annotation=OURS)
     put(ElementTree.SubElement(root, "size"), width=row["width"], height=row["height"], depth=3)
     put(root, segmented=0)
     for annotation in annotations:

@@ -10,6 +10,8 @@ from synthgen.shards.card import quoted
 from synthgen.shards.samples import SPLITS
 from synthgen.shards.store import write_text
 
+CROWDS = False
+
 
 def write_shard(export: Export, number: int) -> None:
     """The pictures of a shard, byte by byte, and a file of labels for each, empty where there is nothing."""

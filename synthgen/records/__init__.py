@@ -1,10 +1,11 @@
-"""Annotated pictures in other people's forms: COCO, JSON lines and tables, YOLO; one reader a form (no torch).
+"""Annotated pictures in other people's forms, one reader a form (no torch).
 
 A reader goes through its source entry by entry, and yields each as an Entry or as Problems: it is for who reads to refuse or to
 leave out what is wrong. A reader hands over every box whose four numbers are finite. `cleaned` alone decides what becomes of a
 box that has no area or stands out of its image.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -19,6 +20,7 @@ TOLERANCE = 1.0  # px that a box may stick out of its picture: annotation tools 
 FARTHEST = 1e6  # px; what is larger is no place in a picture
 LEAST_SIDE = 1e-3  # px of a box, after clipping
 NO_AREA, OUTSIDE = "has no area", "outside the picture of"  # what is said of a box
+WHOLE = re.compile(r"-?[0-9]{1,30}(\.0{1,30})?")
 T = TypeVar("T")
 
 
@@ -54,6 +56,8 @@ class Entry:
         source: the records of a COCO file as they stand there: that of the picture, then that of each box.
         places: where each box stands; empty: its number in the entry says it.
         lost_masks: why masks were dropped whose boxes are kept, one each.
+        left_out: what the source says that no box can hold, one word each: keypoints, confidence, point, line, ….
+        embedded: the bytes of the image, where the source itself holds them.
     """
 
     place: str
@@ -70,6 +74,8 @@ class Entry:
     source: tuple[dict[str, Any], ...] | None = None
     places: tuple[str, ...] = ()
     lost_masks: tuple[Problem, ...] = ()
+    left_out: tuple[str, ...] = ()
+    embedded: bytes | None = None
 
     def select(self, keep: Sequence[int]) -> "Entry":
         """The entry with these boxes alone, and all that is known of each."""
@@ -77,6 +83,11 @@ class Entry:
         kept = {name: tuple(values[i] for i in keep) for name, values in lists.items() if values}
         source = self.source and (self.source[0], *(self.source[i + 1] for i in keep))
         return replace(self, boxes=self.boxes[list(keep)], source=source, **kept)
+
+    def objects(self) -> list[str]:
+        """The name of each box that is no crowd."""
+        crowds = [bool(more.get("iscrowd")) for more in self.more or [{}] * len(self.names)]
+        return [name for name, crowd in zip(self.names, crowds, strict=True) if not crowd]
 
     def fault(self, i: int, why: str) -> Problem:
         """What is wrong with box i: its place, its name, its corners, and why."""
@@ -179,7 +190,7 @@ def four_numbers(value: Any, what: str) -> list[float]:
     """
     if not isinstance(value, list | tuple) or len(value) != 4 or not all(is_number(v) for v in value):
         raise ValueError(f"{value!r} is not {what}")
-    if not all(abs(v) <= FARTHEST for v in value):  # false of NaN too
+    if not all(is_finite(v) for v in value):
         raise ValueError(f"{list(value)}: all four must be finite")
     return list(value)
 
@@ -189,9 +200,21 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that can stand in an image: neither NaN nor beyond FARTHEST."""
+    return is_number(value) and abs(value) <= FARTHEST
+
+
 def as_boxes(rows: list[list[float]]) -> NDArray[np.float64]:
     """(N, 4), also of none."""
     return np.array(rows, np.float64).reshape(-1, 4)
+
+
+def whole_number(value: Any) -> int | None:
+    """The whole number that a value says (3, 3.0, "3" or "3.0"); null of anything else, also of true and false."""
+    if isinstance(value, str) and WHOLE.fullmatch(value):
+        return int(value.partition(".")[0])
+    return int(value) if is_number(value) and value % 1 == 0 else None
 
 
 def positive(value: Any, key: str) -> int:
@@ -200,9 +223,10 @@ def positive(value: Any, key: str) -> int:
     Raises:
         BadEntryError: it is no whole number greater than 0.
     """
-    if not is_number(value) or not 1 <= value <= FARTHEST or value % 1:
+    number = whole_number(value)
+    if number is None or not 1 <= number <= FARTHEST:
         raise BadEntryError(f"{key}: {value!r} is not a whole number from 1 to {FARTHEST:g}")
-    return int(value)
+    return number
 
 
 def text(value: Any, key: str) -> str | None:
@@ -227,6 +251,26 @@ def below(folder: Path, name: Any, key: str) -> Path:
     if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
         raise BadEntryError(f"{key}: {name!r} leads out of {folder}")
     return folder / name
+
+
+def image_below(folder: Path, name: Any, key: str) -> Path:
+    """The image that a source names, which must lie in the folder.
+
+    A name with backslashes is one with slashes where that file is there. An absolute one is taken where it lies in the folder.
+
+    Raises:
+        BadEntryError: it is no name, or leads elsewhere.
+    """
+    if isinstance(name, str) and name and "\0" not in name:
+        slashed = name.replace("\\", "/")
+        if slashed != name and not (folder / name).is_file() and (folder / slashed).is_file():
+            name = slashed
+        if Path(name).is_absolute() and Path(name).is_file() and ".." not in Path(name).parts:
+            try:
+                return folder / Path(name).relative_to(folder.absolute())
+            except ValueError:
+                pass  # it lies elsewhere, which is told below
+    return below(folder, name, key)
 
 
 def read_text(path: Path) -> str:

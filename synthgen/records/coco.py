@@ -1,6 +1,7 @@
 """COCO's instances.json."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,17 @@ from synthgen.records import (
     Problem,
     UnreadableSourceError,
     as_boxes,
-    below,
+    doubtful,
+    image_below,
+    is_number,
     positive,
     read_text,
     text,
+    whole_number,
     xyxy,
 )
+from synthgen.records.pictures import upright_size
+from synthgen.shards.strict_json import without_nan
 
 PARTS = ("images", "annotations", "categories")
 RESTORED = ("category_id", "bbox", "area", "iscrowd", "segmentation")  # of an annotation, from what a dataset knows of it
@@ -43,13 +49,14 @@ def load(path: Path) -> dict[str, Any]:
     for part in PARTS:
         if not isinstance(data[part], list) or not all(isinstance(item, dict) for item in data[part]):
             raise UnreadableSourceError(f"{path}: {part}: not a list of mappings")
-    wrong = [c for c in data["categories"] if not isinstance(c.get("id"), int) or not isinstance(c.get("name"), str)]
-    if wrong:
-        raise UnreadableSourceError(f"{path}: categories: {wrong[0]!r} needs an id (a number) and a name")
-    ids = [c["id"] for c in data["categories"]]
+    categories = [{**c, "id": whole_number(c.get("id"))} for c in data["categories"]]
+    for category, given in zip(categories, data["categories"], strict=True):
+        if category["id"] is None or not isinstance(category.get("name"), str):
+            raise UnreadableSourceError(f"{path}: categories: {given!r} needs an id (a number) and a name")
+    ids = [c["id"] for c in categories]
     if len(ids) != len(set(ids)):
         raise UnreadableSourceError(f"{path}: categories: id {next(i for i in ids if ids.count(i) > 1)} stands twice")
-    return data
+    return {**data, "categories": categories}
 
 
 def read(path: Path, images: Path | None = None, whole: bool = False) -> Iterator[Entry | Problem]:
@@ -66,56 +73,234 @@ def read(path: Path, images: Path | None = None, whole: bool = False) -> Iterato
 
 
 def entries(data: dict[str, Any], path: Path, images: Path, whole: bool) -> Iterator[Entry | Problem]:
-    """The same of a file that was loaded."""
+    """The same of a file that was loaded.
+
+    An image whose annotations are not known for sure is a Problem: one of two with the same id, or of two that name the same
+    file and say something else of it; and one without annotations where some of the file belong to no image.
+    """
     names = {c["id"]: c["name"] for c in data["categories"]}
-    of_image: dict[Any, list[tuple[str, dict[str, Any]]]] = {}
+    owners = _Owners(data, path)
+    yield from owners.problems
+    if owners.homeless:
+        why = f"annotations without an image_id: {owners.homeless}; they may be any image's, so that none can be used"
+        yield Problem(str(path), why)
+        return
+    said = _Files(data, owners.found, images)
     for i, image in enumerate(data["images"]):
-        if not isinstance(image.get("id"), int | str):
-            yield Problem(f"{path}: images[{i}]", f"id: {image.get('id')!r} is not an id", f"{path}: images[{i}]")
-        elif image["id"] in of_image:
-            yield Problem(f"{path}: images[{i}]", f"id: {image['id']!r} stands twice", f"{path}: images[{i}]")
+        place = f"{path}: images[{i}]"
+        if i in owners.bad:
+            continue
+        if other := said.contradicted(i):
+            name = image["file_name"]
+            yield Problem(place, f"file_name: {name!r} is that of images[{other}] too, with other annotations", place)
+        elif owners.lost and not owners.found[i]:
+            yield doubtful(place, owners.lost)
         else:
-            of_image[image["id"]] = []
-    for k, annotation in enumerate(data["annotations"]):
-        image_id, place = annotation.get("image_id"), f"{path}: annotations[{k}]"
-        if not isinstance(image_id, int | str) or image_id not in of_image:
-            yield Problem(place, f"image_id {image_id!r} is not among the images")
-        elif whole or not annotation.get("iscrowd"):
-            of_image[image_id].append((place, annotation))
-    for i, image in enumerate(data["images"]):
-        if isinstance(image.get("id"), int | str) and image["id"] in of_image:  # of two with one id the first
-            yield from _entry(image, of_image.pop(image["id"]), names, f"{path}: images[{i}]", images, whole)
+            found = [(f"{path}: annotations[{k}]", data["annotations"][k]) for k in owners.found[i]]
+            yield from _entry(image, found, names, place, images, whole)
+
+
+class _Owners:
+    """Which image each annotation of a COCO file belongs to.
+
+    Ids that are texts in one place and numbers in the other are the same where that can mean one image only.
+
+    Attributes:
+        found: of each image, the numbers of its annotations.
+        bad: images whose annotations are not known; a Problem says so of each.
+        problems: what is wrong with ids.
+        lost: annotations whose id no image has.
+        homeless: annotations without an id.
+    """
+
+    def __init__(self, data: dict[str, Any], path: Path) -> None:
+        self.found: list[list[int]] = [[] for _ in data["images"]]
+        self.bad: set[int] = set()
+        self.problems: list[Problem] = []
+        self.lost = self.homeless = 0
+        images: dict[int | str, list[int]] = {}
+        alike: dict[int | str, list[int | str]] = {}
+        for i, image in enumerate(data["images"]):
+            own = _id(image.get("id"))
+            if own is None:
+                self._refuse(path, i, f"id: {image.get('id')!r} is not an id")
+            else:
+                images.setdefault(own, []).append(i)
+        for own, same in images.items():
+            alike.setdefault(_plain(own), []).append(own)
+            for i in same if len(same) > 1 else ():
+                self._refuse(path, i, f"id: {own!r} stands twice, so that nobody knows whose its annotations are")
+        for k, annotation in enumerate(data["annotations"]):
+            given, place = annotation.get("image_id"), f"{path}: annotations[{k}]"
+            own = _id(given)
+            same = [] if own is None else [own] if own in images else alike.get(_plain(own), [])
+            if len(same) == 1:
+                for i in images[same[0]]:
+                    self.found[i].append(k)
+                continue
+            if len(same) > 1:
+                self.problems.append(Problem(place, f"image_id {given!r} may be any of the images {same}"))
+                for i in (i for one in same for i in images[one]):
+                    self._refuse(path, i, f"annotations[{k}] may be its own, or not")
+                continue
+            self.problems.append(Problem(place, f"image_id {given!r} is not among the images"))
+            self.lost += own is not None
+            self.homeless += own is None
+
+    def _refuse(self, path: Path, i: int, why: str) -> None:
+        if i not in self.bad:
+            self.bad.add(i)
+            self.problems.append(Problem(f"{path}: images[{i}]", why, f"{path}: images[{i}]"))
+
+
+class _Files:
+    """Which images of a COCO file name the same file and say something else of it."""
+
+    def __init__(self, data: dict[str, Any], found: list[list[int]], images: Path) -> None:
+        self.data, self.found = data, found
+        self.of: dict[Path, list[int]] = {}
+        self.path: dict[int, Path] = {}
+        for i, image in enumerate(data["images"]):
+            try:
+                self.path[i] = image_below(images, image.get("file_name"), "file_name")
+            except BadEntryError:
+                continue  # told with the entry
+            self.of.setdefault(self.path[i], []).append(i)
+
+    def contradicted(self, i: int) -> str | None:
+        """The numbers of the other images, if they do."""
+        others = [other for other in self.of.get(self.path.get(i, Path()), ()) if other != i]
+        if not any(self.labels(other) != self.labels(i) for other in others):
+            return None
+        return ", ".join(map(str, others))
+
+    def labels(self, i: int) -> list[str]:
+        """What the file says of an image's objects, in no order."""
+        keys = ("category_id", "bbox", "iscrowd", "segmentation")
+        return sorted(repr([self.data["annotations"][k].get(key) for key in keys]) for k in self.found[i])
+
+
+def _id(value: Any) -> int | str | None:
+    """An image's id: a whole number or a text that is not empty; null of anything else."""
+    return (value or None) if isinstance(value, str) else whole_number(value)
+
+
+def _plain(own: int | str) -> int | str:
+    """The number that an id says, or the text."""
+    number = whole_number(own)
+    return own if number is None else number
 
 
 def _entry(
     image: dict[str, Any], found: list[tuple[str, Any]], names: dict[int, str], place: str, images: Path, whole: bool
 ) -> Iterator[Entry | Problem]:
     problems: list[Problem] = []
-    size, picture, rows, more = (0, 0), None, [], []
+    size, picture = (0, 0), None
     try:
-        size = positive(image.get("width"), "width"), positive(image.get("height"), "height")
-        picture = below(images, image["file_name"], "file_name") if "file_name" in image else None
+        picture = image_below(images, image["file_name"], "file_name") if "file_name" in image else None
+        size = _size(image, picture)
         text(image.get("caption"), "caption")
     except BadEntryError as error:
         problems += error.problems(place)
+    boxes = []
     for where, annotation in found:
         try:
-            category = annotation.get("category_id")
-            if not isinstance(category, int) or category not in names:
-                raise BadEntryError(f"category_id {category!r} is not among the categories")
-            rows.append(xyxy(annotation.get("bbox")))
-            if whole and not problems:
-                more.append(_more(annotation, *size))
+            box = _Box(where, annotation, names)
         except ValueError as error:
             problems.append(Problem(where, str(error), place))
+            continue
+        if whole or not box.crowd:
+            boxes.append(box)
     if problems:
         yield from problems
         return
-    kinds = tuple(names[a["category_id"]] for _, a in found)
-    entry = Entry(place, *size, as_boxes(rows), kinds, caption=image.get("caption"), picture=picture)
-    entry = replace(entry, places=tuple(where for where, _ in found))
-    source = (image, *(annotation for _, annotation in found))
-    yield replace(entry, more=tuple(more), source=source) if whole else entry
+    entry = Entry(place, *size, as_boxes([box.corners for box in boxes]), tuple(box.name for box in boxes))
+    entry = replace(entry, caption=image.get("caption"), picture=picture, places=tuple(box.place for box in boxes))
+    if whole:
+        more = tuple(box.more(*size) for box in boxes)
+        lost = tuple(Problem(box.place, box.fault) for box in boxes if box.fault)
+        source = (_as_json(image, images, picture), *(box.source() for box in boxes))
+        entry = replace(entry, more=more, source=source, lost_masks=lost)
+    yield entry
+
+
+def _size(image: dict[str, Any], picture: Path | None) -> tuple[int, int]:
+    """Width and height in px: as the file says, else those of the image."""
+    if image.get("width") is None and image.get("height") is None and picture is not None:
+        return upright_size(picture)
+    return positive(image.get("width"), "width"), positive(image.get("height"), "height")
+
+
+def _as_json(image: dict[str, Any], images: Path, picture: Path | None) -> dict[str, Any]:
+    """The record of an image as it is kept: ids are whole numbers or texts, names have slashes, numbers are finite."""
+    own = _id(image["id"])
+    if own is not image["id"]:
+        image = {**image, "id": own}
+    if picture is not None and (images / image["file_name"] != picture or Path(image["file_name"]).is_absolute()):
+        image = {**image, "file_name": picture.relative_to(images).as_posix()}
+    return dict(without_nan(image))
+
+
+class _Box:
+    """An annotation of a COCO file.
+
+    Attributes:
+        place: where it stands.
+        name: its category.
+        corners: xyxy in px.
+        crowd: whether it is one.
+        fault: why its segmentation is none, once `more` was called; empty: it is one, or there is none.
+
+    Raises:
+        ValueError: its category is none of the file's, or its box is none, or whether it is a crowd cannot be said.
+    """
+
+    def __init__(self, place: str, annotation: dict[str, Any], names: dict[int, str]) -> None:
+        self.place, self.annotation, self.fault = place, annotation, ""
+        category = whole_number(annotation.get("category_id"))
+        if category not in names:
+            raise ValueError(f"category_id {annotation.get('category_id')!r} is not among the categories")
+        self.category, self.name = category, names[category]
+        self.corners = xyxy(annotation.get("bbox"))
+        self.crowd = is_crowd(annotation.get("iscrowd"))
+
+    def more(self, width: int, height: int) -> dict[str, Any]:
+        """What is known beside the box; a segmentation that is none is left out."""
+        more: dict[str, Any] = {"iscrowd": int(self.crowd)}
+        if self.annotation.get("segmentation"):
+            try:
+                more["segmentation"] = run_length(self.annotation["segmentation"], width, height)
+            except ValueError as error:
+                self.fault = str(error)
+        area = self.annotation.get("area")
+        return more | ({"area": float(area)} if is_number(area) and 0 < area <= width * height else {})
+
+    def source(self) -> dict[str, Any]:
+        """The record as it is kept: without a segmentation that is none or an area that is no number."""
+        record = dict(self.annotation)
+        if record["category_id"] != self.category or isinstance(record["category_id"], float):
+            record["category_id"] = self.category
+        if isinstance(record.get("iscrowd"), str | float):
+            record["iscrowd"] = int(self.crowd)
+        if self.fault:
+            del record["segmentation"]
+        if "area" in record and not (is_number(record["area"]) and abs(record["area"]) < math.inf):
+            del record["area"]
+        return dict(without_nan(record))
+
+
+def is_crowd(value: Any) -> bool:
+    """Whether iscrowd says so: 1, true or "1".
+
+    Raises:
+        ValueError: it says something else than yes or no.
+    """
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    number = whole_number(value)
+    if number not in (0, 1):
+        raise ValueError(f"iscrowd: {value!r} is neither 0 nor 1")
+    return number == 1
 
 
 def head(data: dict[str, Any]) -> dict[str, Any]:
@@ -129,21 +314,13 @@ def head(data: dict[str, Any]) -> dict[str, Any]:
     names = [str(image.get("file_name")).casefold() for image in data["images"]]
     ids = [annotation.get("id") for annotation in data["annotations"]]
     numbers = all(isinstance(i, int) and not isinstance(i, bool) and i > 0 for i in ids)
-    rest = {key: value for key, value in data.items() if key not in ("images", "annotations")}
+    rest = without_nan({key: value for key, value in data.items() if key not in ("images", "annotations")})
     return {"head": rest, "file_names": len(set(names)) == len(names), "annotation_ids": numbers and len(set(ids)) == len(ids)}
 
 
 def beyond(record: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     """What an image or annotation of a COCO file says that is not known already."""
     return {key: value for key, value in record.items() if key != "image_id" and (key not in known or known[key] != value)}
-
-
-def _more(annotation: dict[str, Any], width: int, height: int) -> dict[str, Any]:
-    more: dict[str, Any] = {"iscrowd": int(bool(annotation.get("iscrowd")))}
-    if annotation.get("segmentation"):
-        more["segmentation"] = run_length(annotation["segmentation"], width, height)
-    area = annotation.get("area")
-    return more | ({"area": float(area)} if isinstance(area, int | float) and 0 < area <= width * height else {})
 
 
 def run_length(segmentation: Any, width: int, height: int) -> dict[str, Any]:
@@ -167,7 +344,7 @@ def _is_polygon(points: Any) -> bool:
     if not isinstance(points, list) or len(points) < 6 or len(points) % 2:
         return False
     # coordinates of the wildest size would make the rasteriser run out of memory
-    return all(isinstance(v, int | float) for v in points) and bool((np.abs(np.array(points, float)) < 1e5).all())
+    return all(is_number(v) for v in points) and bool((np.abs(np.array(points, float)) < 1e5).all())
 
 
 def _checked_encoding(segmentation: Any, width: int, height: int) -> dict[str, Any]:
@@ -179,19 +356,55 @@ def _checked_encoding(segmentation: Any, width: int, height: int) -> dict[str, A
         raise ValueError(f"segmentation: neither polygons nor a run-length encoding of size [{height}, {width}]")
     counts = segmentation.get("counts")
     try:
-        if isinstance(counts, list):
-            if sum(map(int, counts)) != width * height or min(counts) < 0:
-                raise ValueError("counts do not add up")
-            segmentation = coco_mask.frPyObjects(segmentation, height, width)
-        coco_mask.decode(segmentation)  # the library's own check
-    except (ValueError, TypeError) as error:
+        counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
+        given = list(map(whole_number, counts)) if isinstance(counts, list) else _decompressed(counts)
+        runs = [run for run in given if run is not None and run >= 0]
+        if len(runs) != len(given) or sum(runs) != width * height:
+            raise ValueError("counts do not add up")
+    except ValueError as error:
         raise ValueError(f"segmentation: not a run-length encoding: {error}") from None
-    counts = segmentation["counts"]
-    return {"counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+    if not isinstance(counts, list):
+        return {"counts": counts.encode("ascii")}
+    encoded: dict[str, Any] = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    return encoded
+
+
+def _decompressed(counts: Any) -> list[int]:
+    """The runs of COCO's compressed counts (cocoapi's maskApi.c, rleFrString); pycocotools does not look whether they add up.
+
+    Raises:
+        ValueError: they are no such text.
+    """
+    if not isinstance(counts, str):
+        raise ValueError(f"{counts!r} are no counts")
+    runs: list[int] = []
+    run = shift = 0
+    for letter in counts:
+        part = ord(letter) - 48
+        if not 0 <= part < 64 or shift > 30:
+            raise ValueError("counts hold a letter that has no place there")
+        run |= (part & 31) << shift
+        shift += 5
+        if part & 32:
+            continue
+        if part & 16:
+            run -= 1 << shift
+        runs.append(run + runs[-2] if len(runs) > 2 else run)
+        run = shift = 0
+    if shift:
+        raise ValueError("counts end in the middle of one")
+    return runs
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    try:
+        return image_below(folder, name, "file_name").is_file()
+    except BadEntryError:
+        return False
 
 
 def default_images(path: Path, data: dict[str, Any]) -> Path:
-    """The folder where the pictures of a COCO file usually lie: the first one that holds one of its first pictures.
+    """The folder where the pictures of a COCO file usually lie: the one that holds most of its first pictures.
 
     Raises:
         UnreadableSourceError: there is none; the message says where they were looked for.
@@ -201,10 +414,10 @@ def default_images(path: Path, data: dict[str, Any]) -> Path:
     folders = [near, near / "images", near / split, near / "images" / split, above, above / "images", above / split]
     folders.append(above / "images" / split)
     firsts = [str(image.get("file_name", "")) for image in data["images"][:16]]
-    found = [f for f in folders if any(name and (f / name).is_file() for name in firsts)]
-    if not found:
+    found = {folder: sum(_is_there(folder, name) for name in firsts) for folder in folders}
+    if not any(found.values()):
         looked = ", ".join(dict.fromkeys(str(f) for f in folders))
         raise UnreadableSourceError(
             f"{path}: none of its pictures ({', '.join(firsts[:2])}, …) is in {looked}; name their folder"
         )
-    return found[0]
+    return max(found, key=lambda folder: found[folder])

@@ -1,9 +1,11 @@
 """Rows of JSON lines or of a Parquet table, a picture a row."""
 
+import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,16 @@ from synthgen.records import (
     Problem,
     UnreadableSourceError,
     as_boxes,
-    below,
     converted,
     corners,
+    image_below,
+    is_finite,
     positive,
     read_lines,
     text,
     xyxy,
 )
-from synthgen.records.coco import run_length
+from synthgen.records.coco import is_crowd, run_length
 from synthgen.records.pictures import upright_size
 from synthgen.shards.categories import COCO_IDS
 
@@ -29,6 +32,8 @@ TABLES = (".parquet",)
 LINES = (".jsonl", ".ndjson")
 DOCUMENT_FORM = re.compile(r"label_(\d+)_bbox_" + "_".join([r"(-?\d+(?:\.\d+)?)"] * 4))  # x, y, width, height in px
 A_BOX_EACH: dict[str, tuple[type, ...]] = {"phrases": (str,), "masks": (dict,), "depth": (int, float)}
+OBJECTS = "objects"  # Hugging Face's column of boxes
+LABELS = ("boxes", "bbox", "masks", "categories", "category", "iscrowd", OBJECTS)  # columns that say what is in the picture
 LOADED_IMAGE = "image"  # what `datasets` calls the column `file_name` of a folder of images, once it is loaded
 
 
@@ -47,6 +52,7 @@ def read(
     columns: Columns | None = None,
     ids: Mapping[str, int] | None = None,
     whole: bool = False,
+    once: bool = False,
 ) -> Iterator[Entry | Problem]:
     """The annotated pictures of a file, one a row.
 
@@ -54,18 +60,75 @@ def read(
         images: the folder that file names start from; null: that of the file.
         columns: where a row has what.
         ids: category ids that annotation strings may have beside COCO's, by name.
-        whole: keep what is known of each box beside its place: masks, held against the size of the picture.
+        whole: keep what is known of each box beside its place: masks, held against the size of the picture; and crowds.
+        once: rows that name the same picture and label it otherwise are Problems: none of them has all of its labels.
     """
-    rows = _table(path) if path.suffix in TABLES else _lines(path)
+    columns = columns or Columns()
+    torn = _torn(path, columns) if once else {}
     names = {i: name for name, i in (ids or {}).items()} | {i: name for name, i in COCO_IDS.items()}
-    row = _Row(images or path.parent, columns or Columns(), names, whole)
-    for place, record in rows:
+    row = _Row(images or path.parent, columns, names, whole, _class_names(path))
+    for place, record in _rows(path):
         try:
             if isinstance(record, BadEntryError):
                 raise record
+            if isinstance(record, dict) and (others := torn.get(_picture_name(record, columns))):
+                name = _picture_name(record, columns)
+                raise BadEntryError(f"{name!r} stands in {others} rows with different labels; put all of them in one row")
             yield row.entry(record, place)
         except BadEntryError as error:
             yield from error.problems(place)
+
+
+def _rows(path: Path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[str, Any]]:
+    """Place and content of each row; of one that cannot be read a BadEntryError.
+
+    Args:
+        columns: of a table, those to read; null: all.
+    """
+    return _table(path, columns) if path.suffix in TABLES else _lines(path)
+
+
+def _picture_name(record: dict[str, Any], columns: Columns) -> str | None:
+    """The name of a row's picture as it stands there."""
+    name = record.get(columns.image, record.get("file_name"))
+    return name if isinstance(name, str) else None
+
+
+def _torn(path: Path, columns: Columns) -> dict[str | None, int]:
+    """Pictures that several rows name with different labels, and how many rows."""
+    said: dict[str, bytes] = {}
+    rows: Counter[str] = Counter()
+    torn: set[str] = set()
+    keys = (columns.annotation, *LABELS)
+    for _, record in _rows(path, (columns.image, "file_name", *keys)):
+        name = _picture_name(record, columns) if isinstance(record, dict) else None
+        if name is None:
+            continue
+        labels = [record.get(key) for key in keys]
+        digest = hashlib.sha256(repr(labels).encode(errors="surrogatepass")).digest()
+        rows[name] += 1
+        if said.setdefault(name, digest) != digest:
+            torn.add(name)
+    return {name: rows[name] for name in torn}
+
+
+def _class_names(path: Path) -> list[str]:
+    """The names of the classes that a table of Hugging Face `datasets` counts in its column `objects`; else none."""
+    if path.suffix not in TABLES:
+        return []
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        stated = json.loads((pq.read_schema(path).metadata or {})[b"huggingface"])
+        objects = stated["info"]["features"][OBJECTS]
+        objects = objects[0] if isinstance(objects, list) else objects
+        objects = objects.get("feature", objects)
+        feature = objects.get("categories", objects.get("category"))
+        names = feature.get("feature", feature)["names"] if isinstance(feature, dict) else feature[0]["names"]
+    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, AttributeError):
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -79,14 +142,16 @@ def _parsed(line: str) -> Any:
         return BadEntryError(f"not JSON: {error}")
 
 
-def _table(path: Path) -> Iterator[tuple[str, Any]]:
+def _table(path: Path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
 
     from synthgen.parquet import open_input, open_parquet
 
     try:
         with open_input(path) as source, open_parquet(source) as file:
-            rows = (record for batch in file.iter_batches(1024, use_threads=False) for record in batch.to_pylist())
+            there = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
+            batches = file.iter_batches(1024, columns=there, use_threads=False)
+            rows = (record for batch in batches for record in batch.to_pylist())
             for number, record in enumerate(rows, 1):
                 yield f"{path}: row {number}", {k: v for k, v in record.items() if v is not None}
     except (OSError, pa.ArrowException) as error:
@@ -101,10 +166,13 @@ class _Row:
     columns: Columns
     names: dict[int, str]
     whole: bool
+    classes: list[str]
 
     def entry(self, record: Any, place: str) -> Entry:
         if not isinstance(record, dict):
             raise BadEntryError(f"{str(record)[:40]!r} is not a mapping")
+        if isinstance(record.get(OBJECTS), dict | list) and "boxes" not in record and "bbox" not in record:
+            record = record | _objects(record[OBJECTS])
         if self.columns.annotation in record:
             boxes, names = self.document_boxes(record[self.columns.annotation])
         elif self.columns.annotation != Columns.annotation:
@@ -113,13 +181,28 @@ class _Row:
             boxes, names = self.plain_boxes(record)
         picture = self.picture(record)
         width, height = _picture_size(record, picture)
+        crowds = _crowds(record, len(names))
         lists = {key: _a_box_each(record, key, len(names)) for key in A_BOX_EACH if record.get(key)}
-        more = None
-        if self.whole and "masks" in lists:
-            masks = converted(lists["masks"], lambda mask: run_length(mask, width, height), "masks")
-            more = tuple({"segmentation": mask} for mask in masks)
+        more, lost = self.more(lists, crowds, width, height, place) if self.whole else (None, ())
         caption = self.caption(record)
-        return Entry(place, width, height, as_boxes(boxes), names, **lists, caption=caption, picture=picture, more=more)
+        entry = Entry(place, width, height, as_boxes(boxes), names, **lists, caption=caption, picture=picture, more=more)
+        entry = replace(entry, lost_masks=lost)
+        if self.whole or not any(crowds):
+            return entry
+        return entry.select([i for i, crowd in enumerate(crowds) if not crowd])
+
+    def more(
+        self, lists: dict[str, Any], crowds: list[bool], width: int, height: int, place: str
+    ) -> tuple[tuple[dict[str, Any], ...] | None, tuple[Problem, ...]]:
+        """What is known of each box beside its place, if anything is; and why masks were dropped."""
+        more: list[dict[str, Any]] = [{"iscrowd": 1} if crowd else {} for crowd in crowds]
+        lost = []
+        for i, mask in enumerate(lists.get("masks", ())):
+            try:
+                more[i]["segmentation"] = run_length(mask, width, height)
+            except ValueError as error:
+                lost.append(Problem(place, f"masks[{i}]: {error}"))
+        return (tuple(more) if "masks" in lists or any(crowds) else None), tuple(lost)
 
     def picture(self, record: dict[str, Any]) -> Path | None:
         key = self.columns.image
@@ -127,7 +210,7 @@ class _Row:
             key = "file_name"
         if key != Columns.image and key not in record:
             raise BadEntryError(missing(key, "the picture", record))
-        return below(self.folder, record[key], key) if key in record else None
+        return image_below(self.folder, record[key], key) if key in record else None
 
     def caption(self, record: dict[str, Any]) -> str | None:
         """The caption; a list of strings is joined. A column that was asked for by another name than ours must be there."""
@@ -170,7 +253,44 @@ class _Row:
             raise BadEntryError("give boxes (x0, y0, x1, y1), bbox (x, y, width, height) or masks")
         if len(names) != len(rows):
             raise BadEntryError(f"categories: {len(names)} names for {len(rows)} boxes")
-        return rows, tuple(map(str, names))
+        return rows, tuple(converted(names, self.name, "categories"))
+
+    def name(self, value: Any) -> str:
+        """The name of a category; of the number of a class its name, where the file has names, else the number.
+
+        Raises:
+            ValueError: it is neither a name nor a number, or no class has it.
+        """
+        if isinstance(value, str) and value:
+            return value
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{value!r} is not a name")
+        if self.classes and not 0 <= value < len(self.classes):
+            raise ValueError(f"{value!r} is not the number of a class; there are 0 to {len(self.classes) - 1}")
+        return self.classes[value] if self.classes else str(value)
+
+
+def _objects(objects: Any) -> dict[str, Any]:
+    """The columns of Hugging Face's `objects`: a mapping of lists, or a list of mappings.
+
+    Raises:
+        BadEntryError: the mappings have not the same keys.
+    """
+    if isinstance(objects, list):
+        if not all(isinstance(item, dict) and item.keys() == objects[0].keys() for item in objects):
+            raise BadEntryError(f"{OBJECTS}: {str(objects)[:60]}: not a mapping of lists, and no list of mappings alike")
+        objects = {key: [item[key] for item in objects] for key in (objects[0] if objects else ("bbox", "categories"))}
+    return {key: objects[key] for key in ("bbox", "categories", "category", "iscrowd") if objects.get(key) is not None}
+
+
+def _crowds(record: dict[str, Any], boxes: int) -> list[bool]:
+    """Whether each box is a crowd: none is where the row does not say."""
+    if record.get("iscrowd") is None:
+        return [False] * boxes
+    values = converted(_list(record, "iscrowd"), is_crowd, "iscrowd")
+    if len(values) != boxes:
+        raise BadEntryError(f"iscrowd: {len(values)} given for {boxes} boxes")
+    return values
 
 
 def missing(column: str, what: str, record: dict[str, Any]) -> str:
@@ -188,7 +308,7 @@ def _a_box_each(record: dict[str, Any], key: str, boxes: int) -> tuple[Any, ...]
     values, kind = _list(record, key), A_BOX_EACH[key]
     if len(values) != boxes:
         raise BadEntryError(f"{key}: {len(values)} given for {boxes} boxes")
-    if not all(isinstance(value, kind) for value in values):
+    if not all(isinstance(value, kind) and (key != "depth" or is_finite(value)) for value in values):
         raise BadEntryError(f"{key}: {record[key]!r}: not of the kind that it needs for each box")
     return values
 
@@ -196,17 +316,16 @@ def _a_box_each(record: dict[str, Any], key: str, boxes: int) -> tuple[Any, ...]
 def _mask_box(mask: Any) -> list[float]:
     from pycocotools import mask as coco_mask
 
-    if not isinstance(mask, dict):
+    size = mask.get("size") if isinstance(mask, dict) else None
+    if not isinstance(size, list) or len(size) != 2:
         raise ValueError(f"{mask!r} is not a run-length encoding")
-    try:
-        return xyxy(coco_mask.toBbox(mask).tolist())
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"not a run-length encoding: {error}") from None
+    height, width = (positive(side, "size") for side in size)
+    return xyxy(coco_mask.toBbox(run_length(mask, width, height)).tolist())
 
 
 def _picture_size(record: dict[str, Any], picture: Path | None) -> tuple[int, int]:
-    if "width" in record and "height" in record:
-        return positive(record["width"], "width"), positive(record["height"], "height")
+    if record.get("width") is not None or record.get("height") is not None:
+        return positive(record.get("width"), "width"), positive(record.get("height"), "height")
     if picture is None:
         raise BadEntryError("give width and height, or a file_name beside the file")
     return upright_size(picture)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from synthgen.records import BadEntryError
+from synthgen.records import BadEntryError, Entry
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 NOT_READ = (".heic", ".heif")  # they are found, so that they are named and not passed over
@@ -55,22 +55,41 @@ def read_bytes(path: Path | None, key: str = "file_name") -> bytes:
         raise BadEntryError(f"{path}: the picture cannot be read: {error.strerror}") from None
 
 
-def upright_size(path: Path) -> tuple[int, int]:
+def image_bytes(entry: Entry) -> bytes:
+    """The bytes of an entry's image: those of its file, or those that its source holds.
+
+    Raises:
+        BadEntryError: its file is not there.
+    """
+    return read_bytes(entry.picture) if entry.embedded is None else entry.embedded
+
+
+def upright_size(source: Path | bytes) -> tuple[int, int]:
     """Width and height of a picture as it is seen, read from its head alone.
+
+    Args:
+        source: its file, or the bytes of it.
 
     Raises:
         BadEntryError: it is not there, or no picture.
     """
+    named = f"{source}: " if isinstance(source, Path) else ""
     try:
-        with Image.open(path) as image:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
             return image.size[::-1] if _orientation(image) in ON_ITS_SIDE else image.size
     except FileNotFoundError:
-        raise BadEntryError(f"{path}: the picture is not there") from None
+        raise BadEntryError(f"{named}the picture is not there") from None
     except UnidentifiedImageError as error:
-        with path.open("rb") as file:
-            raise BadEntryError(f"{path}: {undecoded(error, file.read(HEAD))}") from None
+        raise BadEntryError(f"{named}{undecoded(error, _head(source))}") from None
     except DAMAGED as error:
-        raise BadEntryError(f"{path}: not a picture: {error}") from None
+        raise BadEntryError(f"{named}not a picture: {error}") from None
+
+
+def _head(source: Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source[:HEAD]
+    with source.open("rb") as file:
+        return file.read(HEAD)
 
 
 def undecoded(error: Exception, data: bytes) -> str:

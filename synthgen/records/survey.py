@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 
 from synthgen.records import BadEntryError, Cleaned, Entry, Policy, Problem, cleaned
-from synthgen.records.pictures import read_bytes, taken_over
+from synthgen.records.pictures import image_bytes, taken_over
 from synthgen.records.source import Source
 
 AT_ONCE = 64  # pictures that are decoded at a time, by as many threads as there are cores
@@ -26,10 +26,14 @@ class Survey:
         bad: places of the entries that are lost by them.
         names: categories of the source that are in use.
         kinds: how many pictures have which format.
+        objects: categories of boxes that are no crowds.
+        crowds: boxes that are.
+        crowd_images: images that have crowds and no object.
         clipped: boxes that stuck out of their picture by a pixel at most.
         cut: boxes that stood out further, and were clipped.
         dropped: boxes of no area that were dropped.
         lost_masks: why masks were dropped whose boxes are kept, one each.
+        left_out: how many of what was left out that no box can hold (`Entry.left_out`).
         anew: pictures that have to be encoded anew.
         content: sha256 of all that is imported.
     """
@@ -39,12 +43,21 @@ class Survey:
     bad: set[str] = field(default_factory=set)
     names: dict[str, None] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
+    objects: set[str] = field(default_factory=set)
+    crowds: int = 0
+    crowd_images: int = 0
     clipped: int = 0
     cut: int = 0
     dropped: int = 0
     lost_masks: list[Problem] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
     anew: int = 0
     content: str = ""
+
+    @property
+    def crowd_names(self) -> list[str]:
+        """The categories that have crowds and no object, sorted."""
+        return sorted(self.names.keys() - self.objects)
 
 
 def surveyed(source: Source, policy: Policy, tell: Report) -> Survey:
@@ -59,11 +72,16 @@ def surveyed(source: Source, policy: Policy, tell: Report) -> Survey:
             entry = seen.cleaned.entry
             survey.count += 1
             survey.names |= dict.fromkeys(entry.names)
+            objects = entry.objects()
+            survey.objects |= set(objects)
+            survey.crowds += len(entry.names) - len(objects)
+            survey.crowd_images += bool(entry.names) and not objects
             survey.kinds[seen.kind] += 1
             survey.clipped += seen.cleaned.clipped
             survey.cut += seen.cleaned.cut
             survey.dropped += seen.cleaned.dropped
             survey.lost_masks += entry.lost_masks
+            survey.left_out.update(entry.left_out)
             survey.anew += seen.anew
             digest.update(seen.content)
     survey.content = digest.hexdigest()
@@ -92,7 +110,7 @@ def looked_at(policy: Policy, entry: Entry | Problem) -> _Seen:
     except BadEntryError as error:
         problems += error.problems(entry.place)
     try:
-        original = read_bytes(entry.picture)
+        original = image_bytes(entry)
         data, kind = taken_over(original, (entry.width, entry.height), True, entry.picture)
     except BadEntryError as error:
         problems += error.problems(entry.place)

@@ -72,7 +72,9 @@ class CocoFile:
 def writing_coco(file: BinaryIO, head: Mapping[str, Any]) -> Iterator[CocoFile]:
     """Write a COCO file, image by image."""
     with tempfile.TemporaryFile() as images:
-        file.write(b"{" + b"".join(f"{to_json(key)}: {to_json(value)},\n".encode() for key, value in head.items()))
+        file.write(b"{")
+        for key, value in head.items():
+            file.write(f"{to_json(key)}: {to_json(value)},\n".encode())
         file.write(b'"annotations": [')
         yield CocoFile(file, images)
         file.write(b'],\n"images": [')

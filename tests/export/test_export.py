@@ -108,6 +108,8 @@ def test_ids_that_cannot_be_kept_are_counted_anew(tmp_path: Path) -> None:
 def test_pictures_of_one_name_do_not_meet(tmp_path: Path) -> None:
     data = coco_data()
     data["images"][2] |= {"file_name": "0.jpg", "width": 80, "height": 60}
+    data["annotations"] = data["annotations"][:2]
+    data["annotations"] += [{**a, "id": 2 + a["id"], "image_id": 9} for a in data["annotations"]]
     source = Source("coco", write_coco(tmp_path / "source", data), tmp_path / "source/images")
     import_dataset(ImportSpec(source, tmp_path / "out"))
     folder = exported(tmp_path / "out", "coco", tmp_path / "coco", val=0)
@@ -268,6 +270,7 @@ def test_the_command(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     data = json.loads(capsys.readouterr().out)
     assert set(data) == {
         "output", "form", "images", "boxes", "labels", "shards", "written", "interrupted", "missing",
+        "crowds", "crowd_images", "crowd_labels",
     }  # fmt: skip
     assert (sum(data["images"].values()), sum(data["boxes"].values()), data["labels"]) == (10, 40, ["dog"])
     assert {line[0] for p in folder.rglob("0*.txt") for line in p.read_text().splitlines()} == {"0"}
