@@ -17,6 +17,7 @@ from synthgen import cli
 from synthgen.layouts import InfeasibleLayoutError, coco, file, fit
 from synthgen.layouts._records import read_entries
 from synthgen.layouts.scatter import Spec as ScatterSpec
+from tests.records.sources import write_pictures, write_yolo
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -238,3 +239,25 @@ def test_any_data_gives_layouts_on_the_canvas(
         assert set(layout.categories) <= set(spec.names())
         again = spec.sample(np.random.default_rng(seed), index=seed)
         np.testing.assert_array_equal(layout.boxes, again.boxes)
+
+
+@pytest.mark.parametrize("form", ["yolo", "voc"])
+def test_fit_learns_of_every_form_that_import_reads(form: str, tmp_path: Path) -> None:
+    """All splits of it; what is wrong with it is told."""
+    folder = tmp_path / "source"
+    if form == "yolo":
+        write_yolo(folder)
+    else:
+        ends = "<xmin>10</xmin><ymin>5</ymin><xmax>40</xmax><ymax>45</ymax>"
+        write_pictures(folder)
+        for k in range(3):
+            item = f"<object><name>dog</name><bndbox>{ends}</bndbox></object>"
+            (folder / f"{k}.xml").write_text(f"<annotation>{item}</annotation>")
+    model = tmp_path / "fit.json"
+    assert cli.main(["fit", str(folder), "-o", str(model)]) == 0
+    learnt = json.loads(model.read_text())
+    assert learnt["pictures"] == 3
+    assert set(learnt["boxes"]) == ({"dog", "cat"} if form == "yolo" else {"dog"})
+    broken = next(folder.rglob("0.txt" if form == "yolo" else "0.xml"))
+    broken.write_text("nonsense")
+    assert cli.main(["fit", str(folder), "-o", str(model)]) == 2
