@@ -171,9 +171,9 @@ def test_an_area_that_is_none_is_left_out(area: Any) -> None:
     assert "area" not in first.more[0]
     assert first.source is not None
     assert "area" not in first.source[1]
-    assert first.source[1]["note"] == {"score": None, "list": [1.5, None]}
+    assert first.source[1]["note"] == {"list": [1.5, None]}
     data["info"] = {"mean": float("nan")}
-    assert coco.head(data)["head"]["info"] == {"mean": None}
+    assert coco.head(data)["head"]["info"] == {}
 
 
 def test_names_with_backslashes_and_absolute_names(tmp_path: Path) -> None:
