@@ -15,13 +15,14 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from synthgen import cli, merging
+from synthgen import cli
 from synthgen.engine.repair import repair
 from synthgen.errors import InputError
 from synthgen.merging import MergeSpec, Samples, merge, read_parts
 from synthgen.shards.check import check_dataset
 from synthgen.shards.dataset import DatasetInfo, finalize, write_info
 from synthgen.shards.sample import Sample, annotations_of
+from synthgen.shards.samples import parsed_samples
 from synthgen.shards.shard import commit, committed, read_members, read_rows, stage
 from synthgen.shards.store import LocalStore, open_store
 from tests.conftest import shard_bytes
@@ -168,19 +169,19 @@ def test_a_merge_that_was_interrupted_goes_on(tmp_path: Path, sources: tuple[Pat
 
 def test_each_source_shard_is_read_once(tmp_path: Path, sources: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     opened, parsed = Counter[str](), list[int]()
-    begin, parse = LocalStore.open, merging.parsed_samples
+    begin = LocalStore.open
 
     def count(store: LocalStore, name: str) -> Any:
         opened[f"{store.root.name}/{name}"] += 1
         return begin(store, name)
 
     def noted(*args: Any) -> Iterator[Sample]:
-        for found in parse(*args):
+        for found in parsed_samples(*args):
             parsed.append(found.index)
             yield found
 
     monkeypatch.setattr(LocalStore, "open", count)
-    monkeypatch.setattr(merging, "parsed_samples", noted)
+    monkeypatch.setattr("synthgen.merging.parsed_samples", noted)
     merge(MergeSpec(sources, tmp_path / "to", shard_size=1))
     tars = {name: times for name, times in opened.items() if name[0] in "abc" and name.endswith(".tar")}
     assert tars == {
