@@ -111,7 +111,7 @@ def read_checkpoint(folder: Path, variant: str | None = None) -> Checkpoint:
     try:
         _check_unet(checkpoint)
         for part in parts:
-            _check_shapes(part, configs[part], shapes[part])
+            _check_shapes(part, classes[part], configs[part], shapes[part])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelNotFoundError(f"a config.json of {folder} lacks or misstates {error}; download it again") from None
     return checkpoint
@@ -235,12 +235,12 @@ def input_problem(checkpoint: Checkpoint, mask: bool = False) -> str | None:
     )
 
 
-def _check_shapes(part: str, config: dict[str, Any], shapes: Shapes) -> None:
+def _check_shapes(part: str, kind: str, config: dict[str, Any], shapes: Shapes) -> None:
     """Check the names and shapes of a part's tensors that its config.json decides, without the network itself."""
     wanted: Shapes = {}
     if part == "unet":
         wanted = _unet_shapes(config)
-    elif part == "vae" and "block_out_channels" in config and "latent_channels" in config and "layers_per_block" in config:
+    elif kind == "AutoencoderKL":
         wanted = _vae_shapes(config)
     elif part.startswith("text_encoder"):
         wanted = _text_shapes(config)
