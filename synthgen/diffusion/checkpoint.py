@@ -160,8 +160,8 @@ def _choose(folder: Path, names: dict[str, list[str]], variant: str | None) -> d
     missing = [part for part, found in chosen.items() if found is None]
     for part in missing:
         if variants[part]:
-            have = ", ".join(variants[part])
-            raise VariantNotFoundError(f"the {part} of {folder} has {have} weights alone; give {variants[part][0]}")
+            alone = ", ".join(variants[part])
+            raise VariantNotFoundError(f"the {part} of {folder} has {alone} weights alone; give {variants[part][0]}")
     if missing:
         pickled = [part for part in missing if any(name.endswith((".bin", ".ckpt", ".pt", ".pth")) for name in names[part])]
         way_on = (
@@ -189,12 +189,14 @@ def _check_unet(checkpoint: Checkpoint) -> None:
         raise ModelNotFoundError(f"{kind} (GLIGEN text-image) is told of objects by images of them too; use GLIGEN's text-box")
     for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "encoder_hid_dim"):
         if unet.get(key) is not None:
-            reads = f"{key}: {unet[key]}"
-            raise ModelNotFoundError(f"{kind}: its unet reads more than latents and words ({reads}); use one of text to image")
+            more = f"{key}: {unet[key]}"
+            raise ModelNotFoundError(f"{kind}: its unet reads more than latents and words ({more}); use one of text to image")
     added = unet.get("addition_embed_type")
     if added not in (None, "text_time") or (added is not None) != checkpoint.has_two_encoders:
         encoders = "two text encoders" if checkpoint.has_two_encoders else "one text encoder"
-        raise ModelNotFoundError(f"{kind}: unet.addition_embed_type is {added}, which does not fit {encoders}")
+        raise ModelNotFoundError(
+            f"{kind}: unet.addition_embed_type is {added}, which does not fit {encoders}; take all parts of one checkpoint"
+        )
     if checkpoint.has_two_encoders:
         words = int(checkpoint.configs["text_encoder_2"].get("projection_dim", 512))
         reads = int(unet.get("projection_class_embeddings_input_dim") or 0)
@@ -206,13 +208,16 @@ def _check_unet(checkpoint: Checkpoint) -> None:
             )
     latents, out = checkpoint.latent_channels, int(unet.get("out_channels", 4))
     if out != latents:
-        raise ModelNotFoundError(f"unet.out_channels is {out}, but its vae has {latents} latent channels: of two checkpoints")
-    encoders = [config for part, config in checkpoint.configs.items() if part.startswith("text_encoder")]
-    width = sum(int(config.get("hidden_size", 512)) for config in encoders)
+        raise ModelNotFoundError(
+            f"unet.out_channels is {out}, but its vae has {latents} latent channels; take all parts of one checkpoint"
+        )
+    texts = [config for part, config in checkpoint.configs.items() if part.startswith("text_encoder")]
+    width = sum(int(config.get("hidden_size", 512)) for config in texts)
     reads_words = unet.get("cross_attention_dim", 1280)
     if isinstance(reads_words, int) and reads_words != width:
         raise ModelNotFoundError(
-            f"unet.cross_attention_dim is {reads_words}, but its text encoding has {width} numbers a token: of two checkpoints"
+            f"unet.cross_attention_dim is {reads_words}, but its text encoding has {width} numbers a token; "
+            "take all parts of one checkpoint"
         )
 
 
