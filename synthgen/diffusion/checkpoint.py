@@ -111,7 +111,7 @@ def read_checkpoint(folder: Path, variant: str | None = None) -> Checkpoint:
     try:
         _check_unet(checkpoint)
         for part in parts:
-            _check_shapes(part, configs[part], shapes[part])
+            _check_shapes(part, classes[part], configs[part], shapes[part])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelNotFoundError(f"a config.json of {folder} lacks or misstates {error}; download it again") from None
     return checkpoint
@@ -160,8 +160,8 @@ def _choose(folder: Path, names: dict[str, list[str]], variant: str | None) -> d
     missing = [part for part, found in chosen.items() if found is None]
     for part in missing:
         if variants[part]:
-            have = ", ".join(variants[part])
-            raise VariantNotFoundError(f"the {part} of {folder} has {have} weights alone; give {variants[part][0]}")
+            alone = ", ".join(variants[part])
+            raise VariantNotFoundError(f"the {part} of {folder} has {alone} weights alone; give {variants[part][0]}")
     if missing:
         pickled = [part for part in missing if any(name.endswith((".bin", ".ckpt", ".pt", ".pth")) for name in names[part])]
         way_on = (
@@ -189,12 +189,14 @@ def _check_unet(checkpoint: Checkpoint) -> None:
         raise ModelNotFoundError(f"{kind} (GLIGEN text-image) is told of objects by images of them too; use GLIGEN's text-box")
     for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "encoder_hid_dim"):
         if unet.get(key) is not None:
-            reads = f"{key}: {unet[key]}"
-            raise ModelNotFoundError(f"{kind}: its unet reads more than latents and words ({reads}); use one of text to image")
+            more = f"{key}: {unet[key]}"
+            raise ModelNotFoundError(f"{kind}: its unet reads more than latents and words ({more}); use one of text to image")
     added = unet.get("addition_embed_type")
     if added not in (None, "text_time") or (added is not None) != checkpoint.has_two_encoders:
         encoders = "two text encoders" if checkpoint.has_two_encoders else "one text encoder"
-        raise ModelNotFoundError(f"{kind}: unet.addition_embed_type is {added}, which does not fit {encoders}")
+        raise ModelNotFoundError(
+            f"{kind}: unet.addition_embed_type is {added}, which does not fit {encoders}; take all parts of one checkpoint"
+        )
     if checkpoint.has_two_encoders:
         words = int(checkpoint.configs["text_encoder_2"].get("projection_dim", 512))
         reads = int(unet.get("projection_class_embeddings_input_dim") or 0)
@@ -206,13 +208,16 @@ def _check_unet(checkpoint: Checkpoint) -> None:
             )
     latents, out = checkpoint.latent_channels, int(unet.get("out_channels", 4))
     if out != latents:
-        raise ModelNotFoundError(f"unet.out_channels is {out}, but its vae has {latents} latent channels: of two checkpoints")
-    encoders = [config for part, config in checkpoint.configs.items() if part.startswith("text_encoder")]
-    width = sum(int(config.get("hidden_size", 512)) for config in encoders)
+        raise ModelNotFoundError(
+            f"unet.out_channels is {out}, but its vae has {latents} latent channels; take all parts of one checkpoint"
+        )
+    texts = [config for part, config in checkpoint.configs.items() if part.startswith("text_encoder")]
+    width = sum(int(config.get("hidden_size", 512)) for config in texts)
     reads_words = unet.get("cross_attention_dim", 1280)
     if isinstance(reads_words, int) and reads_words != width:
         raise ModelNotFoundError(
-            f"unet.cross_attention_dim is {reads_words}, but its text encoding has {width} numbers a token: of two checkpoints"
+            f"unet.cross_attention_dim is {reads_words}, but its text encoding has {width} numbers a token; "
+            "take all parts of one checkpoint"
         )
 
 
@@ -235,12 +240,12 @@ def input_problem(checkpoint: Checkpoint, mask: bool = False) -> str | None:
     )
 
 
-def _check_shapes(part: str, config: dict[str, Any], shapes: Shapes) -> None:
+def _check_shapes(part: str, kind: str, config: dict[str, Any], shapes: Shapes) -> None:
     """Check the names and shapes of a part's tensors that its config.json decides, without the network itself."""
     wanted: Shapes = {}
     if part == "unet":
         wanted = _unet_shapes(config)
-    elif part == "vae" and "block_out_channels" in config and "latent_channels" in config and "layers_per_block" in config:
+    elif kind == "AutoencoderKL":
         wanted = _vae_shapes(config)
     elif part.startswith("text_encoder"):
         wanted = _text_shapes(config)
