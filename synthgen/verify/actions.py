@@ -138,7 +138,7 @@ def tight(checked: Checked) -> dict[int, NDArray[np.float32]]:
     if ious is None or found is None:
         return {}
     inside = found.clip(0, [layout.width, layout.height] * 2).astype(np.float32)
-    large = (inside[:, 2:] - inside[:, :2] >= LEAST_SIDE).all(1)
+    large = (inside[:, 2:] - inside[:, :2]).min(1) >= LEAST_SIDE
     taken: set[bytes] = set()
     boxes = {}
     for i in np.argsort(-ious, kind="stable").tolist():

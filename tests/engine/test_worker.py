@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 
 from synthgen.config import Job
 from synthgen.engine.worker import (
@@ -16,6 +17,7 @@ from synthgen.engine.worker import (
     Progress,
     RejectedImageError,
     Worker,
+    annotations,
     draw_scene,
     encode_image,
     is_picture,
@@ -75,6 +77,19 @@ def test_a_black_image_is_painted_again(make_job: Callable[..., Job], tmp_path: 
     painted = worker.paint([0, 1])
     assert [p.attempt for p in painted] == [0, 1]
     assert all(is_picture(p.painting) for p in painted)
+
+
+def test_an_object_without_a_visible_pixel_has_no_annotation() -> None:
+    boxes = np.array([[10, 10, 40, 40], [10, 10, 40, 40], [60, 60, 90, 90]], np.float32)
+    layout = Layout(128, 128, boxes, ("dog", "dog", "cat"), ("a dog", "a brown dog", "a cat"))
+    masks = [np.zeros((128, 128), np.uint8) for _ in range(3)]
+    masks[1][10:40, 10:40] = masks[2][60, 60] = 1  # the second dog stands before the first
+    encoded = tuple({**coco_mask.encode(np.asfortranarray(m))} for m in masks)
+    ids = {"dog": 18, "cat": 17}
+    shown = list(annotations(Scene(layout, ""), Painting(NOISE, encoded), ids))
+    assert [(a["phrase"], a["area"]) for a in shown] == [("a brown dog", 900), ("a cat", 1)]
+    without_masks = list(annotations(Scene(layout, ""), Painting(NOISE), ids))
+    assert [a["area"] for a in without_masks] == [900, 900, 900]
 
 
 NOISE = np.random.default_rng(0).integers(1, 255, (128, 128, 3), np.uint8)

@@ -17,7 +17,7 @@ from synthgen.config import ConfigError, load_training
 from synthgen.importing import ImportSpec, import_dataset
 from synthgen.records.source import Source
 from synthgen.train import DataSpec
-from synthgen.train.dataset_scenes import BadDataError, DatasetScenes, RecordScenes, ShardScenes, scene_of
+from synthgen.train.dataset_scenes import BadDataError, DatasetScenes, Least, RecordScenes, ShardScenes, scene_of
 from synthgen.train.loop import read_log
 from synthgen.train.scenes import Pool, loaded, open_scenes
 from synthgen.train.windows import EncodedScene, scene_window
@@ -291,7 +291,8 @@ def record(prompt: str, *labels: str, **more: Any) -> bytes:
 
 
 MASK_TASK: dict[str, Any] = {
-    "version": 1, "name": "x", "task": "annotation_mask", "init": "", "categories": {"dog": 18}, "batch_size": 1,
+    "version": 1, "name": "x", "task": "annotation_mask", "init": "", "batch_size": 1,
+    "categories": {"dog": 18, "ball": 98, "tree": 99}, "label_range": 99,
 }  # fmt: skip
 BALL = frozenset({"dog", "cat", "ball"})
 
@@ -357,14 +358,9 @@ def test_windows_of_a_dataset_with_distractors_are_captioned_with_its_background
     }
 
 
-@pytest.mark.parametrize(
-    ("task", "key"),
-    [({**VAE, "crop": 96}, "crop, 96 px"), ({**MASK_TASK, "windows": [64, 96]}, "the greatest of windows, 96 px")],
-)
-@pytest.mark.parametrize("source", ["shards", "bare", "jsonl"])
-def test_an_image_smaller_than_a_crop_is_named_before_training(
-    task: dict[str, Any], key: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: Path
-) -> None:
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """An imported dataset of three images, one of them 90 px wide."""
     folder = tmp_path / "small"
     folder.mkdir()
     rows = []
@@ -372,30 +368,52 @@ def test_an_image_smaller_than_a_crop_is_named_before_training(
         picture(k, size).save(folder / f"{k}.jpg")
         rows.append({"file_name": f"{k}.jpg", "custom_annotation": ["label_18_bbox_10_20_60_50"]})
     (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    import_dataset(ImportSpec(Source("jsonl", folder / "m.jsonl"), tmp_path / "out", shard_size=2))
-    if source == "bare":  # nothing tells the sizes before the images are read
-        (tmp_path / "bare/shards").mkdir(parents=True)
-        for tar in (tmp_path / "out/shards").glob("*.tar"):
-            shutil.copy(tar, tmp_path / "bare/shards")
-    given = (
-        {"jsonl": str(folder / "m.jsonl"), "resize": False}
-        if source == "jsonl"
-        else {"shards": str(tmp_path / source.replace("shards", "out"))}
-    )
-    job = {
-        **task,
-        "data": {"side": 128, "scenes": 4, "fresh": 2, **given},
-        "steps": 1,
-        "output": {"path": str(tmp_path / "train")},
-    }
+    import_dataset(ImportSpec(Source("jsonl", folder / "m.jsonl"), folder / "out", shard_size=2))
+    return folder
+
+
+TOO_SMALL = r"the image is 90 x 128 px, smaller than %s; data.resize=true enlarges it; data.on_bad=skip leaves out what is bad"
+
+
+@pytest.mark.parametrize(
+    ("task", "key"),
+    [({**VAE, "crop": 96}, "crop, 96 px"), ({**MASK_TASK, "windows": [64, 96]}, "the greatest of windows, 96 px")],
+)
+def test_an_image_smaller_than_a_crop_is_named_before_training(
+    task: dict[str, Any], key: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: Path
+) -> None:
+    data = {"side": 128, "scenes": 4, "fresh": 2, "shards": str(small / "out")}
+    job = {**task, "data": data, "steps": 1, "output": {"path": str(tmp_path / "train")}}
     if "init" in job:
         job["init"] = str(checkpoint)
     (tmp_path / "job.yaml").write_text(json.dumps(job))
+    capsys.readouterr()
     assert cli.main(["train", str(tmp_path / "job.yaml"), "-q"]) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert len(told) == 1
-    assert f"the image is 90 x 128 px, smaller than {key}; data.resize=true enlarges it" in told[0]
-    assert told[0].endswith("data.on_bad=skip leaves out what is bad")
-    assert (tmp_path / "train").exists() == (source == "bare")
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    assert told.endswith(TOO_SMALL % key)
+    assert "000000001" in told
+    assert not (tmp_path / "train").exists()
+    if task["task"] != "vae":
+        return
     assert cli.main(["train", str(tmp_path / "job.yaml"), "data.on_bad=skip", "--json", "-q"]) == 0
     assert json.loads(capsys.readouterr().out)["skipped"] == 1
+
+
+def test_an_image_that_is_too_small_is_refused_or_skipped_wherever_it_comes_from(small: Path) -> None:
+    (small / "bare/shards").mkdir(parents=True)
+    for tar in (small / "out/shards").glob("*.tar"):
+        shutil.copy(tar, small / "bare/shards")  # nothing tells the sizes before the images are read
+    lines = {"jsonl": str(small / "m.jsonl"), "resize": False}
+    for source in ({"shards": str(small / "out")}, lines, {"shards": str(small / "bare")}):
+        data = DataSpec.model_validate({"side": 128, **source})
+        with pytest.raises(BadDataError, match=TOO_SMALL % "crop, 96 px"):
+            list(islice(open_scenes(data, 0, Least(96, "crop")).from_number(0), 3))
+        assert len(list(islice(open_scenes(data, 0, Least(90, "crop")).from_number(0), 3))) == 3
+        skipping = open_scenes(data.model_copy(update={"on_bad": "skip"}), 0, Least(96, "crop"))
+        assert isinstance(skipping, DatasetScenes)
+        shapes = {image.shape[:2] for _, image in islice(skipping.from_number(0), 6)}
+        assert shapes == {(100, 128), (128, 128)}
+        (why,) = skipping.skipped.values()
+        assert why.startswith("the image is 90 x 128 px")
+        resizing = data.model_copy(update={"resize": True})
+        assert len(list(islice(open_scenes(resizing, 0, Least(96, "crop")).from_number(0), 3))) == 3
