@@ -50,6 +50,11 @@ def generators(*seeds: int) -> list[torch.Generator]:
 @pytest.fixture(scope="module")
 def sdxl(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random SDXL checkpoint."""
+    return make_sdxl(checkpoint, tmp_path_factory.mktemp("sdxl"))
+
+
+def make_sdxl(checkpoint: Path, folder: Path) -> Path:
+    """Save a tiny random SDXL checkpoint, with parts of another one, to a folder."""
     torch.manual_seed(0)
     base = StableDiffusionPipeline.from_pretrained(checkpoint, safety_checker=None)
     tokenizer = base.tokenizer
@@ -63,7 +68,6 @@ def sdxl(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         cross_attention_dim=16 + 24, attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2), use_linear_projection=True,
         addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=20 + 6 * 4,
     )  # fmt: skip
-    folder = tmp_path_factory.mktemp("sdxl")
     StableDiffusionXLPipeline(
         vae=base.vae, text_encoder=base.text_encoder, text_encoder_2=CLIPTextModelWithProjection(text), tokenizer=tokenizer,
         tokenizer_2=tokenizer, unet=unet, scheduler=base.scheduler, add_watermarker=False,

@@ -139,7 +139,6 @@ class GroundedPipeline(LatentPipeline):
         grounding = Grounding(places, masks, pooled[torch.from_numpy(which).to(device)], bare)
         return {"encoder_hidden_states": embedded[captions], "cross_attention_kwargs": grounding}
 
-    def encode_phrases(self, phrases: Sequence[str]) -> Tensor:
-        """Pooled text embeddings (n, D) of the boxes' phrases."""
-        tokens = self.tokenizer(list(phrases), padding="max_length", truncation=True, return_tensors="pt")
-        return self.text_encoder(tokens.input_ids.to(self._execution_device)).pooler_output
+    def encode_phrases(self, phrases: Sequence[str | None]) -> Tensor:
+        """Return pooled text embeddings (n, D) of the boxes' phrases."""
+        return self.text_encoder(self.tokens(self.tokenizer, phrases)).pooler_output
