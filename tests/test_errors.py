@@ -95,6 +95,7 @@ def test_objects_are_not_shown_as_python_shows_them() -> None:
 def test_a_file_that_is_no_image_is_told_in_one_line(tmp_path: Path) -> None:
     file = tmp_path / "0.jpg"
     file.write_text("no image")
-    error = pytest.raises(UnidentifiedImageError, Image.open, file).value
+    with pytest.raises(UnidentifiedImageError) as caught:
+        Image.open(file)
     told = f"cannot identify image file {str(file)!r}; remove the file, or put an image in its place"
-    assert explain(error) == [told]
+    assert explain(caught.value) == [told]
