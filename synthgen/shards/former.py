@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-FORMER: dict[str, tuple[Any, ...]] = {}
+FORMER: dict[str, tuple[Any, ...]] = {
+    "pipeline.seed_tiles_noise": ("cut",),
+    "pipeline.stages_rounding": ("up",),
+}
 """Dotted key to its former defaults as JSON has them, oldest first.
 
 In a key `*` stands for any name, as in `layout.objects.*.label`.
