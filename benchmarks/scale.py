@@ -136,7 +136,7 @@ def committed(job: Job, out: Path, todo: list[int], seconds: float) -> float:
             super().check()
 
     with Timed(out) as lock:
-        take(open_store(out), pool, shards(), lock, made)
+        take(open_store(out), pool, shards(), lock, made, job)
     spent = time.monotonic() - began[0]
     pool.close()
     return (made.images - 1) / spent

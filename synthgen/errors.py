@@ -84,6 +84,8 @@ def explain(error: InputError | StoreFailedError | OSError | ModuleNotFoundError
         return [f"{error}; all that was finished is kept, and the same command goes on"]
     if isinstance(error, ModuleNotFoundError):
         return [missing_module(error)]
+    if type(error).__name__ == "UnidentifiedImageError":  # Pillow's, which is not imported for it
+        return [f"{first_line(error)}; remove the file, or put an image in its place"]
     if error.errno not in NEXT or (error.errno in NAMED and not error.filename):
         raise error
     place = f"{error.filename}: " if error.filename else ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, UnidentifiedImageError
 
 from synthgen import cli, errors
 from synthgen.config import Job
@@ -97,3 +98,12 @@ def test_objects_are_not_shown_as_python_shows_them() -> None:
     assert first_line(error) == "a/b.jpg: not a picture: cannot identify image file"
     assert first_line(ValueError("\n")) == "ValueError"
     assert without_addresses("a <b> at 0x1f") == "a <b> at 0x1f"
+
+
+def test_a_file_that_is_no_image_is_told_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "0.jpg"
+    file.write_text("no image")
+    with pytest.raises(UnidentifiedImageError) as caught:
+        Image.open(file)
+    told = f"cannot identify image file {str(file)!r}; remove the file, or put an image in its place"
+    assert explain(caught.value) == [told]

@@ -20,7 +20,7 @@ from synthgen.engine.repair import repair
 from synthgen.errors import InputError
 from synthgen.merging import MergeSpec, Samples, merge, read_parts
 from synthgen.shards.check import check_dataset
-from synthgen.shards.dataset import DatasetInfo, finalize, write_info
+from synthgen.shards.dataset import DatasetInfo, begin, finalize, write_info
 from synthgen.shards.sample import Sample, annotations_of
 from synthgen.shards.samples import parsed_samples
 from synthgen.shards.shard import commit, committed, read_members, read_rows, stage
@@ -307,3 +307,10 @@ def test_torch_does_not_matter_where_cut_outs_were_pasted(tmp_path: Path) -> Non
         merge(MergeSpec((a, b), tmp_path / "to"))
     edit(a / "dataset.json", fingerprint={"pipeline.method": "paste", "verify": None})
     assert merge(MergeSpec((a, b), tmp_path / "to")).written.made == 8
+
+
+def test_a_failed_start_does_not_stand_in_the_way(tmp_path: Path, sources: tuple[Path, ...]) -> None:
+    other = DatasetInfo("other", 9, {"seed": 1}, {"dog": 18}, "png", "CC0")
+    begin(tmp_path / "to", other, {"version": 1})
+    assert merge(MergeSpec(sources, tmp_path / "to")).written.made == 12
+    assert check_dataset(tmp_path / "to")[0] == []

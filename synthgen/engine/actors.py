@@ -192,7 +192,8 @@ class RayPool:
             self.ray.init(address=address, **options)
         except (OSError, ValueError, RuntimeError, self.ray.exceptions.RayError) as error:
             self.ray.shutdown()
-            raise StoppedError(f"the Ray cluster at {address} cannot be used: {first_line(error)}; {WITHOUT}") from error
+            why = first_line(error).rstrip(".")
+            raise StoppedError(f"the Ray cluster at {address} cannot be used: {why}; {WITHOUT}") from error
 
     def _refuse_unshared(self) -> None:
         """Raise InputError if the cluster's machines would each write to a folder of their own."""

@@ -1,4 +1,4 @@
-"""Where Ray runs: whether a cluster answers, and what Ray needs to start on this machine. Imports no Ray."""
+"""Where Ray runs: whether a cluster answers, and what Ray needs on this machine. Imports no Ray."""
 
 import os
 import secrets
@@ -11,7 +11,8 @@ from synthgen.errors import InputError
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 20.0  # of a head node that is busy
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and an empty SETTINGS frame
+EMPTY_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + EMPTY_SETTINGS  # what an HTTP/2 client begins with
 SETTINGS = 4  # the frame that an HTTP/2 server, as every gRPC server is, begins with
 SOCKET = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # in Ray's folder
 MOST_BYTES = 103 if sys.platform == "darwin" else 107  # of a socket's path
@@ -30,7 +31,7 @@ def cluster_address(address: str | None) -> str | None:
 
 
 def refuse_unreachable(address: str) -> None:
-    """Raise InputError if no Ray cluster answers at an address, within half a minute: Ray itself tries for many.
+    """Raise InputError if no Ray cluster answers at an address within half a minute; Ray tries for many.
 
     What is not `HOST:PORT` or `ray://HOST:PORT`, such as `auto`, is left to Ray.
     """
@@ -40,7 +41,8 @@ def refuse_unreachable(address: str) -> None:
     why = fault(*found)
     if why:
         local = f"for Ray on this machine leave out --address and unset RAY_ADDRESS; {WITHOUT}"
-        raise InputError(f"no Ray cluster answers at {address}: {why}; start it, or give the address of another; {local}")
+        way = f"start it, or give the address of another; {local}"
+        raise InputError(f"no Ray cluster answers at {address}: {why}; {way}")
 
 
 def endpoint(address: str) -> tuple[str, int] | None:
@@ -53,7 +55,8 @@ def endpoint(address: str) -> tuple[str, int] | None:
         return None
     scheme = address.partition("://")[0] if "://" in address else ""
     if scheme in ("http", "https"):
-        raise InputError(f"{address} is the address of a dashboard, not of a cluster: give HOST:6379, or ray://HOST:10001")
+        way = "give HOST:6379, or ray://HOST:10001"
+        raise InputError(f"{address} is the address of a dashboard, not of a cluster: {way}")
     if scheme not in ("", "ray"):
         return None
     try:
@@ -62,7 +65,8 @@ def endpoint(address: str) -> tuple[str, int] | None:
     except ValueError:
         host, port = None, None
     if not host or port is None:
-        raise InputError(f"{address!r} is no address of a Ray cluster: give HOST:PORT, such as 10.0.0.5:6379")
+        way = "give HOST:PORT, such as 10.0.0.5:6379"
+        raise InputError(f"{address!r} is no address of a Ray cluster: {way}")
     return host, port
 
 
@@ -83,7 +87,7 @@ def fault(host: str, port: int) -> str:
 
 
 def ray_folder() -> str | None:
-    """A folder for Ray's sockets where that of RAY_TMPDIR or TMPDIR is too long for them; None: Ray's own choice will do.
+    """A folder for Ray's sockets where RAY_TMPDIR's or TMPDIR's is too long; None: Ray's choice will do.
 
     Raises:
         InputError: there is no short one that can be written to.
@@ -99,15 +103,16 @@ def ray_folder() -> str | None:
             return str(folder)
     most = MOST_BYTES - len(SOCKET)
     raise InputError(
-        f"the folder for temporary files, {chosen}, is too long for Ray's sockets, and {SHORT_FOLDER} cannot be written to: "
-        f"set RAY_TMPDIR to a folder of at most {most} characters; or {WITHOUT}"
+        f"the name of the folder for temporary files, {chosen}, is too long for Ray's sockets, and "
+        f"{SHORT_FOLDER} cannot be written to: set RAY_TMPDIR to a folder of at most {most} characters; "
+        f"or {WITHOUT}"
     )
 
 
 def provide_token() -> None:
-    """Give Ray a token for this process and its workers, where it cannot keep one in the home folder."""
-    said = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    if any(name in os.environ for name in said) or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+    """Give Ray a token for this process and its workers, where the home folder cannot hold one."""
+    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if given or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
     try:
         folder = Path.home() / ".ray"

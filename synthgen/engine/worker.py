@@ -136,7 +136,8 @@ class Worker:
             use_chunk(self.numerics.chunk)
             free_memory()
             return
-        self.painter = self.inspection = None
+        del self.painter
+        self.inspection = None
         free_memory()
         self.load()
 

@@ -1,17 +1,24 @@
-"""The defaults that were in force before: what a dataset that an older version began is finished with.
+"""Former defaults: what a dataset that an older version began is finished with.
 
-A dataset keeps its fingerprint, all keys of its job with their values. Whoever adds a key to a spec, or changes a default, adds a
-line to FORMER; then a dataset that was begun before goes on with the value that it was begun with.
+A dataset keeps its fingerprint, all keys of its job with their values. Whoever adds a key to a
+spec, or changes a default, adds a line to FORMER; then a dataset that was begun before goes on with
+the value that it was begun with.
 """
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-FORMER: dict[str, tuple[Any, ...]] = {}
-"""Dotted key (`*` stands for any name, as in `layout.objects.*.label`) to its former defaults as JSON has them, oldest first.
+FORMER: dict[str, tuple[Any, ...]] = {
+    "pipeline.seed_tiles_noise": ("cut",),
+    "pipeline.stages_rounding": ("up",),
+}
+"""Dotted key to its former defaults as JSON has them, oldest first.
 
-The first one is what was in force before the key existed. Of a key whose default has changed, all former ones are there.
+In a key `*` stands for any name, as in `layout.objects.*.label`.
+
+The first one is what was in force before the key existed. Of a key whose default has changed, all
+former ones are there.
 """
 
 HASH = "_sha256"  # how keys end that hold a hash of files
@@ -26,9 +33,10 @@ def former_defaults(key: str) -> tuple[Any, ...]:
 
 
 def complete(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """An older fingerprint with the keys that it did not know yet, as far as it is known what was in force then.
+    """An older fingerprint with the keys that it did not know, where it is known what was in force.
 
-    A hash of files that was not taken then is accepted as it is now: there is nothing to compare it with.
+    A hash of files that was not taken then is accepted as it is now: there is nothing to compare it
+    with.
     """
     known = dict(old)
     for key in unknown_hashes(old, new):
@@ -45,13 +53,20 @@ def unknown_hashes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in new.keys() - old.keys() if key.endswith(HASH))
 
 
-def begun_with(old: Mapping[str, Any], new: Mapping[str, Any], given: frozenset[str]) -> dict[str, Any]:
-    """The values that a dataset was begun with where its job would now have another default: dotted key to value.
+def begun_with(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    given: frozenset[str],
+) -> dict[str, Any]:
+    """The values that a dataset was begun with where its job would now have another default.
 
     Args:
         old: the dataset's fingerprint.
         new: that of the job as it is read now.
         given: keys that the job's owner has set, which keep the value that was set.
+
+    Returns:
+        Dotted key to value.
     """
     values = {}
     for key, value in complete(old, new).items():

@@ -1,7 +1,7 @@
 """Datasets that an older version began: finished with the defaults of then, or refused naming the key.
 
-`data/begun` holds what commit 6743d3b left when it was killed after the first shard of each, the digests of what it makes of the
-whole, and the keys and defaults of all its specs.
+`data/begun` holds what commit 6743d3b left when it was killed after the first shard of each, the
+digests of what it makes of the whole, and the keys and defaults of all its specs.
 """
 
 import hashlib

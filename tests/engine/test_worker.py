@@ -276,8 +276,8 @@ def test_another_chunk_needs_no_loading(checkpoint: Path) -> None:
     fresh = spec.load(SceneSpec(), Numerics(chunk=1))
     assert loaded.options == fresh.options
     assert loaded.numerics.chunk == 1
-    images = [painter([scene], [seed])[0].image for painter in (loaded, fresh)]
-    np.testing.assert_array_equal(*images)
+    image, expected = (painter([scene], [seed])[0].image for painter in (loaded, fresh))
+    np.testing.assert_array_equal(image, expected)
 
 
 def test_on_reject(make_job: Callable[..., Job], tmp_path: Path) -> None:
