@@ -24,7 +24,18 @@ from synthgen.shards.check import check_dataset
 from synthgen.shards.dataset import ChangedJobError
 from synthgen.shards.shard import committed, read_members
 from tests.conftest import shard_bytes
-from tests.records.sources import BOXES, NAMES, coco_data, document_rows, picture, write_coco, write_lines, write_yolo
+from tests.records.sources import (
+    BOXES,
+    NAMES,
+    coco_data,
+    document_rows,
+    picture,
+    write_coco,
+    write_labelme,
+    write_lines,
+    write_voc,
+    write_yolo,
+)
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, dict[str, Any]]:
@@ -32,10 +43,11 @@ def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, dict[st
     return status, json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("form", ["coco", "jsonl", "yolo"])
+@pytest.mark.parametrize("form", ["coco", "jsonl", "yolo", "voc", "labelme"])
 def test_every_form_becomes_a_dataset(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
-    {"coco": write_coco, "jsonl": write_lines, "yolo": write_yolo}[form](source)  # type: ignore[operator]
+    write: dict[str, Any] = {"coco": write_coco, "jsonl": write_lines, "yolo": write_yolo, "voc": write_voc}
+    (write | {"labelme": write_labelme})[form](source)
     split = ("--split", "all") if form == "yolo" else ()
     status, data = run(capsys, "import", source, out, "--shard-size", 2, *split)
     assert status == 0

@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
     sub.add_argument("--skip-bad", action="store_true", help="leave out entries that are bad, and list them in OUT/skipped.jsonl")
     sub.add_argument("--overwrite", action="store_true", help="remove the dataset that is in the output folder first")
     sub = commands.add("fit", fit_command, "learn what the layouts of a dataset are like, for the sampler `fit`")
-    sub.add_argument("data", metavar="DATA", help="COCO's instances.json, .jsonl, .parquet, or the output of `synthgen run`")
+    sub.add_argument("data", metavar="DATA", help="what `synthgen import` reads, or the output of `synthgen run`")
     sub.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
 
 

@@ -1,6 +1,7 @@
 """Layouts that exist already: those of annotated pictures and of datasets of ours."""
 
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 
 from synthgen.layouts import Boxes, Layout
 from synthgen.records import NO_AREA, Entry, Problem, coco, lines, without_area
+from synthgen.records.source import COCO, JSONL, Source, locate
+from synthgen.records.yolo import ALL
 
 
 def read_entries(source: str) -> tuple[Entry, ...]:
@@ -21,6 +24,18 @@ def read_entries(source: str) -> tuple[Entry, ...]:
         ValueError: it cannot be read; the message names file, line, and what would be right.
     """
     return _read(located(source), changed_at(source))
+
+
+def read_any(source: str) -> tuple[Entry, ...]:
+    """The same of every form that `synthgen import` reads, all its splits.
+
+    Raises:
+        ValueError: as `read_entries`.
+    """
+    if (Path(source) / "annotations/instances.json").is_file():
+        return read_entries(source)
+    form, path = locate(Path(source))
+    return read_entries(str(path)) if form in (COCO, JSONL) else _checked(Source(form, path, split=ALL).entries(), path)
 
 
 def located(source: str) -> Path:
@@ -48,8 +63,17 @@ def source_hash(source: str) -> str:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, changed: int) -> tuple[Entry, ...]:
+    return _checked(lines.read(path) if path.suffix in lines.LINES + lines.TABLES else coco.read(path), path)
+
+
+def _checked(found: Iterable[Entry | Problem], path: Path) -> tuple[Entry, ...]:
+    """The entries, if nothing is wrong with any of them.
+
+    Raises:
+        ValueError: something is, or they hold no boxes.
+    """
     entries = []
-    for entry in lines.read(path) if path.suffix in lines.LINES + lines.TABLES else coco.read(path):
+    for entry in found:
         if isinstance(entry, Problem):
             raise ValueError(str(entry))
         for i in np.flatnonzero(without_area(entry.boxes)).tolist():

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from synthgen.layouts import InfeasibleLayoutError, Layout, SamplerSpec
 from synthgen.layouts._objects import Floats
 from synthgen.layouts._placement import iou_with, one_by_one
-from synthgen.layouts._records import read_entries, source_hash
+from synthgen.layouts._records import read_any, source_hash
 from synthgen.records import Entry, read_text
 
 MAX_COUNTS, MAX_BOXES, EXAMPLES = 2000, 800, 16
@@ -121,7 +121,7 @@ def learn(source: str, seed: int = 0) -> dict[str, Any]:
     Raises:
         ValueError: the source cannot be read.
     """
-    entries, rng = list(read_entries(source)), np.random.default_rng(seed)
+    entries, rng = list(read_any(source)), np.random.default_rng(seed)
     boxes: dict[str, list[list[float]]] = {}
     for entry in entries:
         for name, features in zip(entry.names, to_features(entry).tolist(), strict=True):

@@ -81,7 +81,7 @@ class Entry:
     def select(self, keep: Sequence[int]) -> "Entry":
         """The entry with these boxes alone, and all that is known of each."""
         lists = {name: getattr(self, name) for name in ("names", "phrases", "masks", "depth", "more", "places")}
-        kept = {name: tuple(values[i] for i in keep) for name, values in lists.items() if values}
+        kept: dict[str, Any] = {name: tuple(values[i] for i in keep) for name, values in lists.items() if values}
         source = self.source and (self.source[0], *(self.source[i + 1] for i in keep))
         return replace(self, boxes=self.boxes[list(keep)], source=source, **kept)
 

@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -267,6 +268,6 @@ def is_here(path: Path) -> bool:
     """Whether a file is of this form, by its first keys."""
     try:
         with path.open("rb") as file:
-            return b'"shapes"' in file.read(PEEK)
+            return re.search(rb'"shapes"\s*:\s*\[', file.read(PEEK)) is not None
     except OSError:
         return False

@@ -182,7 +182,7 @@ class _Row:
         picture = None if embedded is not None else self.picture(record)
         width, height = _picture_size(record, picture if embedded is None else embedded)
         crowds = _crowds(record, len(names))
-        lists = {key: _a_box_each(record, key, len(names)) for key in A_BOX_EACH if record.get(key)}
+        lists: dict[str, Any] = {key: _a_box_each(record, key, len(names)) for key in A_BOX_EACH if record.get(key)}
         more, lost = self.more(lists, crowds, width, height, place) if self.whole else (None, ())
         caption = self.caption(record)
         entry = Entry(place, width, height, as_boxes(boxes), names, **lists, caption=caption, picture=picture, more=more)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
 from xml.etree import ElementTree
 
 from synthgen.records import (
@@ -42,14 +41,14 @@ class Dataset:
     Attributes:
         root: the source.
         files: in order.
-        folders: of images.
+        folders: of images, for each folder of files.
         corners: PIXELS or EDGES; null: each file says it.
         subset: whether files of the same folder may have been left out because of a split.
     """
 
     root: Path
     files: list[Path]
-    folders: list[Path]
+    folders: dict[Path, list[Path]]
     corners: str | None
     subset: bool
 
@@ -74,16 +73,12 @@ class Dataset:
     def remarks(self) -> tuple[str, ...]:
         """How many images have no file of annotations: they are left out, as nobody said that nothing is on them."""
         used = {image for image in self._images.values() if isinstance(image, Path)}
-        rest = 0 if self.subset else len({path for of in self._by_name.values() for path in of} - used)
+        rest = 0 if self.subset else len({path for at in self._indices.values() for path in at.images} - used)
         return (f"{self.root}: {rest} pictures without a file of annotations; left out",) if rest else ()
 
     @cached_property
-    def _by_name(self) -> dict[str, list[Path]]:
-        return _indexed(self.folders, lambda path: path.name)
-
-    @cached_property
-    def _by_stem(self) -> dict[str, list[Path]]:
-        return _indexed(self.folders, lambda path: path.stem)
+    def _indices(self) -> dict[Path, "_Index"]:
+        return {folder: _Index(images) for folder, images in self.folders.items()}
 
     @cached_property
     def _images(self) -> dict[Path, Path | Problem]:
@@ -101,14 +96,14 @@ class Dataset:
         Raises:
             BadEntryError: there is none, or more than one that may be meant.
         """
-        name = PurePosixPath((filename or "").strip().replace("\\", "/")).name
-        named = self._by_name.get(name) or self._by_stem.get(PurePosixPath(name).stem, [])
-        own = self._by_name.get(path.stem) or self._by_stem.get(path.stem, [])
+        name, index = PurePosixPath((filename or "").strip().replace("\\", "/")).name, self._indices[path.parent]
+        named = index.by_name.get(name) or index.by_stem.get(PurePosixPath(name).stem, [])
+        own = index.by_name.get(path.stem) or index.by_stem.get(path.stem, [])
         if named and own and not set(named) & set(own):
             raise BadEntryError(f"filename: {named[0]} is there, and so is {own[0]}; which one is it of?")
         found = named or own
         if not found:
-            looked = ", ".join(map(str, self.folders))
+            looked = ", ".join(map(str, index.folders))
             raise BadEntryError(f"filename: {name!r}: no such picture, nor one called {path.stem}, in {looked}; give --images")
         if len(found) > 1:
             raise BadEntryError(f"filename: {name!r} may be {' or '.join(map(str, found))}")
@@ -148,11 +143,16 @@ class Dataset:
             yield entry.select([i for i, crowd in enumerate(crowds) if not crowd])
 
 
-def _indexed(folders: list[Path], key: Any) -> dict[str, list[Path]]:
-    index: dict[str, list[Path]] = {}
-    for path in (image for folder in folders for image in image_files(folder)):
-        index.setdefault(key(path), []).append(path)
-    return index
+class _Index:
+    """The images of some folders, by name and by name without suffix."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self.folders, self.images = folders, [image for folder in folders for image in image_files(folder)]
+        self.by_name: dict[str, list[Path]] = {}
+        self.by_stem: dict[str, list[Path]] = {}
+        for image in self.images:
+            self.by_name.setdefault(image.name, []).append(image)
+            self.by_stem.setdefault(image.stem, []).append(image)
 
 
 def open_dataset(source: Path, images: Path | None = None, split: str | None = None, corners: str | None = None) -> Dataset:
@@ -194,7 +194,7 @@ def _of_subsets(source: Path, images: Path | None, split: str | None, corners: s
         raise UnreadableSourceError(f"{source}: has no split {split!r}; it has {', '.join(subsets)}")
     chosen = [path for name, path in subsets.items() if split in (None, ALL, name)]
     files = [file for path in chosen for file in _xml_files(path)]
-    return Dataset(source, files, [images] if images else chosen, corners, False)
+    return Dataset(source, files, {path: [images or path] for path in chosen}, corners, False)
 
 
 def annotations_folder(source: Path) -> Path | None:
@@ -213,12 +213,12 @@ def _xml_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*") if p.suffix.lower() == ".xml" and not p.name.startswith(APPLE_DOUBLE))
 
 
-def _folders(folder: Path, images: Path | None) -> list[Path]:
+def _folders(folder: Path, images: Path | None) -> dict[Path, list[Path]]:
     """Where the images of the XML files of a folder may lie."""
     if images is not None:
-        return [images]
+        return {folder: [images]}
     usual = sorted(path for path in folder.parent.glob("*") if path.name.lower() in IMAGE_FOLDERS and path.is_dir())
-    return [folder, *(path for path in usual if path != folder)]
+    return {folder: [folder, *(path for path in usual if path != folder)]}
 
 
 def _listed(folder: Path, place: str, line: str) -> Path:
@@ -253,6 +253,8 @@ def parsed(path: Path) -> ElementTree.Element:
         raise BadEntryError(f"cannot be read: {error.strerror}") from None
     except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise error if isinstance(error, BadEntryError) else BadEntryError(f"not XML: {error}") from None
+    if root.tag == "annotations":
+        raise BadEntryError("CVAT's own XML is not read; export it as COCO 1.0, YOLO 1.1 or Pascal VOC")
     if root.tag != "annotation":
         raise BadEntryError(f"not Pascal VOC: its root is <{root.tag}>, not <annotation>")
     return root

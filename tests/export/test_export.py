@@ -24,7 +24,7 @@ from synthgen.errors import InputError
 from synthgen.export import FORMATS, ExportSpec, export_dataset
 from synthgen.export.voc import corners
 from synthgen.importing import ImportSpec, import_dataset
-from synthgen.records.source import Source
+from synthgen.records.source import Source, locate
 from synthgen.shards.check import check_dataset
 from synthgen.shards.sample import annotations_of
 from synthgen.shards.samples import split_of
@@ -160,6 +160,20 @@ def test_voc(imported: Path, tmp_path: Path) -> None:
             ends = [int(item.findtext(f"bndbox/{name}") or -1) for name in ("xmin", "ymin", "xmax", "ymax")]
             np.testing.assert_allclose([ends[0] - 1, ends[1] - 1, ends[2], ends[3]], [x, y, x + w, y + h], atol=0.501)
     assert sum(map(len, listed.values())) == 9
+
+
+def test_voc_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Boxes of whole pixels: one of a single pixel, one of the whole image, and a crowd."""
+    data = coco_data()
+    data["annotations"][0]["bbox"], data["annotations"][1]["bbox"] = [7, 5, 1, 1], [0, 0, 80, 60]
+    data["annotations"][1]["iscrowd"] = 1
+    first = import_dataset(ImportSpec(Source("coco", write_coco(tmp_path / "coco", data)), tmp_path / "first"))
+    folder = exported(tmp_path / "first", "voc", tmp_path / "voc", val=0)
+    last = import_dataset(ImportSpec(Source(*locate(folder)), tmp_path / "last"))
+    assert (first.survey.count, last.survey.problems) == (3, [])
+    keys = ("width", "height", "bbox", "category", "category_id", "iscrowd")
+    one, other = ([{key: row[key] for key in keys} for row in rows_of(tmp_path / name)] for name in ("first", "last"))
+    assert one == other
 
 
 @settings(deadline=None)

@@ -1,6 +1,7 @@
 """Layouts that come from data: replayed, given, or learnt; and data that cannot be read."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from synthgen import cli
 from synthgen.layouts import InfeasibleLayoutError, coco, file, fit
 from synthgen.layouts._records import read_entries
 from synthgen.layouts.scatter import Spec as ScatterSpec
+from tests.records.sources import write_voc, write_yolo
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -238,3 +240,15 @@ def test_any_data_gives_layouts_on_the_canvas(
         assert set(layout.categories) <= set(spec.names())
         again = spec.sample(np.random.default_rng(seed), index=seed)
         np.testing.assert_array_equal(layout.boxes, again.boxes)
+
+
+@pytest.mark.parametrize("write", [write_yolo, write_voc])
+def test_fit_learns_of_every_form_that_import_reads(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    """All splits of it; what is wrong with it is told."""
+    folder, model = write(tmp_path / "source"), tmp_path / "fit.json"
+    assert cli.main(["fit", str(folder), "-o", str(model)]) == 0
+    learnt = json.loads(model.read_text())
+    assert learnt["pictures"] == 3
+    assert set(learnt["boxes"]) == {"dog", "cat"}
+    next(path for path in folder.rglob("0.*") if path.suffix in (".txt", ".xml")).write_text("nonsense")
+    assert cli.main(["fit", str(folder), "-o", str(model)]) == 2

@@ -18,21 +18,29 @@ from tests.records.sources import (
     coco_data,
     document_rows,
     write_coco,
+    write_labelme,
     write_lines,
     write_pictures,
+    write_voc,
     write_yolo,
 )
 
 
 def source(folder: Path, form: str) -> Source:
-    write: dict[str, Callable[[Path], Path]] = {"coco": write_coco, "jsonl": write_lines, "yolo": write_yolo}
+    write: dict[str, Callable[[Path], Path]] = {
+        "coco": write_coco,
+        "jsonl": write_lines,
+        "yolo": write_yolo,
+        "voc": write_voc,
+        "labelme": write_labelme,
+    }
     write[form](folder)
     found, path = locate(folder)
     assert found == form
     return Source(form, path, split="all" if form == "yolo" else None)
 
 
-@pytest.mark.parametrize("form", ["coco", "jsonl", "yolo"])
+@pytest.mark.parametrize("form", ["coco", "jsonl", "yolo", "voc", "labelme"])
 def test_every_form_gives_the_same_entries(tmp_path: Path, form: str) -> None:
     entries = [e for e in source(tmp_path, form).entries() if isinstance(e, Entry)]
     assert [(e.width, e.height) for e in entries] == list(SIZES)
