@@ -134,14 +134,14 @@ class _Owners:
         for k, annotation in enumerate(data["annotations"]):
             given, place = annotation.get("image_id"), f"{path}: annotations[{k}]"
             own = _id(given)
-            same = [] if own is None else [own] if own in images else alike.get(_plain(own), [])
-            if len(same) == 1:
-                for i in images[same[0]]:
+            meant = [] if own is None else [own] if own in images else alike.get(_plain(own), [])
+            if len(meant) == 1:
+                for i in images[meant[0]]:
                     self.found[i].append(k)
                 continue
-            if len(same) > 1:
-                self.problems.append(Problem(place, f"image_id {given!r} may be any of the images {same}"))
-                for i in (i for one in same for i in images[one]):
+            if len(meant) > 1:
+                self.problems.append(Problem(place, f"image_id {given!r} may be any of the images {meant}"))
+                for i in (i for one in meant for i in images[one]):
                     self._refuse(path, i, f"annotations[{k}] may be its own, or not")
                 continue
             self.problems.append(Problem(place, f"image_id {given!r} is not among the images"))
@@ -357,7 +357,7 @@ def _checked_encoding(segmentation: Any, width: int, height: int) -> dict[str, A
         raise ValueError(f"segmentation: a picture of {width} x {height} px is too large for a mask")
     if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
         raise ValueError(f"segmentation: neither polygons nor a run-length encoding of size [{height}, {width}]")
-    counts = segmentation.get("counts")
+    counts: Any = segmentation.get("counts")
     try:
         counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
         given = list(map(whole_number, counts)) if isinstance(counts, list) else _decompressed(counts)

@@ -32,7 +32,7 @@ def test_objects_of_hugging_face(rows: list[dict[str, Any]], tmp_path: Path) -> 
         entries = [e for e in Source("jsonl", path).entries(whole=True) if isinstance(e, Entry)]
         assert [e.names for e in entries] == list(map(tuple, NAMES))
         assert [(e.width, e.height) for e in entries] == list(SIZES)
-        np.testing.assert_allclose(entries[0].boxes, [[10.5, 5, 40.75, 45], [0, 0, 20, 20]])
+        np.testing.assert_allclose(entries[0].boxes, np.array([[10.5, 5, 40.75, 45], [0, 0, 20, 20]]))
 
 
 def test_pictures_that_a_table_holds(tmp_path: Path) -> None:
