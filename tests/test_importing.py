@@ -24,7 +24,18 @@ from synthgen.shards.check import check_dataset
 from synthgen.shards.dataset import ChangedJobError
 from synthgen.shards.shard import committed, read_members
 from tests.conftest import shard_bytes
-from tests.records.sources import BOXES, NAMES, coco_data, document_rows, picture, write_coco, write_lines, write_yolo
+from tests.records.sources import (
+    BOXES,
+    NAMES,
+    coco_data,
+    document_rows,
+    picture,
+    write_coco,
+    write_labelme,
+    write_lines,
+    write_voc,
+    write_yolo,
+)
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, dict[str, Any]]:
@@ -32,10 +43,11 @@ def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, dict[st
     return status, json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("form", ["coco", "jsonl", "yolo"])
+@pytest.mark.parametrize("form", ["coco", "jsonl", "yolo", "voc", "labelme"])
 def test_every_form_becomes_a_dataset(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
-    {"coco": write_coco, "jsonl": write_lines, "yolo": write_yolo}[form](source)  # type: ignore[operator]
+    write: dict[str, Any] = {"coco": write_coco, "jsonl": write_lines, "yolo": write_yolo, "voc": write_voc}
+    (write | {"labelme": write_labelme})[form](source)
     split = ("--split", "all") if form == "yolo" else ()
     status, data = run(capsys, "import", source, out, "--shard-size", 2, *split)
     assert status == 0
@@ -255,3 +267,128 @@ def test_coco_pictures_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main(["import", str(path), str(tmp_path / "out"), "--images", str(tmp_path / "pictures")]) == 0
     with Image.open(tmp_path / "out/contact_sheet.jpg") as sheet:
         assert sheet.width > 400
+
+
+def faulty(folder: Path, **changes: Any) -> Path:
+    """A COCO file whose first annotation is changed, and its folder."""
+    data = coco_data()
+    data["annotations"][0].update(changes)
+    return write_coco(folder, data)
+
+
+def test_a_box_of_no_area_costs_itself_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = faulty(tmp_path / "source", bbox=[5, 5, 0, 20]), tmp_path / "out"
+    assert cli.main(["import", str(path), str(out)]) == 2
+    assert "--skip-bad imports the other 2; --drop-empty drops boxes of no area" in capsys.readouterr().err
+    assert not out.exists()
+    status, data = run(capsys, "import", path, out, "--drop-empty")
+    assert (status, data["images"], data["boxes"], data["dropped"]) == (0, 3, 2, 1)
+    assert [layout.categories for _, _, layout in samples(out)] == [("cat",), (), ("dog",)]
+    assert check_dataset(out)[0] == []
+    assert cli.main(["import", str(path), str(out), "--drop-empty"]) == 0
+    assert "3 images, 2 boxes, 1 shards; 1 boxes of no area dropped" in capsys.readouterr().out
+
+
+def test_a_box_that_stands_out_is_clipped_also_in_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    polygon = [[-4.0, 5, 36, 5, 36, 45, -4, 45]]
+    path = faulty(tmp_path / "source", bbox=[-4, 5, 40, 40], area=1600, segmentation=polygon)
+    out = tmp_path / "out"
+    assert cli.main(["import", str(path), str(out)]) == 2
+    assert "--clip clips boxes that stand out" in capsys.readouterr().err
+    status, data = run(capsys, "import", path, out, "--clip")
+    assert (status, data["boxes"], data["cut"], data["clipped"]) == (0, 3, 1, 0)
+    assert cli.main(["export", str(out), "--to", "coco", str(tmp_path / "coco"), "--val", "0"]) == 0
+    first = json.loads((tmp_path / "coco/annotations/instances_train.json").read_text())["annotations"][0]
+    assert (first["bbox"], first["area"], first["segmentation"]) == ([0, 5, 36, 40], 1440, polygon)
+
+
+def test_crowds_are_told_and_can_be_taken_as_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CVAT writes every mask as a crowd."""
+    data = coco_data()
+    for annotation in data["annotations"]:
+        annotation["iscrowd"] = 1
+    path, out = write_coco(tmp_path / "source", data), tmp_path / "out"
+    assert cli.main(["import", str(path), str(out)]) == 0
+    told = capsys.readouterr()
+    assert "nothing but crowds (iscrowd: 1) have 2 of 3 images and the categories cat, dog" in told.err
+    assert "--crowds objects takes them as objects" in told.err
+    assert "3 images, 3 boxes, 1 shards; 3 of the boxes are crowds" in told.out
+    argv = ["export", str(out), "--to", "yolo", str(tmp_path / "yolo"), "--val", "0"]
+    assert cli.main(argv) == 0
+    told = capsys.readouterr()
+    assert "train 3 images 0 boxes" in told.out
+    assert "3 crowds left out" in told.out
+    assert "2 images and the classes cat, dog have nothing but crowds" in told.err
+    status, found = run(capsys, "import", path, tmp_path / "objects", "--crowds", "objects")
+    assert (status, found["boxes"], found["crowds"]) == (0, 3, 0)
+    assert [len(layout.categories) for _, _, layout in samples(tmp_path / "objects")] == [2, 0, 1]
+    for form, name in (("yolo", "y"), ("coco", "c")):
+        status, found = run(capsys, "export", tmp_path / "objects", "--to", form, tmp_path / name, "--val", 0)
+        assert (found["boxes"], found["crowds"], found["crowd_labels"]) == ({"train": 3, "val": 0}, 0, [])
+    assert sum(len(p.read_text().splitlines()) for p in (tmp_path / "y").rglob("0*.txt")) == 3
+    written = json.loads((tmp_path / "c/annotations/instances_train.json").read_text())["annotations"]
+    assert [a["iscrowd"] for a in written] == [0, 0, 0]
+
+
+def test_a_mask_that_is_none_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = faulty(tmp_path / "source", segmentation=[[]])
+    assert cli.main(["import", str(path), str(tmp_path / "out")]) == 0
+    assert f"3 boxes, 1 shards; 1 masks dropped, the first: {path}: annotations[0]: seg" in capsys.readouterr().out
+    assert run(capsys, "import", path, tmp_path / "out")[1]["masks_dropped"] == 1
+
+
+def test_what_is_no_number_never_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JavaScript, Go and jq read no NaN, and pycocotools asks for info."""
+    path = faulty(tmp_path / "source", area=float("nan"), score=float("inf"))
+    assert cli.main(["import", str(path), str(tmp_path / "out")]) == 0
+    assert cli.main(["export", str(tmp_path / "out"), "--to", "coco", str(tmp_path / "coco"), "--val", "0"]) == 0
+    text = (tmp_path / "coco/annotations/instances_train.json").read_text()
+    data = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in the export"))
+    assert (data["annotations"][0]["area"], data["annotations"][0]["score"]) == (30.25 * 40, None)
+    assert {"info", "licenses"} <= data.keys()
+    for file in [*(tmp_path / "out").rglob("*.json"), *(tmp_path / "out").rglob("*.jsonl")]:
+        assert "NaN" not in file.read_text()
+
+
+@pytest.mark.parametrize("shown", ["-q", "-v", "--json"])
+def test_quiet_and_loud(shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["import", str(write_lines(tmp_path / "source")), str(tmp_path / "out"), shown]) == 0
+    assert (capsys.readouterr().out == "") == (shown == "-q")
+    assert check_dataset(tmp_path / "out")[0] == []
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"<html>404</html>", "0.jpg: the picture does not decode: cannot identify image file: it begins with b'<html>404</h'"),
+        (b"", "0.jpg: the picture does not decode: the file is empty"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "0.jpg: HEIC is not read: convert it to JPEG or PNG"),
+    ],
+)
+def test_a_file_that_is_no_picture_is_named(
+    data: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_coco(tmp_path / "source")
+    (tmp_path / "source/images/0.jpg").write_bytes(data)
+    for sized in (True, False):
+        if not sized:
+            without = [{key: image[key] for key in ("id", "file_name")} for image in coco_data()["images"]]
+            path.write_text(json.dumps({**coco_data(), "images": without}))
+        assert cli.main(["import", str(path), str(tmp_path / "out")]) == 2
+        told = capsys.readouterr().err
+        assert message in told
+        assert "0x" not in told
+
+
+def test_labels_of_no_known_image_leave_out_the_images_that_they_may_be_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = faulty(tmp_path / "source", image_id=99), tmp_path / "out"
+    status, data = run(capsys, "import", path, out, "--skip-bad")
+    assert (status, data["images"], data["boxes"], data["skipped"]) == (0, 2, 2, 1)
+    listed = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert [p["place"] for p in listed] == [f"{path}: annotations[0]", f"{path}: images[1]"]
+    path.write_text(path.read_text().replace('"image_id": 99', '"image_id": "0.jpg"'))
+    assert cli.main(["import", str(path), str(tmp_path / "none"), "--skip-bad"]) == 2
+    assert "annotations that do not say their image: 1" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -80,7 +80,7 @@ def _checked(found: Iterable[Entry | Problem], path: Path) -> tuple[Entry, ...]:
             raise ValueError(str(entry.fault(i, NO_AREA)))
         entries.append(entry)
     if not any(len(e.names) for e in entries):
-        raise ValueError(f"{path}: holds no boxes")
+        raise ValueError(f"{path}: holds no boxes; crowds (iscrowd: 1) are left out")
     return tuple(entries)
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +80,7 @@ class Entry:
     def select(self, keep: Sequence[int]) -> "Entry":
         """The entry with these boxes alone, and all that is known of each."""
         lists = {name: getattr(self, name) for name in ("names", "phrases", "masks", "depth", "more", "places")}
-        kept = {name: tuple(values[i] for i in keep) for name, values in lists.items() if values}
+        kept: dict[str, Any] = {name: tuple(values[i] for i in keep) for name, values in lists.items() if values}
         source = self.source and (self.source[0], *(self.source[i + 1] for i in keep))
         return replace(self, boxes=self.boxes[list(keep)], source=source, **kept)
 
@@ -195,7 +195,7 @@ def four_numbers(value: Any, what: str) -> list[float]:
     return list(value)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value is a number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -179,14 +179,15 @@ class _Row:
             raise BadEntryError(missing(self.columns.annotation, "annotations", record))
         else:
             boxes, names = self.plain_boxes(record)
-        picture = self.picture(record)
-        width, height = _picture_size(record, picture)
+        embedded = self.embedded(record)
+        picture = None if embedded is not None else self.picture(record)
+        width, height = _picture_size(record, picture if embedded is None else embedded)
         crowds = _crowds(record, len(names))
-        lists = {key: _a_box_each(record, key, len(names)) for key in A_BOX_EACH if record.get(key)}
+        lists: dict[str, Any] = {key: _a_box_each(record, key, len(names)) for key in A_BOX_EACH if record.get(key)}
         more, lost = self.more(lists, crowds, width, height, place) if self.whole else (None, ())
         caption = self.caption(record)
         entry = Entry(place, width, height, as_boxes(boxes), names, **lists, caption=caption, picture=picture, more=more)
-        entry = replace(entry, lost_masks=lost)
+        entry = replace(entry, lost_masks=lost, embedded=embedded)
         if self.whole or not any(crowds):
             return entry
         return entry.select([i for i, crowd in enumerate(crowds) if not crowd])
@@ -203,6 +204,12 @@ class _Row:
             except ValueError as error:
                 lost.append(Problem(place, f"masks[{i}]: {error}"))
         return (tuple(more) if "masks" in lists or any(crowds) else None), tuple(lost)
+
+    def embedded(self, record: dict[str, Any]) -> bytes | None:
+        """The bytes of the picture, if the row itself holds them, as tables of `datasets` do."""
+        held = record.get(LOADED_IMAGE if self.columns.image not in record else self.columns.image)
+        data = held.get("bytes") if isinstance(held, dict) else None
+        return data if isinstance(data, bytes) else None
 
     def picture(self, record: dict[str, Any]) -> Path | None:
         key = self.columns.image
@@ -323,7 +330,7 @@ def _mask_box(mask: Any) -> list[float]:
     return xyxy(coco_mask.toBbox(run_length(mask, width, height)).tolist())
 
 
-def _picture_size(record: dict[str, Any], picture: Path | None) -> tuple[int, int]:
+def _picture_size(record: dict[str, Any], picture: Path | bytes | None) -> tuple[int, int]:
     if record.get("width") is not None or record.get("height") is not None:
         return positive(record.get("width"), "width"), positive(record.get("height"), "height")
     if picture is None:

@@ -11,7 +11,7 @@ from synthgen.engine.run import run
 from tests.conftest import tiny_checkpoint
 from tests.docs.commands import ROOT, TINY, blocks
 from tests.pipelines.test_tiling import FOREST
-from tests.records.sources import picture, write_coco, write_lines, write_yolo
+from tests.records.sources import picture, write_coco, write_lines, write_voc, write_yolo
 from tests.train.test_dreambooth import draw_cutouts
 
 DOGS = ["images=4", "workers=0", "pipeline=paste", "layout.canvas=[256, 256]", "layout.objects={dog: 2}", "output.shard_size=2"]
@@ -50,6 +50,8 @@ def write_sources(place: Path) -> None:
     write_yolo(place / "yolo")
     names = (place / "yolo/data.yaml").read_text()
     (place / "yolo/data.yaml").write_text(names.replace("dog", "puppy").replace("cat", "fox"))
+    write_voc(place / "VOCdevkit/VOC2012")
+    write_voc(place / "bccd")
     shutil.copy(ROOT / "tests/voice/data/one-hundred-dogs.wav", place / "prompt.wav")
     (place / "linearForest.json").write_text(json.dumps(FOREST))
     row = {"caption": "a brown dog, gravel", "width": 128, "height": 128, "categories": ["dog"], "boxes": [[10, 10, 60, 70]]}

@@ -1,6 +1,7 @@
 """Layouts that come from data: replayed, given, or learnt; and data that cannot be read."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from synthgen import cli
 from synthgen.layouts import InfeasibleLayoutError, coco, file, fit
 from synthgen.layouts._records import read_entries
 from synthgen.layouts.scatter import Spec as ScatterSpec
-from tests.records.sources import write_pictures, write_yolo
+from tests.records.sources import write_voc, write_yolo
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -241,23 +242,13 @@ def test_any_data_gives_layouts_on_the_canvas(
         np.testing.assert_array_equal(layout.boxes, again.boxes)
 
 
-@pytest.mark.parametrize("form", ["yolo", "voc"])
-def test_fit_learns_of_every_form_that_import_reads(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [write_yolo, write_voc])
+def test_fit_learns_of_every_form_that_import_reads(write: Callable[[Path], Path], tmp_path: Path) -> None:
     """All splits of it; what is wrong with it is told."""
-    folder = tmp_path / "source"
-    if form == "yolo":
-        write_yolo(folder)
-    else:
-        ends = "<xmin>10</xmin><ymin>5</ymin><xmax>40</xmax><ymax>45</ymax>"
-        write_pictures(folder)
-        for k in range(3):
-            item = f"<object><name>dog</name><bndbox>{ends}</bndbox></object>"
-            (folder / f"{k}.xml").write_text(f"<annotation>{item}</annotation>")
-    model = tmp_path / "fit.json"
+    folder, model = write(tmp_path / "source"), tmp_path / "fit.json"
     assert cli.main(["fit", str(folder), "-o", str(model)]) == 0
     learnt = json.loads(model.read_text())
     assert learnt["pictures"] == 3
-    assert set(learnt["boxes"]) == ({"dog", "cat"} if form == "yolo" else {"dog"})
-    broken = next(folder.rglob("0.txt" if form == "yolo" else "0.xml"))
-    broken.write_text("nonsense")
+    assert set(learnt["boxes"]) == {"dog", "cat"}
+    next(path for path in folder.rglob("0.*") if path.suffix in (".txt", ".xml")).write_text("nonsense")
     assert cli.main(["fit", str(folder), "-o", str(model)]) == 2

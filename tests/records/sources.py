@@ -76,6 +76,33 @@ def write_yolo(folder: Path) -> Path:
     return folder
 
 
+def write_voc(folder: Path) -> Path:
+    """Where the edges are, as labelImg writes it, with a list of two images."""
+    write_pictures(folder / "JPEGImages")
+    for part in ("Annotations", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    for k, (width, height) in enumerate(SIZES):
+        text = f"<filename>{k}.jpg</filename><size><width>{width}</width><height>{height}</height></size>"
+        for (x, y, w, h), name in zip(BOXES[k], NAMES[k], strict=True):
+            ends = f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
+            text += f"<object><name>{name}</name><bndbox>{ends}</bndbox></object>"
+        (folder / f"Annotations/{k}.xml").write_text(f"<annotation>{text}</annotation>")
+    (folder / "ImageSets/Main/train.txt").write_text("0\n2\n")
+    return folder
+
+
+def write_labelme(folder: Path) -> Path:
+    write_pictures(folder)
+    for k, (width, height) in enumerate(SIZES):
+        shapes = [
+            {"label": name, "points": [[x, y], [x + w, y + h]], "shape_type": "rectangle"}
+            for (x, y, w, h), name in zip(BOXES[k], NAMES[k], strict=True)
+        ]
+        data = {"shapes": shapes, "imagePath": f"{k}.jpg", "imageData": None, "imageHeight": height, "imageWidth": width}
+        (folder / f"{k}.json").write_text(json.dumps(data))
+    return folder
+
+
 POLYGON = [[15.5, 10, 35, 10.25, 35, 30, 15, 30], [2, 2, 9, 2, 5, 9.5]]
 UNCOMPRESSED = {"size": [48, 64], "counts": [48 * 10, 48 * 5, 48 * 49]}
 

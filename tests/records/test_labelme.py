@@ -26,7 +26,7 @@ def write(folder: Path, *shapes: dict[str, Any], name: str = "0", **more: Any) -
     """An image of 160 x 120 px and its file."""
     folder.mkdir(parents=True, exist_ok=True)
     picture(0, (160, 120)).save(folder / f"{name}.jpg")
-    data = {"version": "5.2.1", "flags": {}, "shapes": shapes, "imagePath": f"{name}.jpg", "imageData": None}
+    data: dict[str, Any] = {"version": "5.2.1", "flags": {}, "shapes": shapes, "imagePath": f"{name}.jpg", "imageData": None}
     (folder / f"{name}.json").write_text(json.dumps(data | {"imageHeight": 120, "imageWidth": 160} | more))
     return folder
 

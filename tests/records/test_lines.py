@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from synthgen.records import Entry, Problem, cleaned, lines
+from synthgen.records.pictures import image_bytes
 from synthgen.records.source import Source
 from tests.records.sources import BOXES, NAMES, SIZES, document_rows, write_lines, write_pictures
 
@@ -31,7 +32,19 @@ def test_objects_of_hugging_face(rows: list[dict[str, Any]], tmp_path: Path) -> 
         entries = [e for e in Source("jsonl", path).entries(whole=True) if isinstance(e, Entry)]
         assert [e.names for e in entries] == list(map(tuple, NAMES))
         assert [(e.width, e.height) for e in entries] == list(SIZES)
-        np.testing.assert_allclose(entries[0].boxes, [[10.5, 5, 40.75, 45], [0, 0, 20, 20]])
+        np.testing.assert_allclose(entries[0].boxes, np.array([[10.5, 5, 40.75, 45], [0, 0, 20, 20]]))
+
+
+def test_pictures_that_a_table_holds(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    rows = [
+        {"image": {"bytes": (tmp_path / f"{k}.jpg").read_bytes(), "path": None}, "objects": row["objects"]}
+        for k, row in enumerate(OBJECTS)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
+    entries = [e for e in Source("jsonl", tmp_path / "m.parquet").entries() if isinstance(e, Entry)]
+    assert [(e.width, e.height) for e in entries] == list(SIZES)
+    assert [image_bytes(e) for e in entries] == [row["image"]["bytes"] for row in rows]
 
 
 def test_numbers_of_classes(tmp_path: Path) -> None:

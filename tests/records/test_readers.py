@@ -18,21 +18,29 @@ from tests.records.sources import (
     coco_data,
     document_rows,
     write_coco,
+    write_labelme,
     write_lines,
     write_pictures,
+    write_voc,
     write_yolo,
 )
 
 
 def source(folder: Path, form: str) -> Source:
-    write: dict[str, Callable[[Path], Path]] = {"coco": write_coco, "jsonl": write_lines, "yolo": write_yolo}
+    write: dict[str, Callable[[Path], Path]] = {
+        "coco": write_coco,
+        "jsonl": write_lines,
+        "yolo": write_yolo,
+        "voc": write_voc,
+        "labelme": write_labelme,
+    }
     write[form](folder)
     found, path = locate(folder)
     assert found == form
     return Source(form, path, split="all" if form == "yolo" else None)
 
 
-@pytest.mark.parametrize("form", ["coco", "jsonl", "yolo"])
+@pytest.mark.parametrize("form", ["coco", "jsonl", "yolo", "voc", "labelme"])
 def test_every_form_gives_the_same_entries(tmp_path: Path, form: str) -> None:
     entries = [e for e in source(tmp_path, form).entries() if isinstance(e, Entry)]
     assert [(e.width, e.height) for e in entries] == list(SIZES)
@@ -258,14 +266,14 @@ def test_boxes_are_clipped_by_a_pixel_at_most() -> None:
     for box in ([-1.2, 0, 20, 20], [90, 0, 101.5, 20]):
         with pytest.raises(BadEntryError, match=r"box 1 \(cat\), x .* y 0 to 20: outside the picture of 100 x 50 px"):
             cleaned(entry(box))
-    for box in ([100, 0, 100.5, 20], [-0.9, 0, 0, 20]):
+    for box in ([100.0, 0, 100.5, 20], [-0.9, 0, 0, 20]):
         with pytest.raises(BadEntryError, match=r"box 1 \(cat\), x .* y 0 to 20: has no area in the picture of 100 x 50 px"):
             cleaned(entry(box))
 
 
 def test_boxes_of_no_area_are_dropped_where_that_is_asked_for() -> None:
     policy = Policy(drop_empty=True)
-    for box in ([5, 5, 5, 20], [20, 5, 10, 20], [100, 0, 100.5, 20], [300, 0, 300, 20]):
+    for box in ([5.0, 5, 5, 20], [20.0, 5, 10, 20], [100, 0, 100.5, 20], [300.0, 0, 300, 20]):
         with pytest.raises(BadEntryError, match=r"box 1 \(cat\), .*: has no area"):
             cleaned(entry(box))
         result = cleaned(entry(box), policy)
@@ -288,7 +296,7 @@ def test_boxes_that_stand_out_are_clipped_where_that_is_asked_for() -> None:
 def test_what_is_known_of_a_box_goes_with_it() -> None:
     boxes = np.array([[0, 0, 0, 9], [1, 1, 5, 5], [90, 10, 130, 20]], float)
     lists = {"phrases": ("p", "q", "r"), "depth": (0.1, 0.2, 0.3), "places": ("f:1", "f:2", "f:3")}
-    more = ({}, {"iscrowd": 1, "area": 3.0}, {"iscrowd": 0, "area": 400.0})
+    more: tuple[dict[str, Any], ...] = ({}, {"iscrowd": 1, "area": 3.0}, {"iscrowd": 0, "area": 400.0})
     source = ({"id": 1}, {"id": 10}, {"id": 20, "iscrowd": 1}, {"id": 30, "bbox": [90, 10, 40, 10], "area": 400.0})
     whole = Entry("x", 100, 50, boxes, ("a", "b", "c"), more=more, source=source, **lists)  # type: ignore[arg-type]
     kept = cleaned(whole, Policy(True, True, True)).entry
