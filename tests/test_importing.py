@@ -383,8 +383,12 @@ def test_a_file_that_is_no_picture_is_named(
 def test_labels_of_no_known_image_leave_out_the_images_that_they_may_be_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, out = faulty(tmp_path / "source", image_id="img0"), tmp_path / "out"
+    path, out = faulty(tmp_path / "source", image_id=99), tmp_path / "out"
     status, data = run(capsys, "import", path, out, "--skip-bad")
     assert (status, data["images"], data["boxes"], data["skipped"]) == (0, 2, 2, 1)
     listed = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
     assert [p["place"] for p in listed] == [f"{path}: annotations[0]", f"{path}: images[1]"]
+    path.write_text(path.read_text().replace('"image_id": 99', '"image_id": "0.jpg"'))
+    assert cli.main(["import", str(path), str(tmp_path / "none"), "--skip-bad"]) == 2
+    assert "annotations that do not say their image: 1" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

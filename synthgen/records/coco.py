@@ -82,7 +82,7 @@ def entries(data: dict[str, Any], path: Path, images: Path, whole: bool) -> Iter
     owners = _Owners(data, path)
     yield from owners.problems
     if owners.homeless:
-        why = f"annotations without an image_id: {owners.homeless}; they may be any image's, so that none can be used"
+        why = f"annotations that do not say their image: {owners.homeless}; they may be any image's, so that none can be used"
         yield Problem(str(path), why)
         return
     said = _Files(data, owners.found, images)
@@ -109,8 +109,8 @@ class _Owners:
         found: of each image, the numbers of its annotations.
         bad: images whose annotations are not known; a Problem says so of each.
         problems: what is wrong with ids.
-        lost: annotations whose id no image has.
-        homeless: annotations without an id.
+        lost: annotations of an image that the file does not have: they may be those of an image without annotations.
+        homeless: annotations whose id is none, or of another kind than those of the images: they may be those of any image.
     """
 
     def __init__(self, data: dict[str, Any], path: Path) -> None:
@@ -130,6 +130,7 @@ class _Owners:
             alike.setdefault(_plain(own), []).append(own)
             for i in same if len(same) > 1 else ():
                 self._refuse(path, i, f"id: {own!r} stands twice, so that nobody knows whose its annotations are")
+        kinds = {isinstance(own, int) for own in alike}
         for k, annotation in enumerate(data["annotations"]):
             given, place = annotation.get("image_id"), f"{path}: annotations[{k}]"
             own = _id(given)
@@ -144,8 +145,10 @@ class _Owners:
                     self._refuse(path, i, f"annotations[{k}] may be its own, or not")
                 continue
             self.problems.append(Problem(place, f"image_id {given!r} is not among the images"))
-            self.lost += own is not None
-            self.homeless += own is None
+            if own is None or isinstance(_plain(own), int) not in kinds:
+                self.homeless += 1
+            else:
+                self.lost += 1
 
     def _refuse(self, path: Path, i: int, why: str) -> None:
         if i not in self.bad:

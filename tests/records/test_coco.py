@@ -82,7 +82,7 @@ def test_labels_of_no_known_image_make_no_image_one_without_labels() -> None:
     assert (len(entries), len(problems)) == (0, 6)
 
 
-@pytest.mark.parametrize("value", [None, [1], True, "", float("nan")])
+@pytest.mark.parametrize("value", [None, [1], True, "", float("nan"), "0.jpg"])
 def test_a_label_that_says_no_image_may_be_that_of_any(value: Any) -> None:
     entries, problems = found(changed("annotations", slice(1, 2), image_id=value))
     assert entries == []
