@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -85,7 +86,7 @@ class Dataset:
         if not isinstance(name, str) or not name or "\0" in name:
             return None
         folder, slashed = self.images or path.parent, PurePosixPath(name.replace("\\", "/"))
-        return next((found for found in (folder / slashed, folder / slashed.name) if found.is_file()), None)
+        return next((found for found in (folder / slashed, folder / slashed.name) if os.path.isfile(found)), None)
 
     def _entry(self, path: Path, image: Path | None, whole: bool) -> Entry:
         data = loaded(path)

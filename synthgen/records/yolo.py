@@ -103,9 +103,9 @@ class Dataset:
         sharing = Counter(labels_of(image) for image in self.images)
         for image in self.images:
             labels = labels_of(image)
-            if sharing[labels] > 1 and labels.is_file():
+            if sharing[labels] > 1 and os.path.isfile(labels):
                 yield Problem(str(image), f"shares {labels} with another picture; which one is it of?", str(image))
-            elif self.orphans and not labels.is_file():
+            elif self.orphans and not os.path.isfile(labels):
                 yield doubtful(str(image), len(self.orphans))
             else:
                 yield from self._entry(image, labels, whole)
@@ -119,7 +119,7 @@ class Dataset:
         found: list[_Label] = []
         problems: list[Problem] = []
         try:
-            for place, line in read_lines(labels) if labels.is_file() else ():
+            for place, line in read_lines(labels) if os.path.isfile(labels) else ():
                 try:
                     found.append(self._label(line.split(), size, place))
                 except ValueError as error:
@@ -241,7 +241,7 @@ def open_dataset(source: Path, split: str | None = None, task: str | None = None
     folders = find(source)
     places = folders.chosen(split)
     images, remarks = _images(places, folders.root)
-    labels = [path for path in map(labels_of, images) if path.is_file()]
+    labels = [path for path in map(labels_of, images) if os.path.isfile(path)]
     if not labels:
         raise UnreadableSourceError(f"{folders.root}: no labels/*.txt for its pictures")
     found = task or (POSE if folders.keypoints else inferred_task(labels, folders.root))
@@ -386,7 +386,7 @@ def _place(root: Path, name: str) -> Path:
     inside = name
     while inside.startswith("../"):
         inside = inside[3:]
-    found = {os.path.realpath(root / text): root / text for text in (inside, name) if (root / text).exists()}
+    found = {os.path.realpath(root / text): root / text for text in (inside, name) if os.path.exists(root / text)}
     if not found:
         raise LookupError(f"{name!r}: no such folder or list in {root}")
     if len(found) > 1:
@@ -444,7 +444,7 @@ def _without_leading(names: Iterable[str], folders: list[Path]) -> _Base | None:
         parts = _parts(name)
         for skipped in range(len(parts)):
             for folder in folders:
-                if folder.joinpath(*parts[skipped:]).is_file():
+                if os.path.isfile(folder.joinpath(*parts[skipped:])):  # no error of a name that is too long
                     return _Base(folder, parts[:skipped])
     return None
 
@@ -475,7 +475,8 @@ def _images(places: list[Path], root: Path) -> tuple[list[Path], list[str]]:
 
 def labels_of(picture: Path) -> Path:
     """The file of labels of a picture: the last images/ in its path is labels/ there; else beside the picture."""
-    return _exchanged(picture, "images", "labels").with_suffix(".txt")
+    path = _exchanged(picture, "images", "labels")
+    return path.parent / f"{path.stem}.txt"
 
 
 def _orphans(images: list[Path], lists: set[Path]) -> Iterator[Path]:

@@ -199,6 +199,8 @@ def usable(found: Entry | Problem) -> list[Entry]:
     """
     if isinstance(found, Problem):
         return []
+    if found.embedded is not None:  # all entries are at hand, their pictures must not be
+        raise BadEntryError("holds its picture itself: `synthgen import` it, and train on data.shards")
     if found.picture is None or not found.picture.is_file():
         raise BadEntryError(f"{found.picture or 'file_name'}: the picture is not there")
     return [cleaned(found).entry]

@@ -208,3 +208,18 @@ def test_what_is_read_is_said_where_nothing_is(tmp_path: Path) -> None:
     for form in ("voc", "labelme", "yolo"):
         with pytest.raises(UnreadableSourceError):
             list(Source(form, tmp_path).entries())
+
+
+ODD: list[Any] = [None, True, -1, 1.5, 10**400, float("nan"), "", "x", "x" * 5000, "a\0b", [], [[]], {}, [None], {"a": 1}]
+
+
+def test_no_value_breaks_the_reader(tmp_path: Path) -> None:
+    """Whatever stands where: an entry or a problem comes of it, never an error of another kind."""
+    folder = write(tmp_path, shape("mask", [[1, 2], [3, 4]], mask=bitmap(3, 3)))
+    path = folder / "0.json"
+    data = json.loads(path.read_text())
+    for key in ("shapes", "imagePath", "imageData", "imageWidth", "imageHeight", *data["shapes"][0]):
+        for value in ODD:
+            part = data["shapes"][0] if key in data["shapes"][0] else data
+            path.write_text(json.dumps(data | {"shapes": [{**part, key: value}]} if part is not data else {**data, key: value}))
+            assert list(labelme.open_dataset(folder).entries(True))

@@ -279,3 +279,17 @@ def test_the_task_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(list(source.entries())) == 1
     monkeypatch.setattr(yolo, "inferred_task", None)
     assert len(list(source.entries())) == 1
+
+
+def test_no_line_breaks_the_reader(tmp_path: Path) -> None:
+    """Whatever stands in labels or lists: an entry or a problem comes of it, never an error of another kind."""
+    folder = write(tmp_path, [f"1 {BOX}\n", ""], train="train.txt")
+    for line in ("/", ".", "..", "a\0b", "x" * 5000, "\\", "images", "images/train/0.jpg/x"):
+        (folder / "train.txt").write_text(f"images/train/0.jpg\n{line}\n")
+        first, last = yolo.read(folder)
+        assert (type(first), type(last)) == (Entry, Problem)
+    for line in ("1e400 0 0 0 0", "-1 0.1 0.1 0.1 0.1", "0 1e300 0 1 1", "0", "a", "\0", "0 " + "1 " * 9999):
+        (folder / "train.txt").write_text("images/train/0.jpg\nimages/train/1.jpg\n")
+        (folder / "labels/train/1.txt").write_text(line)
+        first, last = yolo.read(folder, task="detect")
+        assert (type(first), type(last)) == (Entry, Problem)

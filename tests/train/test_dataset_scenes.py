@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -188,6 +190,15 @@ def test_what_is_bad_in_records_is_known_before_training(lines: Path) -> None:
     (lines.parent / "0.jpg").unlink()
     with pytest.raises(BadDataError, match="holds no entry that can be used"):
         scenes(jsonl=str(lines), on_bad="skip")
+
+
+def test_a_table_that_holds_its_pictures_is_imported_first(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    picture(0).save(buffer, "PNG")
+    row = {"image": {"bytes": buffer.getvalue()}, "categories": ["dog"], "boxes": [[1, 2, 30, 40]]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "t.parquet")
+    with pytest.raises(BadDataError, match=r"t.parquet: row 1: holds its picture itself: `synthgen import` it"):
+        scenes(jsonl=str(tmp_path / "t.parquet"))
 
 
 def test_records_whose_pictures_do_not_decode(lines: Path) -> None:
