@@ -20,10 +20,10 @@ from PIL import Image
 
 from synthgen import registry
 from synthgen.config import Job, load_job
-from synthgen.engine import worker
 from synthgen.engine.run import run
 from synthgen.layouts import Layout, SamplerSpec
 from synthgen.layouts.fit import learn
+from synthgen.randomness import Stream, seed_sequence
 from tests.conftest import tiny_checkpoint
 from tests.diffusion.test_grounding import gated_unet
 from tests.diffusion.test_text import make_sdxl
@@ -235,12 +235,12 @@ def test_image_and_a_change_of_it(name: str, made: Callable[..., Job]) -> None:
 def test_noise_from_the_stream_of_layouts_would_be_seen(
     name: str, made: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, noise = worker.seed_sequence, 2
+    noise = int(Stream.NOISE)
 
     def confused(seed: int, index: int, stream: Any, attempt: int = 0) -> np.random.SeedSequence:
-        return real(seed, index, type(stream)(0) if int(stream) == noise else stream, attempt)
+        return seed_sequence(seed, index, Stream.LAYOUT if int(stream) == noise else stream, attempt)
 
-    monkeypatch.setattr(worker, "seed_sequence", confused)
+    monkeypatch.setattr("synthgen.engine.worker.seed_sequence", confused)
     mean, most = difference(painted(made(*IMAGES[name][0])), golden(name))
     assert mean > 100 * MEAN
     assert most > 10 * MOST
