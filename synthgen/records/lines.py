@@ -117,10 +117,13 @@ def _class_names(path: Path) -> list[str]:
     if path.suffix not in TABLES:
         return []
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from synthgen.parquet import open_input, open_parquet
 
     try:
-        stated = json.loads((pq.read_schema(path).metadata or {})[b"huggingface"])
+        with open_input(path) as source, open_parquet(source) as file:
+            metadata = file.schema_arrow.metadata or {}
+        stated = json.loads(metadata[b"huggingface"])
         objects = stated["info"]["features"][OBJECTS]
         objects = objects[0] if isinstance(objects, list) else objects
         objects = objects.get("feature", objects)

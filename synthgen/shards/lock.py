@@ -176,6 +176,9 @@ class LockFile:
             found = _read_lock(self.path)
             if found is None or now is None:  # given back meanwhile, or our draft was tidied away
                 continue
+            if found[0].get("token") == self.token:  # moved aside for a moment by one that judged the lock before ours
+                self.renewal = Renewal()
+                return None
             holder = Holder(found[0], max(now - found[1], self.watch.seconds(NAME, found[0])))
             if is_alive(holder.content, holder.age):
                 return holder
@@ -257,7 +260,8 @@ class LockFile:
         except FileNotFoundError:
             return
         text = aside.read_text()
-        if _parse_lock(text.encode()) != judged:
+        moved = _parse_lock(text.encode())
+        if moved and moved != judged:  # of one that is just being written, its driver finds no file, and writes another
             self._link(aside, text)
         aside.unlink(missing_ok=True)
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from synthgen.errors import InputError
 from synthgen.layouts import Layout
+from synthgen.parquet import open_input, open_parquet
 from synthgen.randomness import Stream, seed_sequence
 from synthgen.records import BadEntryError, Entry, Problem, cleaned
 from synthgen.records.lines import Columns
@@ -238,11 +238,12 @@ class ShardScenes(DatasetScenes):
         if self.least.side == 1:
             return
         for tar in self.tars:
-            table = tar.with_suffix(".parquet")
             try:
-                rows = pq.read_table(table, columns=["key", "width", "height"]).to_pylist() if table.is_file() else []
+                with open_input(tar.with_suffix(".parquet")) as source, open_parquet(source) as file:
+                    table = file.read(columns=["key", "width", "height"], use_threads=False)
             except (OSError, ValueError, LookupError, pa.ArrowException):
                 continue
+            rows = table.to_pylist()
             for row in rows:
                 try:
                     self.least.check(row["width"], row["height"])

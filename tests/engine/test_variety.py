@@ -99,7 +99,7 @@ def test_jobs_that_do_not_ask_have_the_bytes_they_always_had(make_job: Callable[
 
 def test_a_camera_is_part_of_the_job(job_file: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", str(job_file), "scene.camera={jpeg: {quality: 50}}"]) == 2
-    assert "scene.camera.jpeg.quality: was None, is [50, 50]" in capsys.readouterr().err
+    assert "scene.camera.jpeg.quality: was not set, is [50, 50]" in capsys.readouterr().err
 
 
 def test_mistakes_are_told(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
