@@ -97,6 +97,7 @@ def repair(out: Out, accept: bool = False, report: Report | None = None) -> Repa
             return Repaired()
         store.clean()
         done = _Repair(store, job, accept, lock).made(bad, why_not, report)
+        lock.check()
         store.clean()
         if not done.left:
             if read_info(store) is None:

@@ -200,6 +200,7 @@ def run(
                 about = facts(job=job.name, images=job.images, missing_shards=len(todo), versions=versions())
                 log.info("run started", extra=about)
                 make(job, out, todo, found, lock, notice, made, address, report)
+                lock.check()
                 if not (made.failed or made.interrupted or made.stopped):
                     out.delete(FAILURES)
                 out.clean()

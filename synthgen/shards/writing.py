@@ -8,7 +8,7 @@ from typing import Any
 from synthgen.shards.dataset import DatasetInfo, begin, finalize, refuse_changed, remove_dataset
 from synthgen.shards.lock import Lock
 from synthgen.shards.sample import Sample
-from synthgen.shards.shard import commit, scan, stage, withdraw
+from synthgen.shards.shard import commit, scan, shard_sizes, stage, withdraw
 from synthgen.shards.store import Out, Store, open_store
 
 Tell = Callable[[str, int], object]
@@ -54,6 +54,7 @@ def write_dataset(
                 made += count
         except KeyboardInterrupt:
             interrupted = True
+        lock.check()
         store.clean()
         counts = finalize(store, info)
     return Written(made, time.perf_counter() - began, interrupted, counts)
@@ -63,14 +64,17 @@ def write_missing(
     store: Store, total: int, shard_size: int, samples: Callable[[range], Iterable[Sample]], lock: Lock, tell: Tell
 ) -> Iterator[int]:
     """Write and commit the shards that are missing; yields how many samples each has."""
-    there = {number: marker.count for number, marker in scan(store)}
+    found = shard_sizes(store)
+    there = {number: marker.count for number, marker in scan(store, found)}
     for number, first in enumerate(range(0, total, shard_size)):
         indices = range(first, min(first + shard_size, total))
         if there.get(number) == len(indices):
             tell("written", len(indices))
             continue
         began, group = time.perf_counter(), []
-        withdraw(store, number)
+        if number in found:
+            lock.check()
+            withdraw(store, number)
         for sample in samples(indices):
             group.append(sample)
             tell("written", 1)

@@ -3,8 +3,9 @@
 import json
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,9 +13,10 @@ from synthgen import cli
 from synthgen.config import Job, load_job
 from synthgen.engine.repair import repair
 from synthgen.engine.run import run
-from synthgen.engine.worker import Worker, encode_image
+from synthgen.engine.worker import RejectedImageError, Worker, encode_image
 from synthgen.shards.check import check_dataset
-from synthgen.shards.shard import stored_marker
+from synthgen.shards.lock import LockedError
+from synthgen.shards.shard import StagedShard, stored_marker
 from synthgen.shards.store import open_store
 from tests.conftest import SMALL_JOB
 from tests.engine.test_run import snapshot
@@ -123,6 +125,44 @@ def test_a_whole_dataset_is_left_as_it_is(out: Path) -> None:
     done = repair(out)
     assert (done.lines(), done.finalized) == ([], False)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == times
+
+
+def lose_lock(out: Path) -> None:
+    """Another driver takes over, and stages a shard."""
+    (out / ".lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "other"}))
+    (out / ".staging").mkdir(exist_ok=True)
+    (out / ".staging/other").write_bytes(b"a shard of the other driver")
+
+
+def test_a_repair_that_loses_its_lock_commits_nothing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(out / "shards/000001.tar", 1500)
+    damaged, make_shard = (out / "shards/000001.tar").read_bytes(), Worker.make_shard
+
+    def overtaken(self: Worker, number: int) -> Iterator[Any]:
+        for event in make_shard(self, number):
+            if isinstance(event, StagedShard):
+                lose_lock(out)
+            yield event
+
+    monkeypatch.setattr(Worker, "make_shard", overtaken)
+    with pytest.raises(LockedError, match="another run has taken over this output"):
+        repair(out)
+    assert (out / "shards/000001.tar").read_bytes() == damaged
+    assert (out / ".staging/other").exists()
+
+
+def test_a_repair_that_loses_its_lock_does_not_tidy_up(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(out / "shards/000001.tar", 1500)
+
+    def overtaken(self: Worker, number: int) -> Iterator[Any]:
+        yield from ()
+        lose_lock(out)
+        raise RejectedImageError("no image is good enough")
+
+    monkeypatch.setattr(Worker, "make_shard", overtaken)
+    with pytest.raises(LockedError, match="another run has taken over this output"):
+        repair(out)
+    assert (out / ".staging/other").exists()
 
 
 def test_the_numerics_of_the_marker_are_replayed(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

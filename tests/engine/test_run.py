@@ -419,6 +419,25 @@ def test_a_run_that_loses_its_lock_removes_no_shard_of_the_other(
     assert committed(out) == [0, 2]
 
 
+def test_a_run_that_loses_its_lock_and_is_interrupted_does_not_tidy_up(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(make_job().output.path)
+
+    def overtaken(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
+        yield from ()
+        (out / ".lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": time.time(), "token": "other"}))
+        (out / ".staging").mkdir(exist_ok=True)
+        (out / ".staging/other").write_bytes(b"a shard of the other run")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalPool, "run", overtaken)
+    with pytest.raises(LockedError, match="another run has taken over this output"):
+        run(make_job())
+    assert (out / ".staging/other").exists()
+    assert not (out / "manifest.parquet").exists()
+
+
 def test_a_shard_that_is_to_be_made_anew_is_no_part_of_the_dataset(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:

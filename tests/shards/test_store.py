@@ -15,8 +15,8 @@ from synthgen.shards import store as local
 from synthgen.shards.dataset import DatasetInfo
 from synthgen.shards.lock import LockedError
 from synthgen.shards.sample import Sample
-from synthgen.shards.shard import commit, committed, shard_file, stage, withdraw
-from synthgen.shards.store import LocalStore, open_store, replacing, write_text
+from synthgen.shards.shard import StagedShard, commit, committed, shard_file, stage, withdraw
+from synthgen.shards.store import LocalStore, Store, open_store, replacing, write_text
 from synthgen.shards.writing import write_dataset
 from tests.shards.test_shard import sample
 
@@ -112,6 +112,40 @@ def test_a_driver_that_lost_its_lock_commits_nothing(tmp_path: Path) -> None:
     assert committed(tmp_path) == []
     assert not any((tmp_path / name).exists() for name in FILES)
     assert (tmp_path / ".lock").exists()
+
+
+def test_a_driver_that_lost_its_lock_removes_no_shard_of_the_other(tmp_path: Path) -> None:
+    write(tmp_path, 4, lambda indices: map(sample, indices))
+    whole = {name: (tmp_path / name).read_bytes() for name in ("shards/000001.json", "dataset.json")}
+    for number in (0, 1):
+        (tmp_path / shard_file(number, ".json")).unlink()
+
+    def lose(store: Store, shard: StagedShard) -> None:
+        commit(store, shard)
+        (tmp_path / ".lock").write_text(json.dumps({"host": "another", "token": "other"}))
+        for name, content in whole.items():  # the other driver finishes the dataset
+            (tmp_path / name).write_bytes(content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("synthgen.shards.writing.commit", lose)
+        with pytest.raises(LockedError, match="taken over"):
+            write(tmp_path, 4, lambda indices: map(sample, indices))
+    assert committed(tmp_path) == [0, 1]
+    assert (tmp_path / "dataset.json").read_bytes() == whole["dataset.json"]
+
+
+def test_a_driver_that_lost_its_lock_does_not_tidy_up(tmp_path: Path) -> None:
+    def lose(indices: range) -> Iterator[Sample]:
+        yield sample(indices[0])
+        (tmp_path / ".lock").write_text(json.dumps({"host": "another", "token": "other"}))
+        (tmp_path / ".staging").mkdir(exist_ok=True)
+        (tmp_path / ".staging/other").write_bytes(b"a shard of the other driver")
+        raise KeyboardInterrupt
+
+    with pytest.raises(LockedError, match="taken over"):
+        write(tmp_path, 2, lose)
+    assert (tmp_path / ".staging/other").exists()
+    assert not (tmp_path / "manifest.parquet").exists()
 
 
 def refuse_folders(monkeypatch: pytest.MonkeyPatch, code: int, files: bool = False) -> None:
