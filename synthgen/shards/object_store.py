@@ -177,10 +177,14 @@ class ObjectStore(Store):
             self.delete(staged)
 
     def delete(self, name: str) -> None:
-        if self.renames and self._info(name) is None:  # HDFS tells a file that is not there from no other failure
-            return
+        def once() -> None:
+            # HDFS tells a file that is not there from no other failure
+            if self.renames and self.files.get_file_info(self._at(name)).type != arrow.FileType.File:
+                return
+            self.files.delete_file(self._at(name))
+
         with suppress(FileNotFoundError):
-            self._attempted(lambda: self.files.delete_file(self._at(name)), name)
+            self._attempted(once, name)
 
     def delete_folder(self, folder: str) -> None:
         with suppress(FileNotFoundError):

@@ -214,6 +214,30 @@ def test_a_lost_answer_loses_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names(store) == []
 
 
+class DeletesAsHdfs(LosesAnswers):
+    """As HDFS, also in that a file that is not there cannot be deleted, as if the store had failed."""
+
+    def __getattr__(self, name: str) -> Any:
+        found = super().__getattr__(name)
+
+        def delete(path: str) -> Any:
+            try:
+                return found(path)
+            except FileNotFoundError as error:
+                raise OSError("HDFS delete failed") from error
+
+        return delete if name == "delete_file" else found
+
+
+def test_a_file_whose_deletion_was_not_answered_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_store, "WAITS", (0.01,) * 4)
+    store = ObjectStore("hdfs://test/folder", DeletesAsHdfs("delete_file"), str(tmp_path))
+    store.write("shards/a.tar", "old")
+    store.delete("shards/a.tar")
+    store.delete("shards/a.tar")
+    assert names(store) == []
+
+
 def test_a_staged_file_that_is_gone_leaves_what_is_there(renaming: ObjectStore) -> None:
     renaming.write("shards/a.tar", "old")
     with pytest.raises(FileNotFoundError):
