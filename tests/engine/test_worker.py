@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from synthgen.config import Job
@@ -302,6 +303,24 @@ def test_encode_image(image_format: str, magic: bytes) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
     assert encode_image(pixels, image_format, 90).startswith(magic)
     assert encode_image(pixels, image_format, 90) == encode_image(pixels, image_format, 90)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "expected"),
+    [("jpg", ("JPEG", {"quality": 90})), ("png", ("PNG", {})), ("webp", ("WEBP", {"quality": 90}))],
+)
+def test_no_other_option_of_an_encoder_is_set(
+    monkeypatch: pytest.MonkeyPatch, image_format: str, expected: tuple[str, dict[str, Any]]
+) -> None:
+    """Any other one changes the bytes of every dataset, and has no key in the fingerprint."""
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def save(image: Image.Image, file: Any, name: str, **options: Any) -> None:
+        asked.append((name, options))
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    encode_image(np.zeros((8, 8, 3), np.uint8), image_format, 90)
+    assert asked == [expected]
 
 
 def test_distractors_are_painted_but_not_labelled(make_job: Callable[..., Job], tmp_path: Path) -> None:
