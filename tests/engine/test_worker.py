@@ -93,6 +93,12 @@ def test_an_object_without_a_visible_pixel_has_no_annotation() -> None:
     assert [a["area"] for a in without_masks] == [900, 900, 900]
 
 
+def test_labels_are_not_rounded() -> None:
+    layout = Layout(128, 128, np.array([[10.25, 10.5, 40.75, 41]], np.float32), ("dog",), ("a dog",))
+    (annotation,) = annotations(Scene(layout, ""), Painting(NOISE), {"dog": 18})
+    assert (annotation["bbox"], annotation["area"]) == ([10.25, 10.5, 30.5, 30.5], 30.5 * 30.5)
+
+
 NOISE = np.random.default_rng(0).integers(1, 255, (128, 128, 3), np.uint8)
 
 

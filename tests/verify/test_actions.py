@@ -180,6 +180,15 @@ def test_a_sure_detection_near_enough_takes_the_place_of_the_box() -> None:
     assert finished.record()["failed"] == 2
 
 
+@pytest.mark.parametrize(("iou", "action"), [(0.301, "tightened"), (0.299, "flagged"), (0.499, "tightened"), (0.5, "")])
+def test_labels_are_tightened_from_the_documented_iou_on(iou: float, action: str) -> None:
+    look = Inspection(Spec(on_failure=("tighten", "flag")), None, None)  # type: ignore[arg-type]  # it only finishes
+    of = layout([0, 0, 50, 50])
+    found = verdict([0.9], [iou])
+    finished = look.finish(Checked(Painting(np.zeros((64, 64, 3), np.uint8)), of, found, look.spec.fails(found, of), ("",)))
+    assert finished.actions == (action,)
+
+
 def looked(scores: Sequence[float], image: NDArray[np.uint8], unasked: Sequence[Sequence[float]] = ()) -> Checked:
     of = layout([0, 0, 50, 50], [100, 100, 150, 150])
     found = replace(verdict(scores, [0.9, 0.9]), unasked=np.array(unasked, np.float32).reshape(-1, 4))
