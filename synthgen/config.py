@@ -121,7 +121,17 @@ class Job(SpecModel):
         data = self.resolved()
         output = {k: v for k, v in data["output"].items() if k not in ("path", "shared")}
         parts = {k: data[k] for k in ("seed", "layout", "scene", "pipeline", "categories", "verify")}
-        return {**flat(parts), **flat({"output": output}), **self.files()}
+        return {**flat(parts), **flat({"output": output}), **self.files(), **self.revisions()}
+
+    def revisions(self) -> dict[str, int]:
+        """Return how often what a job like this generates or verifies has changed without a key, from 2 on.
+
+        A dataset that was begun with another revision is not finished with this one.
+        """
+        found = {"pipeline.revision": self.pipeline.revision(self.layout)}
+        if self.verify is not None:
+            found["verify.revision"] = self.verify.revision
+        return {key: number for key, number in found.items() if number > 1}
 
     def files(self) -> dict[str, Any]:
         """Hash the files that the samples depend on, flat: of the layout, scene, pipeline and verifier."""

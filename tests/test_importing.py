@@ -310,7 +310,7 @@ def test_crowds_are_told_and_can_be_taken_as_objects(tmp_path: Path, capsys: pyt
     path, out = write_coco(tmp_path / "source", data), tmp_path / "out"
     assert cli.main(["import", str(path), str(out)]) == 0
     told = capsys.readouterr()
-    assert "nothing but crowds (iscrowd: 1) have 2 of 3 images and the categories cat, dog" in told.err
+    assert "crowds (iscrowd: 1) are all that 2 of 3 images and the categories cat, dog have" in told.err
     assert "--crowds objects takes them as objects" in told.err
     assert "3 images, 3 boxes, 1 shards; 3 of the boxes are crowds" in told.out
     argv = ["export", str(out), "--to", "yolo", str(tmp_path / "yolo"), "--val", "0"]

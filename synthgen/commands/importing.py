@@ -119,7 +119,7 @@ def crowds_told(survey: "Survey") -> str:
     found = [f"{survey.crowd_images} of {survey.count} images"] if survey.crowd_images else []
     found += [f"the categories {', '.join(survey.crowd_names)}"] if survey.crowd_names else []
     what = "layouts, training and `export --to yolo` leave them out; --crowds objects takes them as objects"
-    return f"nothing but crowds (iscrowd: 1) have {' and '.join(found)}: {what}"
+    return f"crowds (iscrowd: 1) are all that {' and '.join(found)} have: {what}"
 
 
 def import_spec(args: argparse.Namespace) -> Any:

@@ -160,8 +160,9 @@ def scheduler_problems(spec: ModelSpec, checkpoint: Checkpoint) -> list[str]:
     if named is not None and own in EDM:
         return [f"scheduler: {named} cannot replace the {own} of {spec.model}, for which its unet was trained; give null"]
     if named is None and spec.starts_within and own not in WITHIN:
-        kind = "takes two evaluations a step" if own in SPLIT else "cannot start within its schedule"
-        return [f"scheduler: the {own} of {spec.model} {kind}, which {spec.method} needs it to do; give ddim or dpm++"]
+        kind = "takes two evaluations a step" if own in SPLIT else "can start at its first step only"
+        why = f"and {spec.method} starts within the schedule"
+        return [f"scheduler: the {own} of {spec.model} {kind}, {why}; give ddim or dpm++"]
     settings = checkpoint.configs["scheduler"]
     if named is None and own == "PNDMScheduler" and not settings.get("skip_prk_steps") and steps < PRK_STEPS:
         return [f"steps: {steps} are fewer than the {PRK_STEPS} that the PNDMScheduler of {spec.model} begins with"]

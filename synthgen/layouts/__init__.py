@@ -120,6 +120,11 @@ class SamplerSpec(SpecModel):
         """Real layouts that sampled ones should be like, for the preview; none if the recipe follows no data."""
         return []
 
+    @property
+    def may_overlap(self) -> bool:
+        """Whether boxes of a layout may overlap."""
+        return True
+
     def fingerprint(self) -> dict[str, Any]:
         """What layouts depend on, beyond the recipe's own keys: hashes of files."""
         return {}

@@ -21,6 +21,10 @@ class Spec(ObjectsSpec):
     max_iou: float = Field(0.3, ge=0, lt=1, description="largest overlap of two boxes; 0: disjoint")
     gap: float = Field(2, ge=0, description="px between two boxes if they are disjoint")
 
+    @property
+    def may_overlap(self) -> bool:
+        return self.max_iou > 0
+
     def check_feasible(self) -> None:
         """Raise InfeasibleLayoutError, with a number that was found to fit, if the asked number finds no room."""
         names = self.most_names()

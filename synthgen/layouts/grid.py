@@ -18,6 +18,10 @@ class Spec(ObjectsSpec):
     jitter: float = Field(1.0, ge=0, le=1, description="share of a cell's room that a box moves in; 0: centred")
     gap: float = Field(4, ge=0, description="px between two cells")
 
+    @property
+    def may_overlap(self) -> bool:
+        return False
+
     def check_feasible(self) -> None:
         """Raise InfeasibleLayoutError if there are too few cells, or cells too small for the largest box."""
         n = len(self.most_names())

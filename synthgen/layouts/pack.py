@@ -24,6 +24,10 @@ class Spec(ObjectsSpec):
     size: None = Field(None, description="not used: sizes follow from coverage and count")  # type: ignore[assignment]
 
     @property
+    def may_overlap(self) -> bool:
+        return False
+
+    @property
     def sizes_are_px(self) -> bool:
         return False
 

@@ -42,6 +42,10 @@ class Spec(ObjectsSpec):
             )
         return self
 
+    @property
+    def may_overlap(self) -> bool:
+        return self.max_iou > 0
+
     def check_feasible(self) -> None:
         """Raise InfeasibleLayoutError, with the largest number found, if the asked number finds no room."""
         names = self.most_names()

@@ -24,6 +24,10 @@ class Spec(ObjectsSpec):
         "even", description="even: one box a cell of a jittered grid; blue-noise: far from each other; random: anywhere"
     )
 
+    @property
+    def may_overlap(self) -> bool:
+        return False
+
     def check_feasible(self) -> None:
         """Raise InfeasibleLayoutError, with the largest number of boxes that fits, if the asked number does not."""
         names = self.most_names()

@@ -100,6 +100,10 @@ class MethodSpec(SpecModel):
         """What the pixels depend on, beyond the recipe's own keys: hashes of model files."""
         return {}
 
+    def revision(self, sampler: SamplerSpec) -> int:
+        """Return the number of what this recipe generates for such layouts; a change that has no key raises it."""
+        return 1
+
     def scene_fingerprint(self, scene: SceneSpec) -> dict[str, Any]:
         """Return what pixels depend on besides that only some scenes use: hashes of files."""
         return {}

@@ -69,6 +69,9 @@ class Spec(MethodSpec):
         # the first knows of each file only the folder that it is in
         return {"cutouts_sha256": files_hash(files), "cutouts_names_sha256": hashlib.sha256(names.encode()).hexdigest()}
 
+    def revision(self, sampler: SamplerSpec) -> int:
+        return 2 if sampler.may_overlap else 1  # since objects without a visible pixel have no label
+
     def scene_fingerprint(self, scene: SceneSpec) -> dict[str, Any]:
         return {} if scene.backgrounds is not None else {"grounds_sha256": hash_pictures(self.ground_folder(scene))}
 

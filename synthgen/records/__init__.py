@@ -167,6 +167,8 @@ def xyxy(bbox: Any) -> list[float]:
         ValueError: it is something else.
     """
     x, y, width, height = four_numbers(bbox, "x, y, width, height")
+    if width < 0 or height < 0:
+        raise ValueError(f"{list(bbox)}: width and height must not be negative")
     return [x, y, x + width, y + height]
 
 
@@ -311,7 +313,8 @@ def doubtful(place: str, labels: int) -> Problem:
         place: of the entry.
         labels: how many such labels there are.
     """
-    return Problem(place, f"has no labels, but {labels} of its source belong to no known image, and may be its own", place)
+    why = f"has no labels; {labels} label(s) of its source belong to no known image, and may belong to it"
+    return Problem(place, why, place)
 
 
 def cleaned(entry: Entry, policy: Policy = Policy()) -> Cleaned:

@@ -340,6 +340,8 @@ def run_length(segmentation: Any, width: int, height: int) -> dict[str, Any]:
         encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     else:
         encoded = _checked_encoding(segmentation, width, height)
+    if not coco_mask.area({"size": [height, width], "counts": encoded["counts"]}):
+        raise ValueError("segmentation: holds no pixel")
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 

@@ -7,6 +7,7 @@ xmin to xmax. The two differ by a pixel on the left and above; `--voc-corners` s
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -66,6 +67,8 @@ class Dataset:
                 yield image
             elif owners[image] > 1:
                 yield Problem(str(path), f"its picture {image} is that of another file too", str(path))
+            elif image in self._doubtful:
+                yield Problem(str(path), f"its picture {image} may be that of another file", str(path))
             else:
                 yield from self._entry(path, image, whole)
 
@@ -81,6 +84,16 @@ class Dataset:
         return {folder: _Index(images) for folder, images in self.folders.items()}
 
     @cached_property
+    def _doubtful(self) -> set[Path]:
+        """The images that a file may mean which may mean another one too: their labels may not be all."""
+        doubtful: set[Path] = set()
+        for path in self.files:
+            with suppress(BadEntryError):
+                meant = self._candidates(path, parsed(path).findtext("filename"))
+                doubtful.update(meant if len(meant) > 1 else ())
+        return doubtful
+
+    @cached_property
     def _images(self) -> dict[Path, Path | Problem]:
         images: dict[Path, Path | Problem] = {}
         for path in self.files:
@@ -90,23 +103,27 @@ class Dataset:
                 images[path] = Problem(str(path), str(error), str(path))
         return images
 
+    def _candidates(self, path: Path, filename: str | None) -> list[Path]:
+        """Return the images that a file may be of: that of its <filename>, that of its own name, or both."""
+        name, index = _last_part(filename), self._indices[path.parent]
+        named = index.by_name.get(name) or index.by_stem.get(PurePosixPath(name).stem, [])
+        own = index.by_name.get(path.stem) or index.by_stem.get(path.stem, [])
+        if named and own and not set(named) & set(own):
+            return [*named, *own]
+        return named or own
+
     def _image(self, path: Path, filename: str | None) -> Path:
         """The image of a file: that of its <filename>, else that of its own name.
 
         Raises:
             BadEntryError: there is none, or more than one that may be meant.
         """
-        name, index = PurePosixPath((filename or "").strip().replace("\\", "/")).name, self._indices[path.parent]
-        named = index.by_name.get(name) or index.by_stem.get(PurePosixPath(name).stem, [])
-        own = index.by_name.get(path.stem) or index.by_stem.get(path.stem, [])
-        if named and own and not set(named) & set(own):
-            raise BadEntryError(f"filename: {named[0]} is there, and so is {own[0]}; which one is it of?")
-        found = named or own
+        name, found = _last_part(filename), self._candidates(path, filename)
         if not found:
-            looked = ", ".join(map(str, index.folders))
+            looked = ", ".join(map(str, self._indices[path.parent].folders))
             raise BadEntryError(f"filename: {name!r}: no such picture, nor one called {path.stem}, in {looked}; give --images")
         if len(found) > 1:
-            raise BadEntryError(f"filename: {name!r} may be {' or '.join(map(str, found))}")
+            raise BadEntryError(f"filename: {name!r} may be {' or '.join(map(str, found))}; keep one of them")
         return found[0]
 
     def _entry(self, path: Path, image: Path, whole: bool) -> Iterator[Entry | Problem]:
@@ -141,6 +158,11 @@ class Dataset:
             yield replace(entry, more=more, source=source)
         else:
             yield entry.select([i for i, crowd in enumerate(crowds) if not crowd])
+
+
+def _last_part(filename: str | None) -> str:
+    """Return the name of a file without its folders, which Windows tools write with backslashes."""
+    return PurePosixPath((filename or "").strip().replace("\\", "/")).name
 
 
 class _Index:

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from math import isfinite, prod
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -212,6 +213,8 @@ def numbers_of(words: list[str]) -> tuple[int, list[float]]:
     """
     shown = " ".join(words)[:60]
     try:
+        if "_" in "".join(words):  # which Python takes for a part of a number
+            raise ValueError
         kind, *values = (float(word) for word in words)
     except ValueError:
         raise ValueError(f"{shown!r}: not a class and numbers") from None
@@ -476,7 +479,21 @@ def _images(places: list[Path], root: Path) -> tuple[list[Path], list[str]]:
 def labels_of(picture: Path) -> Path:
     """The file of labels of a picture: the last images/ in its path is labels/ there; else beside the picture."""
     path = _exchanged(picture, "images", "labels")
-    return path.parent / f"{path.stem}.txt"
+    folder, name = path.parent, f"{path.stem}.txt"
+    if os.path.isfile(folder / name) or not folder.is_dir():
+        return folder / name
+    return folder / _other_spellings(folder, folder.stat().st_mtime_ns).get(path.stem, name)
+
+
+@lru_cache(maxsize=1000)
+def _other_spellings(folder: Path, changed: int) -> dict[str, str]:
+    """The names of the files of a folder whose suffix is .txt in other letters (.TXT), by their stems.
+
+    Args:
+        changed: when the folder last changed, so that it is listed anew then.
+    """
+    files = [path for path in folder.iterdir() if path.suffix.lower() == ".txt" and path.suffix != ".txt"]
+    return {path.stem: path.name for path in sorted(files)}
 
 
 def _orphans(images: list[Path], lists: set[Path]) -> Iterator[Path]:
@@ -486,7 +503,7 @@ def _orphans(images: list[Path], lists: set[Path]) -> Iterator[Path]:
     for labels, near in folders:
         stems.setdefault(labels, set()).update(path.stem for path in near.glob("*") if is_image_name(path))
     for folder, known in stems.items():
-        for path in sorted(folder.glob("*.txt")):
+        for path in sorted(path for path in folder.glob("*") if path.suffix.lower() == ".txt"):
             plain = path.name in NAME_LISTS or path.name.startswith((APPLE_DOUBLE, "README")) or path in lists
             if not plain and path.stem not in known:
                 yield path

@@ -33,6 +33,7 @@ from synthgen.shards.store import JOURNAL, LocalStore, Out, open_store
 from synthgen.shards.strict_json import to_json
 
 KINDS = "|".join(IMAGE_FORMATS)
+REVISION = ".revision"  # how keys end that say how often a result has changed without a key of its own
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "ray")
 ALWAYS = ("numpy", "pillow")  # those of them that every pixel depends on
 WITH_TORCH = ("torch", "diffusers", "transformers")  # those that it depends on where a network generates or verifies
@@ -168,7 +169,8 @@ def changes(old: DatasetInfo, info: DatasetInfo) -> list[str]:
     changed = []
     for key in sorted({*here, *there}):
         if here.get(key) != there.get(key):
-            was = repr(there[key]) if key in there else "not set"
+            absent = "1" if key.endswith(REVISION) else "not set"
+            was = repr(there[key]) if key in there else absent
             changed.append(f"{key}: was {was}, is {here[key]!r}" if key in here else f"{key}: was {was}, is not set")
     if old.asked > info.asked:
         changed.append(f"images: was {old.asked}, is {info.asked}; a dataset can be extended, not shortened")

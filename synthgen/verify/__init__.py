@@ -72,6 +72,11 @@ class VerifierSpec(SpecModel):
             return []
         return [f"threshold: no number for {n!r}, which the layout has" for n in sampler.names() if n not in self.threshold]
 
+    @property
+    def revision(self) -> int:
+        """The number of how verdicts become labels; a change that has no key raises it."""
+        return 2  # since detections are clipped, `tighten` takes an IoU of 0.3, and a worse repair is not kept
+
     def fingerprint(self) -> dict[str, Any]:
         """What verdicts depend on, beyond the recipe's own keys: hashes of model files."""
         return {}

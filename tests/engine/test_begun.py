@@ -221,3 +221,35 @@ def test_what_the_owner_has_set(make_job: Callable[..., Job], tmp_path: Path) ->
     assert not {"output.quality", "pipeline.cutouts", "scene.negative", "layout.spread"} & given
     shipped = load_job("100dogs", ["scene.negative=fog", f"output.path={tmp_path}"]).given
     assert shipped == {"scene.negative", "output.path"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "revisions"),
+    [
+        ([], {}),
+        (["layout={sampler: grid, objects: {dog: 2}}"], {}),
+        (["layout={sampler: crowd, objects: {dog: 2}, max_iou: 0}"], {}),
+        (["layout={sampler: crowd, objects: {dog: 2}}"], {"pipeline.revision": 2}),
+        (["layout={sampler: perspective, objects: {dog: 2}}"], {"pipeline.revision": 2}),
+        (["pipeline=mixture-tiny"], {}),
+        (["pipeline=regional-attention-tiny"], {"pipeline.revision": 2}),
+        (["verify={verifier: detector}"], {"verify.revision": 2}),
+    ],
+)
+def test_what_changed_without_a_key_has_a_revision(
+    changes: list[str], revisions: dict[str, int], make_job: Callable[..., Job]
+) -> None:
+    fingerprint = make_job("layout.canvas=[512, 512]", *changes).fingerprint()
+    assert {key: value for key, value in fingerprint.items() if key.endswith(".revision")} == revisions
+
+
+def test_a_dataset_of_another_revision_is_refused_naming_it(make_job: Callable[..., Job]) -> None:
+    overlapping = "layout={sampler: crowd, canvas: [256, 256], objects: {dog: 2}}"
+    job = make_job("images=2", overlapping)
+    run(job)
+    about = Path(job.output.path) / "dataset.json"
+    begun = json.loads(about.read_text())
+    del begun["fingerprint"]["pipeline.revision"]
+    about.write_text(json.dumps(begun))
+    with pytest.raises(ChangedJobError, match=r"pipeline\.revision: was 1, is 2\. Give another output"):
+        run(make_job("images=4", overlapping))

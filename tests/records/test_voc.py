@@ -112,9 +112,11 @@ def test_the_filename_counts_where_it_alone_is_there(tmp_path: Path) -> None:
 
 def test_whose_labels_these_are_must_be_certain(tmp_path: Path) -> None:
     folder = write(tmp_path, annotation(item()), annotation(item(), "0.jpg"), annotation(item(), "2.jpg"))
-    entries, (problem,) = read(folder)
-    assert problem.startswith(f"{folder}/Annotations/1.xml: filename: {folder}/JPEGImages/0.jpg is there, and so is")
-    assert len(entries) == 2
+    entries, (doubt, problem) = read(folder)
+    assert doubt == f"{folder}/Annotations/0.xml: its picture {folder}/JPEGImages/0.jpg may be that of another file"
+    both = f"{folder}/JPEGImages/0.jpg or {folder}/JPEGImages/1.jpg"
+    assert problem == f"{folder}/Annotations/1.xml: filename: '0.jpg' may be {both}; keep one of them"
+    assert [e.picture for e in entries] == [folder / "JPEGImages/2.jpg"]
     (folder / "JPEGImages/1.jpg").unlink()
     entries, problems = read(folder)  # now 1.xml and 0.xml name the same
     assert [p.partition(": ")[2] for p in problems] == [f"its picture {folder}/JPEGImages/0.jpg is that of another file too"] * 2

@@ -293,3 +293,18 @@ def test_no_line_breaks_the_reader(tmp_path: Path) -> None:
         (folder / "labels/train/1.txt").write_text(line)
         first, last = yolo.read(folder, task="detect")
         assert (type(first), type(last)) == (Entry, Problem)
+
+
+def test_labels_may_have_any_case_of_suffix(tmp_path: Path) -> None:
+    folder = write(tmp_path, [f"1 {BOX}\n", f"0 {BOX}\n"])
+    labels = folder / "labels/train"
+    (labels / "0.txt").rename(labels / "0.TXT")
+    assert [entry.names for entry in entries(folder)] == [("dog",), ("cat",)]
+    (labels / "1.txt").rename(labels / "1.Txt")
+    (labels / "lost.TXT").write_text(f"1 {BOX}\n")
+    assert problems(folder) == [f"{labels}/lost.TXT: there is no picture of this name"]
+
+
+def test_a_number_with_an_underscore_is_none(tmp_path: Path) -> None:
+    (problem,) = problems(write(tmp_path, [f"1_0 {BOX}\n"]))
+    assert problem.endswith("not a class and numbers")

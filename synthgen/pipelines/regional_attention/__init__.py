@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from synthgen.diffusion.models import LayoutModelSpec
+from synthgen.layouts import SamplerSpec
 from synthgen.pipelines import Numerics
 from synthgen.scene import RegionPrompt, SceneSpec
 
@@ -20,6 +21,9 @@ class Spec(LayoutModelSpec):
     margin: float = Field(0.0, ge=0, le=1, description="share of a box's side round it that reads its prompt too")
     tile: int | None = Field(None, ge=8, description="px; the canvas is denoised in tiles of this side; null: in one piece")
     overlap: float = Field(0.25, ge=0, le=0.9, description="share of a tile that the next one covers")
+
+    def revision(self, sampler: SamplerSpec) -> int:
+        return 2  # since every box without a cell gets one
 
     def load(self, scene: SceneSpec, numerics: Numerics) -> "LayoutPainter":
         from synthgen.diffusion.painter import LayoutPainter
