@@ -87,11 +87,17 @@ def row(keep: Path, method: str, count: int, images: int, meters: Meters) -> dic
     return figures
 
 
-def paint(method: str, scenes: Sequence[Scene]) -> tuple[list[np.ndarray], dict[str, float]]:
-    """Pictures of the scenes one by one, and what they cost an image."""
+def paint(
+    method: str, scenes: Sequence[Scene], changes: Sequence[str] = ()
+) -> tuple[list[np.ndarray], dict[str, float]]:
+    """Pictures of the scenes one by one, and what they cost an image.
+
+    Args:
+        changes: further `key=value` of the job.
+    """
     torch.set_num_threads(1)
     gpu = torch.cuda.is_available()
-    spec = load_job("100dogs", [*METHODS[method], *LAYOUT]).pipeline
+    spec = load_job("100dogs", [*METHODS[method], *LAYOUT, *changes]).pipeline
     painter: Any = spec.load(SCENES, Numerics(device="cuda" if gpu and spec.uses_torch else "cpu"))
     passes: list[int] = []
     if isinstance(unet := getattr(getattr(painter, "pipeline", None), "unet", None), UNet2DConditionModel):

@@ -9,7 +9,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 
 from synthgen import registry
@@ -44,6 +53,9 @@ class OutputSpec(SpecModel):
     shard_size: int = Field(1000, ge=1, le=100_000, description="images a shard")
     image_format: Literal["jpg", "png", "webp"] = "jpg"
     quality: int = Field(92, ge=1, le=100, description="of jpg and webp")
+    subsampling: Literal["4:4:4", "4:2:0"] = Field(
+        "4:4:4", description="chroma of jpg; 4:2:0 is smaller, and blurs the colours of small objects (webp has 4:2:0 alone)"
+    )
 
     @field_validator("path")
     @classmethod
@@ -99,6 +111,13 @@ class Job(SpecModel):
         if isinstance(value, tuple) and not 1 <= value[0] <= value[1]:
             raise ValueError(f"[{value[0]}, {value[1]}] must be [least, most] with 1 <= least <= most")
         return value
+
+    @field_validator("pipeline", mode="after")
+    @classmethod
+    def fit_pipeline(cls, value: MethodSpec, info: ValidationInfo) -> MethodSpec:
+        """Settle what the layouts decide, such as the scale `native`, which is a number from here on."""
+        layout = info.data.get("layout")
+        return value if layout is None else value.fit_to_layouts(layout)
 
     @property
     def shards(self) -> int:

@@ -108,7 +108,7 @@ class _ProgressBar:
 
 
 def preview_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"path", "layouts", "boxes", "coverage"}."""
+    """`--json`: {"path", "layouts", "boxes", "coverage", "canvas", "generated_at"}."""
     from synthgen.config import ConfigError
 
     job, spoken = load(args)
@@ -122,8 +122,13 @@ def preview_command(args: argparse.Namespace) -> Result:
     write_preview(path, layouts, job.layout.examples())
     coverage = sum(layout.coverage() for layout in layouts) / len(layouts)
     data = {"path": str(path), "layouts": len(layouts), "boxes": sum(map(len, layouts)), "coverage": round(coverage, 4)}
-    data |= spoken
-    return 0, data, [f"{path}: {data['layouts']} layouts, {data['boxes']} boxes, mean coverage {coverage:.1%}"]
+    canvas, generated_at = job.layout.canvas, job.pipeline.generation_canvas(job.layout.canvas)
+    data |= {"canvas": canvas, "generated_at": generated_at, **spoken}
+    lines = [f"{path}: {data['layouts']} layouts, {data['boxes']} boxes, mean coverage {coverage:.1%}"]
+    if generated_at != canvas:
+        sizes = " and shrunk to ".join(f"{width} x {height} px" for width, height in (generated_at, canvas))
+        lines.append(f"images are generated at {sizes} (pipeline.scale)")
+    return 0, data, lines
 
 
 def plan_command(args: argparse.Namespace) -> Result:

@@ -7,10 +7,12 @@ from glob import escape
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, Field
 
 from synthgen.diffusion.checkpoint import EDM, SPLIT, WITHIN, Checkpoint, input_problem, read_checkpoint
 from synthgen.diffusion.lora import ADAPTER, read_layers, reads_adapter_config
+from synthgen.diffusion.scaling import LARGEST_SCALE, choose_scale, enlarge_canvas, measure_boxes
 from synthgen.diffusion.weights import VariantNotFoundError, read_head, select_files
 from synthgen.layouts import SamplerSpec
 from synthgen.pipelines import MethodSpec, ModelNotFoundError
@@ -18,11 +20,17 @@ from synthgen.scene import SceneSpec
 
 EMBEDDED = Path(__file__).parent.parent / "models"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
+ABOUT = "synthgen.json"  # in a checkpoint's folder: the sizes that it was made for
 CONCEPTS = "concepts.json"  # in a checkpoint's folder: the classes that it learnt by identifiers
 LICENCES = {"synthgen-tiny": "Apache-2.0"}
 KNOWN = {"synthgen-tiny": ("dog", "cat", "ball", "tree")}  # all that a checkpoint has seen, where that is not much
 SchedulerName = Literal["dpm++", "unipc", "ddim", "euler", "lms", "lcm"]
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+DRAWN_SHARE = (0.4, 0.8)  # longer sides of the objects that a checkpoint draws well, in its native windows
+FAR_BELOW, FAR_ABOVE = 0.75, 1.5  # of these sizes: boxes beyond are warned of
+MOST_FEW_STEP_GUIDANCE = 2.0  # a checkpoint distilled to few steps burns with more
+FEW_STEP_WORDS = ("lcm", "turbo", "hyper", "lightning")  # in the names of such checkpoints and LoRAs
+Scale = Annotated[float, Field(ge=1, le=LARGEST_SCALE)] | Literal["native"]
 PRK_STEPS = 4  # of Runge-Kutta, with which PNDM begins unless its settings skip them
 LCM_STEPS = 50  # as many as its schedule has
 
@@ -48,6 +56,11 @@ class ModelSpec(MethodSpec):
         None, min_length=1, description="merged into the checkpoint: a .safetensors, its folder, or a Hub id"
     )
     lora_scale: Annotated[float, BeforeValidator(_is_no_boolean)] = Field(1.0, allow_inf_nan=False, description="how much of it")
+    scale: Scale = Field(
+        1.0,
+        description="generate on a canvas so many times as large, and shrink the image; "
+        "native: the least scale at which the checkpoint draws objects of these sizes well",
+    )
     compile: bool = Field(False, description="compile the UNet once a worker: pays off on a GPU, for jobs of many images")
 
     @property
@@ -76,6 +89,30 @@ class ModelSpec(MethodSpec):
             ModelNotFoundError: it cannot be had.
         """
         return find_checkpoint(self.model, self.weights).folder
+
+    def fit_to_layouts(self, sampler: SamplerSpec) -> "ModelSpec":
+        """Return the recipe with a number for the scale `native`; as it is if its checkpoint cannot be had."""
+        if self.scale != "native":
+            return self
+        try:
+            least, _ = drawn_sizes(self.folder())
+        except ModelNotFoundError:
+            return self
+        scale = choose_scale(measure_boxes(sampler), sampler.canvas, least)
+        return self.model_copy(update={"scale": scale})
+
+    def generation_scale(self) -> float:
+        """Return the scale as a number.
+
+        Raises:
+            ValueError: it is `native`, which only the layouts of a job decide (`fit_to_layouts`).
+        """
+        if self.scale == "native":
+            raise ValueError("scale: native depends on a job's layouts; give a number")
+        return self.scale
+
+    def generation_canvas(self, canvas: tuple[int, int]) -> tuple[int, int]:
+        return enlarge_canvas(canvas, self.generation_scale(), vae_factor(read_config(self.folder(), "vae")))
 
     def fingerprint(self) -> dict[str, Any]:
         index = self.folder() / "model_index.json"  # says how the parts work together
@@ -109,11 +146,55 @@ class LayoutModelSpec(ModelSpec):
         return problems
 
     def doubts(self, sampler: SamplerSpec) -> list[str]:
+        return [*self._doubt_names(sampler), *self._doubt_guidance(), *self._doubt_window(), *self._doubt_sizes(sampler)]
+
+    def _doubt_names(self, sampler: SamplerSpec) -> list[str]:
         known = KNOWN.get(self.model)
         if known is None or self.lora is not None:
             return []
         unknown = ", ".join(repr(name) for name in sampler.names() if not set(name.split()) & set(known))
         return [f"model: {self.model} has never seen {unknown}; it knows {', '.join(known)}"] if unknown else []
+
+    def _doubt_guidance(self) -> list[str]:
+        """Warn of guidance that burns the images of checkpoints distilled to few steps."""
+        if self.guidance_scale <= MOST_FEW_STEP_GUIDANCE or not self._takes_few_steps():
+            return []
+        why = "lcm, turbo, hyper and lightning checkpoints burn above 2"
+        return [f"guidance_scale: {self.guidance_scale:g} is much: {why}; give 1"]
+
+    def _takes_few_steps(self) -> bool:
+        """Tell whether the checkpoint or its LoRA is distilled to few steps, by scheduler and name."""
+        checkpoint = find_checkpoint(self.model, self.weights)
+        if checkpoint.configs["unet"].get("time_cond_proj_dim") is not None:
+            return False  # it reads the guidance scale as a condition
+        is_lcm = self.scheduler == "lcm" or (self.scheduler is None and checkpoint.scheduler == "LCMScheduler")
+        names = f"{self.model} {self.lora or ''}".lower()
+        return is_lcm or any(word in names for word in FEW_STEP_WORDS)
+
+    def _doubt_window(self) -> list[str]:
+        """Warn of a window of another size than the checkpoint was trained at."""
+        window: int | None = getattr(self, "window", None)
+        least, most = native_windows(self.folder())
+        if window is None or least <= window <= most:
+            return []
+        native = f"{least} px" if least == most else f"{least} to {most} px"
+        return [f"window: {window} px is not what {self.model} was trained at, {native}; leave it out, or give that"]
+
+    def _doubt_sizes(self, sampler: SamplerSpec) -> list[str]:
+        """Warn of boxes far smaller or larger than what the checkpoint draws."""
+        sides = measure_boxes(sampler)
+        if not len(sides) or self.scale == "native":
+            return []
+        least, most = drawn_sizes(self.folder())
+        side = float(np.median(sides)) * self.scale
+        what = f"boxes of {side:.0f} px (median of the longer sides, at scale {self.scale:g})"
+        drawn = f"{self.model} draws objects of {least:.0f} to {most:.0f} px"
+        if side < FAR_BELOW * least:
+            scale = choose_scale(sides, sampler.canvas, least)
+            return [f"scale: {what} are small: {drawn}; pipeline.scale=native generates at {scale:g}"]
+        if side > FAR_ABOVE * most:
+            return [f"scale: {what} are large: {drawn}; a smaller canvas with smaller boxes would suit it"]
+        return []
 
 
 def canvas_problems(spec: ModelSpec, canvas: tuple[int, int]) -> list[str]:
@@ -124,6 +205,7 @@ def canvas_problems(spec: ModelSpec, canvas: tuple[int, int]) -> list[str]:
     folder = spec.folder()
     factor = vae_factor(read_config(folder, "vae"))
     least = factor * unet_multiple(read_config(folder, "unet"))
+    canvas = spec.generation_canvas(canvas)
     return [
         f"model: canvas {name} {side} px must be a multiple of {factor} and at least {least} for {spec.model}"
         for name, side in zip(("width", "height"), canvas, strict=True)
@@ -258,7 +340,7 @@ def lora_hash(file: Path) -> str:
 @lru_cache
 def _from_hub(name: str, variant: str | None) -> Path:
     """Fetch what a checkpoint is loaded from: once for each process, which asks several times where it is."""
-    files = ["model_index.json", CONCEPTS, *select_files(_list_files(name), PARTS, variant)]
+    files = ["model_index.json", ABOUT, CONCEPTS, *select_files(_list_files(name), PARTS, variant)]
     return snapshot(name, [escape(file) for file in files], [])
 
 
@@ -321,6 +403,33 @@ def vae_factor(config: dict[str, Any]) -> int:
     """Pixels a latent cell: 2 to the number of the autoencoder's halvings."""
     channels = config.get("block_out_channels") or config["encoder_block_out_channels"]
     return int(2 ** (len(channels) - 1))
+
+
+def native_windows(folder: Path) -> tuple[int, int]:
+    """Return the least and largest side in px of the windows that a checkpoint was trained at."""
+    about = _about(folder)
+    if "window_sizes" in about:
+        least, most = about["window_sizes"]
+        return int(least), int(most)
+    side = int(read_config(folder, "unet").get("sample_size") or 64) * vae_factor(read_config(folder, "vae"))
+    return side, side
+
+
+def drawn_sizes(folder: Path) -> tuple[float, float]:
+    """Return the least and largest longer side in px of the objects that a checkpoint draws well."""
+    about = _about(folder)
+    if "object_sizes" in about:
+        least, most = about["object_sizes"]
+        return float(least), float(most)
+    side, _ = native_windows(folder)
+    return DRAWN_SHARE[0] * side, DRAWN_SHARE[1] * side
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """Read the sizes that a checkpoint's own file says it was made for; nothing if it has no such file."""
+    file = folder / ABOUT
+    about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return about
 
 
 def unet_multiple(config: dict[str, Any]) -> int:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from synthgen.diffusion.models import LayoutModelSpec
 from synthgen.diffusion.pipeline import LatentPipeline, load_pipeline
+from synthgen.diffusion.scaling import enlarge_canvas, enlarge_scene, resize_images, shrink_changes
 from synthgen.pipelines import Numerics, Painting
 from synthgen.randomness import torch_seed
 from synthgen.scene import Scene
@@ -33,11 +34,23 @@ class LayoutPainter:
         self.__dict__.pop("mixture", None)  # its options have the old one
 
     def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
-        return self.paint(scenes, seeds, **self.of(scenes, seeds))
+        pictures = self.backgrounds(scenes, seeds)
+        if pictures is not None:
+            images = self._change(self.pipeline, self.options, pictures, scenes, seeds)
+            return [Painting(image) for image in images]
+        larger = self.enlarge(scenes)
+        images = generate(self.pipeline, larger, seeds, **self.options)
+        size = (scenes[0].layout.width, scenes[0].layout.height)
+        return [Painting(image) for image in resize_images(images, size)]
 
-    def paint(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence], **more: Any) -> list[Painting]:
-        """Paint a batch with further arguments of the pipeline."""
-        return paint(self.pipeline, scenes, seeds, **self.options, **more)
+    def enlarge(self, scenes: Sequence[Scene]) -> list[Scene]:
+        """Return the scenes on the canvas that they are generated on."""
+        scale, factor = self.spec.generation_scale(), self.pipeline.factor
+        larger = []
+        for scene in scenes:
+            canvas = enlarge_canvas((scene.layout.width, scene.layout.height), scale, factor)
+            larger.append(enlarge_scene(scene, canvas))
+        return larger
 
     @property
     def least_side(self) -> int:
@@ -56,7 +69,23 @@ class LayoutPainter:
         if unet.in_channels != vae.latent_channels:
             return list(images)
         pipeline, options = self.mixture
-        return [p.image for p in paint(pipeline, scenes, seeds, pictures=np.stack(images), **options)]
+        return self._change(pipeline, options, images, scenes, seeds)
+
+    def _change(
+        self,
+        pipeline: Any,
+        options: dict[str, Any],
+        images: Sequence[NDArray[np.uint8]],
+        scenes: Sequence[Scene],
+        seeds: Sequence[np.random.SeedSequence],
+    ) -> list[NDArray[np.uint8]]:
+        """Generate the scenes' boxes into images (H, W, 3), at the scale; nothing else changes."""
+        larger = self.enlarge(scenes)
+        canvas = (larger[0].layout.width, larger[0].layout.height)
+        before = resize_images(images, canvas)
+        after = generate(pipeline, larger, seeds, pictures=np.stack(before), **options)
+        changes = zip(images, before, after, strict=True)
+        return [shrink_changes(image, enlarged, changed) for image, enlarged, changed in changes]
 
     @cached_property
     def mixture(self) -> tuple[Any, dict[str, Any]]:
@@ -71,9 +100,11 @@ class LayoutPainter:
         spec = Spec(model=self.spec.model, steps=self.spec.steps, guidance_scale=self.spec.guidance_scale)
         return pipeline, options_of(MixturePipeline, spec, self.numerics)
 
-    def of(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> dict[str, Any]:
-        """Further arguments of the pipeline for these scenes."""
-        return {}
+    def backgrounds(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[NDArray[np.uint8]] | None:
+        """Return the user's images (H, W, 3) into which these scenes are generated; None: there are none."""
+        return None
 
 
 def options_of(kind: type[LatentPipeline], spec: LayoutModelSpec, numerics: Numerics) -> dict[str, Any]:
@@ -83,8 +114,10 @@ def options_of(kind: type[LatentPipeline], spec: LayoutModelSpec, numerics: Nume
     return options | {"num_inference_steps": spec.steps, "chunk": numerics.chunk}
 
 
-def paint(pipeline: Any, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence], **options: Any) -> list[Painting]:
-    """Paint a batch of scenes with a pipeline over layouts."""
+def generate(
+    pipeline: Any, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence], **options: Any
+) -> list[NDArray[np.uint8]]:
+    """Generate the images (H, W, 3) of a batch of scenes with a pipeline over layouts."""
     images = pipeline(
         [scene.layout for scene in scenes],
         background=[scene.background for scene in scenes],
@@ -93,7 +126,7 @@ def paint(pipeline: Any, scenes: Sequence[Scene], seeds: Sequence[np.random.Seed
         output_type="np",
         **options,
     )
-    return [Painting(image) for image in images]
+    return list(images)
 
 
 def _generator(seed: np.random.SeedSequence) -> torch.Generator:

@@ -24,6 +24,7 @@ class Plan:
         gigabytes: of the finished dataset.
         worker_gigabytes: peak memory of one worker.
         timed_images: what the estimate rests on.
+        canvas, generated_at: width and height in px of the images, and of the canvas that they are generated on.
     """
 
     images: int
@@ -37,11 +38,17 @@ class Plan:
     gigabytes: float
     worker_gigabytes: float
     timed_images: int
+    canvas: tuple[int, int]
+    generated_at: tuple[int, int]
 
     def lines(self) -> list[str]:
         """The plan for a person."""
         gpu = f", {self.gpu_hours:.2f} GPU-hours" if self.gpu_hours else ""
+        canvas = f"{self.canvas[0]} x {self.canvas[1]} px"
+        if self.generated_at != self.canvas:
+            canvas += f", generated at {self.generated_at[0]} x {self.generated_at[1]} px"
         return [
+            f"canvas   {canvas}",
             f"{self.images} images in {self.shards} shards, {self.workers} worker(s) on {self.device}",
             f"time     {self.hours:.2f} hours{gpu} ({self.seconds_per_image:.2f} s an image, timed on {self.timed_images})",
             f"disk     {self.gigabytes:.3f} GB",
@@ -65,7 +72,7 @@ def plan(job: Job, address: str | None = None) -> Plan:
     return Plan(
         job.images, job.shards, workers, device, round(loaded - began, 3), round(seconds, 3), round(hours, 4),
         round(hours * workers, 4) if device == "cuda" else 0.0, round(size * job.images / 1e9, 4),
-        round(peak_bytes() / 1e9, 3), len(batch),
+        round(peak_bytes() / 1e9, 3), len(batch), job.layout.canvas, job.pipeline.generation_canvas(job.layout.canvas),
     )  # fmt: skip
 
 

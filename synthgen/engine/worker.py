@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from synthgen.config import Job
+from synthgen.config import Job, OutputSpec
 from synthgen.errors import InputError, StoreFailedError, StoreRefusedError
 from synthgen.layouts import InfeasibleLayoutError
 from synthgen.pipelines import Numerics, Painting
@@ -228,7 +228,7 @@ class Worker:
         for index, painted in zip(indices, batch, strict=True):
             scene, checked = painted.scene, painted.checked
             pixels, conditions = self.take(index, painted)
-            picture = encode_image(pixels, job.output.image_format, job.output.quality)
+            picture = encode_image(pixels, job.output)
             boxes = tuple(annotations(scene, painted.painting, self.ids, checked))
             width, height, kind = scene.layout.width, scene.layout.height, job.output.image_format
             verified = None if checked is None else checked.record()
@@ -291,11 +291,15 @@ def is_picture(painting: Painting) -> bool:
     return float(painting.image[::4, ::4].std()) > BLANK_DEVIATION
 
 
-def encode_image(pixels: np.ndarray[Any, np.dtype[np.uint8]], image_format: str, quality: int) -> bytes:
-    """(H, W, 3) uint8 as jpg, png or webp."""
+def encode_image(pixels: NDArray[np.uint8], output: OutputSpec) -> bytes:
+    """Encode an image (H, W, 3) as the job's output says."""
+    options: dict[str, Any] = {}
+    if output.image_format != "png":
+        options["quality"] = output.quality
+    if output.image_format == "jpg":
+        options["subsampling"] = output.subsampling
     buffer = io.BytesIO()
-    options = {} if image_format == "png" else {"quality": quality}
-    Image.fromarray(pixels).save(buffer, PIL_FORMATS[image_format], **options)
+    Image.fromarray(pixels).save(buffer, PIL_FORMATS[output.image_format], **options)
     return buffer.getvalue()
 
 

@@ -88,6 +88,14 @@ class MethodSpec(SpecModel):
         """Whether the picture follows any words of the scene's background: weather, light, season and style are such."""
         return True
 
+    def fit_to_layouts(self, sampler: SamplerSpec) -> "MethodSpec":
+        """Return the recipe with numbers for the keys that the layouts of a job decide."""
+        return self
+
+    def generation_canvas(self, canvas: tuple[int, int]) -> tuple[int, int]:
+        """Return the canvas (width, height) in px on which images of a canvas are generated."""
+        return canvas
+
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
         """What stands against painting these layouts with this recipe, each as `key: reason`."""
         return []

@@ -265,5 +265,5 @@ def card_facts(info: DatasetInfo, counts: dict[str, Any]) -> dict[str, Any]:
         "categories": ", ".join(info.category_ids),
         "licence": info.licence,
     }
-    model = {k: v for k, v in info.fingerprint.items() if k in ("pipeline.method", "pipeline.model", "seed")}
+    model = {k: v for k, v in info.fingerprint.items() if k in ("pipeline.method", "pipeline.model", "pipeline.scale", "seed")}
     return {**facts, **counts["verified"], **model}

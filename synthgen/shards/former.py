@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 FORMER: dict[str, tuple[Any, ...]] = {
+    "output.subsampling": ("4:2:0",),
+    "pipeline.scale": (1.0,),
     "pipeline.seed_tiles_noise": ("cut",),
     "pipeline.stages_rounding": ("up",),
 }

@@ -1,5 +1,6 @@
 """One worker: samples depend on job and index alone; failed images are painted again."""
 
+import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from pycocotools import mask as coco_mask
 
-from synthgen.config import Job
+from synthgen.config import Job, OutputSpec
 from synthgen.engine.worker import (
     Painted,
     Progress,
@@ -307,13 +309,23 @@ def test_an_impossible_layout_names_index_and_seed(make_job: Callable[..., Job])
 @pytest.mark.parametrize(("image_format", "magic"), [("jpg", b"\xff\xd8"), ("png", b"\x89PNG"), ("webp", b"RIFF")])
 def test_encode_image(image_format: str, magic: bytes) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
-    assert encode_image(pixels, image_format, 90).startswith(magic)
-    assert encode_image(pixels, image_format, 90) == encode_image(pixels, image_format, 90)
+    output = OutputSpec.model_validate({"path": "out", "image_format": image_format, "quality": 90})
+    assert encode_image(pixels, output).startswith(magic)
+    assert encode_image(pixels, output) == encode_image(pixels, output)
+
+
+@pytest.mark.parametrize(("subsampling", "factors"), [("4:4:4", (1, 1)), ("4:2:0", (2, 2))])
+def test_the_chroma_of_a_jpg_is_sampled_as_asked(subsampling: str, factors: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    output = OutputSpec.model_validate({"path": "out", "subsampling": subsampling})
+    with Image.open(io.BytesIO(encode_image(pixels, output))) as image:
+        assert isinstance(image, JpegImageFile)
+        assert image.layer[0][1:3] == factors  # horizontal and vertical sampling of luma against chroma
 
 
 @pytest.mark.parametrize(
     ("image_format", "expected"),
-    [("jpg", ("JPEG", {"quality": 90})), ("png", ("PNG", {})), ("webp", ("WEBP", {"quality": 90}))],
+    [("jpg", ("JPEG", {"quality": 90, "subsampling": "4:4:4"})), ("png", ("PNG", {})), ("webp", ("WEBP", {"quality": 90}))],
 )
 def test_no_other_option_of_an_encoder_is_set(
     monkeypatch: pytest.MonkeyPatch, image_format: str, expected: tuple[str, dict[str, Any]]
@@ -325,7 +337,8 @@ def test_no_other_option_of_an_encoder_is_set(
         asked.append((name, options))
 
     monkeypatch.setattr(Image.Image, "save", save)
-    encode_image(np.zeros((8, 8, 3), np.uint8), image_format, 90)
+    output = OutputSpec.model_validate({"path": "out", "image_format": image_format, "quality": 90})
+    encode_image(np.zeros((8, 8, 3), np.uint8), output)
     assert asked == [expected]
 
 

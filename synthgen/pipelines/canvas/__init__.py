@@ -1,8 +1,9 @@
 """Mixture of Diffusers over free regions: the recipe. The pipeline itself is in `pipeline.py`."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from PIL import Image
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -84,6 +85,10 @@ def _kind(value: Any) -> Any:
 DiffusionRegion = Annotated[Annotated[TextRegion, Tag("text")] | Annotated[ImageRegion, Tag("image")], Discriminator(_kind)]
 
 
+AnyRegion = TypeVar("AnyRegion", bound=CanvasRegion)
+REGION_ENDS = ("row_init", "row_end", "col_init", "col_end")
+
+
 class Spec(ModelSpec):
     """Free regions of a canvas, each with a prompt or a picture of its own, merged: pictures without boxes."""
 
@@ -114,7 +119,24 @@ class Spec(ModelSpec):
         if problems:
             return problems
         factor = vae_factor(read_config(self.folder(), "vae"))
-        return region_problems([*self.regions, *self.reroll_regions], sampler.canvas, factor)
+        canvas = self.generation_canvas(sampler.canvas)
+        regions = [*self.enlarge(self.regions, factor), *self.enlarge(self.reroll_regions, factor)]
+        return region_problems(regions, canvas, factor)
+
+    def enlarge(self, regions: Sequence[AnyRegion], factor: int) -> list[AnyRegion]:
+        """Return regions in px of the canvas that the image is generated on.
+
+        Args:
+            factor: px of which their ends are multiples at a scale above 1.
+        """
+        scale = self.generation_scale()
+        if scale == 1:
+            return list(regions)
+        larger = []
+        for region in regions:
+            ends = {end: round(getattr(region, end) * scale / factor) * factor for end in REGION_ENDS}
+            larger.append(region.model_copy(update=ends))
+        return larger
 
     def load(self, scene: SceneSpec, numerics: Numerics) -> "CanvasPainter":
         from synthgen.pipelines.canvas.pipeline import CanvasPainter

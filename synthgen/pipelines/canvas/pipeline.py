@@ -26,6 +26,7 @@ from synthgen.diffusion.pipeline import (
     load_pipeline,
 )
 from synthgen.diffusion.prompts import Prompts
+from synthgen.diffusion.scaling import enlarge_canvas, resize_images
 from synthgen.pipelines import IncompatibleLayoutError, Numerics, Painting
 from synthgen.pipelines.canvas import CanvasRegion, ImageRegion, RerollRegion, Spec, TextRegion, region_problems
 from synthgen.scene import Scene
@@ -181,18 +182,20 @@ class CanvasPainter:
         self.chunk = chunk
 
     def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
-        spec = self.spec
+        spec, factor = self.spec, self.pipeline.factor
+        size = (scenes[0].layout.width, scenes[0].layout.height)
+        width, height = enlarge_canvas(size, spec.generation_scale(), factor)
         images = self.pipeline(
-            scenes[0].layout.height,
-            scenes[0].layout.width,
-            spec.regions,
+            height,
+            width,
+            spec.enlarge(spec.regions, factor),
             num_inference_steps=spec.steps,
             seed=[int(seed.generate_state(1, np.uint64)[0] >> 1) if spec.seed is None else spec.seed for seed in seeds],
-            reroll_regions=spec.reroll_regions,
+            reroll_regions=spec.enlarge(spec.reroll_regions, factor),
             negative_prompt=scenes[0].negative,
             eta=spec.eta,
             cpu_vae=spec.cpu_vae,
             chunk=self.chunk,
             output_type="np",
         )
-        return [Painting(np.asarray(image)) for image in images]
+        return [Painting(image) for image in resize_images(images, size)]

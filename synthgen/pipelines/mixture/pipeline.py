@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -148,15 +147,17 @@ class MixturePainter(LayoutPainter):
         self, images: Sequence[NDArray[np.uint8]], scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
     ) -> list[NDArray[np.uint8]]:
         """The pictures with the scenes' boxes painted anew, and not a bit changed outside their windows."""
-        return [painting.image for painting in self.paint(scenes, seeds, pictures=np.stack(images))]
+        return self._change(self.pipeline, self.options, images, scenes, seeds)
 
-    def of(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> dict[str, Any]:
-        """The user's pictures to paint into, (B, H, W, 3), if there are any."""
+    def backgrounds(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[NDArray[np.uint8]] | None:
+        """Return the user's images (H, W, 3) into which these scenes are generated; None: there are none."""
         if not self.grounds:
-            return {}
+            return None
         found = []
         for scene, seed in zip(scenes, seeds, strict=True):
             rng = np.random.default_rng(seed)
             path = choose_by_words(self.grounds, scene.background, rng)
             found.append(np.asarray(ground(path, scene.layout.width, scene.layout.height, rng)))
-        return {"pictures": np.stack(found)}
+        return found

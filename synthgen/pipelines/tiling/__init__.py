@@ -78,6 +78,24 @@ class Spec(ModelSpec):
         width = self.tile_width + (columns - 1) * (self.tile_width - self.tile_col_overlap)
         return width, self.tile_height + (rows - 1) * (self.tile_height - self.tile_row_overlap)
 
+    def enlarge(self, factor: int, step: int) -> "Spec":
+        """Return the recipe in px of the canvas that the image is generated on.
+
+        Args:
+            factor, step: px of which overlaps and sides of tiles are multiples at a scale above 1.
+        """
+        scale = self.generation_scale()
+        if scale == 1:
+            return self
+        multiples = {"tile_height": step, "tile_width": step, "tile_row_overlap": factor, "tile_col_overlap": factor}
+        sides: dict[str, Any] = {
+            key: round(getattr(self, key) * scale / multiple) * multiple for key, multiple in multiples.items()
+        }
+        rerolled = []
+        for *ends, seed in self.seed_reroll_regions:
+            rerolled.append((*(round(end * scale / factor) * factor for end in ends), seed))
+        return self.model_copy(update={**sides, "seed_reroll_regions": tuple(rerolled)})
+
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
         problems = []
         if sampler.names():

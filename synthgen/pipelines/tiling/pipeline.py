@@ -13,6 +13,7 @@ from synthgen.diffusion import masks
 from synthgen.diffusion.mixture import Mixture, Region
 from synthgen.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output, generators_of, load_pipeline
 from synthgen.diffusion.prompts import Prompts
+from synthgen.diffusion.scaling import resize_images
 from synthgen.pipelines import IncompatibleLayoutError, Numerics, Painting
 from synthgen.pipelines.tiling import Reroll, Spec
 from synthgen.scene import Scene
@@ -171,7 +172,8 @@ class TilingPainter:
         self.chunk = chunk
 
     def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
-        spec = self.spec
+        factor = self.pipeline.factor
+        spec = self.spec.enlarge(factor, factor * self.pipeline.multiple)
         numbers = [int(seed.generate_state(1, np.uint64)[0] >> 1) if spec.seed is None else spec.seed for seed in seeds]
         images = self.pipeline(
             spec.prompt,
@@ -193,4 +195,5 @@ class TilingPainter:
             chunk=self.chunk,
             output_type="np",
         )
-        return [Painting(np.asarray(image)) for image in images]
+        size = (scenes[0].layout.width, scenes[0].layout.height)
+        return [Painting(image) for image in resize_images(images, size)]
