@@ -189,7 +189,10 @@ def test_other_bytes_are_told_and_taken_only_if_asked_for(
     numerics = json.loads(path.read_text())["numerics"]
     edit(path, numerics={**numerics, "versions": {**numerics["versions"], "pillow": "0.1"}})
     flip(out / "shards/000001.tar", 1500)
-    monkeypatch.setattr("synthgen.engine.worker.encode_image", lambda pixels, kind, _: encode_image(pixels, kind, 50))
+    monkeypatch.setattr(
+        "synthgen.engine.worker.encode_image",
+        lambda pixels, output: encode_image(pixels, output.model_copy(update={"quality": 50})),
+    )
     before = snapshot(out)
     assert cli.main(["repair", str(out)]) == 1
     printed = capsys.readouterr().out

@@ -4,6 +4,7 @@ Source: Jimenez, arXiv 2302.02412, and its repository's README (the arguments, t
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -175,7 +176,7 @@ class TilingPainter:
         factor = self.pipeline.factor
         spec = self.spec.enlarge(factor, factor * self.pipeline.multiple)
         numbers = [int(seed.generate_state(1, np.uint64)[0] >> 1) if spec.seed is None else spec.seed for seed in seeds]
-        images = self.pipeline(
+        images: Any = self.pipeline(
             spec.prompt,
             negative_prompt=spec.negative_prompt,
             num_inference_steps=spec.steps,
