@@ -228,8 +228,9 @@ def _entry(
 
 
 def _size(image: dict[str, Any], picture: Path | None) -> tuple[int, int]:
-    """Width and height in px: as the file says, else those of the image."""
-    if image.get("width") is None and image.get("height") is None and picture is not None:
+    """Width and height in px: as the file says, else those of the image; 0 says nothing, as with Pascal VOC."""
+    unknown = any(image.get(side) in (None, 0) for side in ("width", "height"))
+    if unknown and picture is not None:
         return upright_size(picture)
     return positive(image.get("width"), "width"), positive(image.get("height"), "height")
 

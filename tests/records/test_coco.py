@@ -217,7 +217,10 @@ def test_the_size_of_an_image_where_the_file_does_not_say_it(tmp_path: Path) -> 
     entries = [e for e in Source("coco", path).entries() if isinstance(e, Entry)]
     assert [(e.width, e.height) for e in entries] == [(80, 60), (64, 48), (50, 70)]
     data["images"][0]["width"] = 80
-    assert [p.why for p in found(data, tmp_path / "images")[1]] == ["height: None is not a whole number from 1 to 1e+06"]
+    data["images"][1] |= {"width": 0, "height": 0}
+    assert found(data, tmp_path / "images")[1] == []
+    data["images"][1] |= {"width": 0.5, "height": 48}
+    assert [p.why for p in found(data, tmp_path / "images")[1]] == ["width: 0.5 is not a whole number from 1 to 1e+06"]
 
 
 def test_a_byte_order_mark_and_text_of_another_code(tmp_path: Path) -> None:
