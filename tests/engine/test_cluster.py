@@ -1,7 +1,10 @@
 """Clusters that do not answer, and folders that Ray cannot use: told in one line, before anything is written."""
 
+import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -144,16 +147,16 @@ def test_ray_gets_a_token_where_there_is_no_home(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_ray_starts_with_a_long_temporary_folder_and_no_home(
-    make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_starts_with_a_long_temporary_folder_and_no_home(job_file: Path, tmp_path: Path) -> None:
+    """In a process of its own: Ray keeps the first token that it reads for as long as a process lives."""
     long = tmp_path / "a_rather_long_folder_name_for_temporary_files/of_a_user_on_a_shared_cluster/job_1234567/tmp"
     long.mkdir(parents=True)
-    for name in ("TMPDIR", "RAY_TMPDIR"):
-        monkeypatch.setenv(name, str(long))
-    unset(monkeypatch, "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
-    monkeypatch.setenv("HOME", "/proc")
-    assert run(make_job("workers=1", "images=2")).counts["complete"]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    environment = {**kept, "TMPDIR": str(long), "RAY_TMPDIR": str(long), "HOME": "/proc"}
+    command = [sys.executable, "-m", "synthgen", "run", str(job_file), "workers=1", "images=2", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["complete"]
 
 
 def test_where_the_system_tells_no_affinity_all_processors_count(

@@ -104,7 +104,7 @@ def test_document_strings(tmp_path: Path) -> None:
         ("[]", "layouts.jsonl:4: '[]' is not a mapping"),
         ('{"width": 9, "height": 9, "boxes": []}', "layouts.jsonl:4: categories: missing"),
         ('{"width": 9, "height": 9, "categories": ["dog"], "boxes": [[5, 5, 2, 9]]}', "layouts.jsonl:4: box 0 (dog), x 5 to 2, y 5 to 9: has no area"),
-        ('{"width": 9, "height": 9, "categories": ["dog"], "bbox": [[5, 5, -2, 9]]}', "layouts.jsonl:4: box 0 (dog), x 5 to 3, y 5 to 14: has no area"),
+        ('{"width": 9, "height": 9, "categories": ["dog"], "bbox": [[5, 5, -2, 9]]}', "width and height must not be negative"),
         ('{"width": 9, "height": 9, "categories": ["dog"], "bbox": []}', "layouts.jsonl:4: categories: 1 names for 0 boxes"),
         ('{"categories": [], "boxes": []}', "layouts.jsonl:4: give width and height, or a file_name"),
         ('{"custom_annotation": ["label_0_bbox_1_2_3_4"]}', "layouts.jsonl:4: custom_annotation[0]: 'label_0_bbox_1_2_3_4' is not"),

@@ -82,7 +82,8 @@ class Spec(ModelSpec):
         """Return the recipe in px of the canvas that the image is generated on.
 
         Args:
-            factor, step: px of which overlaps and sides of tiles are multiples at a scale above 1.
+            factor: px of which overlaps are multiples at a scale above 1.
+            step: px of which sides of tiles are.
         """
         scale = self.generation_scale()
         if scale == 1:
