@@ -69,7 +69,7 @@ def coco_problems(data: dict[str, Any]) -> list[str]:
         ("annotations", 0, {"bbox": [1, 2, float("nan"), 4]}, "i.json: annotations[0]: [1, 2, nan, 4]: all four must be finite"),
         ("annotations", 0, {"bbox": [1, 2, 10**400, 4]}, "all four must be finite"),
         ("annotations", 0, {"bbox": [1, 2, 3]}, "i.json: annotations[0]: [1, 2, 3] is not x, y, width, height"),
-        ("images", 0, {"width": 0}, "i.json: images[0]: width: 0 is not a whole number from 1 to 1e+06"),
+        ("images", 0, {"width": -3}, "i.json: images[0]: width: -3 is not a whole number from 1 to 1e+06"),
         ("images", 0, {"height": 10**9}, "i.json: images[0]: height: 1000000000 is not a whole number from 1 to 1e+06"),
         ("images", 0, {"file_name": "../../etc/0.jpg"}, "i.json: images[0]: file_name: '../../etc/0.jpg' leads out of"),
         ("images", 0, {"file_name": "/etc/0.jpg"}, "i.json: images[0]: file_name: '/etc/0.jpg' leads out of"),
