@@ -6,6 +6,7 @@ stay those that were asked for.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-from synthgen.layouts import SamplerSpec
+from synthgen.layouts import InfeasibleLayoutError, SamplerSpec
 from synthgen.randomness import Stream, seed_sequence
 from synthgen.scene import Scene
 
@@ -27,9 +28,15 @@ SUPPORT = 3  # px of the shrunk image over which Lanczos mixes
 
 
 def measure_boxes(sampler: SamplerSpec) -> NDArray[np.float64]:
-    """Measure the longer sides (N,) in px of the boxes of some layouts of a job, always the same ones."""
-    rngs = [np.random.default_rng(seed_sequence(0, k, Stream.LAYOUT)) for k in range(SAMPLED_LAYOUTS)]
-    boxes = [sampler.sample(rng, k).boxes for k, rng in enumerate(rngs)]
+    """Measure the longer sides (N,) in px of the boxes of some layouts of a job, always the same ones.
+
+    A layout that finds no room is left out: whether the job is feasible is for others to say.
+    """
+    boxes = []
+    for k in range(SAMPLED_LAYOUTS):
+        rng = np.random.default_rng(seed_sequence(0, k, Stream.LAYOUT))
+        with suppress(InfeasibleLayoutError):
+            boxes.append(sampler.sample(rng, k).boxes)
     every = np.concatenate([np.zeros((0, 4)), *boxes])
     sides: NDArray[np.float64] = (every[:, 2:] - every[:, :2]).max(1, initial=0.0)
     return sides

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from synthgen.config import Job, load_job
+from synthgen.config import ConfigError, Job, load_job
 from synthgen.diffusion.models import find_model, native_windows
 from synthgen.diffusion.painter import generate
 from synthgen.diffusion.scaling import (
@@ -28,6 +28,7 @@ from synthgen.diffusion.scaling import (
 )
 from synthgen.engine.worker import draw_scene
 from synthgen.layouts import Layout
+from synthgen.layouts._objects import ObjectSpec
 from synthgen.pipelines import Numerics
 from synthgen.pipelines.annotation_mask import Spec as AnnotationMaskSpec
 from synthgen.pipelines.annotation_tokens import Spec as AnnotationTokensSpec
@@ -232,3 +233,13 @@ def test_the_card_tells_the_scale(make_job: Callable[..., Job], checkpoint: Path
     out = Path(job.output.path)
     assert "pipeline.scale" in (out / "README.md").read_text()
     assert json.loads((out / "dataset.json").read_text())["fingerprint"]["pipeline.scale"] == 1.5
+
+
+def test_boxes_that_find_no_room_are_told_by_the_layout_alone() -> None:
+    with pytest.raises(ConfigError, match=r"layout\.objects: ") as caught:
+        load_job("100dogs", ["pipeline.scale=native", "layout.canvas=[256, 256]", "layout.objects={dog: 40}"])
+    assert len(caught.value.problems) == 1
+    full = load_job("100dogs").layout.model_copy(
+        update={"canvas": (256, 256), "objects": {"dog": ObjectSpec(count=(40, 40))}}
+    )
+    assert len(measure_boxes(full)) == 0
