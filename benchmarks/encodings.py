@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Measure what the encoding of images costs: hit rate against bytes.
 
-usage: benchmarks/encodings.py DATASET [--judge judge.py] [--results FILE] [--table]
+usage: benchmarks/encodings.py DATASET [--judge judge.py] [--results FILE]
 
 DATASET holds images as PNG, such as `synthgen run 100dogs images=20 output.image_format=png` makes. Each
 image is encoded and decoded anew in each way; the hit rate is that of benchmarks/methods.py.
-`--table` prints the Markdown table of the results that are there, and measures nothing.
+`benchmarks/tables.py` makes the table of docs/output.md from the results.
 """
 
 import argparse
@@ -40,15 +40,13 @@ WAYS: list[dict[str, Any]] = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", type=Path, nargs="?")
+    parser.add_argument("dataset", type=Path)
     parser.add_argument("--judge", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    if not args.table:
-        rows = measure(args.dataset, load_judge(args.judge))
-        args.results.write_text(json.dumps(rows, indent=1) + "\n")
-    print(format_table(json.loads(args.results.read_text())))
+    rows = measure(args.dataset, load_judge(args.judge))
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    args.results.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def measure(dataset: Path, judge: Any) -> list[dict[str, Any]]:
@@ -68,16 +66,6 @@ def measure(dataset: Path, judge: Any) -> list[dict[str, Any]]:
         size = sum(len(data) for data in encoded) / len(encoded)
         rows.append({**way, "boxes": boxes_judged, "bytes": round(size), "hit rate": hit_rate(judge, decoded, scenes)})
     return rows
-
-
-def format_table(rows: list[dict[str, Any]]) -> str:
-    """Return the Markdown table of the rows."""
-    lines = ["| format | quality | subsampling | kB an image | hit rate |", "| --- | --- | --- | --- | --- |"]
-    for row in rows:
-        quality, subsampling = row.get("quality", "-"), row.get("subsampling", "-")
-        figures = f"{row['bytes'] / 1000:.0f} | {row['hit rate']:.3f}"
-        lines.append(f"| {row['image_format']} | {quality} | {subsampling} | {figures} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -74,8 +74,8 @@ REROLL = "{kind: reroll, row_init: 0, row_end: 32, col_init: 0, col_end: 32, reg
 
 # Of each image: the overrides that make it, and a slight change that must be seen.
 IMAGES: dict[str, tuple[list[str], str]] = {
-    "mixture": (["pipeline=mixture-tiny", "pipeline.steps=3", "pipeline.background_window=64"], "pipeline.background_weight=0.1"),
-    "mixture-into-an-image": (["pipeline=mixture-tiny", "pipeline.steps=3", "scene.backgrounds=$ground"], "pipeline.mask=gaussian"),
+    "mixture": (["pipeline=mixture-tiny", "pipeline.scale=1", "pipeline.steps=3", "pipeline.background_window=64"], "pipeline.background_weight=0.1"),
+    "mixture-into-an-image": (["pipeline=mixture-tiny", "pipeline.scale=1", "pipeline.steps=3", "scene.backgrounds=$ground"], "pipeline.mask=gaussian"),
     "regional_attention": (["pipeline=regional-attention-tiny", "pipeline.steps=3", "pipeline.tile=64"], "pipeline.margin=0.3"),
     "layered": (["pipeline=layered-tiny", "pipeline.steps=3", "pipeline.tile=64"], "pipeline.lambda_1=0.25"),
     "layered-mixed": (["pipeline=layered-tiny", "pipeline.steps=3", "pipeline.variant=mixed", *PLACED], "pipeline.gamma=0.3"),

@@ -14,6 +14,7 @@ FORMER: dict[str, tuple[Any, ...]] = {
     "pipeline.scale": (1.0,),
     "pipeline.seed_tiles_noise": ("cut",),
     "pipeline.stages_rounding": ("up",),
+    "pipeline.steps": (9,),  # of the recipe mixture-tiny
 }
 """Dotted key to its former defaults as JSON has them, oldest first.
 

@@ -37,6 +37,7 @@ def smaller(job: Job) -> list[str]:
         changes |= {"layout.size": [32, 40]} if "size" in layout else {}
         changes |= {"layout.total": "null"} if "total" in layout else {}
     changes |= {"pipeline.steps": 2} if "steps" in pipeline else {}
+    changes |= {"pipeline.scale": 1} if "scale" in pipeline else {}
     return [f"{key}={value}" for key, value in changes.items()]
 
 

@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Make the tables of the documentation from the results in benchmarks/results/.
+
+usage: benchmarks/tables.py
+
+A page names a table by a comment above it, `<!-- table: methods -->`, and ends it with `<!-- end of table -->`.
+What stands between the two is made from benchmarks/results/methods.json.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+ORDER = ("paste", "mixture", "layered", "grounded", "regional_attention", "annotation_mask", "annotation_tokens")
+COLUMNS = {
+    "hit rate": ".2f",
+    "variety": ".2f",
+    "count error": ".3f",
+    "colour": ".2f",
+    "seconds": ".1f",
+    "calls": ".0f",
+    "passes": ".0f",
+    "GB": ".2f",
+}
+
+Rows = list[dict[str, Any]]
+
+
+def main() -> None:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = page.read_text()
+        remade = remake(text)
+        if remade != text:
+            page.write_text(remade)
+            print(page.relative_to(ROOT))
+
+
+def remake(text: str) -> str:
+    """Return a page with its marked tables made from the results."""
+    return MARKED.sub(lambda match: match[1] + make_table(match[2]) + match[3], text)
+
+
+def make_table(name: str) -> str:
+    """Return the Markdown table of a file of results, with a line end after each row."""
+    rows: Rows = json.loads((RESULTS / f"{name}.json").read_text())
+    return "".join(line + "\n" for line in TABLES[name](rows))
+
+
+def tabulate_methods(rows: Rows) -> list[str]:
+    """Return the table of benchmarks/methods.py: by number of dogs, method and scale."""
+    lines = ["| method, dogs | scale | " + " | ".join(COLUMNS) + " |", "| --- |" + " --- |" * (1 + len(COLUMNS))]
+    for row in sorted(rows, key=place_of_method):
+        further = [change for change in row["changes"] if "dtype" not in change]
+        name = ", ".join([row["method"], str(row["dogs"]), *further])
+        scale = "-" if row["method"] == "paste" else f"{row['scale']:g}"
+        cells = []
+        for column, style in COLUMNS.items():
+            cells.append("not measured" if row[column] is None else format(row[column], style))
+        lines.append(f"| {name} | {scale} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def place_of_method(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what the rows of `tabulate_methods` are sorted by."""
+    return (row["dogs"], ORDER.index(row["method"]), len(row["changes"]), row["scale"], row["changes"])
+
+
+def tabulate_encodings(rows: Rows) -> list[str]:
+    """Return the table of benchmarks/encodings.py."""
+    lines = ["| format | quality | subsampling | kB an image | hit rate |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        quality, subsampling = row.get("quality", "-"), row.get("subsampling", "-")
+        figures = f"{row['bytes'] / 1000:.0f} | {row['hit rate']:.3f}"
+        lines.append(f"| {row['image_format']} | {quality} | {subsampling} | {figures} |")
+    return lines
+
+
+TABLES: dict[str, Callable[[Rows], list[str]]] = {"methods": tabulate_methods, "encodings": tabulate_encodings}
+
+
+if __name__ == "__main__":
+    main()
