@@ -36,7 +36,8 @@ SMALL = ["workers=0", "batch_size=2", "output.shard_size=2", "layout.canvas=[128
 DOGS = [*SMALL, "layout.objects={dog: 2}", "layout.size=[28, 40]", "images=4"]
 TWO = [*SMALL, "layout.objects={dog: 2}", "layout.size=[40, 56]", "images=2", "output.shard_size=1", "pipeline.steps=2"]
 NO_BOXES = [*SMALL, "layout.objects={}", "images=2", "pipeline.steps=2"]
-REGION = "{row_init: 0, row_end: 128, col_init: 0, col_end: 128, prompt: a field of grass, guidance_scale: 1, mask_type: gaussian}"
+EXTENT = "row_init: 0, row_end: 128, col_init: 0, col_end: 128"
+REGION = f"{{{EXTENT}, prompt: a field of grass, guidance_scale: 1, mask_type: gaussian}}"
 
 METHODS = {
     "paste": [*DOGS, "pipeline=paste"],

@@ -52,7 +52,7 @@ class OutputSpec(SpecModel):
     shared: bool = Field(False, description="all nodes of the cluster see the folder under this name")
     shard_size: int = Field(1000, ge=1, le=100_000, description="images a shard")
     image_format: Literal["jpg", "png", "webp"] = "jpg"
-    quality: int = Field(92, ge=1, le=100, description="of jpg and webp")
+    quality: int = Field(95, ge=1, le=100, description="of jpg and webp")
     subsampling: Literal["4:4:4", "4:2:0"] = Field(
         "4:4:4", description="chroma of jpg; 4:2:0 is smaller, and blurs the colours of small objects (webp has 4:2:0 alone)"
     )

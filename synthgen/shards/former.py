@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 FORMER: dict[str, tuple[Any, ...]] = {
+    "output.quality": (92,),
     "output.subsampling": ("4:2:0",),
     "pipeline.scale": (1.0,),
     "pipeline.seed_tiles_noise": ("cut",),

@@ -192,8 +192,8 @@ def test_layouts_do_not_depend_on_the_scale() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["layout.size=[20, 28]"], r"scale: boxes of 2\d px .* draws objects of 70 to 110 px; pipeline.scale=native"),
-        (["layout.size=[200, 240]", "layout.objects={dog: 4}"], "scale: boxes of 2.* are large"),
+        (["layout.size=[20, 28]"], r"scale: boxes of \d\d px .* draws objects of 70 to 110 px; pipeline.scale=native"),
+        (["layout.size=[200, 240]", "layout.objects={dog: 4}"], "scale: boxes of 3.* are large"),
         (["pipeline.scheduler=lcm"], "guidance_scale: 3.5 is much: .* give 1"),
         (["pipeline.window=512"], "window: 512 px is not what synthgen-tiny was trained at, 64 to 272 px"),
     ],
