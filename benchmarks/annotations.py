@@ -21,11 +21,11 @@ import torch
 from measure import SCENES, Meters, Pictures, draw_scenes, images_of, load_judge, save, seeds, table
 
 from synthgen.config import load_job
-from synthgen.diffusion.models import EMBEDDED
-from synthgen.pipelines import Numerics
-from synthgen.scene import Scene
-from synthgen.train.vae import Features
-from synthgen.verify.centernet import CenterNet
+from synthgen.pipelines.base import Numerics
+from synthgen.pipelines.diffusion.models import EMBEDDED
+from synthgen.scenes.scene import Scene
+from synthgen.verification import efficientnet
+from synthgen.verification.centernet import CenterNet
 
 SIDE = 320  # px of the canvas
 SIZE = ["layout.size=[56, 76]", "layout.gap=2"]
@@ -52,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     detector = CenterNet.from_pretrained(EMBEDDED / "centernet-tiny", dtype=torch.float32).eval()
-    meters = Meters(load_judge(args.judge), detector, Features(), SIZE)
+    meters = Meters(load_judge(args.judge), detector, efficientnet.load(), SIZE)
     scenes, rows = draw_scenes(args.dogs, args.images, 21, LAYOUT), {}
     for method in RECIPES:
         for name, told, recipe in variants(method, getattr(args, method), scenes):

@@ -27,12 +27,13 @@ from diffusers import AutoencoderKL
 from measure import Meters, Pictures, draw_scenes, images_of, load_judge, paste, save, seeds, table
 
 from synthgen.config import load_job
-from synthgen.diffusion.models import EMBEDDED, find_model
-from synthgen.pipelines import Numerics
-from synthgen.pipelines.mixture.pipeline import MixturePainter
-from synthgen.scene import Scene, SceneSpec
-from synthgen.train.vae import Features, to_pixels, to_tensor
-from synthgen.verify.centernet import CenterNet
+from synthgen.pipelines.base import Numerics
+from synthgen.pipelines.diffusion.models import EMBEDDED, find_model
+from synthgen.pipelines.mixture.painter import MixturePainter
+from synthgen.scenes.scene import Scene, SceneSpec
+from synthgen.training.vae.trainee import to_pixels, to_tensor
+from synthgen.verification import efficientnet
+from synthgen.verification.centernet import CenterNet
 
 
 def round_trip(vae: AutoencoderKL, pictures: Pictures) -> Pictures:
@@ -60,7 +61,7 @@ def main() -> None:
     mixture = MixturePainter(recipe, SceneSpec(), numerics)  # type: ignore[arg-type]  # the recipe of the job is a mixture
     vae = AutoencoderKL.from_pretrained(find_model(args.model), subfolder="vae", dtype=torch.float32).eval()
     detector = CenterNet.from_pretrained(args.detector, dtype=torch.float32).eval()
-    meters, held_out = Meters(load_judge(args.judge), detector, Features()), paste("heldout")
+    meters, held_out = Meters(load_judge(args.judge), detector, efficientnet.load()), paste("heldout")
     rows: dict[str, dict[str, float | None]] = {}
     for count in args.counts:
         scenes = draw_scenes(count, args.images, 7)

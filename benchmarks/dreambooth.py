@@ -37,11 +37,12 @@ from torch.nn import functional as F
 from synthgen.assets import ASSETS
 from synthgen.config import load_job, load_training
 from synthgen.layouts.scatter import Spec as ScatterSpec
-from synthgen.pipelines import Numerics
+from synthgen.pipelines.base import Numerics
 from synthgen.pipelines.paste import CutOut, PastePainter
-from synthgen.scene import Scene, SceneSpec, pictures
-from synthgen.train.loop import train
-from synthgen.train.vae import Features, to_tensor
+from synthgen.scenes.scene import Scene, SceneSpec, pictures
+from synthgen.training.loop import train
+from synthgen.training.vae.trainee import to_tensor
+from synthgen.verification import efficientnet
 
 REX, BUD, PLAIN = "<rex> dog", "<bud> dog", "dog"
 ANSWERS = (REX, BUD, PLAIN)  # the last stands for neither
@@ -68,7 +69,7 @@ class Reader:
     """Says which of the answers a crop shows."""
 
     def __init__(self, coats: Path) -> None:
-        self.features = Features()
+        self.features = efficientnet.load()
         f, asked = zip(*(self.pasted(coats, "heldout", LEARNT_ON, 1, objects) for objects in (*KINDS.values(), {})), strict=True)
         self.answers = self.learn(torch.cat(f), torch.cat(asked))
         f, asked = zip(*(self.pasted(coats, "train", RATED_ON, 2, objects) for objects in KINDS.values()), strict=True)
@@ -87,7 +88,7 @@ class Reader:
         """Features (boxes, 1280) of the square crops round the boxes."""
         crops = [c for p, s in zip(painted, scenes, strict=True) for c in square_crops(p, s, 0, 160)]
         parts = [to_tensor(np.stack(crops[k : k + 32])) for k in range(0, len(crops), 32)]
-        return torch.cat([F.normalize(self.features.net.extract_features(part).mean((2, 3)), dim=1) for part in parts])
+        return torch.cat([F.normalize(self.features.extract_features(part).mean((2, 3)), dim=1) for part in parts])
 
     def learn(self, x: torch.Tensor, y: torch.Tensor) -> torch.nn.Linear:
         torch.manual_seed(0)

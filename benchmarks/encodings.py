@@ -19,10 +19,10 @@ from measure import hit_rate, load_judge
 from PIL import Image
 
 from synthgen.config import OutputSpec
-from synthgen.data import open_dataset
+from synthgen.dataset.reader import open_dataset
 from synthgen.engine.worker import encode_image
-from synthgen.layouts import Layout
-from synthgen.scene import Scene
+from synthgen.layouts.base import Layout
+from synthgen.scenes.scene import Scene
 
 RESULTS = Path(__file__).parent / "results" / "encodings.json"
 WAYS: list[dict[str, Any]] = [

@@ -37,12 +37,13 @@ from typing import Any
 from measure import table
 
 from synthgen.config import Job, load_job
+from synthgen.dataset.check import check_dataset
+from synthgen.dataset.info import ChangedJobError
+from synthgen.dataset.marker import committed
+from synthgen.engine.driver import run
 from synthgen.engine.pool import local_device
-from synthgen.engine.run import run
 from synthgen.engine.worker import Worker
-from synthgen.shards.check import check_dataset
-from synthgen.shards.dataset import ChangedJobError
-from synthgen.shards.shard import committed
+from synthgen.storage.location import open_store
 
 SMALL = ["pipeline=paste", "layout.canvas=[128, 128]", "layout.objects={dog: 3}", "layout.size=[24, 40]", "output.shard_size=2"]
 IMAGES = 16
@@ -100,7 +101,7 @@ class Faults:
             if strike(out, row["runs"]):
                 found, keys = contents(out), sample_keys(out)
                 row += Counter(runs=1, lost=IMAGES - len(set(keys)), doubled=len(keys) - len(set(keys)))
-                row += Counter(equal=found == self.wanted, faults=len(check_dataset(out)[0]))
+                row += Counter(equal=found == self.wanted, faults=len(check_dataset(open_store(out))[0]))
                 print(f"{out.name}: equal {found == self.wanted}", file=sys.stderr)
             if row["runs"] == {**RUNS, **RAY_RUNS}[kind]:
                 break
@@ -143,7 +144,7 @@ class Faults:
         job = small(out)
 
         def stray() -> None:
-            worker = Worker(job, out, local_device(job))
+            worker = Worker(job, open_store(out), local_device(job))
             for shard in range(job.shards):
                 list(worker.make_shard(shard))
 
@@ -168,9 +169,9 @@ class Faults:
             at = self.rng.randrange(len(whole))
             flipped = whole[:at] + bytes([whole[at] ^ 1 << self.rng.randrange(8)]) + whole[at + 1 :]
             path.write_bytes(whole[:at] if i % 2 else flipped)
-            row += Counter(runs=1, found=bool(check_dataset(out)[0]))
+            row += Counter(runs=1, found=bool(check_dataset(open_store(out))[0]))
             path.write_bytes(whole)
-        return {"runs": row["runs"], "found": row["found"], "faults": len(check_dataset(out)[0])}
+        return {"runs": row["runs"], "found": row["found"], "faults": len(check_dataset(open_store(out))[0])}
 
     def changed(self) -> dict[str, Any]:
         out = self.folder / "undisturbed"
@@ -197,7 +198,7 @@ class Faults:
         """One run on two nodes; a fault strikes at a random moment after its first shard."""
         job = small(out, "workers=2", "stall_timeout=2")
         child = begin(lambda: run(job, cluster.address))
-        while child.is_alive() and not committed(out):
+        while child.is_alive() and not committed(open_store(out)):
             time.sleep(0.01)
         time.sleep(self.rng.random() * self.seconds / 2)
         actors = cluster.actors()
@@ -210,7 +211,7 @@ class Faults:
         elif kind == "actor":
             send(victim, signal.SIGKILL)
         elif struck:
-            pause(victim, lambda: not child.is_alive() or len(committed(out)) == job.shards)
+            pause(victim, lambda: not child.is_alive() or len(committed(open_store(out))) == job.shards)
         child.join()
         finish(lambda: run(job, cluster.address))
         return struck

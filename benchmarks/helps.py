@@ -18,7 +18,7 @@ from pathlib import Path
 
 from synthgen.assets import ASSETS
 from synthgen.config import load_job
-from synthgen.engine.run import run
+from synthgen.engine.driver import run
 
 SCENES = [
     "layout={sampler: scatter, canvas: [256, 256], objects: {dog: [1, 6]}, size: [44, 88], gap: 8, spread: random}",

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from synthgen import registry
-from synthgen.layouts import Layout
+from synthgen.layouts.base import Layout
 
 REPEATS = 15
 REJECTION_TRIES = 200

@@ -22,7 +22,7 @@ from typing import Any
 
 from measure import table
 
-from synthgen.cli import main as synthgen
+from synthgen.cli.main import main as synthgen
 
 LAYOUT = ["layout.canvas=[224, 224]", "layout.objects={dog: 5}", "layout.size=[56, 76]", "layout.gap=4", "output.shard_size=20"]
 GUIDED = ["pipeline.tile=112", "pipeline.guidance_scale=3.5", "pipeline.steps=12"]

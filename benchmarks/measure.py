@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from synthgen.config import load_job
-from synthgen.pipelines import Numerics, Painter
+from synthgen.geometry import box_iou
+from synthgen.pipelines.base import Numerics, Painter
 from synthgen.pipelines.paste import Spec as PasteSpec
-from synthgen.scene import Scene, SceneSpec
-from synthgen.train.vae import Features, to_tensor
-from synthgen.verify.centernet import CenterNet, iou
+from synthgen.scenes.scene import Scene, SceneSpec
+from synthgen.training.vae.trainee import to_tensor
+from synthgen.verification.centernet import CenterNet
 
 COLOURS = ("brown", "white", "black")
 SCENES = SceneSpec(object=tuple(f"a {c} {{category}}" for c in COLOURS), background="a field of grass")
@@ -32,7 +33,7 @@ class Meters:
 
     judge: Any
     detector: CenterNet
-    features: Features
+    features: Any
     layout: Sequence[str] = ()  # changes to the layout of the scenes that it compares with
     reference: NDArray[np.float64] = field(init=False)  # features of pasted crops
     training: NDArray[np.float64] = field(init=False)  # features of training crops
@@ -50,7 +51,7 @@ class Meters:
     def describe(self, pictures: Pictures, scenes: list[Scene]) -> NDArray[np.float64]:
         """Normalised EfficientNet features (boxes, 1280) of the square crops round the boxes."""
         crops = [c for p, s in zip(pictures, scenes, strict=True) for c in square_crops(p, s, 0, 160)]
-        net, found = self.features.net, []
+        net, found = self.features, []
         for k in range(0, len(crops), 32):
             f = net.extract_features(to_tensor(np.stack(crops[k : k + 32]))).mean((2, 3))
             found.append(torch.nn.functional.normalize(f, dim=1).double().numpy())
@@ -106,7 +107,7 @@ def hit_rate(judge: Any, pictures: Pictures, scenes: list[Scene]) -> float:
             x0, y0, x1, _ = square(box.tolist(), CONTEXT)
             target = (box - np.array([x0, y0, x0, y0])) / (x1 - x0)
             boxes, scores = judge(Image.fromarray(crop))
-            hits.append(bool(((iou(boxes, target[None])[:, 0] >= 0.5) & (scores >= THRESHOLD)).any()))
+            hits.append(bool(((box_iou(boxes, target[None])[:, 0] >= 0.5) & (scores >= THRESHOLD)).any()))
     return float(np.mean(hits))
 
 

@@ -34,11 +34,11 @@ from measure import SCENES, Meters, draw_scenes, load_judge, seeds
 from PIL import Image, ImageDraw
 
 from synthgen.config import load_job
-from synthgen.diffusion.models import EMBEDDED
-from synthgen.pipelines import Numerics
-from synthgen.scene import Scene
-from synthgen.train.vae import Features
-from synthgen.verify.centernet import CenterNet
+from synthgen.pipelines.base import Numerics
+from synthgen.pipelines.diffusion.models import EMBEDDED
+from synthgen.scenes.scene import Scene
+from synthgen.verification import efficientnet
+from synthgen.verification.centernet import CenterNet
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
 METHODS = {
@@ -73,7 +73,7 @@ def main() -> None:
         rows = json.loads(args.results.read_text())
     torch.set_num_threads(1)
     detector = CenterNet.from_pretrained(EMBEDDED / "centernet-tiny", dtype=torch.float32).eval()
-    meters = Meters(load_judge(args.judge), detector, Features(), LAYOUT)
+    meters = Meters(load_judge(args.judge), detector, efficientnet.load(), LAYOUT)
     for key in list_keys(args):
         if not any(all(row[name] == key[name] for name in KEYS) for row in rows):
             rows.append({**key, **measure_row(key, args.boxes, meters, args.images)})
@@ -111,9 +111,7 @@ def measure_row(key: dict[str, Any], boxes: int, meters: Meters, folder: Path | 
     return {"boxes": images * key["dogs"], **rounded}
 
 
-def generate(
-    method: str, scenes: Sequence[Scene], changes: Sequence[str] = ()
-) -> tuple[list[np.ndarray], dict[str, float]]:
+def generate(method: str, scenes: Sequence[Scene], changes: Sequence[str] = ()) -> tuple[list[np.ndarray], dict[str, float]]:
     """Generate the scenes one by one, and return the images (H, W, 3) and what an image cost.
 
     Args:

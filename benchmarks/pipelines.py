@@ -33,13 +33,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from synthgen.config import load_job
-from synthgen.diffusion.mixture import Conditions, Mixture, Predict, Region, select
-from synthgen.diffusion.models import find_model
-from synthgen.diffusion.pipeline import LatentPipeline
-from synthgen.engine.run import run
+from synthgen.engine.driver import run
 from synthgen.engine.worker import draw_scene
-from synthgen.layouts import Layout
-from synthgen.pipelines import Numerics
+from synthgen.layouts.base import Layout
+from synthgen.pipelines.base import Numerics
+from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, Predict, Region, select
+from synthgen.pipelines.diffusion.models import find_model
+from synthgen.pipelines.diffusion.pipeline import LatentPipeline
 from synthgen.pipelines.grounded.pipeline import GroundedPipeline
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.pipelines.regional_attention.pipeline import RegionalAttentionPipeline

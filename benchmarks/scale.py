@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,13 +21,15 @@ from typing import Any
 from measure import table
 
 from synthgen.config import Job, load_job
-from synthgen.engine.actors import RayPool
+from synthgen.dataset.marker import Marker
+from synthgen.dataset.sample import Sample
+from synthgen.dataset.shard import StagedShard, stage
+from synthgen.engine.driver import Generation, Made, commit_shards, dataset_info, missing_shards
 from synthgen.engine.pool import Event
-from synthgen.engine.run import Made, dataset_info, missing_shards, take
-from synthgen.shards.lock import Lock
-from synthgen.shards.sample import Sample
-from synthgen.shards.shard import Marker, StagedShard, stage
-from synthgen.shards.store import open_store
+from synthgen.engine.ray_pool import RayPool
+from synthgen.storage.base import Store
+from synthgen.storage.location import open_store
+from synthgen.storage.lock import Lock
 
 SLEEP = 0.25
 
@@ -35,8 +37,8 @@ SLEEP = 0.25
 class Nothing:
     """Makes no files."""
 
-    def __init__(self, job: Job, out: Path, device: str) -> None:
-        self.job, self.out = job, out
+    def __init__(self, job: Job, store: Store, device: str) -> None:
+        self.job, self.store = job, store
 
     def make_shard(self, number: int) -> Iterator[Event]:
         yield StagedShard(number, "", "", Marker(self.job.shard_count(number), 0, 0, "", "", 0, ""))
@@ -55,7 +57,7 @@ class Writer(Nothing):
 
     def make_shard(self, number: int) -> Iterator[Event]:
         sample = Sample(number, 8, 8, "nothing", 0, 0, (), bytes(512), "jpg")
-        yield stage(self.out, number, [sample], {}, 0.0, 1)
+        yield stage(self.store, number, [sample], {}, 0.0, 1)
 
 
 def main() -> None:
@@ -80,7 +82,7 @@ def measure(out: Path, images: int, size: int, through: int, seconds: float) -> 
 
     began = time.monotonic()
     dataset_info(job(2))
-    todo = missing_shards(job(2), out)
+    todo = missing_shards(job(2), open_store(out))
     planned = time.monotonic() - began
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=128 * 2**20)
     ready = time.monotonic() - began
@@ -103,7 +105,7 @@ def measure(out: Path, images: int, size: int, through: int, seconds: float) -> 
 def scheduled(job: Job, out: Path, shards: list[int], seconds: float, load: type[Nothing]) -> tuple[float, float, float]:
     """Seconds to the first shard, shards/s from then on, and MB that this process grew by in the second half of the shards."""
     began = time.monotonic()
-    pool = RayPool(job, out, load=load)
+    pool = RayPool(job, open_store(out), load=load)
     times, half = [], 0.0
     for event in pool.run(shards):
         if not isinstance(event, StagedShard):
@@ -122,7 +124,10 @@ def scheduled(job: Job, out: Path, shards: list[int], seconds: float, load: type
 
 def committed(job: Job, out: Path, todo: list[int], seconds: float) -> float:
     """Shards/s that are made and committed, from the first one on."""
-    pool, made, began = RayPool(job, out, load=Writer), Made(), [0.0]
+    store = open_store(out)
+    pool = RayPool(job, store, load=Writer)
+    made = Made()
+    began = [0.0]
 
     def shards() -> Iterator[int]:
         for number in todo:
@@ -135,8 +140,12 @@ def committed(job: Job, out: Path, todo: list[int], seconds: float) -> float:
             began[0] = began[0] or time.monotonic()
             super().check()
 
-    with Timed(out) as lock:
-        take(open_store(out), pool, shards(), lock, made, job)
+    class Taken(Generation):
+        def make(self, shards: Iterable[int]) -> Generator[StagedShard, None, None]:
+            yield from self.take(pool, shards)
+
+    with Timed(store) as lock:
+        commit_shards(Taken(job, store, dataset_info(job)), shards(), lock, made)
     spent = time.monotonic() - began[0]
     pool.close()
     return (made.images - 1) / spent

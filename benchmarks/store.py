@@ -21,21 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from synthgen.shards.dataset import DatasetInfo, finalize
-from synthgen.shards.sample import Sample, sample_key
-from synthgen.shards.shard import (
-    MARKER,
-    TABLE,
-    TAR,
-    Marker,
-    commit,
-    read_marker,
-    read_table,
-    scan,
-    shard_file,
-    shard_name,
-    stage,
-)
+from synthgen.annotations import Annotation
+from synthgen.dataset.finalise import finalize
+from synthgen.dataset.info import DatasetInfo
+from synthgen.dataset.marker import MARKER, TABLE, TAR, Marker, read_marker, scan, shard_file, shard_name
+from synthgen.dataset.sample import Sample, sample_key
+from synthgen.dataset.shard import commit, read_table, stage
+from synthgen.storage.location import open_store
 
 NUMERICS = {"batch_size": 4, "chunk": 32, "threads": 1, "device": "cuda", "versions": {f"package-{n}": "1.2.3" for n in range(7)}}
 INFO = DatasetInfo("many", 1, {"seed": 0}, {"dog": 18}, "jpg", "Apache-2.0")
@@ -54,13 +46,13 @@ def write_markers(out: Path, shards: int) -> None:
 
 def write_shards(out: Path, shards: int) -> None:
     """Committed shards whose tables differ in their numbers alone; their tars are one (finalising reads the first)."""
-    box = {"bbox": [1.5, 2.5, 30.25, 40.0], "category_id": 18, "category": "dog", "phrase": "a dog", "area": 1210.0, "iscrowd": 0}
+    label = Annotation(bbox=(1.5, 2.5, 30.25, 40.0), category_id=18, category="dog", phrase="a dog", area=1210.0)
     picture = io.BytesIO()
     Image.new("RGB", (64, 64)).save(picture, "JPEG")
-    first = [Sample(i, 64, 64, "10 dogs in a field", 7, 0, (box,) * BOXES, picture.getvalue(), "jpg") for i in range(IMAGES)]
-    commit(out, stage(out, 0, first, NUMERICS, 1.0, IMAGES))
-    table, tar = read_table(out, 0), (out / shard_file(0, TAR)).read_bytes()
-    marker = read_marker(out, 0)
+    first = [Sample(i, 64, 64, "10 dogs in a field", 7, 0, (label,) * BOXES, picture.getvalue(), "jpg") for i in range(IMAGES)]
+    commit(open_store(out), stage(open_store(out), 0, first, NUMERICS, 1.0, IMAGES))
+    table, tar = read_table(open_store(out), 0), (out / shard_file(0, TAR)).read_bytes()
+    marker = read_marker(open_store(out), 0)
     for number in range(1, shards):
         write_as(out, number, table)
         (out / shard_file(number, TAR)).write_bytes(tar)
@@ -91,7 +83,7 @@ def measured(what: str, shards: int) -> dict[str, float]:
 
 def child(what: str, out: Path) -> dict[str, float]:
     began, cpu = time.perf_counter(), time.process_time()
-    found = sum(1 for _ in scan(out)) if what == "scan" else finalize(out, INFO)["shards"]
+    found = sum(1 for _ in scan(open_store(out))) if what == "scan" else finalize(open_store(out), INFO)["shards"]
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"found": found, "seconds": round(seconds, 2), "cpu": round(cpu, 2), "peak_mb": round(peak)}

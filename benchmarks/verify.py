@@ -25,14 +25,14 @@ from measure import Meters, Pictures, load_judge, save, table
 from numpy.typing import NDArray
 
 from synthgen.config import Job, load_job
-from synthgen.diffusion.models import EMBEDDED
 from synthgen.engine.worker import draw_scene
-from synthgen.pipelines import Numerics, Painting
+from synthgen.pipelines.base import Numerics, Painting
+from synthgen.pipelines.diffusion.models import EMBEDDED
 from synthgen.randomness import Stream, child_sequence, seed_sequence
-from synthgen.scene import Scene
-from synthgen.train.vae import Features
-from synthgen.verify.actions import Inspection
-from synthgen.verify.centernet import CenterNet
+from synthgen.scenes.scene import Scene
+from synthgen.verification import efficientnet
+from synthgen.verification.centernet import CenterNet
+from synthgen.verification.repair import Inspection
 
 ROWS = ("painted", "repaired", "random")
 COLUMNS = ("hit rate", "variety", "count error", "colour", "seconds")
@@ -64,7 +64,7 @@ def measure(job: Job, keep: Path | None, judge: Path | None) -> dict[str, dict[s
     scenes = [draw_scene(job, i) for i in range(job.images)]
     made = [paint(job, painter, inspection, i, scene, keep) for i, scene in enumerate(scenes)]
     detector = CenterNet.from_pretrained(EMBEDDED / "centernet-tiny", dtype=torch.float32).eval()
-    meters, rows = Meters(load_judge(judge), detector, Features()), {}
+    meters, rows = Meters(load_judge(judge), detector, efficientnet.load()), {}
     for k, name in enumerate(ROWS):
         found = meters.measure([pictures[k] for pictures, _, _ in made], scenes, float(np.mean([took[k] for _, took, _ in made])))
         windows = float(np.mean([count for _, _, count in made])) if k else 0.0

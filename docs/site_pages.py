@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
 from typing import Any
@@ -15,17 +16,18 @@ from pydantic import BaseModel
 
 from synthgen import cli, registry
 from synthgen.config import Job, OutputSpec
-from synthgen.scene import SceneSpec
+from synthgen.scenes.scene import SceneSpec
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = {
     "index.md": "README.md",
-    "models.md": "synthgen/models/README.md",
+    "models.md": "synthgen/weights/README.md",
     "notice.md": "NOTICE",
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
 }
 LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?\)")
+NOT_SHOWN = {"assets", "data", "export"}  # scripts that drew what ships, and the former places of public names
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -43,6 +45,7 @@ def pages() -> Iterator[tuple[str, str]]:
         yield uri, text if path.endswith(".md") else f"# Notices\n\n```text\n{text}```\n"
     yield "reference/commands.md", commands_page()
     yield "reference/jobs.md", jobs_page()
+    yield "reference/python/index.md", python_page()
     for name in modules():
         yield f"reference/python/{name}.md", f"# {name}\n\n::: {name}\n"
 
@@ -123,8 +126,19 @@ def method_facts(method: str) -> str:
     return f"\n{measured if rows else ''}\n\n## Recipes\n\n{shown}\n## Keys of `pipeline`\n\n{keys}"
 
 
+def python_page() -> str:
+    """Return the page of the public names, and of the packages and modules that they come from."""
+    text = "# Python\n\nWhat a program uses ([from Python](../../python.md)):\n\n::: synthgen\n"
+    text += "    options: {show_root_heading: false, show_root_toc_entry: false, show_submodules: false}\n"
+    text += "\n## The modules\n\n| | |\n| --- | --- |\n"
+    for name in modules():
+        summary = str(import_module(name).__doc__).splitlines()[0]
+        text += f"| [`{name}`]({name}.md) | {summary} |\n"
+    return text
+
+
 def modules() -> list[str]:
     """The packages and modules of the reference, each a page."""
     inside = (ROOT / "synthgen").iterdir()
-    found = [p.stem for p in inside if (p / "__init__.py").is_file() or p.suffix == ".py"]
-    return sorted(f"synthgen.{name}" for name in found if name[0] != "_" and name != "assets")
+    found = {p.stem for p in inside if (p / "__init__.py").is_file() or p.suffix == ".py"}
+    return sorted(f"synthgen.{name}" for name in found - NOT_SHOWN if name[0] != "_")

@@ -2,6 +2,6 @@
 
 import sys
 
-from synthgen.cli import main
+from synthgen.cli.main import main
 
 sys.exit(main())

@@ -1,5 +1,6 @@
-"""What all recipes and jobs have in common: `true` and `false` are not numbers in them."""
+"""What all recipes and jobs have in common: how numbers are read, and how a spec finds its implementation."""
 
+from importlib import import_module
 from typing import Any
 
 from pydantic import BaseModel, GetCoreSchemaHandler
@@ -56,3 +57,20 @@ class SpecModel(BaseModel):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema: CoreSchema = _guard(handler(source))
         return schema
+
+
+def load_implementation(path: str) -> Any:
+    """Import what a spec names, such as `synthgen.pipelines.mixture.painter:MixturePainter`.
+
+    Specs are read where neither torch nor a model is needed; what they describe is imported when it is used.
+    """
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one: {"a": {"b": 1}} is {"a.b": 1}."""
+    result: dict[str, Any] = {}
+    for key, value in data.items():
+        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return result

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from synthgen.config import Job, load_job
-from synthgen.engine.run import run
+from synthgen.engine.driver import run
 from tests.s3 import S3, running
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -69,7 +69,7 @@ def tiny_checkpoint(folder: Path, channels: int = 3, halvings: int = 1) -> Path:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from synthgen.train.text_to_image import new_tokenizer
+    from synthgen.training.text_to_image.trainee import new_tokenizer
 
     torch.manual_seed(0)
     tokenizer = new_tokenizer(["a brown white black dog cat, a field of grass gravel sand"])

@@ -15,7 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from synthgen import cli, errors
 from synthgen.config import Job
 from synthgen.errors import InputError, explain, first_line, without_addresses
-from synthgen.shards.lock import Lock
+from synthgen.storage.location import open_store
+from synthgen.storage.lock import Lock
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -44,7 +45,7 @@ def test_bad_input(argv: list[str], words: str, job_file: Path, capsys: pytest.C
 
 
 def test_a_locked_output(make_job: Callable[..., Job], job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Lock(job_file.parent / "out"):
+    with Lock(open_store(job_file.parent / "out")):
         assert cli.main(["run", str(job_file)]) == 2
     assert "wait for it, or stop it" in said(capsys)
 
@@ -53,7 +54,7 @@ def test_a_full_disk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x"))
 
-    monkeypatch.setattr("synthgen.shards.store.write_text", full)
+    monkeypatch.setattr("synthgen.storage.local.write_text", full)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["init"]) == 1
     assert "no space left on device; free some room" in said(capsys)

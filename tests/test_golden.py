@@ -20,13 +20,13 @@ from PIL import Image
 
 from synthgen import registry
 from synthgen.config import Job, load_job
-from synthgen.engine.run import run
-from synthgen.layouts import Layout, SamplerSpec
+from synthgen.engine.driver import run
+from synthgen.layouts.base import Layout, SamplerSpec
 from synthgen.layouts.fit import learn
 from synthgen.randomness import Stream, seed_sequence
 from tests.conftest import tiny_checkpoint
-from tests.diffusion.test_grounding import gated_unet
-from tests.diffusion.test_text import make_sdxl
+from tests.pipelines.diffusion.test_grounding import gated_unet
+from tests.pipelines.diffusion.test_text_encoding import make_sdxl
 
 GOLDEN = Path(__file__).parent / "golden"
 DIGESTS = GOLDEN / "digests.json"

@@ -65,7 +65,7 @@ def test_the_wheel_holds_what_it_needs(built: Path) -> None:
         f"synthgen/recipes/{p.parent.name}/{p.name}" for k in ("jobs", "layouts", "pipelines") for p in (ROOT / k).glob("*.yaml")
     }
     assets = {p.relative_to(ROOT).as_posix() for p in (ROOT / "synthgen/assets").rglob("*.webp")}
-    models = {p.relative_to(ROOT).as_posix() for p in (ROOT / "synthgen/models").rglob("*") if p.is_file()}
+    models = {p.relative_to(ROOT).as_posix() for p in (ROOT / "synthgen/weights").rglob("*") if p.is_file()}
     info = f"synthgen_layouts-{__version__}.dist-info"
     needed = recipes | assets | models | {"synthgen/py.typed", f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"}
     assert needed - names == set()

@@ -12,19 +12,21 @@ import pytest
 from numpy.typing import NDArray
 
 import synthgen
-from synthgen.camera import Effect
 from synthgen.config import Job
 from synthgen.engine.worker import Worker
-from synthgen.layouts import Layout
+from synthgen.layouts.base import Layout
 from synthgen.layouts.scatter import Spec as ScatterSpec
-from synthgen.pipelines import Painting
+from synthgen.pipelines.base import Painting
 from synthgen.randomness import Stream, child_sequence, seed_sequence, torch_seed
-from synthgen.scene import Scene, SceneSpec
-from synthgen.train import DataSpec
-from synthgen.train.centernet import CenterNetTrainee
-from synthgen.train.scenes import PastedScenes, ShardScenes
-from synthgen.train.tasks.detector import Spec as DetectorSpec
-from synthgen.verify import Verdict
+from synthgen.scenes.camera import Effect
+from synthgen.scenes.scene import Scene, SceneSpec
+from synthgen.storage.location import open_store
+from synthgen.training.base import DataSpec
+from synthgen.training.dataset_scenes import ShardScenes
+from synthgen.training.detector import Spec as DetectorSpec
+from synthgen.training.detector.centernet import CenterNetTrainee
+from synthgen.training.scenes import PastedScenes
+from synthgen.verification.base import Verdict
 
 Key = tuple[int, ...]
 SEEDS = (0, 1, 3, 7, 2**32, 2**63 - 1)
@@ -107,7 +109,7 @@ def test_each_stream_feeds_what_it_is_named_after(
     monkeypatch.setattr(SceneSpec, "draw", recorded_draw)
     monkeypatch.setattr(Effect, "draw", recorded_effect)
     changes = ("scene.camera={jpeg: {}}", "max_attempts=2", "verify={verifier: detector, max_repairs: 2}")
-    worker = Worker(make_job(*changes, "seed=9"), tmp_path)
+    worker = Worker(make_job(*changes, "seed=9"), open_store(tmp_path))
     recorder: Any = Recorder()
     assert worker.inspection is not None
     object.__setattr__(worker.inspection, "painter", recorder)

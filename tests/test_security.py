@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from synthgen import cli
-from synthgen.export import ExportSpec, export_dataset
-from synthgen.shards.card import escaped, quoted
-from synthgen.shards.dataset import DatasetInfo, finalize, write_info
-from tests.shards.test_shard import write_dataset
+from synthgen.dataset.card import escaped, quoted
+from synthgen.dataset.finalise import finalize
+from synthgen.dataset.info import DatasetInfo, write_info
+from synthgen.formats.export import ExportSpec, export_dataset
+from synthgen.storage.location import open_store
+from tests.dataset.test_shard import write_dataset
 
 SECRETS = {name: f"do-not-tell-{k}" for k, name in enumerate(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"))}  # fmt: skip
 
@@ -42,7 +44,7 @@ HOSTILE = "x\n---\nlicense: evil\n# <script>alert(1)</script> | ![p](http://evil
 def test_hostile_names_are_text_in_the_card(tmp_path: Path) -> None:
     out = write_dataset(tmp_path / "out", [1, 2])
     info = DatasetInfo(HOSTILE, 2, {"seed": 0, "pipeline.model": HOSTILE}, {"dog": 18, HOSTILE: 99}, "png", HOSTILE, HOSTILE)
-    finalize(out, info)
+    finalize(open_store(out), info)
     text = (out / "README.md").read_text()
     _, header, body = text.split("---\n", 2)
     data = YAML(typ="safe").load(header)
@@ -66,7 +68,7 @@ def test_quoted_text_is_that_text_in_yaml(text: str) -> None:
 
 def test_hostile_names_are_text_in_the_card_of_an_export(tmp_path: Path) -> None:
     out = write_dataset(tmp_path / "out", [1, 2])
-    write_info(out, DatasetInfo(HOSTILE, 2, {"seed": 0}, {"dog": 18, HOSTILE: 99}, "png", HOSTILE), {})
+    write_info(open_store(out), DatasetInfo(HOSTILE, 2, {"seed": 0}, {"dog": 18, HOSTILE: 99}, "png", HOSTILE), {})
     export_dataset(ExportSpec(out, "hf", tmp_path / "hf", val=0))
     _, header, body = (tmp_path / "hf/README.md").read_text().split("---\n", 2)
     data = YAML(typ="safe").load(header)

@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from synthgen.shards.check import check_dataset
+from synthgen.dataset.check import check_dataset
+from synthgen.storage.location import open_store
 
 ROOT = Path(__file__).parents[1]
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ.get("PATH", ""))
@@ -158,7 +159,7 @@ def end_processes(folder: Path) -> None:
 
 
 def assert_holds(out: Path, images: int) -> None:
-    faults, counts = check_dataset(out)
+    faults, counts = check_dataset(open_store(out))
     assert (faults, counts["images"]) == ([], images)
 
 

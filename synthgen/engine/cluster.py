@@ -8,6 +8,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from synthgen.errors import InputError
+from synthgen.storage.base import Store
+from synthgen.storage.local import LocalStore
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 20.0  # of a head node that is busy
@@ -43,6 +45,15 @@ def refuse_unreachable(address: str) -> None:
         local = f"for Ray on this machine leave out --address and unset RAY_ADDRESS; {WITHOUT}"
         way = f"start it, or give the address of another; {local}"
         raise InputError(f"no Ray cluster answers at {address}: {why}; {way}")
+
+
+def refuse_unshared(store: Store, shared: bool, nodes: int) -> None:
+    """Raise InputError if workers on several machines would write to a folder that each has its own of."""
+    if nodes > 1 and not shared and isinstance(store, LocalStore):
+        raise InputError(
+            f"output.path: {store} is a folder, and the cluster has {nodes} nodes: each would write to its own disk. Give an "
+            "object store (s3://…), or output.shared=true if all nodes see this folder under this name"
+        )
 
 
 def endpoint(address: str) -> tuple[str, int] | None:

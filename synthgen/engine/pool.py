@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from synthgen.config import Job
+from synthgen.config.job import Job
+from synthgen.dataset.shard import StagedShard
 from synthgen.engine.worker import Progress
-from synthgen.shards.shard import StagedShard
-from synthgen.shards.store import Out
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,6 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """Stop the workers."""
-
-
-def open_pool(job: Job, out: Out, address: str | None = None) -> Pool:
-    """The pool that `workers` asks for: 0 in this process; a number, [least, most] or null on Ray."""
-    if job.workers == 0:
-        from synthgen.engine.local import LocalPool
-
-        return LocalPool(job, out)
-    from synthgen.engine.actors import RayPool
-
-    return RayPool(job, out, address)
 
 
 def local_device(job: Job) -> str:

@@ -6,39 +6,33 @@ tells of; what comes out is held against the digests that are left of the old on
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
+from typing import Any
 
 from pydantic import TypeAdapter
 
-from synthgen.config import ConfigError, Job, job_of
-from synthgen.engine.journal import facts, journal
+from synthgen.config.job import Job
+from synthgen.config.loading import job_of
+from synthgen.dataset.check import check_dataset, examine
+from synthgen.dataset.info import DatasetInfo, changes, read_info, write_info
+from synthgen.dataset.marker import TAR, Marker, scan, shard_file, shard_name, stored_marker
+from synthgen.dataset.shard import DamagedShardError, StagedShard, stage
+from synthgen.dataset.shard_reader import parsed_samples
+from synthgen.dataset.versions import versions
+from synthgen.engine.driver import FAILURES, Made, RunResult, Work, as_begun, dataset_info, drive
+from synthgen.engine.driver import difference as other_versions
 from synthgen.engine.pool import local_device
-from synthgen.engine.run import FAILURES, as_begun, dataset_info
-from synthgen.engine.run import difference as other_versions
+from synthgen.engine.run_log import facts, journal
 from synthgen.engine.worker import Progress, RejectedImageError, Worker
 from synthgen.errors import InputError
-from synthgen.pipelines import Numerics
-from synthgen.shards.check import check_dataset, examine
-from synthgen.shards.dataset import DatasetInfo, changes, finalize, read_info, versions, write_info
-from synthgen.shards.lock import Lock
-from synthgen.shards.samples import parsed_samples
-from synthgen.shards.shard import (
-    TAR,
-    DamagedShardError,
-    Marker,
-    StagedShard,
-    commit,
-    scan,
-    shard_file,
-    shard_name,
-    stage,
-    stored_marker,
-)
-from synthgen.shards.store import Out, Store, digest_of, open_store
-from synthgen.yamlfile import parse_yaml
+from synthgen.pipelines.base import Numerics
+from synthgen.storage.base import Store
+from synthgen.storage.local import digest_of
+from synthgen.yamlfile import ConfigError, parse_yaml
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +71,7 @@ class Repaired:
         return lines + self.faults
 
 
-def repair(out: Out, accept: bool = False, report: Report | None = None) -> Repaired:
+def repair(store: Store, accept: bool = False, report: Report | None = None) -> Repaired:
     """Make bad shards again, and then the files beside the shards if anything was wrong.
 
     Args:
@@ -88,27 +82,12 @@ def repair(out: Out, accept: bool = False, report: Report | None = None) -> Repa
         InputError: there is no dataset, or its job is not the one that its shards are of.
         LockedError: a run works on it.
     """
-    store = open_store(out)
     info, job, why_not = whose(store)
-    with Lock(store) as lock, journal(store):
-        examined = examine(store, info)
-        bad = bad_shards(examined.shards, job)
-        if not bad and not examined.faults and read_info(store):
-            return Repaired()
-        store.clean()
-        done = _Repair(store, job, accept, lock).made(bad, why_not, report)
-        lock.check()
-        store.clean()
-        if not done.left:
-            if read_info(store) is None:
-                write_info(store, info, {"images": 0, "complete": False})
-            store.delete(FAILURES)
-            finalize(store, info)
-            done.finalized = True
-        told = {"restored": done.restored, "changed": list(done.changed), "unknown": done.unknown, "left": list(done.left)}
-        log.info("repair ended", extra=facts(**told))
-    done.faults = check_dataset(store)[0]
-    return done
+    work = Mending(store, info, job, why_not, accept, report)
+    drive(work)
+    if not work.sound:
+        work.done.faults = check_dataset(store)[0]
+    return work.done
 
 
 def bad_shards(shards: Mapping[int, int | None], job: Job | None) -> list[int]:
@@ -219,40 +198,90 @@ def difference(old: Numerics, new: Numerics) -> str:
     return f"its bytes differ from the old ones: {'; '.join(differing) or 'the same versions, but another processor or build'}"
 
 
-class _Repair:
-    """The making of bad shards, one after the other."""
+class Mending(Work):
+    """The making good of a dataset: of its bad shards, one after the other.
 
-    def __init__(self, store: Store, job: Job | None, accept: bool, lock: Lock) -> None:
-        self.store, self.job, self.accept, self.lock, self.done = store, job, accept, lock, Repaired()
+    Args:
+        job: of the dataset; None: there is none, and no shard can be painted again.
+        why_not: why there is no job.
+        accept: commit shards whose bytes differ from the old ones' too.
+        report: called with how many images were painted so far, and of how many.
 
-    def made(self, bad: list[int], why_not: str, report: Report | None) -> Repaired:
-        """Make all that can be; of the others say `why_not`."""
-        witnesses = {number: Witness.of(self.store, number, self.job) for number in bad}
-        to_paint = {number: witness for number, witness in witnesses.items() if not self.from_tar(number, witness)}
+    Attributes:
+        sound: nothing was wrong.
+    """
+
+    resumable = False
+
+    def __init__(
+        self, store: Store, info: DatasetInfo, job: Job | None, why_not: str, accept: bool, report: Report | None
+    ) -> None:
+        super().__init__(store, info)
+        self.job = job
+        self.why_not = why_not
+        self.accept = accept
+        self.report = report
+        self.done = Repaired()
+        self.sound = False
+
+    def open(self) -> AbstractContextManager[None]:
+        return journal(self.store)
+
+    def plan(self) -> list[int]:
+        examined = examine(self.store, self.info)
+        bad = bad_shards(examined.shards, self.job)
+        self.sound = not bad and not examined.faults and read_info(self.store) is not None
+        return bad
+
+    def begin(self, shards: list[int]) -> None:
+        """Write nothing: the dataset is there."""
+
+    def make(self, shards: Iterable[int]) -> Generator[StagedShard, None, None]:
+        """Make all that can be; of the others say why not."""
+        witnesses = {number: Witness.of(self.store, number, self.job) for number in shards}
+        to_paint: dict[int, Witness] = {}
+        for number, witness in witnesses.items():
+            shard = self.from_tar(number, witness)
+            if shard is None:
+                to_paint[number] = witness
+            else:
+                yield from self.settle(number, shard, witness, "")
         if self.job is None:
-            self.done.left = dict.fromkeys(to_paint, why_not)
+            self.done.left = dict.fromkeys(to_paint, self.why_not)
         else:
-            self.paint(self.job, to_paint, report)
-        return self.done
+            yield from self.paint(self.job, to_paint)
 
-    def from_tar(self, number: int, witness: Witness) -> bool:
-        """Make table and marker again from a tar that has its old bytes; False if there is none."""
+    def finalise(self, made: Made) -> dict[str, Any]:
+        if self.sound or self.done.left:
+            return {}
+        if read_info(self.store) is None:
+            write_info(self.store, self.info, {"images": 0, "complete": False})
+        self.store.delete(FAILURES)
+        self.done.finalized = True
+        return super().finalise(made)
+
+    def end(self, made: Made, seconds: float) -> RunResult:
+        done = self.done
+        if not self.sound:
+            told = {"restored": done.restored, "changed": list(done.changed), "unknown": done.unknown, "left": list(done.left)}
+            log.info("repair ended", extra=facts(**told))
+        return super().end(made, seconds)
+
+    def from_tar(self, number: int, witness: Witness) -> StagedShard | None:
+        """Make table and marker again from a tar that has its old bytes; None if there is none."""
         name, old = shard_file(number, TAR), witness.marker
         try:
             with self.store.open(name) as tar:
                 if witness.digests.isdisjoint((digest_of(tar), digest_of(tar, "md5"))):
-                    return False
+                    return None
                 samples = list(parsed_samples(tar, name))
         except (OSError, DamagedShardError):
-            return False
+            return None
         kept = (old.numerics, old.seconds, old.attempts) if old else ({}, 0.0, 0)
         shard = stage(self.store, number, samples, *kept) if samples else None
-        if shard is None or not witness.knows(shard):
-            return False
-        self.settle(number, shard, witness, "")
-        return True
+        return shard if shard is not None and witness.knows(shard) else None
 
-    def paint(self, job: Job, shards: dict[int, Witness], report: Report | None) -> None:
+    def paint(self, job: Job, shards: dict[int, Witness]) -> Iterator[StagedShard]:
         """Paint shards again, those of the same numerics by the same worker."""
         told = {number: witness.numerics(job) for number, witness in shards.items()}
 
@@ -271,10 +300,10 @@ class _Repair:
                 try:
                     for event in worker.make_shard(number):
                         if isinstance(event, StagedShard):
-                            self.settle(number, event, shards[number], difference(told[number], worker.numerics))
+                            yield from self.settle(number, event, shards[number], difference(told[number], worker.numerics))
                         painted += event.images if isinstance(event, Progress) else 0
-                        if report:
-                            report(painted, total)
+                        if self.report:
+                            self.report(painted, total)
                 except RejectedImageError as error:
                     self.done.left[number] = str(error)
 
@@ -288,8 +317,8 @@ class _Repair:
             f"nothing is left to compare its bytes with, and other shards were made with other versions: {found}" if found else ""
         )
 
-    def settle(self, number: int, shard: StagedShard, witness: Witness, why: str) -> None:
-        """Commit a shard that was painted again, or leave the old one as it is."""
+    def settle(self, number: int, shard: StagedShard, witness: Witness, why: str) -> Iterator[StagedShard]:
+        """Yield a shard that was made again for it to be committed, or leave the old one as it is."""
         fault = why if witness.digests else self.mixed
         if witness.knows(shard):
             self.done.restored.append(number)
@@ -301,5 +330,4 @@ class _Repair:
         else:
             self.done.left[number] = fault
             return
-        self.lock.check()
-        commit(self.store, shard)
+        yield shard

@@ -17,17 +17,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from synthgen.config import Job, OutputSpec
+from synthgen.annotations import Annotation
+from synthgen.config.job import Job, OutputSpec
+from synthgen.dataset.sample import Sample
+from synthgen.dataset.shard import StagedShard, stage
+from synthgen.dataset.versions import versions
 from synthgen.errors import InputError, StoreFailedError, StoreRefusedError
-from synthgen.layouts import InfeasibleLayoutError
-from synthgen.pipelines import Numerics, Painting
+from synthgen.geometry import xyxy_to_xywh
+from synthgen.layouts.base import InfeasibleLayoutError
+from synthgen.pipelines.base import Numerics, Painting
 from synthgen.randomness import Stream, child_sequence, seed_sequence
-from synthgen.scene import Scene
-from synthgen.shards.dataset import versions
-from synthgen.shards.sample import Sample
-from synthgen.shards.shard import StagedShard, stage
-from synthgen.shards.store import Out
-from synthgen.verify.actions import Checked, Inspection
+from synthgen.scenes.scene import Scene
+from synthgen.storage.base import Store
+from synthgen.verification.repair import Checked, Inspection
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +93,12 @@ class Worker:
 
     Args:
         job: the validated job.
-        out: the store that shards are staged to, or its folder.
+        store: where shards are staged to.
         device: "cpu" or "cuda".
     """
 
-    def __init__(self, job: Job, out: Out, device: str = "cpu") -> None:
-        self.job, self.out = job, out
+    def __init__(self, job: Job, store: Store, device: str = "cpu") -> None:
+        self.job, self.store = job, store
         self.numerics = Numerics(job.batch_size, job.chunk, job.threads, device, versions(), job.files())
         self.ids = job.ids()
         limit_threads(job)
@@ -164,7 +166,7 @@ class Worker:
                     samples += waiting.popleft().result()
             for future in waiting:
                 samples += future.result()
-        yield stage(self.out, number, samples, asdict(self.numerics), time.perf_counter() - began, painted)
+        yield stage(self.store, number, samples, asdict(self.numerics), time.perf_counter() - began, painted)
 
     def paint(self, indices: Sequence[int]) -> list[Painted]:
         """A batch, painted and looked at; an image that fails is painted again with new noise.
@@ -303,23 +305,26 @@ def encode_image(pixels: NDArray[np.uint8], output: OutputSpec) -> bytes:
     return buffer.getvalue()
 
 
-def annotations(
-    scene: Scene, painting: Painting, ids: dict[str, int], checked: Checked | None = None
-) -> Iterator[dict[str, Any]]:
-    """COCO annotations of a painted scene; `area` is that of the mask where one is known.
+def annotations(scene: Scene, painting: Painting, ids: dict[str, int], checked: Checked | None = None) -> Iterator[Annotation]:
+    """Yield the annotations of a painted scene; `area` is that of the mask where one is known.
 
     An object of which no pixel is to be seen has no annotation.
     """
     layout = scene.layout
-    for i, ((x0, y0, x1, y1), category) in enumerate(zip(layout.boxes.tolist(), layout.categories, strict=True)):
+    boxes = xyxy_to_xywh(layout.boxes.astype(np.float64)).tolist()
+    for i, (box, category) in enumerate(zip(boxes, layout.categories, strict=True)):
         if layout.labelled is not None and not layout.labelled[i]:
             continue
-        area = (x1 - x0) * (y1 - y0) if painting.masks is None else float(coco_mask.area(painting.masks[i]))
-        if painting.masks is not None and not area:
+        mask = None if painting.masks is None else painting.masks[i]
+        area = box[2] * box[3] if mask is None else float(coco_mask.area(mask))
+        if mask is not None and not area:
             continue
-        box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": ids[category], "category": category, "phrase": scene.phrases[i]}
-        box |= {} if checked is None else checked.annotation(i)
-        if painting.masks is None:
-            yield {**box, "area": area, "iscrowd": 0}
-        else:
-            yield {**box, "area": area, "iscrowd": 0, "segmentation": painting.masks[i]}
+        yield Annotation(
+            bbox=tuple(box),
+            category_id=ids[category],
+            category=category,
+            phrase=scene.phrases[i],
+            area=area,
+            segmentation=mask,
+            **({} if checked is None else checked.annotation(i)),
+        )

@@ -6,9 +6,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from synthgen.layouts import Layout, SamplerSpec
-from synthgen.layouts._records import changed_at, on_canvas, read_entries, source_hash
-from synthgen.records import Entry
+from synthgen.formats.entries import Entry
+from synthgen.geometry import box_sides
+from synthgen.layouts.base import Layout, SamplerSpec
+from synthgen.layouts.rows import changed_at, on_canvas, read_entries, source_hash
 
 
 class Spec(SamplerSpec):
@@ -43,7 +44,7 @@ class Spec(SamplerSpec):
     def filtered(self, entry: Entry) -> Layout:
         """The entry on the canvas, without what the recipe leaves out."""
         layout = on_canvas(entry, self.canvas)
-        sides = (layout.boxes[:, 2:] - layout.boxes[:, :2]).min(1, initial=np.inf) if len(layout) else np.zeros(0)
+        sides = box_sides(layout.boxes).min(1, initial=np.inf) if len(layout) else np.zeros(0)
         wanted = self.categories or layout.categories
         return layout.select([i for i, name in enumerate(layout.categories) if name in wanted and sides[i] >= self.least])
 
@@ -82,7 +83,7 @@ def mirrored(layout: Layout) -> Layout:
 def jittered(layout: Layout, deviation: float, rng: np.random.Generator) -> Layout:
     """Boxes moved and resized a little, kept on the canvas, at least 1 px large."""
     canvas = np.array([layout.width, layout.height], np.float32)
-    sides = layout.boxes[:, 2:] - layout.boxes[:, :2]
+    sides = box_sides(layout.boxes)
     centre = layout.boxes[:, :2] + sides / 2 + rng.normal(0, deviation, sides.shape) * sides
     sides = np.clip(sides * np.exp(rng.normal(0, deviation, sides.shape)), 1, canvas)
     low = np.clip(centre - sides / 2, 0, canvas - sides)

@@ -5,9 +5,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from synthgen.layouts import InfeasibleLayoutError, Layout
-from synthgen.layouts._objects import Counts, Floats, ObjectsSpec
-from synthgen.layouts._placement import most_placed, occluded, one_by_one
+from synthgen.layouts.base import InfeasibleLayoutError, Layout
+from synthgen.layouts.objects import Counts, Floats, ObjectsSpec
+from synthgen.layouts.placement import most_placed, occluded, one_by_one
 
 MAX_DRAWS = 6
 

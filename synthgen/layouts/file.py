@@ -5,8 +5,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from synthgen.layouts import Layout, SamplerSpec
-from synthgen.layouts._records import on_canvas, read_entries, source_hash
+from synthgen.layouts.base import Layout, SamplerSpec
+from synthgen.layouts.rows import on_canvas, read_entries, source_hash
 
 
 class Spec(SamplerSpec):

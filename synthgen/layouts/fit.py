@@ -8,11 +8,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from synthgen.layouts import InfeasibleLayoutError, Layout, SamplerSpec
-from synthgen.layouts._objects import Floats
-from synthgen.layouts._placement import iou_with, one_by_one
-from synthgen.layouts._records import read_any, source_hash
-from synthgen.records import Entry, read_text
+from synthgen.formats.entries import Entry, read_text
+from synthgen.geometry import box_centres, box_iou, box_sides
+from synthgen.layouts.base import InfeasibleLayoutError, Layout, SamplerSpec
+from synthgen.layouts.objects import Floats
+from synthgen.layouts.placement import one_by_one
+from synthgen.layouts.rows import read_any, source_hash
 
 MAX_COUNTS, MAX_BOXES, EXAMPLES = 2000, 800, 16
 MAX_DRAWS = 6
@@ -142,12 +143,12 @@ def learn(source: str, seed: int = 0) -> dict[str, Any]:
 def to_features(entry: Entry) -> Floats:
     """(cx, cy, log w, log h) of an entry's boxes, in shares of the picture."""
     size = np.array([entry.width, entry.height], float)
-    low, high = entry.boxes[:, :2] / size, entry.boxes[:, 2:] / size
-    return np.concatenate([(low + high) / 2, np.log(np.maximum(high - low, 1e-4))], 1)
+    boxes = entry.boxes / np.tile(size, 2)
+    return np.concatenate([box_centres(boxes), np.log(np.maximum(box_sides(boxes), 1e-4))], 1)
 
 
 def largest_overlap(entry: Entry) -> float:
     """The largest IoU of two boxes of one picture."""
-    overlap = iou_with(entry.boxes, entry.boxes)
+    overlap = box_iou(entry.boxes, entry.boxes)
     np.fill_diagonal(overlap, 0)
     return float(overlap.max(initial=0))

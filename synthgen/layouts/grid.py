@@ -5,8 +5,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from synthgen.layouts import InfeasibleLayoutError, Layout
-from synthgen.layouts._objects import ObjectsSpec
+from synthgen.layouts.base import InfeasibleLayoutError, Layout
+from synthgen.layouts.objects import ObjectsSpec
 
 
 class Spec(ObjectsSpec):

@@ -5,8 +5,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from synthgen.layouts import InfeasibleLayoutError, Layout
-from synthgen.layouts._objects import Floats, ObjectsSpec
+from synthgen.geometry import box_sides
+from synthgen.layouts.base import InfeasibleLayoutError, Layout
+from synthgen.layouts.objects import Floats, ObjectsSpec
 
 MAX_DRAWS = 12
 FEASIBILITY_DRAWS = 4
@@ -50,7 +51,7 @@ class Spec(ObjectsSpec):
     def cells(self, n: int, rng: np.random.Generator) -> Floats:
         """Rectangles (n, 4) xyxy that fill the canvas but for the gaps."""
         cells = np.array(
-            treemap(rng.lognormal(0, self.variety, n), (0.0, 0.0, self.canvas[0] + self.gap, self.canvas[1] + self.gap), rng)
+            treemap(rng.lognormal(0, self.variety, n), (0.0, 0.0, self.canvas[0] + self.gap, self.canvas[1] + self.gap))
         )
         cells[:, 2:] -= self.gap
         return cells
@@ -74,7 +75,7 @@ class Spec(ObjectsSpec):
         return Layout(*self.canvas, np.zeros((0, 4), np.float32), (), labelled=self.labelled(names))
 
 
-def treemap(weights: Floats, cell: tuple[float, float, float, float], rng: np.random.Generator) -> list[Floats]:
+def treemap(weights: Floats, cell: tuple[float, float, float, float]) -> list[Floats]:
     """Rectangles whose areas are as the weights: the longer side is cut in two where the halves' weights say, and again."""
     out: list[Floats] = []
     todo = [(weights, np.array(cell))]
@@ -94,14 +95,14 @@ def treemap(weights: Floats, cell: tuple[float, float, float, float], rng: np.ra
 
 def shrink(cells: Floats, share: float, aspect: tuple[float, float]) -> Floats:
     """Sides (n, 2) of boxes of an allowed aspect in the cells, scaled by `share`, in whole px, at least 1."""
-    w, h = (np.maximum(cells[:, 2:] - cells[:, :2], 1e-6)).T
+    w, h = (np.maximum(box_sides(cells), 1e-6)).T
     w, h = np.minimum(w, h * aspect[1]), np.minimum(h, w / aspect[0])
     return np.maximum(np.floor(np.stack([w, h], 1) * share), 1)
 
 
 def area(boxes: Floats) -> float:
     """Sum of the areas of sides (n, 2) or boxes (n, 4)."""
-    sides = boxes if boxes.shape[1] == 2 else boxes[:, 2:] - boxes[:, :2]
+    sides = boxes if boxes.shape[1] == 2 else box_sides(boxes)
     return float(sides.prod(1).sum())
 
 

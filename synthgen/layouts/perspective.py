@@ -5,9 +5,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from synthgen.layouts import InfeasibleLayoutError, Layout, Range
-from synthgen.layouts._objects import Floats, ObjectsSpec, Size, SizeSpec
-from synthgen.layouts._placement import most_placed, occluded, one_by_one
+from synthgen.geometry import box_sides
+from synthgen.layouts.base import InfeasibleLayoutError, Layout, Range
+from synthgen.layouts.objects import Floats, ObjectsSpec, Size, SizeSpec
+from synthgen.layouts.placement import most_placed, occluded, one_by_one
 
 MAX_DRAWS = 6
 
@@ -83,7 +84,7 @@ class Spec(ObjectsSpec):
             near, far = self.distance
             d = np.sqrt(rng.uniform(near**2, far**2, count))
             boxes = self.project(d, heights[k], aspect[k], rng)
-            boxes[(boxes[:, 2:] - boxes[:, :2]).min(1) < self.least] = -1e6
+            boxes[box_sides(boxes).min(1) < self.least] = -1e6
             outside = (boxes[:, :2] < 0).any(1) | (boxes[:, 2] > self.canvas[0]) | (boxes[:, 3] > self.canvas[1])
             return boxes[~outside]
 

@@ -5,9 +5,9 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from synthgen.layouts import InfeasibleLayoutError, Layout
-from synthgen.layouts._objects import Floats, ObjectsSpec
-from synthgen.layouts._placement import relax, shelves
+from synthgen.layouts.base import InfeasibleLayoutError, Layout
+from synthgen.layouts.objects import Floats, ObjectsSpec
+from synthgen.layouts.placement import relax, shelves
 
 MAX_SPREADS = 3
 MAX_SIZE_DRAWS = 8

@@ -16,10 +16,10 @@ from pycocotools import mask as coco_mask
 from pydantic import Field
 
 from synthgen.assets import ASSETS
-from synthgen.layouts import Boxes, SamplerSpec
-from synthgen.pipelines import MethodSpec, Numerics, Painting
-from synthgen.pipelines._grounds import choose_by_words, ground, words
-from synthgen.scene import Scene, SceneSpec, describe_damage, hash_pictures, pictures
+from synthgen.layouts.base import Boxes, SamplerSpec
+from synthgen.pipelines.backgrounds import choose_by_words, ground, words
+from synthgen.pipelines.base import MethodSpec, Numerics, Painting
+from synthgen.scenes.scene import Scene, SceneSpec, describe_damage, hash_pictures, pictures
 
 ASPECT_TOLERANCE = 0.1  # of the logarithm of width / height
 OPAQUE = 128  # alpha from which a pixel belongs to the object
@@ -80,6 +80,7 @@ class Spec(MethodSpec):
         return "Apache-2.0" if shipped else f"that of the cut-outs ({self.cutouts}) and backgrounds ({self.grounds})"
 
     def load(self, scene: SceneSpec, numerics: Numerics) -> "PastePainter":
+        """Read the cut-outs; this painter is in the same module, as it imports no torch."""
         return PastePainter(self.cutout_folder, self.ground_folder(scene), self.shadow)
 
 

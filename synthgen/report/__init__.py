@@ -11,12 +11,13 @@ from typing import Any
 
 from PIL import Image
 
+from synthgen.dataset.info import read_info
+from synthgen.dataset.marker import scan
+from synthgen.dataset.sample import VERIFIED, annotations_of, conditions_of
+from synthgen.dataset.shard import read_rows, shard_members
+from synthgen.dataset.shard_reader import decoded
 from synthgen.errors import InputError
-from synthgen.shards.dataset import read_info
-from synthgen.shards.sample import VERIFIED, annotations_of, conditions_of
-from synthgen.shards.samples import decoded
-from synthgen.shards.shard import read_rows, scan, shard_members
-from synthgen.shards.store import Out, Store, open_store
+from synthgen.storage.base import Store
 
 SIDE, QUALITY = 384, 72  # of the pictures in the page: longer side in px, JPEG
 MOST = 2000  # pictures in one page
@@ -26,7 +27,7 @@ class NoDatasetError(InputError):
     """A folder is no dataset of ours."""
 
 
-def write_report(out: Out, most: int = MOST) -> dict[str, int]:
+def write_report(store: Store, most: int = MOST) -> dict[str, int]:
     """Write `report.html` beside the shards.
 
     Args:
@@ -38,10 +39,9 @@ def write_report(out: Out, most: int = MOST) -> dict[str, int]:
     Raises:
         NoDatasetError: the folder holds none.
     """
-    store = open_store(out)
     info = read_info(store)
     if info is None:
-        raise NoDatasetError(f"{out}: not a synthgen dataset (no readable dataset.json)")
+        raise NoDatasetError(f"{store}: not a synthgen dataset (no readable dataset.json)")
     told = list(shards(store))
     shown, total = list(pictures(store, [shard["n"] for shard in told], most)), sum(shard["count"] for shard in told)
     data = {"name": info.name, "images": total, "asked": info.asked, "pictures": shown, "shards": told}
@@ -75,11 +75,11 @@ def picture(row: dict[str, Any], data: bytes) -> dict[str, Any]:
     small.save(buffer, "JPEG", quality=QUALITY)
     boxes = [
         {
-            "b": [round(v, 1) for v in a["bbox"]],
-            "c": a["category"],
-            "s": a.get("score"),
-            "i": a.get("iou"),
-            "a": a.get("action") or "",
+            "b": [round(v, 1) for v in a.bbox],
+            "c": a.category,
+            "s": a.score,
+            "i": a.iou,
+            "a": a.action or "",
         }
         for a in annotations_of(row)
     ]

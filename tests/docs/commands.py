@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from synthgen.config import Job, load_job, load_training
-from synthgen.train import TaskSpec
+from synthgen.training.base import TaskSpec
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -6,13 +6,13 @@ from pathlib import Path
 from zlib import crc32
 
 from synthgen.config import load_job
-from synthgen.diffusion.models import EMBEDDED
-from synthgen.engine.run import run
+from synthgen.engine.driver import run
+from synthgen.pipelines.diffusion.models import EMBEDDED
 from tests.conftest import tiny_checkpoint
 from tests.docs.commands import ROOT, TINY, blocks
+from tests.formats.sources import picture, write_coco, write_lines, write_voc, write_yolo
 from tests.pipelines.test_tiling import FOREST
-from tests.records.sources import picture, write_coco, write_lines, write_voc, write_yolo
-from tests.train.test_dreambooth import draw_cutouts
+from tests.training.test_dreambooth import draw_cutouts
 
 DOGS = ["images=4", "workers=0", "pipeline=paste", "layout.canvas=[256, 256]", "layout.objects={dog: 2}", "output.shard_size=2"]
 
@@ -52,7 +52,7 @@ def write_sources(place: Path) -> None:
     (place / "yolo/data.yaml").write_text(names.replace("dog", "puppy").replace("cat", "fox"))
     write_voc(place / "VOCdevkit/VOC2012")
     write_voc(place / "bccd")
-    shutil.copy(ROOT / "tests/voice/data/one-hundred-dogs.wav", place / "prompt.wav")
+    shutil.copy(ROOT / "tests/speech/data/one-hundred-dogs.wav", place / "prompt.wav")
     (place / "linearForest.json").write_text(json.dumps(FOREST))
     row = {"caption": "a brown dog, gravel", "width": 128, "height": 128, "categories": ["dog"], "boxes": [[10, 10, 60, 70]]}
     (place / "captions.jsonl").write_text(json.dumps(row))

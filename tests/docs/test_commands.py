@@ -11,7 +11,7 @@ import pytest
 from synthgen import cli
 from tests.docs.commands import PAGES, ROOT, blocks, commands, load
 from tests.docs.place import furnish, make_dataset, write_files
-from tests.voice.whisper import converted_whisper
+from tests.speech.whisper import converted_whisper
 
 # What does not run here: how it begins, and why, or which test runs it. What is of Ray is parsed by Ray.
 ELSEWHERE = {
@@ -24,15 +24,15 @@ ELSEWHERE = {
     "aws ": "an account of AWS",
     "docker ": "builds an image",
     "kubectl ": "a cluster of Kubernetes",
-    "eval $(register-python-argcomplete": "of the shell: tests/test_describe.py::test_the_shell_is_told_what_could_come_next",
+    "eval $(register-python-argcomplete": "of the shell: tests/cli/test_describe.py::test_the_shell_is_told_what_could_come_next",
     "register-python-argcomplete": "the same",
 }
 # `synthgen` commands that do not run here, by what is in them. They are parsed, with their job.
 PARSED = {
     "--address": "a running Ray cluster: tests/engine/test_faults.py has Ray on one machine",
-    "://": "an object store: tests/shards/test_object_store.py",
+    "://": "an object store: tests/engine/test_object_store.py",
 }
-PYTHON_ELSEWHERE = {"docs/loading"}  # complete trainings, run by the tests of synthgen.data
+PYTHON_ELSEWHERE = {"docs/loading"}  # complete trainings, run by the tests of synthgen.dataset.reader
 TOY = '"100dogs", ["layout.canvas=[64, 64]", "layout.objects={dog: 1}", "layout.size=[32, 40]"]'
 READS = ("check", "evaluate", "export", "finalize", "merge", "repair", "report")
 SLOW = {"docs/data", "docs/training"}

@@ -31,4 +31,6 @@ def test_it_is_built_without_warnings(tmp_path: Path) -> None:
     assert "background_window" in shown["methods/mixture.html"]
     assert "synthgen evaluate" in shown["reference/commands.html"]
     assert "(N, 4) float32, xyxy in px" in shown["reference/python/synthgen.layouts.html"]
+    assert "(N, 4) float32, xyxy in px" in shown["reference/python/index.html"]
+    assert "reference/python/synthgen.data.html" not in shown
     assert "fonts.googleapis" not in "".join(shown.values())

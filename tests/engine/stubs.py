@@ -4,20 +4,22 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from synthgen import pulse
+from synthgen import heartbeat
 from synthgen.config import Job
+from synthgen.dataset.marker import Marker
+from synthgen.dataset.shard import StagedShard
 from synthgen.engine.pool import Event
 from synthgen.engine.worker import Progress, RejectedImageError
-from synthgen.shards.shard import Marker, StagedShard
+from synthgen.storage.base import Store
+from synthgen.storage.local import LocalStore
 
 
 class Stub:
     """Makes a shard as the file `<out>/<shard>` says: "stop 1" stops this process, at the first attempt alone."""
 
-    def __init__(self, job: Job, out: Path, device: str) -> None:
-        self.job, self.out, self.device = job, out, device
+    def __init__(self, job: Job, store: LocalStore, device: str) -> None:
+        self.job, self.out, self.device = job, store.root, device
 
     def make_shard(self, number: int) -> Iterator[Event]:
         plan, tried = self.out / str(number), self.out / f"{number}.tried"
@@ -54,11 +56,11 @@ class Stub:
         """Longer than the stall timeout, with signs of life."""
         for _ in range(25):
             time.sleep(0.1)
-            pulse.beat()
+            heartbeat.beat()
 
 
 class Unloadable:
     """A worker whose model is not there."""
 
-    def __init__(self, job: Job, out: Path, device: str) -> None:
+    def __init__(self, job: Job, store: Store, device: str) -> None:
         raise FileNotFoundError("no such model")

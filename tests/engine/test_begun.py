@@ -17,11 +17,13 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from synthgen import registry
 from synthgen.config import Job, OutputSpec, load_job
+from synthgen.dataset.check import check_dataset
+from synthgen.dataset.former_defaults import FORMER, begun_with, complete, former_defaults
+from synthgen.dataset.info import ChangedJobError
+from synthgen.dataset.versions import versions
+from synthgen.engine.driver import run
 from synthgen.engine.repair import repair
-from synthgen.engine.run import run
-from synthgen.shards.check import check_dataset
-from synthgen.shards.dataset import ChangedJobError, versions
-from synthgen.shards.former import FORMER, begun_with, complete, former_defaults
+from synthgen.storage.location import open_store
 
 BEGUN = Path(__file__).parent / "data/begun"
 
@@ -56,7 +58,7 @@ def test_a_dataset_that_an_older_version_began_is_finished(begun: Path, name: st
     job = load_job(f"{name}.yaml")
     result = run(job)
     assert (result.made, result.counts["complete"]) == (job.images - 2, True)
-    assert check_dataset(out)[0] == []
+    assert check_dataset(open_store(out))[0] == []
     assert (out / "shards/000000.tar").read_bytes() == first
     if same_versions(name):
         digests = json.loads((BEGUN / "digests.json").read_text())[name]
@@ -121,7 +123,7 @@ def test_a_shard_is_repaired_with_the_old_default(begun: Path) -> None:
     (out / "job.yaml").write_text((out / "job.yaml").read_text().replace("quality: 92, ", ""))
     whole = (out / "shards/000000.tar").read_bytes()
     (out / "shards/000000.tar").write_bytes(b"cut")
-    done = repair(out)
+    done = repair(open_store(out))
     assert (done.restored, done.unknown, done.left) == ([0], [1, 2], {})
     assert (out / "shards/000000.tar").read_bytes() == whole
 

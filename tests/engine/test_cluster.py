@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from synthgen.cli import main
+from synthgen.cli.main import main
 from synthgen.config import Job
 from synthgen.engine import cluster
 from synthgen.engine.cluster import cluster_address, provide_token, ray_folder, refuse_unreachable
+from synthgen.engine.driver import run
 from synthgen.engine.pool import cpu_count, worker_count
-from synthgen.engine.run import run
 from synthgen.errors import InputError
 
 

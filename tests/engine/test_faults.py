@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from synthgen.config import Job, load_job
-from synthgen.engine.run import run
-from synthgen.shards.check import check_dataset
-from synthgen.shards.store import open_store
+from synthgen.dataset.check import check_dataset
+from synthgen.engine.driver import run
+from synthgen.storage.location import open_store
 from tests.conftest import SMALL_JOB, shard_bytes
 from tests.s3 import S3
 
@@ -114,7 +114,7 @@ def test_a_killed_driver_is_resumed_and_a_terminated_one_too(
     assert not [p for p in out.rglob("*") if p.name.startswith(".")]
     assert 0 < run(load_job(str(job_file), LONG)).made < IMAGES
     assert shard_bytes(out) == undisturbed
-    assert check_dataset(out)[0] == []
+    assert check_dataset(open_store(out))[0] == []
 
 
 def test_a_killed_actor_is_replaced_and_ctrl_c_says_how_to_go_on(
@@ -140,7 +140,7 @@ def test_a_killed_actor_is_replaced_and_ctrl_c_says_how_to_go_on(
     assert process.returncode == 130, stderr
     assert f"To go on: synthgen run {job_file} {LONG[0]} 'layout.canvas=[384, 384]'" in stdout
     assert not [p for p in out.rglob("*") if p.name.startswith(".")]
-    faults = check_dataset(out)[0]  # where the killed actor's shard is a gap, it is named as well
+    faults = check_dataset(open_store(out))[0]  # where the killed actor's shard is a gap, it is named as well
     assert any(f"images, the job asks for {IMAGES}" in fault for fault in faults)
     run(load_job(str(job_file), LONG))
     assert shard_bytes(out) == undisturbed

@@ -13,11 +13,12 @@ import pytest
 
 from synthgen import cli
 from synthgen.config import Job
-from synthgen.engine.run import run
-from synthgen.shards import object_store
-from synthgen.shards.check import check_dataset
-from synthgen.shards.lock import LockedError
-from synthgen.shards.store import Store, open_store
+from synthgen.dataset.check import check_dataset
+from synthgen.engine.driver import run
+from synthgen.storage import object_store
+from synthgen.storage.base import Store
+from synthgen.storage.location import open_store
+from synthgen.storage.lock import LockedError
 from tests.s3 import S3, Fault
 
 WHOLE = ["annotations/instances.json", "manifest.parquet", "index.json", "README.md", "contact_sheet.jpg"]
@@ -54,7 +55,7 @@ def test_a_disturbed_run_equals_an_undisturbed_one(make_job: Callable[..., Job],
     s3.fail()
     store = open_store(url)
     assert_same(store, dataset)
-    assert check_dataset(url) == check_dataset(dataset)
+    assert check_dataset(open_store(url)) == check_dataset(open_store(dataset))
     assert run(job).made == 0
     assert_same(store, dataset)
 

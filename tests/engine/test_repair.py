@@ -11,15 +11,17 @@ import pytest
 
 from synthgen import cli
 from synthgen.config import Job, load_job
+from synthgen.dataset.check import check_dataset
+from synthgen.dataset.marker import stored_marker
+from synthgen.dataset.shard import StagedShard
+from synthgen.engine.driver import run
 from synthgen.engine.repair import repair
-from synthgen.engine.run import run
 from synthgen.engine.worker import RejectedImageError, Worker, encode_image
-from synthgen.shards.check import check_dataset
-from synthgen.shards.lock import LockedError
-from synthgen.shards.shard import StagedShard, stored_marker
-from synthgen.shards.store import open_store
+from synthgen.storage.base import Store
+from synthgen.storage.location import open_store
+from synthgen.storage.lock import LockedError
 from tests.conftest import SMALL_JOB
-from tests.engine.test_run import snapshot
+from tests.engine.test_driver import snapshot
 from tests.s3 import S3
 
 
@@ -109,20 +111,20 @@ def test_on_an_object_store(whole: Path, s3: S3, capsys: pytest.CaptureFixture[s
     assert list(store.sizes(".staging")) == []
     log = [store.read(f"log.jsonl/{name}") for name, _ in store.sizes("log.jsonl")]
     assert json.loads(log[0])["event"] == "repair ended"
-    assert repair(url).lines() == []
+    assert repair(open_store(url)).lines() == []
 
 
 def test_only_bad_shards_are_touched(out: Path) -> None:
     flip(out / "shards/000001.tar", 1500)
     times = {p.name: p.stat().st_mtime_ns for p in (out / "shards").iterdir()}
-    assert repair(out).restored == [1]
+    assert repair(open_store(out)).restored == [1]
     touched = {p.name for p in (out / "shards").iterdir() if p.stat().st_mtime_ns != times[p.name]}
     assert touched == {"000001.tar", "000001.parquet", "000001.json"}
 
 
 def test_a_whole_dataset_is_left_as_it_is(out: Path) -> None:
     times = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
-    done = repair(out)
+    done = repair(open_store(out))
     assert (done.lines(), done.finalized) == ([], False)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == times
 
@@ -146,7 +148,7 @@ def test_a_repair_that_loses_its_lock_commits_nothing(out: Path, monkeypatch: py
 
     monkeypatch.setattr(Worker, "make_shard", overtaken)
     with pytest.raises(LockedError, match="another run has taken over this output"):
-        repair(out)
+        repair(open_store(out))
     assert (out / "shards/000001.tar").read_bytes() == damaged
     assert (out / ".staging/other").exists()
 
@@ -161,25 +163,25 @@ def test_a_repair_that_loses_its_lock_does_not_tidy_up(out: Path, monkeypatch: p
 
     monkeypatch.setattr(Worker, "make_shard", overtaken)
     with pytest.raises(LockedError, match="another run has taken over this output"):
-        repair(out)
+        repair(open_store(out))
     assert (out / ".staging/other").exists()
 
 
 def test_the_numerics_of_the_marker_are_replayed(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
 
-    def watched(job: Job, folder: Path, device: str) -> Worker:
+    def watched(job: Job, store: Store, device: str) -> Worker:
         seen.append((job.batch_size, job.chunk, job.threads))
-        return Worker(job, folder, device)
+        return Worker(job, store, device)
 
     monkeypatch.setattr("synthgen.engine.repair.Worker", watched)
     for number, chunk in ((0, 7), (1, 5), (2, 7)):
         path = out / f"shards/00000{number}.json"
         edit(path, numerics={**json.loads(path.read_text())["numerics"], "chunk": chunk, "batch_size": 1})
         flip(out / f"shards/00000{number}.tar", 1500)
-    assert sorted(repair(out).restored) == [0, 1, 2]
+    assert sorted(repair(open_store(out)).restored) == [0, 1, 2]
     assert sorted(seen) == [(1, 5, 1), (1, 7, 1)]  # one worker for each setting
-    assert stored_marker(out, 1).numerics["chunk"] == 5  # type: ignore[union-attr]
+    assert stored_marker(open_store(out), 1).numerics["chunk"] == 5  # type: ignore[union-attr]
 
 
 def test_other_bytes_are_told_and_taken_only_if_asked_for(
@@ -199,26 +201,26 @@ def test_other_bytes_are_told_and_taken_only_if_asked_for(
     assert "shards/000001: left as it is: its bytes differ from the old ones: pillow 0.1 then, " in printed
     assert "annotations, manifest" not in printed
     assert snapshot(out) == before
-    done = repair(out, accept=True)
+    done = repair(open_store(out), accept=True)
     assert list(done.changed) == [1]
     assert done.faults == []
-    assert stored_marker(out, 1).numerics["versions"]["pillow"] != "0.1"  # type: ignore[union-attr]
+    assert stored_marker(open_store(out), 1).numerics["versions"]["pillow"] != "0.1"  # type: ignore[union-attr]
 
 
 def test_what_was_painted_on_a_gpu_is_not_painted_here(out: Path) -> None:
     path = out / "shards/000002.json"
     edit(path, numerics={**json.loads(path.read_text())["numerics"], "device": "cuda"})
     flip(out / "shards/000002.tar", 1500)
-    assert repair(out).left == {2: "it was painted on a GPU, and there is none here: its bytes would differ"}
-    assert repair(out, accept=True).restored == [2]  # cut-outs are pasted alike everywhere
+    assert repair(open_store(out)).left == {2: "it was painted on a GPU, and there is none here: its bytes would differ"}
+    assert repair(open_store(out), accept=True).restored == [2]  # cut-outs are pasted alike everywhere
 
 
 def test_a_dataset_that_was_extended_in_vain_is_finished(out: Path) -> None:
     job = load_job(str(out / "job.yaml"), ["images=7", f"output.path={out}"])
     edit(out / "dataset.json", asked=7)
     (out / "job.yaml").write_text(json.dumps(job.resolved()))
-    assert repair(out).unknown == [3]
-    assert check_dataset(out) == ([], {"images": 7, "boxes": 7, "shards": 4})
+    assert repair(open_store(out)).unknown == [3]
+    assert check_dataset(open_store(out)) == ([], {"images": 7, "boxes": 7, "shards": 4})
 
 
 def test_shards_of_other_versions_are_not_mixed_in_unasked(out: Path) -> None:
@@ -227,8 +229,8 @@ def test_shards_of_other_versions_are_not_mixed_in_unasked(out: Path) -> None:
     (out / "job.yaml").write_text(json.dumps(job.resolved()))
     numerics = json.loads((out / "shards/000000.json").read_text())["numerics"]
     edit(out / "shards/000000.json", numerics={**numerics, "versions": {**numerics["versions"], "pillow": "0.1"}})
-    assert "other shards were made with other versions: pillow: was 0.1, is " in repair(out).left[3]
-    done = repair(out, accept=True)
+    assert "other shards were made with other versions: pillow: was 0.1, is " in repair(open_store(out)).left[3]
+    done = repair(open_store(out), accept=True)
     assert (list(done.changed), done.faults) == ([3], [])
 
 
@@ -246,7 +248,7 @@ def test_without_a_job_tables_come_back_and_pictures_do_not(out: Path) -> None:
     edit(out / "dataset.json", imported="coco: instances.json")
     (out / "shards/000000.parquet").unlink()
     flip(out / "shards/000001.tar", 1500)
-    done = repair(out)
+    done = repair(open_store(out))
     assert done.restored == [0]
     assert "the dataset was imported (coco: instances.json), so it cannot be painted again" in done.left[1]
     assert any("000001.tar: its bytes are not those" in fault for fault in done.faults)
@@ -264,4 +266,4 @@ def test_a_shard_of_another_model_is_found(out: Path) -> None:
     path = out / "shards/000001.json"
     numerics = json.loads(path.read_text())["numerics"]
     edit(path, numerics={**numerics, "files": {"pipeline.cutouts_sha256": "00"}})
-    assert "shards/000001.json: made with another file: pipeline.cutouts_sha256 is '00'" in check_dataset(out)[0][0]
+    assert "shards/000001.json: made with another file: pipeline.cutouts_sha256 is '00'" in check_dataset(open_store(out))[0][0]

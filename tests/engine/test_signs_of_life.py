@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from synthgen import pulse
-from synthgen.engine.actors import Actor
+from synthgen import heartbeat
+from synthgen.engine.ray_pool import Actor
 from synthgen.engine.worker import Progress
 
 
@@ -22,7 +22,7 @@ class Worker:
         for _ in range(10):
             time.sleep(0.02)
             if self.beats:
-                pulse.beat()
+                heartbeat.beat()
         if self.fails:
             raise ValueError("not this one")
         yield Progress(number, 3)

@@ -9,11 +9,12 @@ import pytest
 
 from synthgen import cli
 from synthgen.config import Job
-from synthgen.engine.run import run
+from synthgen.dataset.check import check_dataset
+from synthgen.dataset.sample import SCHEMA
+from synthgen.dataset.shard import read_members, read_rows
+from synthgen.engine.driver import run
 from synthgen.engine.worker import draw_scene
-from synthgen.shards.check import check_dataset
-from synthgen.shards.sample import SCHEMA
-from synthgen.shards.shard import read_members, read_rows
+from synthgen.storage.location import open_store
 from tests.conftest import shard_bytes
 
 CAMERA = "scene.camera={gaussian_blur: {sigma: [1, 2]}, jpeg: {probability: 1, quality: [20, 60]}}"
@@ -40,7 +41,7 @@ def test_the_words_follow_the_background_and_are_recorded(make_job: Callable[...
     job = make_job(*words, CAMERA, "images=4")
     run(job)
     out = Path(job.output.path)
-    assert check_dataset(out)[0] == []
+    assert check_dataset(open_store(out))[0] == []
     seen = records(out)
     for record in seen:
         weather = record["conditions"]["weather"]
@@ -49,7 +50,7 @@ def test_the_words_follow_the_background_and_are_recorded(make_job: Callable[...
         assert list(record["conditions"]) == ["weather", "season", "camera_gaussian_blur_sigma", "camera_jpeg_quality"]
         assert 20 <= record["conditions"]["camera_jpeg_quality"] <= 60
     manifest = pq.read_table(out / "manifest.parquet").to_pylist()
-    rows = [row for number in range(2) for row in read_rows(out, number)]
+    rows = [row for number in range(2) for row in read_rows(open_store(out), number)]
     for table in (manifest, rows):
         assert [{key: row[key] for key in seen[0]["conditions"]} for row in table] == [r["conditions"] for r in seen]
     loaded = pytest.importorskip("datasets").load_dataset(str(out), split="train", streaming=True)
@@ -77,7 +78,7 @@ def test_the_camera_changes_pixels_and_no_label(make_job: Callable[..., Job], da
         assert after == before
     assert all(
         a["image_sha256"] != b["image_sha256"]
-        for a, b in zip(read_rows(dataset, 0), read_rows(Path(job.output.path), 0), strict=True)
+        for a, b in zip(read_rows(open_store(dataset), 0), read_rows(open_store(Path(job.output.path)), 0), strict=True)
     )
 
 
@@ -87,7 +88,10 @@ def test_jobs_that_do_not_ask_have_the_bytes_they_always_had(make_job: Callable[
     assert all("conditions" not in record for record in records(dataset))
     spared = make_job("scene.camera={jpeg: {probability: 0}}", f"output.path={dataset.with_name('spared')}")
     run(spared)
-    hashes = [[row["image_sha256"] for n in range(3) for row in read_rows(out, n)] for out in (dataset, Path(spared.output.path))]
+    hashes = [
+        [row["image_sha256"] for n in range(3) for row in read_rows(open_store(out), n)]
+        for out in (dataset, Path(spared.output.path))
+    ]
     assert hashes[0] == hashes[1]
     info = json.loads((dataset / "dataset.json").read_text())
     new = {"scene.weather", "scene.light", "scene.season", "scene.style", "scene.camera"}

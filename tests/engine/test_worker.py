@@ -15,6 +15,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from pycocotools import mask as coco_mask
 
 from synthgen.config import Job, OutputSpec
+from synthgen.dataset.sample import Sample
+from synthgen.dataset.shard import StagedShard, read_members
 from synthgen.engine.worker import (
     Painted,
     Progress,
@@ -25,16 +27,15 @@ from synthgen.engine.worker import (
     encode_image,
     is_picture,
 )
-from synthgen.layouts import InfeasibleLayoutError, Layout
-from synthgen.layouts._objects import ObjectSpec
-from synthgen.pipelines import Numerics, Painting
+from synthgen.layouts.base import InfeasibleLayoutError, Layout
+from synthgen.layouts.objects import ObjectSpec
+from synthgen.pipelines.base import Numerics, Painting
 from synthgen.pipelines.mixture import Spec as MixtureSpec
 from synthgen.pipelines.paste import Spec as PasteSpec
-from synthgen.scene import Scene, SceneSpec
-from synthgen.shards.sample import Sample
-from synthgen.shards.shard import StagedShard, read_members
-from synthgen.verify import Action, Verdict, VerifierSpec
-from synthgen.verify.actions import Inspection
+from synthgen.scenes.scene import Scene, SceneSpec
+from synthgen.storage.location import open_store
+from synthgen.verification.base import Action, Verdict, VerifierSpec
+from synthgen.verification.repair import Inspection
 
 
 def test_layout_and_scene_are_functions_of_the_index(make_job: Callable[..., Job]) -> None:
@@ -46,7 +47,7 @@ def test_layout_and_scene_are_functions_of_the_index(make_job: Callable[..., Job
 
 def test_a_shard_with_progress(make_job: Callable[..., Job], tmp_path: Path) -> None:
     job = make_job("images=5", "output.shard_size=3")
-    *progress, staged = Worker(job, tmp_path).make_shard(1)
+    *progress, staged = Worker(job, open_store(tmp_path)).make_shard(1)
     assert progress == [Progress(1, 2)]
     assert isinstance(staged, StagedShard)
     assert (staged.marker.count, staged.marker.first_index, staged.marker.attempts) == (2, 3, 2)
@@ -75,7 +76,7 @@ class Flaky:
 
 
 def test_a_black_image_is_painted_again(make_job: Callable[..., Job], tmp_path: Path) -> None:
-    worker = Worker(make_job(), tmp_path)
+    worker = Worker(make_job(), open_store(tmp_path))
     worker.painter = Flaky(1)
     painted = worker.paint([0, 1])
     assert [p.attempt for p in painted] == [0, 1]
@@ -90,15 +91,15 @@ def test_an_object_without_a_visible_pixel_has_no_annotation() -> None:
     encoded = tuple({**coco_mask.encode(np.asfortranarray(m))} for m in masks)
     ids = {"dog": 18, "cat": 17}
     shown = list(annotations(Scene(layout, ""), Painting(NOISE, encoded), ids))
-    assert [(a["phrase"], a["area"]) for a in shown] == [("a brown dog", 900), ("a cat", 1)]
+    assert [(a.phrase, a.area) for a in shown] == [("a brown dog", 900), ("a cat", 1)]
     without_masks = list(annotations(Scene(layout, ""), Painting(NOISE), ids))
-    assert [a["area"] for a in without_masks] == [900, 900, 900]
+    assert [a.area for a in without_masks] == [900, 900, 900]
 
 
 def test_labels_are_not_rounded() -> None:
     layout = Layout(128, 128, np.array([[10.25, 10.5, 40.75, 41]], np.float32), ("dog",), ("a dog",))
     (annotation,) = annotations(Scene(layout, ""), Painting(NOISE), {"dog": 18})
-    assert (annotation["bbox"], annotation["area"]) == ([10.25, 10.5, 30.5, 30.5], 30.5 * 30.5)
+    assert (annotation.bbox, annotation.area) == ((10.25, 10.5, 30.5, 30.5), 30.5 * 30.5)
 
 
 NOISE = np.random.default_rng(0).integers(1, 255, (128, 128, 3), np.uint8)
@@ -154,7 +155,7 @@ class Counting(VerifierSpec):
 def test_the_best_attempt_is_kept(
     make_job: Callable[..., Job], tmp_path: Path, faults: list[int | None], kept: int, tries: int
 ) -> None:
-    worker, attempts = Worker(make_job("max_attempts=3"), tmp_path), Attempts(faults)
+    worker, attempts = Worker(make_job("max_attempts=3"), open_store(tmp_path)), Attempts(faults)
     worker.painter = attempts
     worker.inspection = Inspection(Counting(), attempts.verify, attempts)
     (painted,) = worker.paint([7])
@@ -168,7 +169,7 @@ def test_the_best_attempt_is_kept(
 def test_of_blank_images_the_first_is_kept(
     make_job: Callable[..., Job], tmp_path: Path, faults: list[int | None], kept: int
 ) -> None:
-    worker = Worker(make_job("max_attempts=3"), tmp_path)
+    worker = Worker(make_job("max_attempts=3"), open_store(tmp_path))
     worker.painter = Attempts(faults)
     (painted,) = worker.paint([7])
     assert painted.attempt == painted.painting.image[0, 0, 0] == kept
@@ -192,12 +193,12 @@ def test_where_memory_runs_out_the_shard_is_made_again_with_half_the_chunk(
     make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, chunk: int
 ) -> None:
     monkeypatch.setattr(PasteSpec, "load", lambda self, scene, numerics: Hungry(numerics.chunk, most))
-    worker = Worker(make_job("images=6", "output.shard_size=6"), tmp_path)
+    worker = Worker(make_job("images=6", "output.shard_size=6"), open_store(tmp_path))
     *progress, staged = worker.make_shard(0)
     assert isinstance(staged, StagedShard)
     assert staged.marker.numerics["chunk"] == chunk
     assert sum(p.images for p in progress if isinstance(p, Progress)) == 6
-    whole = Worker(make_job("images=6", "output.shard_size=6", f"chunk={chunk}"), tmp_path)
+    whole = Worker(make_job("images=6", "output.shard_size=6", f"chunk={chunk}"), open_store(tmp_path))
     *_, again = whole.make_shard(0)
     assert isinstance(again, StagedShard)
     assert again.marker.sha256 == staged.marker.sha256
@@ -206,7 +207,7 @@ def test_where_memory_runs_out_the_shard_is_made_again_with_half_the_chunk(
 def test_what_does_not_fit_at_all_is_told(make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PasteSpec, "load", lambda self, scene, numerics: Hungry(numerics.chunk, 0))
     with pytest.raises(torch.OutOfMemoryError):
-        list(Worker(make_job("images=6", "output.shard_size=6"), tmp_path).make_shard(0))
+        list(Worker(make_job("images=6", "output.shard_size=6"), open_store(tmp_path)).make_shard(0))
 
 
 class Counted(Hungry):
@@ -242,7 +243,7 @@ def test_where_memory_runs_out_there_are_never_two_models(
     monkeypatch.setattr(Counted, "made", 0)
     monkeypatch.setattr(Counted, "most_alive", 0)
     monkeypatch.setattr(PasteSpec, "load", lambda self, scene, numerics: painter(numerics.chunk, 8))
-    worker = Worker(make_job("images=6", "output.shard_size=6", "verify={verifier: detector}"), tmp_path)
+    worker = Worker(make_job("images=6", "output.shard_size=6", "verify={verifier: detector}"), open_store(tmp_path))
     *_, staged = worker.make_shard(0)
     assert isinstance(staged, StagedShard)
     assert staged.marker.numerics["chunk"] == 8
@@ -252,7 +253,7 @@ def test_where_memory_runs_out_there_are_never_two_models(
 
 
 def test_images_wait_for_the_encoder(make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker(make_job("images=40", "output.shard_size=40"), tmp_path)
+    worker = Worker(make_job("images=40", "output.shard_size=40"), open_store(tmp_path))
     worker.painter = Flaky(0)
     encode, paint, painted, encoded, waiting = worker.encode, worker.paint, [0], [0], [0]
 
@@ -280,9 +281,9 @@ def test_another_chunk_needs_no_loading(checkpoint: Path) -> None:
     spec = MixtureSpec(model=str(checkpoint), steps=1)
     layout = Layout(32, 32, np.array([[4, 4, 20, 20]], np.float32), ("dog",))
     scene, seed = Scene(layout, "sand"), np.random.SeedSequence(1)
-    loaded = spec.load(SceneSpec(), Numerics(chunk=8))
+    loaded: Any = spec.load(SceneSpec(), Numerics(chunk=8))
     loaded.use_chunk(1)
-    fresh = spec.load(SceneSpec(), Numerics(chunk=1))
+    fresh: Any = spec.load(SceneSpec(), Numerics(chunk=1))
     assert loaded.options == fresh.options
     assert loaded.numerics.chunk == 1
     image, expected = (painter([scene], [seed])[0].image for painter in (loaded, fresh))
@@ -290,10 +291,10 @@ def test_another_chunk_needs_no_loading(checkpoint: Path) -> None:
 
 
 def test_on_reject(make_job: Callable[..., Job], tmp_path: Path) -> None:
-    keep = Worker(make_job("max_attempts=2"), tmp_path)
+    keep = Worker(make_job("max_attempts=2"), open_store(tmp_path))
     keep.painter = Flaky(9)
     assert [p.tries for p in keep.paint([0, 1])] == [1, 2]
-    fail = Worker(make_job("max_attempts=2", "on_reject=fail"), tmp_path)
+    fail = Worker(make_job("max_attempts=2", "on_reject=fail"), open_store(tmp_path))
     fail.painter = Flaky(9)
     with pytest.raises(RejectedImageError, match=r"samples \[1\]: blank after 2 attempts"):
         fail.paint([0, 1])
@@ -344,7 +345,7 @@ def test_no_other_option_of_an_encoder_is_set(
 
 def test_distractors_are_painted_but_not_labelled(make_job: Callable[..., Job], tmp_path: Path) -> None:
     job = make_job("layout.objects={dog: 2, ball: {count: 2, label: false}}", "output.shard_size=1")
-    *_, staged = Worker(job, tmp_path).make_shard(0)
+    *_, staged = Worker(job, open_store(tmp_path)).make_shard(0)
     assert isinstance(staged, StagedShard)
     record = json.loads(dict(read_members(tmp_path / staged.tar))["000000000.json"])
     assert [a["category"] for a in record["annotations"]] == ["dog", "dog"]

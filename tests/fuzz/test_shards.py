@@ -18,22 +18,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthgen.data import open_dataset
+from synthgen.dataset.check import check_dataset
+from synthgen.dataset.finalise import finalize
+from synthgen.dataset.info import DatasetInfo, read_info, write_info
+from synthgen.dataset.reader import open_dataset
+from synthgen.dataset.sample import SCHEMA
+from synthgen.dataset.shard import commit, stage
+from synthgen.engine.merging import MergeSpec, merge
 from synthgen.engine.repair import repair
 from synthgen.errors import InputError, explain
-from synthgen.evaluate.samples import samples
-from synthgen.export import FORMATS, ExportSpec, export_dataset
-from synthgen.layouts._records import read_entries
-from synthgen.merging import MergeSpec, merge
+from synthgen.evaluation.labelled_images import read_labelled_images
+from synthgen.formats.base import writable_formats
+from synthgen.formats.export import ExportSpec, export_dataset
+from synthgen.layouts.rows import read_entries
 from synthgen.report import write_report
-from synthgen.shards.check import check_dataset
-from synthgen.shards.dataset import DatasetInfo, finalize, read_info, write_info
-from synthgen.shards.sample import SCHEMA
-from synthgen.shards.shard import commit, stage
-from synthgen.train import DataSpec
-from synthgen.train.dataset_scenes import ShardScenes
+from synthgen.storage.location import open_store
+from synthgen.training.base import DataSpec
+from synthgen.training.dataset_scenes import ShardScenes
+from tests.dataset.test_shard import sample
 from tests.fuzz import tries
-from tests.shards.test_shard import sample
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 values = st.recursive(
@@ -47,13 +50,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out, head = tmp_path_factory.mktemp("whole") / "out", {"info": {}, "licenses": [], "categories": [{"id": 18, "name": "dog"}]}
     source = {"head": head, "file_names": True, "annotation_ids": False}
     info = DatasetInfo("test", 4, {"seed": 0}, {"dog": 18}, "png", "Apache-2.0", "x", source)
-    write_info(out, info, {})
+    write_info(open_store(out), info, {})
     for number, counts in enumerate(((2, 1), (0, 1))):
         said = [{"image": {"id": k, "file_name": f"{number}/{k}.png"}, "annotations": [{}] * n} for k, n in enumerate(counts)]
         group = [replace(sample(2 * number + k, n), source=json.dumps(said[k])) for k, n in enumerate(counts)]
-        commit(out, stage(out, number, group, {}, 0.0, 2))
+        commit(open_store(out), stage(open_store(out), number, group, {}, 0.0, 2))
     (out / "job.yaml").write_text("version: 1\n")
-    finalize(out, info)
+    finalize(open_store(out), info)
     return out
 
 
@@ -70,18 +73,18 @@ def train(out: Path, on_bad: str) -> None:
 
 def read_everywhere(folder: Path, out: Path, forms: Sequence[str] = ("coco",)) -> None:
     """Every command that reads shards: what may come of it is told in a line, and nothing outside of its output is written."""
-    faults, _ = check_dataset(out)
+    faults, _ = check_dataset(open_store(out))
     assert all("\n" not in fault for fault in faults)
     readers: list[Callable[[], object]] = [
         lambda: train(out, "refuse"),
         lambda: train(out, "skip"),
-        lambda: list(samples(out)),
+        lambda: list(read_labelled_images(open_store(out))),
         lambda: merge(MergeSpec((out,), folder / "merged"), overwrite=True),
-        lambda: write_report(out),
-        lambda: (info := read_info(out)) and finalize(out, info),
+        lambda: write_report(open_store(out)),
+        lambda: (info := read_info(open_store(out))) and finalize(open_store(out), info),
         lambda: list(open_dataset(out)),
         *(lambda form=form: export_dataset(ExportSpec(out, form, folder / form, workers=1)) for form in forms),
-        lambda: repair(out),
+        lambda: repair(open_store(out)),
     ]
     for read in readers:
         try:
@@ -90,8 +93,8 @@ def read_everywhere(folder: Path, out: Path, forms: Sequence[str] = ("coco",)) -
             explain(error)  # raises what is none of ours to tell
     with contextlib.suppress(ValueError):  # whose callers say it in one line
         read_entries(str(out))
-    assert {p.name for p in folder.iterdir()} <= {"out", "merged", *FORMATS}
-    for name in ("merged", *FORMATS):
+    assert {p.name for p in folder.iterdir()} <= {"out", "merged", *writable_formats()}
+    for name in ("merged", *writable_formats()):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -216,9 +219,9 @@ def test_a_category_that_the_dataset_lacks(whole: Path, tmp_path: Path, changes:
     write_members(out / "shards/000000.tar", [found[0], (found[1][0], json.dumps(record).encode()), *found[2:]])
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), out / "shards/000000.parquet")
     mark(out)
-    finalize(out, read_info(out))  # type: ignore[arg-type]
-    assert check_dataset(out)[0] == [f"shards/000000.parquet: category {fault}"]
-    read_everywhere(tmp_path, out, FORMATS)
+    finalize(open_store(out), read_info(open_store(out)))  # type: ignore[arg-type]
+    assert check_dataset(open_store(out))[0] == [f"shards/000000.parquet: category {fault}"]
+    read_everywhere(tmp_path, out, tuple(writable_formats()))
 
 
 LONG = "x" * 5000
@@ -239,7 +242,7 @@ def test_names_and_links_lead_nowhere(whole: Path, tmp_path: Path, name: str, ki
     write_members(tar, [(member, found[0][1]), *found], tarfile.PAX_FORMAT if kind == "file" else tarfile.GNU_FORMAT)
     mark(out)
     read_everywhere(folder, out)
-    assert check_dataset(out)[0]
+    assert check_dataset(open_store(out))[0]
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
     assert not Path("/gone.png").exists()
@@ -252,7 +255,7 @@ def test_a_link_to_a_file_of_this_machine_is_not_followed(whole: Path, tmp_path:
     found[0][0].type, found[0][0].linkname = tarfile.SYMTYPE, "../../secret"
     write_members(out / "shards/000000.tar", found)
     mark(out)
-    assert "'000000000.png' is not a plain file" in check_dataset(out)[0][0]
+    assert "'000000000.png' is not a plain file" in check_dataset(open_store(out))[0][0]
 
 
 @pytest.mark.parametrize("key", ["../../evil", "/etc/evil", "a/b", "x" * 300, "."])
@@ -269,8 +272,8 @@ def test_keys_lead_nowhere(whole: Path, tmp_path: Path, key: str) -> None:
     rows[0]["key"] = key
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), out / "shards/000000.parquet")
     mark(out)
-    assert any("key does not match index 0" in fault for fault in check_dataset(out)[0])
-    read_everywhere(folder, out, FORMATS)
+    assert any("key does not match index 0" in fault for fault in check_dataset(open_store(out))[0])
+    read_everywhere(folder, out, tuple(writable_formats()))
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
 
@@ -301,20 +304,22 @@ def test_a_picture_that_would_fill_the_memory_is_refused(whole: Path, tmp_path: 
     found = members(out / "shards/000000.tar")
     write_members(out / "shards/000000.tar", [(found[0][0], bomb), *found[1:]])
     mark(out)
-    assert any("picture does not decode" in fault and "decompression bomb" in fault for fault in check_dataset(out)[0])
+    assert any(
+        "picture does not decode" in fault and "decompression bomb" in fault for fault in check_dataset(open_store(out))[0]
+    )
     read_everywhere(tmp_path, out)
 
 
 def test_the_readers_do_read(whole: Path, tmp_path: Path) -> None:
     """Of a dataset that is whole nobody complains: what is above would not pass by refusing all."""
     out = copy(whole, tmp_path)
-    assert check_dataset(out)[0] == []
+    assert check_dataset(open_store(out))[0] == []
     train(out, "refuse")
-    assert [image.shape for _, image, _ in samples(out)] == [(24, 32, 3)] * 4
+    assert [image.shape for _, image, _ in read_labelled_images(open_store(out))] == [(24, 32, 3)] * 4
     assert merge(MergeSpec((out,), tmp_path / "merged")).written.made == 4
-    assert write_report(out)["shown"] == 4
+    assert write_report(open_store(out))["shown"] == 4
     assert len(list(open_dataset(out))) == 4
     export_dataset(ExportSpec(out, "coco", tmp_path / "coco", val=0))
     assert (tmp_path / "coco/train/1/0.png").is_file()
-    assert repair(out).lines() == []
+    assert repair(open_store(out)).lines() == []
     assert np.sum([len(e.names) for e in read_entries(str(out))]) == 4

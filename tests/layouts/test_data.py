@@ -15,10 +15,11 @@ from pydantic import ValidationError
 from scipy import stats
 
 from synthgen import cli
-from synthgen.layouts import InfeasibleLayoutError, coco, file, fit
-from synthgen.layouts._records import read_entries
+from synthgen.layouts import coco, file, fit
+from synthgen.layouts.base import InfeasibleLayoutError
+from synthgen.layouts.rows import read_entries
 from synthgen.layouts.scatter import Spec as ScatterSpec
-from tests.records.sources import write_voc, write_yolo
+from tests.formats.sources import write_voc, write_yolo
 
 ROWS: list[dict[str, Any]] = [
     {

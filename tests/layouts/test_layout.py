@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from synthgen.layouts import Layout, overlapping_pairs
+from synthgen.layouts.base import Layout, overlapping_pairs
 
 
 def test_boxes_must_match_categories() -> None:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from synthgen.layouts._objects import SizeSpec
+from synthgen.layouts.objects import SizeSpec
 from synthgen.layouts.scatter import Spec
 
 

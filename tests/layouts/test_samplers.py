@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthgen import registry
-from synthgen.layouts import InfeasibleLayoutError, Layout, overlapping_pairs
-from synthgen.layouts._objects import ObjectsSpec
-from synthgen.layouts._placement import iou_with
+from synthgen.geometry import box_iou
+from synthgen.layouts.base import InfeasibleLayoutError, Layout, overlapping_pairs
+from synthgen.layouts.objects import ObjectsSpec
 
 SAMPLERS = ("scatter", "grid", "pack", "perspective", "crowd")
 
@@ -85,7 +85,7 @@ def test_exact_inside_and_apart_or_refused(recipe: dict[str, Any], seed: int) ->
     if getattr(spec, "max_iou", 0) == 0:
         assert overlapping_pairs(layout.boxes, getattr(spec, "gap", 0) if recipe["sampler"] != "pack" else 0) == 0
     else:
-        overlap = iou_with(layout.boxes.astype(float), layout.boxes.astype(float))
+        overlap = box_iou(layout.boxes.astype(float), layout.boxes.astype(float))
         np.fill_diagonal(overlap, 0)
         assert overlap.max(initial=0) <= spec.max_iou + 1e-6
     if any(not o.label for o in spec.objects.values()):

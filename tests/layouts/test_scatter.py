@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from synthgen.layouts import InfeasibleLayoutError, overlapping_pairs
-from synthgen.layouts._placement import shelves
+from synthgen.layouts.base import InfeasibleLayoutError, overlapping_pairs
+from synthgen.layouts.placement import shelves
 from synthgen.layouts.scatter import Spec, largest_feasible
 
 HUNDRED = Spec(canvas=(1024, 1024), objects={"dog": 100}, size=(56, 88), gap=8)

@@ -10,10 +10,10 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from synthgen.config import ConfigError, load_job
-from synthgen.diffusion.annotations import corners_of, paint_annotations
-from synthgen.diffusion.schedulers import SCHEDULERS
-from synthgen.layouts import Layout
+from synthgen.layouts.base import Layout
 from synthgen.pipelines.annotation_mask.pipeline import AnnotationMaskPipeline
+from synthgen.pipelines.diffusion.box_annotations import corners_of, paint_annotations
+from synthgen.pipelines.diffusion.schedulers import SCHEDULERS
 from tests.pipelines.stub import ddim, embedding, stub_unet
 
 SIDE, STEPS = 48, 8

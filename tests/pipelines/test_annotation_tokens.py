@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from synthgen.config import ConfigError, load_job
-from synthgen.layouts import Layout
-from synthgen.pipelines import IncompatibleLayoutError, Numerics
+from synthgen.layouts.base import Layout
 from synthgen.pipelines.annotation_tokens import Spec
 from synthgen.pipelines.annotation_tokens.pipeline import AnnotationTokensPipeline
-from synthgen.scene import Scene, SceneSpec
+from synthgen.pipelines.base import IncompatibleLayoutError, Numerics
+from synthgen.scenes.scene import Scene, SceneSpec
 
 DOCUMENT = ["label_74_bbox_455.98_436.73_58.57_36.36", "label_74_bbox_405.44_594.41_76.59_40.23"]
 

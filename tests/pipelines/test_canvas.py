@@ -13,7 +13,7 @@ from torch import Tensor
 
 from synthgen import cli
 from synthgen.config import ConfigError, load_job
-from synthgen.pipelines import IncompatibleLayoutError
+from synthgen.pipelines.base import IncompatibleLayoutError
 from synthgen.pipelines.canvas import ImageRegion, RerollRegion, TextRegion
 from synthgen.pipelines.canvas.pipeline import CanvasPipeline, steps_of
 from tests.pipelines.stub import Linear, ddim, embedding, stub_unet

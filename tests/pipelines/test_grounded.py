@@ -11,16 +11,16 @@ from torch import Tensor
 
 from synthgen.config import ConfigError, load_job
 from synthgen.engine.worker import draw_scene
-from synthgen.layouts import Layout
-from synthgen.pipelines import IncompatibleLayoutError, Numerics
+from synthgen.layouts.base import Layout
+from synthgen.pipelines.base import IncompatibleLayoutError, Numerics
 from synthgen.pipelines.grounded import Spec
 from synthgen.pipelines.grounded.pipeline import GroundedPipeline
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
-from synthgen.scene import Scene, SceneSpec
-from synthgen.verify.detector import DetectorVerifier
-from synthgen.verify.verifiers.detector import Spec as DetectorSpec
+from synthgen.scenes.scene import Scene, SceneSpec
+from synthgen.verification.detector import Spec as DetectorSpec
+from synthgen.verification.detector.verifier import DetectorVerifier
 from tests.conftest import tiny_checkpoint
-from tests.diffusion.test_grounding import gated_unet
+from tests.pipelines.diffusion.test_grounding import gated_unet
 
 SIDE = 48
 

@@ -12,14 +12,14 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from synthgen.config import ConfigError, load_job
-from synthgen.diffusion.attention import TokenProbe, probed, tokens_of
-from synthgen.diffusion.layers import Group, composite
-from synthgen.diffusion.prompts import Prompts
-from synthgen.layouts import Layout
-from synthgen.pipelines import IncompatibleLayoutError, Numerics
+from synthgen.layouts.base import Layout
+from synthgen.pipelines.base import IncompatibleLayoutError, Numerics
+from synthgen.pipelines.diffusion.object_layers import Group, composite
+from synthgen.pipelines.diffusion.prompts import Prompts
+from synthgen.pipelines.diffusion.token_attention import TokenProbe, probed, tokens_of
 from synthgen.pipelines.layered import Spec
 from synthgen.pipelines.layered.pipeline import LayeredPipeline
-from synthgen.scene import Scene, SceneSpec
+from synthgen.scenes.scene import Scene, SceneSpec
 from tests.pipelines.stub import Linear, ddim, embedding, stub_unet
 
 SIDE, CELLS, STEPS, T0 = 48, 24, 6, 3

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from synthgen.diffusion.schedulers import SCHEDULERS
-from synthgen.diffusion.windows import object_windows
-from synthgen.layouts import Layout
+from synthgen.layouts.base import Layout
 from synthgen.layouts.scatter import Spec as ScatterSpec
-from synthgen.pipelines import IncompatibleLayoutError, Numerics
+from synthgen.pipelines.base import IncompatibleLayoutError, Numerics
+from synthgen.pipelines.diffusion.schedulers import SCHEDULERS
+from synthgen.pipelines.diffusion.windows import object_windows
 from synthgen.pipelines.mixture import Spec
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
-from synthgen.scene import SceneSpec
+from synthgen.scenes.scene import SceneSpec
 from tests.conftest import tiny_checkpoint
 
 SCENES = SceneSpec(object=("a brown {category}", "a white {category}"), background="a field of grass")
@@ -178,7 +178,7 @@ def test_other_factors_and_latent_channels(tmp_path: Path, channels: int, halvin
     spec = Spec(model=str(tiny_checkpoint(tmp_path, channels, halvings)), steps=2)
     sampler = ScatterSpec(canvas=(160, 96), objects={"dog": 3}, size=(20, 40), gap=2)
     assert spec.check(sampler, SCENES) == []
-    painter = spec.load(SCENES, Numerics())
+    painter: Any = spec.load(SCENES, Numerics())
     scenes = [SCENES.draw(sampler.sample(np.random.default_rng(i)), np.random.default_rng(i)) for i in range(2)]
     paintings = painter(scenes, [np.random.SeedSequence(i) for i in range(2)])
     assert [p.image.shape for p in paintings] == [(96, 160, 3)] * 2
@@ -210,7 +210,7 @@ def test_canvas_that_does_not_fit_the_checkpoint_is_refused_before_loading(check
 def test_large_canvases_decode_in_tiles_without_seams() -> None:
     """Tiled and whole decode agree, and no column stands out where tiles meet (the embedded autoencoder)."""
     pipeline = MixturePipeline.from_pretrained(
-        str(Path(__file__).parents[2] / "synthgen/models/synthgen-tiny"), use_safetensors=True
+        str(Path(__file__).parents[2] / "synthgen/weights/synthgen-tiny"), use_safetensors=True
     )
     from synthgen.pipelines.paste import Spec as PasteSpec
 

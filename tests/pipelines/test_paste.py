@@ -8,12 +8,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from synthgen.assets import ASSETS
-from synthgen.layouts import Layout
+from synthgen.layouts.base import Layout
 from synthgen.layouts.scatter import Spec as ScatterSpec
-from synthgen.pipelines import Numerics
-from synthgen.pipelines._grounds import choose_by_words, ground
+from synthgen.pipelines.backgrounds import choose_by_words, ground
+from synthgen.pipelines.base import Numerics
 from synthgen.pipelines.paste import PastePainter, Spec, whole_pixels
-from synthgen.scene import Scene, SceneSpec, pictures
+from synthgen.scenes.scene import Scene, SceneSpec, pictures
 
 SCENES = SceneSpec(object=("a brown {category}", "a black {category}"), background="a field of grass")
 

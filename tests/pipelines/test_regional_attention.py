@@ -9,12 +9,12 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from synthgen.diffusion.mixture import Mixture
-from synthgen.layouts import Layout
-from synthgen.pipelines import IncompatibleLayoutError, Numerics
+from synthgen.layouts.base import Layout
+from synthgen.pipelines.base import IncompatibleLayoutError, Numerics
+from synthgen.pipelines.diffusion.mixture import Mixture
 from synthgen.pipelines.regional_attention import Spec
 from synthgen.pipelines.regional_attention.pipeline import RegionalAttentionPipeline
-from synthgen.scene import Scene, SceneSpec
+from synthgen.scenes.scene import Scene, SceneSpec
 
 SIDE = 48
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from synthgen import cli
 from synthgen.config import ConfigError, load_job
-from synthgen.pipelines import IncompatibleLayoutError
+from synthgen.pipelines.base import IncompatibleLayoutError
 from synthgen.pipelines.tiling import Spec
 from synthgen.pipelines.tiling.pipeline import TilingPipeline
 from tests.conftest import tiny_checkpoint

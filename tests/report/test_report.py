@@ -15,10 +15,12 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from synthgen import cli
+from synthgen.annotations import Annotation
+from synthgen.dataset.info import DatasetInfo, write_info
+from synthgen.dataset.shard import commit, stage
 from synthgen.report import write_report
-from synthgen.shards.dataset import DatasetInfo, write_info
-from synthgen.shards.shard import commit, stage
-from tests.shards.test_shard import sample
+from synthgen.storage.location import open_store
+from tests.dataset.test_shard import sample
 
 CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 HOSTILE = "</script><img src=x onerror=alert(1)> <!-- @DATA@ @JOB@"
@@ -57,7 +59,7 @@ def test_the_page_holds_every_sample(out: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_nothing_is_loaded_from_elsewhere_and_prompts_are_text(out: Path) -> None:
-    write_report(out)
+    write_report(open_store(out))
     page = (out / "report.html").read_text()
     assert data_of(page)["pictures"][0]["p"].endswith(HOSTILE)
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page.replace("http://www.w3.org/2000/svg", ""))
@@ -65,8 +67,8 @@ def test_nothing_is_loaded_from_elsewhere_and_prompts_are_text(out: Path) -> Non
 
 
 def test_of_a_large_dataset_the_first_are_shown(out: Path) -> None:
-    assert write_report(out, most=2)["shown"] == 2
-    assert write_report(out, most=2)["images"] == 5
+    assert write_report(open_store(out), most=2)["shown"] == 2
+    assert write_report(open_store(out), most=2)["images"] == 5
 
 
 def test_a_folder_that_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +104,7 @@ def focused(page: Page) -> str:
 
 
 def test_a_browser_draws_boxes_where_the_labels_say(out: Path, page: Page) -> None:
-    write_report(out)
+    write_report(open_store(out))
     page.goto((out / "report.html").as_uri())
     page.wait_for_function("document.querySelectorAll('.tile img').length === 5")
     data = data_of((out / "report.html").read_text())
@@ -123,7 +125,7 @@ def test_a_browser_draws_boxes_where_the_labels_say(out: Path, page: Page) -> No
 
 
 def test_the_keyboard_is_enough(out: Path, page: Page) -> None:
-    write_report(out)
+    write_report(open_store(out))
     page.goto((out / "report.html").as_uri())
     page.keyboard.press("b")
     assert not page.is_visible("#gallery svg")
@@ -148,7 +150,7 @@ def test_the_keyboard_is_enough(out: Path, page: Page) -> None:
 
 
 def test_filters_and_sorting(out: Path, page: Page) -> None:
-    write_report(out)
+    write_report(open_store(out))
     page.goto((out / "report.html").as_uri())
     pictures = data_of((out / "report.html").read_text())["pictures"]
     page.select_option("#sort", "worst")
@@ -168,21 +170,13 @@ def test_hostile_names_run_nothing(tmp_path: Path, page: Page) -> None:
         "</script></pre></title><img src=x onerror=window.hit=1><script>window.hit=1</script>'\"&lt; @NAME@ @JOB@ @DATA@ \u2028"
     )
     out = tmp_path / "out"
-    boxes = {
-        "bbox": [1.0, 2.0, 5.5, 6.0],
-        "category": evil,
-        "phrase": evil,
-        "area": 33.0,
-        "iscrowd": 0,
-        "score": 0.4,
-        "action": evil,
-    }
+    label = Annotation(bbox=(1.0, 2.0, 5.5, 6.0), category_id=101, category=evil, phrase=evil, area=33.0, score=0.4, action=evil)
     info = DatasetInfo(evil, 1, {"seed": 0}, {evil: 101}, "png", evil)
-    write_info(out, info, {})
-    made = replace(sample(0), prompt=evil, annotations=({**boxes, "category_id": 101},))
-    commit(out, stage(out, 0, [made], {}, 0.0, 1))
+    write_info(open_store(out), info, {})
+    made = replace(sample(0), prompt=evil, annotations=(label,))
+    commit(open_store(out), stage(open_store(out), 0, [made], {}, 0.0, 1))
     (out / "job.yaml").write_text(f"name: {evil}")
-    write_report(out)
+    write_report(open_store(out))
     page.goto((out / "report.html").as_uri())
     page.wait_for_function("document.querySelectorAll('.tile img').length === 1")
     page.locator(".tile").first.click()
@@ -200,7 +194,7 @@ def test_hostile_names_run_nothing(tmp_path: Path, page: Page) -> None:
 def test_a_thousand_pictures_are_filled_in_as_they_come_near(job_file: Path, page: Page) -> None:
     small = ["images=1000", "layout.canvas=[64, 64]", "layout.objects={dog: 1}", "output.shard_size=500", "batch_size=100"]
     assert cli.main(["run", str(job_file), *small]) == 0
-    assert write_report(job_file.parent / "out")["shown"] == 1000
+    assert write_report(open_store(job_file.parent / "out"))["shown"] == 1000
     page.goto((job_file.parent / "out/report.html").as_uri())
     page.wait_for_selector(".tile img")
     assert page.locator(".tile").count() == 1000

@@ -1,21 +1,19 @@
 """Annotations as a painted mask: the recipe. The pipeline itself is in `pipeline.py`."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from synthgen.diffusion.annotations import AnnotatedSpec
-from synthgen.layouts import SamplerSpec
-from synthgen.pipelines import Numerics
-from synthgen.scene import SceneSpec
-from synthgen.shards.categories import category_ids
-
-if TYPE_CHECKING:
-    from synthgen.diffusion.painter import LayoutPainter
+from synthgen.dataset.categories import category_ids
+from synthgen.layouts.base import SamplerSpec
+from synthgen.pipelines.diffusion.box_annotations import AnnotatedSpec
+from synthgen.scenes.scene import SceneSpec
 
 
 class Spec(AnnotatedSpec):
     """Boxes painted grey on black, where denoising starts (img2img), or read beside the latents by a trained checkpoint."""
+
+    PIPELINE: ClassVar[str] = "synthgen.pipelines.annotation_mask.pipeline:AnnotationMaskPipeline"
 
     method: Literal["annotation_mask"] = "annotation_mask"
     scheduler: Literal["dpm++", "unipc", "ddim", "euler"] | None = Field("dpm++", description="null: the checkpoint's")
@@ -38,9 +36,3 @@ class Spec(AnnotatedSpec):
             if label > self.label_range:
                 problems.append(f"label_range: {self.label_range} must be at least {label}, the category id of {name!r}")
         return problems
-
-    def load(self, scene: SceneSpec, numerics: Numerics) -> "LayoutPainter":
-        from synthgen.diffusion.painter import LayoutPainter
-        from synthgen.pipelines.annotation_mask.pipeline import AnnotationMaskPipeline
-
-        return LayoutPainter(AnnotationMaskPipeline, self, numerics)

@@ -11,12 +11,12 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from synthgen.diffusion.annotations import Corners, corners_of, paint_annotations
-from synthgen.diffusion.mixture import Mixture
-from synthgen.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
-from synthgen.diffusion.prompts import captions_of, per_image
-from synthgen.layouts import Layout
-from synthgen.scene import COUNTS
+from synthgen.layouts.base import Layout
+from synthgen.pipelines.diffusion.box_annotations import Corners, corners_of, paint_annotations
+from synthgen.pipelines.diffusion.mixture import Mixture
+from synthgen.pipelines.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.pipelines.diffusion.prompts import captions_of, per_image
+from synthgen.scenes.scene import COUNTS
 
 
 class AnnotationMaskPipeline(LatentPipeline):
@@ -47,7 +47,7 @@ class AnnotationMaskPipeline(LatentPipeline):
             layouts: B layouts on one canvas size.
             background: prompt of the background, one or B.
             negative_prompt: one or B; None: none, which SDXL tells from an empty one.
-            caption: of the whole picture, or a template for it (see `synthgen.scene.caption`).
+            caption: of the whole picture, or a template for it (see `synthgen.scenes.scene.caption`).
             strength: share of the steps that run, in (0, 1]; a trained checkpoint runs all.
             label_range: category id that is painted white.
             tile: px; the canvas is denoised in tiles of this side, each with its part of the mask; None: in one piece.

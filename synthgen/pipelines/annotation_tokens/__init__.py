@@ -1,19 +1,16 @@
 """Annotations as tokens beside the prompt: the recipe. The pipeline itself is in `pipeline.py`."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from synthgen.diffusion.annotations import AnnotatedSpec
-from synthgen.pipelines import Numerics
-from synthgen.scene import SceneSpec
-
-if TYPE_CHECKING:
-    from synthgen.diffusion.painter import LayoutPainter
+from synthgen.pipelines.diffusion.box_annotations import AnnotatedSpec
 
 
 class Spec(AnnotatedSpec):
     """Boxes as text tokens that the cross-attention reads beside the prompt; needs a checkpoint trained for it."""
+
+    PIPELINE: ClassVar[str] = "synthgen.pipelines.annotation_tokens.pipeline:AnnotationTokensPipeline"
 
     method: Literal["annotation_tokens"] = "annotation_tokens"
     form: Literal["auto", "literal", "compact"] = Field(
@@ -26,9 +23,3 @@ class Spec(AnnotatedSpec):
     @property
     def reads_sdxl(self) -> bool:
         return False
-
-    def load(self, scene: SceneSpec, numerics: Numerics) -> "LayoutPainter":
-        from synthgen.diffusion.painter import LayoutPainter
-        from synthgen.pipelines.annotation_tokens.pipeline import AnnotationTokensPipeline
-
-        return LayoutPainter(AnnotationTokensPipeline, self, numerics)

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from synthgen.diffusion import masks
-from synthgen.diffusion.annotations import compact, corners_of, literal, parse_literal
-from synthgen.diffusion.grounding import grounded_windows
-from synthgen.diffusion.mixture import Conditions, Mixture, Region
-from synthgen.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
-from synthgen.diffusion.prompts import captions_of, per_image, phrases_of
-from synthgen.layouts import Layout
-from synthgen.scene import COUNTS
+from synthgen.layouts.base import Layout
+from synthgen.pipelines.diffusion import region_weights
+from synthgen.pipelines.diffusion.box_annotations import compact, corners_of, literal, parse_literal
+from synthgen.pipelines.diffusion.grounding import grounded_windows
+from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, Region
+from synthgen.pipelines.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.pipelines.diffusion.prompts import captions_of, per_image
+from synthgen.scenes.scene import COUNTS
 
 BINS = 32  # parts of a side that location tokens tell apart
 
@@ -54,7 +54,7 @@ class AnnotationTokensPipeline(LatentPipeline):
             layouts: B layouts on one canvas size.
             background: prompt of the background, one or B.
             negative_prompt: one or B, None for none; the unconditional branch has no annotations.
-            caption: of the whole picture or of a tile, or a template for it (see `synthgen.scene.caption`).
+            caption: of the whole picture or of a tile, or a template for it (see `synthgen.scenes.scene.caption`).
             form: how a box is written; auto: compact if the tokenizer has location tokens.
             tile: px; the canvas is denoised in tiles of this side, each told of the boxes of which it holds half; None: in one
                 piece.
@@ -76,7 +76,7 @@ class AnnotationTokensPipeline(LatentPipeline):
         captions = captions_of(own, [backgrounds[image] for image, _, _ in tiles], caption)
         conditions = self.conditions([*captions, *per_image(negative_prompt, len(layouts))], texts)
         regions = [
-            Region(image, (x0, y0, x1, y1), row, len(tiles) + image, guidance_scale, masks.tile(y1 - y0, x1 - x0))
+            Region(image, (x0, y0, x1, y1), row, len(tiles) + image, guidance_scale, region_weights.tile(y1 - y0, x1 - x0))
             for row, (image, (x0, y0, x1, y1), _) in enumerate(tiles)
         ]
         noise = self.noise(layouts, generator)
@@ -131,7 +131,7 @@ class AnnotationTokensPipeline(LatentPipeline):
         if not bins:
             return [[literal(corners) for corners in corners_of(layout, categories)] for layout in layouts]
         return [
-            [compact(p, box, (own.width, own.height), bins) for p, box in zip(phrases_of(own), own.boxes.tolist(), strict=True)]
+            [compact(p, box, (own.width, own.height), bins) for p, box in zip(own.prompts, own.boxes.tolist(), strict=True)]
             for own in layouts
         ]
 

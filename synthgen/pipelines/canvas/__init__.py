@@ -3,19 +3,15 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from PIL import Image
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from synthgen.diffusion.models import ModelSpec, SchedulerName, canvas_problems, read_config, vae_factor
-from synthgen.layouts import SamplerSpec
-from synthgen.pipelines import Numerics
-from synthgen.scene import SceneSpec, describe_damage
+from synthgen.layouts.base import SamplerSpec
+from synthgen.pipelines.diffusion.models import ModelSpec, SchedulerName, canvas_problems, read_config, vae_factor
+from synthgen.scenes.scene import SceneSpec, describe_damage
 from synthgen.spec import SpecModel
-
-if TYPE_CHECKING:
-    from synthgen.pipelines.canvas.pipeline import CanvasPainter
 
 
 class CanvasRegion(SpecModel):
@@ -92,6 +88,8 @@ REGION_ENDS = ("row_init", "row_end", "col_init", "col_end")
 class Spec(ModelSpec):
     """Free regions of a canvas, each with a prompt or a picture of its own, merged: pictures without boxes."""
 
+    PAINTER: ClassVar[str] = "synthgen.pipelines.canvas.pipeline:CanvasPainter"
+
     method: Literal["canvas"] = "canvas"
     regions: tuple[DiffusionRegion, ...] = Field(min_length=1, description="kind: text (default) or image")
     reroll_regions: tuple[RerollRegion, ...] = Field((), description="where the initial noise is another")
@@ -137,11 +135,6 @@ class Spec(ModelSpec):
             ends = {end: round(getattr(region, end) * scale / factor) * factor for end in REGION_ENDS}
             larger.append(region.model_copy(update=ends))
         return larger
-
-    def load(self, scene: SceneSpec, numerics: Numerics) -> "CanvasPainter":
-        from synthgen.pipelines.canvas.pipeline import CanvasPainter
-
-        return CanvasPainter(self, numerics)
 
 
 def region_problems(regions: list[Any], canvas: tuple[int, int], factor: int) -> list[str]:

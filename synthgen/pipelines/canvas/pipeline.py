@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from synthgen.diffusion import masks
-from synthgen.diffusion.keep import Reference
-from synthgen.diffusion.mixture import Mixture, Region
-from synthgen.diffusion.pipeline import (
+from synthgen.pipelines.base import IncompatibleLayoutError, Numerics, Painting
+from synthgen.pipelines.canvas import CanvasRegion, ImageRegion, RerollRegion, Spec, TextRegion, region_problems
+from synthgen.pipelines.diffusion import region_weights
+from synthgen.pipelines.diffusion.blending import Reference
+from synthgen.pipelines.diffusion.mixture import Mixture, Region
+from synthgen.pipelines.diffusion.pipeline import (
     AfterStep,
     Generators,
     Images,
@@ -25,11 +27,9 @@ from synthgen.diffusion.pipeline import (
     generators_of,
     load_pipeline,
 )
-from synthgen.diffusion.prompts import Prompts
-from synthgen.diffusion.scaling import enlarge_canvas, resize_images
-from synthgen.pipelines import IncompatibleLayoutError, Numerics, Painting
-from synthgen.pipelines.canvas import CanvasRegion, ImageRegion, RerollRegion, Spec, TextRegion, region_problems
-from synthgen.scene import Scene
+from synthgen.pipelines.diffusion.prompts import Prompts
+from synthgen.pipelines.diffusion.scaling import enlarge_canvas, resize_images
+from synthgen.scenes.scene import Scene, SceneSpec
 
 Regions = Sequence[TextRegion | ImageRegion]
 
@@ -122,7 +122,7 @@ class CanvasPipeline(LatentPipeline):
     def weight(self, region: TextRegion) -> Tensor:
         """Weight (h, w) of a text region."""
         x0, y0, x1, y1 = self.window(region)
-        return masks.WINDOW[region.mask_type](y1 - y0, x1 - x0) * region.mask_weight
+        return region_weights.WINDOW[region.mask_type](y1 - y0, x1 - x0) * region.mask_weight
 
     def canvas_noise(
         self, canvas: tuple[int, int], generator: torch.Generator, regions: Regions, rerolls: Sequence[RerollRegion]
@@ -172,7 +172,7 @@ def steps_of(strength: float, steps: int) -> int:
 class CanvasPainter:
     """The loaded pipeline as the engine calls it."""
 
-    def __init__(self, spec: Spec, numerics: Numerics) -> None:
+    def __init__(self, spec: Spec, scene: SceneSpec, numerics: Numerics) -> None:
         self.spec, self.chunk = spec, numerics.chunk
         self.pipeline = load_pipeline(CanvasPipeline, spec, spec.scheduler, numerics)
         self.pipeline.empty_is_none = True

@@ -1,16 +1,12 @@
 """Grounded generation (GLIGEN) over layouts: the recipe. The pipeline itself is in `pipeline.py`."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from synthgen.diffusion.models import LayoutModelSpec, read_config
-from synthgen.layouts import SamplerSpec
-from synthgen.pipelines import Numerics
-from synthgen.scene import COUNTS, Caption, SceneSpec
-
-if TYPE_CHECKING:
-    from synthgen.diffusion.painter import LayoutPainter
+from synthgen.layouts.base import SamplerSpec
+from synthgen.pipelines.diffusion.models import LayoutModelSpec, read_config
+from synthgen.scenes.scene import COUNTS, Caption, SceneSpec
 
 
 def _shares(value: tuple[float, float]) -> tuple[float, float]:
@@ -24,6 +20,8 @@ Stages = Annotated[tuple[float, float], AfterValidator(_shares)]
 
 class Spec(LayoutModelSpec):
     """Boxes as grounding tokens of a GLIGEN checkpoint, in windows of the size and number of boxes that it was trained with."""
+
+    PIPELINE: ClassVar[str] = "synthgen.pipelines.grounded.pipeline:GroundedPipeline"
 
     method: Literal["grounded"] = "grounded"
     caption: Caption = Field(COUNTS, description="of each window: {counts}, {phrases} and {background} of what is in it")
@@ -48,9 +46,3 @@ class Spec(LayoutModelSpec):
             few = f"{self.stages[0]:g} of {self.steps} steps is less than a step"
             problems.append(f"stages: {few}, so no box would be read; give more steps, or stages_rounding: up")
         return problems
-
-    def load(self, scene: SceneSpec, numerics: Numerics) -> "LayoutPainter":
-        from synthgen.diffusion.painter import LayoutPainter
-        from synthgen.pipelines.grounded.pipeline import GroundedPipeline
-
-        return LayoutPainter(GroundedPipeline, self, numerics)

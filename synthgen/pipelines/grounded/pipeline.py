@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthgen.diffusion import masks
-from synthgen.diffusion.grounding import GroundedWindow, gates, grounded_windows, strengths
-from synthgen.diffusion.mixture import Conditions, Mixture, Predict, Region
-from synthgen.diffusion.pipeline import Evaluate, Generators, Images, LatentPipeline, StepEnd, as_output
-from synthgen.diffusion.prompts import Prompts, per_image, phrases_of
-from synthgen.layouts import Layout
-from synthgen.pipelines import IncompatibleLayoutError
-from synthgen.scene import COUNTS
-from synthgen.scene import caption as caption_of
+from synthgen.layouts.base import Layout
+from synthgen.pipelines.base import IncompatibleLayoutError
+from synthgen.pipelines.diffusion import region_weights
+from synthgen.pipelines.diffusion.grounding import GroundedWindow, gates, grounded_windows, strengths
+from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, Predict, Region
+from synthgen.pipelines.diffusion.pipeline import Evaluate, Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.pipelines.diffusion.prompts import Prompts, per_image
+from synthgen.scenes.scene import COUNTS
+from synthgen.scenes.scene import caption as caption_of
 
 Row = tuple[str | None, GroundedWindow | None, Sequence[str]]
 """A prompt, the window that it is of (None: the negative prompt of any), and the phrases of the window's boxes."""
@@ -78,7 +78,7 @@ class GroundedPipeline(LatentPipeline):
             layouts: B layouts on one canvas size; their `phrases` are what the boxes are grounded with.
             background: prompt of the background, one or B.
             negative_prompt: one or B, None for none; the unconditional branch has no boxes.
-            caption: of each window, or a template for it, filled with what the window holds (see `synthgen.scene.caption`).
+            caption: of each window, or a template for it, filled with what the window holds (`synthgen.scenes.scene.caption`).
             window, overlap, max_boxes, stages, stages_rounding: see the recipe's keys.
             chunk: windows of the size that the checkpoint was trained at that go through the UNet at once; of larger ones fewer.
             generator: one CPU generator an image, or one for all.
@@ -94,10 +94,10 @@ class GroundedPipeline(LatentPipeline):
         rows: list[Row] = [(text, None, ()) for text in negatives]
         regions: list[Region] = []
         for image, (layout, words) in enumerate(zip(layouts, backgrounds, strict=True)):
-            size, phrases = (layout.width, layout.height), phrases_of(layout)
+            size, phrases = (layout.width, layout.height), layout.prompts
             for w in grounded_windows(layout.boxes, size, self.factor, self.multiple, side, overlap, max_boxes):
                 (x0, y0, x1, y1), text = w.window, caption_of(layout.select(w.indices), words, caption)
-                weight = masks.tile(y1 - y0, x1 - x0)
+                weight = region_weights.tile(y1 - y0, x1 - x0)
                 regions.append(Region(image, w.window, len(rows), image, guidance_scale, weight))
                 rows.append((text, w, [phrases[i] for i in w.indices]))
         bare = frozenset(n for n, (_, w, told) in enumerate(rows) if w is not None and not told)

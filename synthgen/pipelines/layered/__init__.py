@@ -1,22 +1,20 @@
 """Layered rendering with vision guidance (LRDiff): the recipe. The pipeline itself is in `pipeline.py`."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from synthgen.diffusion.models import LayoutModelSpec
-from synthgen.layouts import SamplerSpec
-from synthgen.pipelines import Numerics
-from synthgen.scene import COUNTS, Caption, RegionPrompt, SceneSpec
-
-if TYPE_CHECKING:
-    from synthgen.diffusion.painter import LayoutPainter
+from synthgen.layouts.base import SamplerSpec
+from synthgen.pipelines.diffusion.models import LayoutModelSpec
+from synthgen.scenes.scene import COUNTS, Caption, RegionPrompt, SceneSpec
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 
 
 class Spec(LayoutModelSpec):
     """A layer for each object, steered by colour to its place, laid over each other and finished as one picture (LRDiff)."""
+
+    PIPELINE: ClassVar[str] = "synthgen.pipelines.layered.pipeline:LayeredPipeline"
 
     method: Literal["layered"] = "layered"
     steps: int = Field(50, ge=2, le=1000)
@@ -49,9 +47,3 @@ class Spec(LayoutModelSpec):
                 f"layer_share: {self.layer_share:g} of {self.steps} steps must be at least 1 step and not all of them"
             )
         return problems
-
-    def load(self, scene: SceneSpec, numerics: Numerics) -> "LayoutPainter":
-        from synthgen.diffusion.painter import LayoutPainter
-        from synthgen.pipelines.layered.pipeline import LayeredPipeline
-
-        return LayoutPainter(LayeredPipeline, self, numerics)

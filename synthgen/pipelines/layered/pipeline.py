@@ -14,14 +14,14 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
 
-from synthgen.diffusion.attention import TokenProbe, probed, tokens_of
-from synthgen.diffusion.layers import Group, Layer, MixedLayers, by_size, composite, in_batches, prompts_of
-from synthgen.diffusion.mixture import Conditions, Mixture, select
-from synthgen.diffusion.pipeline import Evaluate, Generators, Images, LatentPipeline, StepEnd, as_output
-from synthgen.diffusion.prompts import Prompts, captions_of, per_image, phrases_of
-from synthgen.diffusion.windows import object_windows
-from synthgen.layouts import Layout
-from synthgen.scene import COUNTS, region_prompt
+from synthgen.layouts.base import Layout
+from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, select
+from synthgen.pipelines.diffusion.object_layers import Group, Layer, MixedLayers, by_size, composite, in_batches, prompts_of
+from synthgen.pipelines.diffusion.pipeline import Evaluate, Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.pipelines.diffusion.prompts import Prompts, captions_of, per_image
+from synthgen.pipelines.diffusion.token_attention import TokenProbe, probed, tokens_of
+from synthgen.pipelines.diffusion.windows import object_windows
+from synthgen.scenes.scene import COUNTS, region_prompt
 
 COLOUR_SIDE = 32  # cells of the picture of one colour that is encoded
 
@@ -62,7 +62,7 @@ class LayeredPipeline(LatentPipeline):
             layouts: B layouts on one canvas size; `phrases` are the layers' prompts, `masks` stand for boxes where there are any.
             background: prompt of the layer below all, one or B; it and the caption have no vision guidance.
             negative_prompt: one or B; None: none, which SDXL tells from an empty one.
-            caption: of the whole picture, or a template for it (see `synthgen.scene.caption`).
+            caption: of the whole picture, or a template for it (see `synthgen.scenes.scene.caption`).
             layer_prompt: of a layer, or a template for it: {phrase} and {background} are replaced.
             variant, vision_guidance, colour, lambda_1, lambda_2, layer_share, guided_steps, top_k, gamma, until, context, tile:
                 see the recipe's keys.
@@ -83,7 +83,7 @@ class LayeredPipeline(LatentPipeline):
         captions = [prompts.row(text) for text in captions_of(layouts, background, caption)]
         layers: list[Layer] = []
         for i, layout in enumerate(layouts):
-            texts = [region_prompt(phrase, words[i], layer_prompt) for phrase in phrases_of(layout)]
+            texts = [region_prompt(phrase, words[i], layer_prompt) for phrase in layout.prompts]
             layers += self.layers(layout, i, texts, prompts, negatives[i], context)
         noise, conditions = self.noise(layouts, generator), self.text_conditions(prompts.texts, guidance_scale)
         groups = [Group(list(x), noise) for x in by_size(layers)]

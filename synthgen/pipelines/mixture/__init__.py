@@ -1,15 +1,10 @@
 """Mixture of Diffusers over a layout: the recipe. The pipeline itself is in `pipeline.py`."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from synthgen.diffusion.models import LayoutModelSpec
-from synthgen.pipelines import Numerics
-from synthgen.scene import SceneSpec
-
-if TYPE_CHECKING:
-    from synthgen.pipelines.mixture.pipeline import MixturePainter
+from synthgen.pipelines.diffusion.models import LayoutModelSpec
 
 Mask = Literal["box", "gaussian", "quartic", "constant"]
 
@@ -25,6 +20,9 @@ Interval = Annotated[tuple[float, float], AfterValidator(_inside_unit)]
 
 class Spec(LayoutModelSpec):
     """One process a box plus tiled ones for the background, merged at every step (Mixture of Diffusers, arXiv 2302.02412)."""
+
+    PAINTER: ClassVar[str] = "synthgen.pipelines.mixture.painter:MixturePainter"
+    PIPELINE: ClassVar[str] = "synthgen.pipelines.mixture.pipeline:MixturePipeline"
 
     method: Literal["mixture"] = "mixture"
     guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance in the windows of the boxes")
@@ -42,8 +40,3 @@ class Spec(LayoutModelSpec):
     @property
     def paints_into_pictures(self) -> bool:
         return True
-
-    def load(self, scene: SceneSpec, numerics: Numerics) -> "MixturePainter":
-        from synthgen.pipelines.mixture.pipeline import MixturePainter
-
-        return MixturePainter(self, scene, numerics)

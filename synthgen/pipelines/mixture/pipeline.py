@@ -2,32 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthgen.diffusion import masks
-from synthgen.diffusion.keep import Reference, masks_of, paste_back
-from synthgen.diffusion.mixture import Mixture, Region
-from synthgen.diffusion.painter import LayoutPainter
-from synthgen.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
-from synthgen.diffusion.prompts import Prompts, per_image, phrases_of
-from synthgen.diffusion.windows import object_windows
-from synthgen.layouts import Layout
-from synthgen.pipelines import IncompatibleLayoutError, Numerics
-from synthgen.pipelines._grounds import choose_by_words, ground
-from synthgen.pipelines.mixture import Mask, Spec
-from synthgen.scene import Scene, SceneSpec, pictures, region_prompt
+from synthgen.layouts.base import Layout
+from synthgen.pipelines.base import IncompatibleLayoutError
+from synthgen.pipelines.diffusion import region_weights
+from synthgen.pipelines.diffusion.blending import Reference, masks_of, paste_back
+from synthgen.pipelines.diffusion.mixture import Mixture, Region
+from synthgen.pipelines.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.pipelines.diffusion.prompts import Prompts, per_image
+from synthgen.pipelines.diffusion.windows import object_windows
+from synthgen.pipelines.mixture import Mask
+from synthgen.scenes.scene import region_prompt
 
 
 class MixturePipeline(LatentPipeline):
     """Paints layouts with any checkpoint in Stable Diffusion format.
 
     Each box has a window of its own, the box plus context, denoised with the prompt of the box; the background is
-    tiled with windows of constant low weight; every step merges all predictions (`synthgen.diffusion.mixture`).
+    tiled with windows of constant low weight; every step merges all predictions (`synthgen.pipelines.diffusion.mixture`).
     """
 
     @torch.no_grad()
@@ -79,7 +76,7 @@ class MixturePipeline(LatentPipeline):
         objects: list[Region] = []
         tiles: list[Region] = []
         for i, layout in enumerate(layouts):
-            own = [prompts.row(region_prompt(phrase, words[i])) for phrase in phrases_of(layout)]
+            own = [prompts.row(region_prompt(phrase, words[i])) for phrase in layout.prompts]
             objects += self.objects(layout, i, own, negatives[i], guidance_scale, least, context, mask)
             low = guidance_scale if background_guidance_scale is None else background_guidance_scale
             size, rows = (layout.width, layout.height), (backgrounds[i], negatives[i])
@@ -132,32 +129,5 @@ class MixturePipeline(LatentPipeline):
         h, w = y1 - y0, x1 - x0
         if mask == "box":
             bx0, by0, bx1, by1 = (float(v) / self.factor for v in box)
-            return masks.box(h, w, bx0 - x0, by0 - y0, bx1 - x0, by1 - y0)
-        return masks.WINDOW[mask](h, w)
-
-
-class MixturePainter(LayoutPainter):
-    """The loaded pipeline, and the user's own pictures that it may paint into."""
-
-    def __init__(self, spec: Spec, scene: SceneSpec, numerics: Numerics) -> None:
-        super().__init__(MixturePipeline, spec, numerics)
-        self.grounds = pictures(Path(scene.backgrounds)) if scene.backgrounds is not None else []
-
-    def repaint(
-        self, images: Sequence[NDArray[np.uint8]], scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
-    ) -> list[NDArray[np.uint8]]:
-        """The pictures with the scenes' boxes painted anew, and not a bit changed outside their windows."""
-        return self._change(self.pipeline, self.options, images, scenes, seeds)
-
-    def backgrounds(
-        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
-    ) -> list[NDArray[np.uint8]] | None:
-        """Return the user's images (H, W, 3) into which these scenes are generated; None: there are none."""
-        if not self.grounds:
-            return None
-        found = []
-        for scene, seed in zip(scenes, seeds, strict=True):
-            rng = np.random.default_rng(seed)
-            path = choose_by_words(self.grounds, scene.background, rng)
-            found.append(np.asarray(ground(path, scene.layout.width, scene.layout.height, rng)))
-        return found
+            return region_weights.box(h, w, bx0 - x0, by0 - y0, bx1 - x0, by1 - y0)
+        return region_weights.WINDOW[mask](h, w)

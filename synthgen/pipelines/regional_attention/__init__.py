@@ -1,20 +1,18 @@
 """Regional attention over layouts: the recipe. The pipeline itself is in `pipeline.py`."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from synthgen.diffusion.models import LayoutModelSpec
-from synthgen.layouts import SamplerSpec
-from synthgen.pipelines import Numerics
-from synthgen.scene import RegionPrompt, SceneSpec
-
-if TYPE_CHECKING:
-    from synthgen.diffusion.painter import LayoutPainter
+from synthgen.layouts.base import SamplerSpec
+from synthgen.pipelines.diffusion.models import LayoutModelSpec
+from synthgen.scenes.scene import RegionPrompt
 
 
 class Spec(LayoutModelSpec):
     """One UNet pass a step whatever the number of boxes: each cell's cross-attention reads the prompt of its box."""
+
+    PIPELINE: ClassVar[str] = "synthgen.pipelines.regional_attention.pipeline:RegionalAttentionPipeline"
 
     method: Literal["regional_attention"] = "regional_attention"
     region_prompt: RegionPrompt = Field("{phrase}, {background}", description="of a box: {phrase} and {background} are replaced")
@@ -24,9 +22,3 @@ class Spec(LayoutModelSpec):
 
     def revision(self, sampler: SamplerSpec) -> int:
         return 2  # since every box without a cell gets one
-
-    def load(self, scene: SceneSpec, numerics: Numerics) -> "LayoutPainter":
-        from synthgen.diffusion.painter import LayoutPainter
-        from synthgen.pipelines.regional_attention.pipeline import RegionalAttentionPipeline
-
-        return LayoutPainter(RegionalAttentionPipeline, self, numerics)

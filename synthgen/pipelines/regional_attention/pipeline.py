@@ -8,14 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthgen.diffusion import masks
-from synthgen.diffusion.mixture import Mixture, Region, select
-from synthgen.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
-from synthgen.diffusion.prompts import Prompts, per_image, phrases_of
-from synthgen.diffusion.regional import PlanTable, PromptedWindow, regional_processors
-from synthgen.diffusion.windows import background_windows
-from synthgen.layouts import Layout
-from synthgen.scene import region_prompt as region_prompt_of
+from synthgen.geometry import box_sides
+from synthgen.layouts.base import Layout
+from synthgen.pipelines.diffusion import region_weights
+from synthgen.pipelines.diffusion.mixture import Mixture, Region, select
+from synthgen.pipelines.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.pipelines.diffusion.prompts import Prompts, per_image
+from synthgen.pipelines.diffusion.regional_attention import PlanTable, PromptedWindow, regional_processors
+from synthgen.pipelines.diffusion.windows import background_windows
+from synthgen.scenes.scene import region_prompt as region_prompt_of
 
 
 class RegionalAttentionPipeline(LatentPipeline):
@@ -60,11 +61,11 @@ class RegionalAttentionPipeline(LatentPipeline):
         backgrounds = per_image(background, len(layouts))
         negatives = per_image(negative_prompt, len(layouts))
         for image, layout in enumerate(layouts):
-            texts = [region_prompt_of(phrase, backgrounds[image], region_prompt) for phrase in phrases_of(layout)]
+            texts = [region_prompt_of(phrase, backgrounds[image], region_prompt) for phrase in layout.prompts]
             rows, boxes = tuple(prompts.row(text) for text in texts), self.boxes(layout, margin)
             base, negative = prompts.row(backgrounds[image]), prompts.row(negatives[image])
             for x0, y0, x1, y1 in self.tiles(layout, tile, overlap):
-                size, weight = (y1 - y0, x1 - x0), masks.tile(y1 - y0, x1 - x0)
+                size, weight = (y1 - y0, x1 - x0), region_weights.tile(y1 - y0, x1 - x0)
                 regions.append(Region(image, (x0, y0, x1, y1), len(windows), len(windows) + 1, guidance_scale, weight))
                 windows += [PromptedWindow(size, base, boxes - [x0, y0, x0, y0], rows), PromptedWindow(size, negative)]
         noise, words = self.noise(layouts, generator), self.text_conditions(prompts.texts, guidance_scale)
@@ -83,7 +84,7 @@ class RegionalAttentionPipeline(LatentPipeline):
     def boxes(self, layout: Layout, margin: float) -> NDArray[np.float64]:
         """Boxes (N, 4) in cells, with `margin` of each side round them."""
         boxes = layout.boxes.astype(np.float64) / self.factor
-        more = (boxes[:, 2:] - boxes[:, :2]) * margin
+        more = box_sides(boxes) * margin
         return np.concatenate([boxes[:, :2] - more, boxes[:, 2:] + more], 1)
 
     def tiles(self, layout: Layout, tile: int | None, overlap: float) -> list[tuple[int, int, int, int]]:

@@ -1,16 +1,14 @@
 """Mixture of Diffusers over a grid of prompts: the recipe. The pipeline itself is in `pipeline.py`."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from synthgen.diffusion.models import ModelSpec, model_problems, read_config, unet_multiple, vae_factor
-from synthgen.layouts import SamplerSpec
-from synthgen.pipelines import Numerics
-from synthgen.scene import SceneSpec
-
-if TYPE_CHECKING:
-    from synthgen.pipelines.tiling.pipeline import TilingPainter
+from synthgen.layouts.base import SamplerSpec
+from synthgen.pipelines.diffusion.models import ModelSpec, model_problems, read_config, unet_multiple, vae_factor
+from synthgen.pipelines.tiling.document import as_job
+from synthgen.scenes.scene import SceneSpec
+from synthgen.yamlfile import Document
 
 Reroll = tuple[int, int, int, int, int]
 
@@ -24,6 +22,8 @@ Prompts = Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_one_as_grid)]
 
 class Spec(ModelSpec):
     """A grid of prompts, one diffusion process a tile, merged at every step: pictures without boxes."""
+
+    PAINTER: ClassVar[str] = "synthgen.pipelines.tiling.pipeline:TilingPainter"
 
     method: Literal["tiling"] = "tiling"
     prompt: Prompts = Field(description="one prompt, or a list of rows of prompts")
@@ -61,6 +61,10 @@ class Spec(ModelSpec):
             if getattr(self, f"tile_{overlap}_overlap") >= getattr(self, f"tile_{side}"):
                 raise ValueError(f"tile_{overlap}_overlap: must be less than tile_{side}, {getattr(self, f'tile_{side}')}")
         return self
+
+    @classmethod
+    def read_document(cls, document: Document, name: str) -> Document | None:
+        return as_job(document, name)
 
     @property
     def follows_words(self) -> bool:
@@ -117,8 +121,3 @@ class Spec(ModelSpec):
             if getattr(self, key) % factor:
                 problems.append(f"{key}: {getattr(self, key)} must be a multiple of {factor} for {self.model}")
         return problems
-
-    def load(self, scene: SceneSpec, numerics: Numerics) -> "TilingPainter":
-        from synthgen.pipelines.tiling.pipeline import TilingPainter
-
-        return TilingPainter(self, numerics)

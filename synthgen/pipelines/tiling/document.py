@@ -9,18 +9,16 @@ KEYS = {"gc": "guidance_scale", "gc_tiles": "guidance_scale_tiles"}  # what is c
 DEFAULTS = {"tile_height": 512, "tile_width": 512, "tile_row_overlap": 256, "tile_col_overlap": 256}
 
 
-def is_tiling_document(data: Any) -> bool:
-    """Whether parsed data is such a file: a prompt, and none of a job's own keys."""
-    return isinstance(data, dict) and "prompt" in data and not {"version", "layout", "pipeline"} & set(data)
-
-
-def as_job(document: Document, name: str) -> None:
-    """Replace the document's data by the job that it stands for: one picture without boxes."""
+def as_job(document: Document, name: str) -> Document | None:
+    """Return the job that such a file stands for, one picture without boxes; None of a file without a prompt."""
     data, stem = document.data, Path(name).stem
+    if "prompt" not in data:
+        return None
     pipeline = {"method": "tiling", **{KEYS.get(key, key): value for key, value in data.items() if value is not None}}
-    document.places.update({("pipeline", KEYS.get(str(p[0]), p[0]), *p[1:]): at for p, at in list(document.places.items()) if p})
-    document.places.update({("pipeline",): document.place(()), ("layout", "canvas"): document.place(("prompt",))})
-    document.data = {
+    places = dict(document.places)
+    places.update({("pipeline", KEYS.get(str(p[0]), p[0]), *p[1:]): at for p, at in document.places.items() if p})
+    places.update({("pipeline",): document.place(()), ("layout", "canvas"): document.place(("prompt",))})
+    job = {
         "version": 1,
         "name": stem,
         "images": 1,
@@ -30,6 +28,7 @@ def as_job(document: Document, name: str) -> None:
         "output": {"path": f"out/{stem}", "image_format": "png", "shard_size": 1},
         "batch_size": 1,
     }
+    return Document(job, places, document.problems)
 
 
 def canvas(data: dict[str, Any]) -> list[int]:

@@ -10,14 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthgen.diffusion import masks
-from synthgen.diffusion.mixture import Mixture, Region
-from synthgen.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output, generators_of, load_pipeline
-from synthgen.diffusion.prompts import Prompts
-from synthgen.diffusion.scaling import resize_images
-from synthgen.pipelines import IncompatibleLayoutError, Numerics, Painting
+from synthgen.pipelines.base import IncompatibleLayoutError, Numerics, Painting
+from synthgen.pipelines.diffusion import region_weights
+from synthgen.pipelines.diffusion.mixture import Mixture, Region
+from synthgen.pipelines.diffusion.pipeline import (
+    Generators,
+    Images,
+    LatentPipeline,
+    StepEnd,
+    as_output,
+    generators_of,
+    load_pipeline,
+)
+from synthgen.pipelines.diffusion.prompts import Prompts
+from synthgen.pipelines.diffusion.scaling import resize_images
 from synthgen.pipelines.tiling import Reroll, Spec
-from synthgen.scene import Scene
+from synthgen.scenes.scene import Scene, SceneSpec
 
 Window = tuple[int, int, int, int]
 
@@ -93,7 +101,7 @@ class TilingPipeline(LatentPipeline):
             for row, column, (x0, y0, x1, y1) in tiles:
                 own = None if guidance_scale_tiles is None else guidance_scale_tiles[row][column]
                 texts = prompts.row(grid.prompt[row][column]), prompts.row(negative_prompt)
-                weight = masks.gaussian(y1 - y0, x1 - x0)
+                weight = region_weights.gaussian(y1 - y0, x1 - x0)
                 regions.append(Region(image, (x0, y0, x1, y1), *texts, guidance_scale if own is None else own, weight))
         conditions = self.text_conditions(prompts.texts, guidance_scale)
         mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
@@ -163,7 +171,7 @@ class TilingPipeline(LatentPipeline):
 class TilingPainter:
     """The loaded pipeline as the engine calls it."""
 
-    def __init__(self, spec: Spec, numerics: Numerics) -> None:
+    def __init__(self, spec: Spec, scene: SceneSpec, numerics: Numerics) -> None:
         self.spec, self.chunk = spec, numerics.chunk
         self.pipeline = load_pipeline(TilingPipeline, spec, spec.scheduler, numerics)
         self.pipeline.empty_is_none = True

@@ -1,0 +1,24 @@
+"""`synthgen check`: look for faults of a dataset."""
+
+import argparse
+
+from synthgen.cli.command import EXIT_FAULT, Commands, Result
+
+
+def add(commands: Commands) -> None:
+    """Add `check`."""
+    sub = commands.add("check", check_command, "look for anything wrong with a dataset")
+    sub.add_argument("out", metavar="OUT", help="output folder, or URL")
+
+
+def check_command(args: argparse.Namespace) -> Result:
+    """`--json`: {"ok", "faults", "images", "boxes", "shards"}."""
+    from synthgen.dataset.check import check_dataset
+    from synthgen.storage.location import open_store
+
+    faults, counts = check_dataset(open_store(args.out))
+    data = {"ok": not faults, "faults": faults, **counts}
+    summary = f"{counts['images']} images, {counts['boxes']} boxes, {counts['shards']} shards"
+    if faults:
+        return EXIT_FAULT, data, [*faults, f"{args.out}: {len(faults)} faults in {summary}"]
+    return 0, data, [f"ok: {summary}"]

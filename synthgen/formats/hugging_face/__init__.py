@@ -1,0 +1,5 @@
+"""Parquet as Hugging Face `datasets` reads it."""
+
+from synthgen.formats.base import Format
+
+FORMAT = Format(name="hf", order=4, writer="synthgen.formats.hugging_face.writer")

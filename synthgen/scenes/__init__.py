@@ -1,0 +1,1 @@
+"""Scenes: what is to be seen in an image beside its layout."""

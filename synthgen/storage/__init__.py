@@ -1,0 +1,1 @@
+"""Storage: bytes under names, in a folder or an object store."""

@@ -1,1 +1,0 @@
-"""The tasks of `synthgen train`: one recipe a module."""

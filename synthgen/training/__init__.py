@@ -1,0 +1,1 @@
+"""Training: the interface (`base`), the loop, and one folder a task."""

@@ -1,0 +1,1 @@
+"""Verification: the interface (`base`), repairs, and one folder a verifier."""

@@ -1,1 +1,0 @@
-"""The verifiers of a job's `verify`: one recipe a module."""

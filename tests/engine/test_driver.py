@@ -1,0 +1,450 @@
+"""The driver in one process: resume, extend, refuse, and what a finished dataset holds."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from synthgen.cli.main import main
+from synthgen.config import Job, load_job
+from synthgen.dataset.check import check_dataset
+from synthgen.dataset.info import ChangedJobError, read_info
+from synthgen.dataset.marker import Marker, committed
+from synthgen.dataset.sample import Sample
+from synthgen.dataset.shard import StagedShard
+from synthgen.dataset.versions import versions
+from synthgen.engine.driver import difference, missing_shards, run
+from synthgen.engine.local_pool import LocalPool
+from synthgen.engine.pool import StoppedError, worker_count
+from synthgen.engine.worker import Painted, Worker
+from synthgen.errors import StoreFailedError
+from synthgen.storage.location import open_store
+from synthgen.storage.lock import Lock, LockedError
+from tests.conftest import shard_bytes
+from tests.engine.stubs import Unloadable
+from tests.s3 import S3
+
+
+def snapshot(out: Path) -> dict[str, bytes]:
+    """All files but the log, which tells of every run."""
+    files = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    assert files.pop("log.jsonl")
+    return files
+
+
+def test_a_dataset_holds_all_its_files(make_job: Callable[..., Job]) -> None:
+    job = make_job()
+    result = run(job)
+    out = Path(job.output.path)
+    assert (result.made, result.interrupted, result.counts["complete"]) == (6, False, True)
+    assert sorted(snapshot(out)) == [
+        "README.md", "annotations/instances.json", "contact_sheet.jpg", "dataset.json", "index.json", "job.yaml", "manifest.parquet",
+        *(f"shards/00000{n}.{suffix}" for n in range(3) for suffix in ("json", "parquet", "tar")),
+    ]  # fmt: skip
+    assert load_job(str(out / "job.yaml")).resolved() == job.resolved()
+    info = json.loads((out / "dataset.json").read_text())
+    assert (info["images"], info["boxes"], info["licence"]) == (6, 24, "Apache-2.0")
+    assert info["versions"]["synthgen-layouts"]
+    manifest = pq.read_table(out / "manifest.parquet")
+    assert manifest["index"].to_pylist() == list(range(6))
+    assert set(manifest.column_names) >= {"key", "shard", "seed", "attempt", "prompt", "n_boxes", "score", "image_sha256"}
+    assert check_dataset(open_store(out))[0] == []
+
+
+def test_a_finished_job_is_left_as_it_is(make_job: Callable[..., Job]) -> None:
+    run(make_job())
+    before = snapshot(Path(make_job().output.path))
+    assert run(make_job()).made == 0
+    assert snapshot(Path(make_job().output.path)) == before
+
+
+def test_versions_are_not_mixed(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job()
+    made, out = run(job), Path(job.output.path)
+    monkeypatch.setattr("synthgen.engine.driver.versions", lambda: {**versions(), "pillow": "99"})
+    assert run(job).counts == made.counts  # nothing is to be made
+    before = shard_bytes(out), (out / "dataset.json").read_bytes()
+    with pytest.raises(ChangedJobError, match=rf"was made with other versions: pillow: was {versions()['pillow']}, is 99\."):
+        run(make_job("images=8"))
+    assert (shard_bytes(out), (out / "dataset.json").read_bytes()) == before
+    with pytest.raises(StoppedError, match="a worker has other versions than this driver: pillow: was"):
+        run(make_job(f"output.path={out}-elsewhere"))
+
+
+def test_only_missing_shards_are_made(make_job: Callable[..., Job]) -> None:
+    job = make_job()
+    run(job)
+    out = Path(job.output.path)
+    before = shard_bytes(out)
+    (out / "shards/000001.json").unlink()
+    (out / "shards/000002.tar").write_bytes(b"cut")
+    assert missing_shards(job, open_store(out)) == [1, 2]
+    assert run(job).made == 4
+    assert shard_bytes(out) == before
+
+
+def test_extended_equals_fresh(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    run(make_job("images=3"))
+    extended = make_job("images=7")
+    run(extended)
+    fresh = make_job("images=7", f"output.path={tmp_path / 'fresh'}")
+    run(fresh)
+    assert shard_bytes(Path(extended.output.path)) == shard_bytes(tmp_path / "fresh")
+    assert check_dataset(open_store(Path(extended.output.path)))[0] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=4", "seed: was 3, is 4"),
+        ("layout.gap=5", r"layout.gap: was 4.0, is 5.0"),
+        ("scene.background=sand", "scene.background: was 'a field of grass', is 'sand'"),
+        ("output.image_format=png", "output.image_format: was 'jpg', is 'png'"),
+        ("pipeline.shadow=0.2", "pipeline.shadow: was 0.4, is 0.2"),
+        ("images=2", "images: was 6, is 2; a dataset can be extended, not shortened"),
+    ],
+)
+def test_a_changed_job_is_refused_naming_the_key(make_job: Callable[..., Job], override: str, message: str) -> None:
+    run(make_job())
+    before = snapshot(Path(make_job().output.path))
+    with pytest.raises(ChangedJobError, match=message):
+        run(make_job(override))
+    assert snapshot(Path(make_job().output.path)) == before
+
+
+def test_overwrite_starts_afresh(make_job: Callable[..., Job]) -> None:
+    run(make_job())
+    keep = Path(make_job().output.path) / "notes.txt"
+    keep.write_text("mine")
+    assert run(make_job("seed=4"), overwrite=True).made == 6
+    assert keep.read_text() == "mine"
+
+
+def test_a_folder_of_something_else_is_refused(make_job: Callable[..., Job]) -> None:
+    shards = Path(make_job().output.path) / "shards"
+    shards.mkdir(parents=True)
+    (shards / "mine.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ChangedJobError, match="is not a synthgen dataset"):
+            run(make_job(), overwrite=overwrite)
+    assert (shards / "mine.txt").exists()
+
+
+def test_files_of_somebody_else_are_not_replaced(make_job: Callable[..., Job]) -> None:
+    out = Path(make_job().output.path)
+    out.mkdir(parents=True)
+    (out / "README.md").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(ChangedJobError, match=r"has README\.md and is not a synthgen dataset"):
+            run(make_job(), overwrite=overwrite)
+    assert {path.name: path.read_text() for path in out.iterdir()} == {"README.md": "mine"}
+
+
+def test_a_second_run_is_refused_and_writes_nothing(make_job: Callable[..., Job]) -> None:
+    run(make_job())
+    out = Path(make_job().output.path)
+    with Lock(open_store(out)):
+        before = snapshot(out)
+        with pytest.raises(LockedError, match="another run is working on this output"):
+            run(make_job("images=8"))
+        assert snapshot(out) == before
+
+
+def test_what_a_killed_run_left_is_removed(make_job: Callable[..., Job]) -> None:
+    out = Path(make_job().output.path)
+    (out / ".staging").mkdir(parents=True)
+    (out / ".staging/dead-000000.tar").write_bytes(b"half")
+    (out / ".index.json.dead.tmp").write_bytes(b"half")
+    run(make_job())
+    assert not [p for p in out.rglob("*") if p.name.startswith(".")]
+
+
+def test_ctrl_c_keeps_what_was_committed(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = LocalPool.run
+
+    def interrupted(self: LocalPool, shards: Iterator[int]):  # type: ignore[no-untyped-def]
+        yield from original(self, [next(shards)])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalPool, "run", interrupted)
+    result = run(make_job())
+    assert (result.interrupted, result.made, result.counts["complete"]) == (True, 2, False)
+    out = Path(make_job().output.path)
+    assert check_dataset(open_store(out))[0] == ["shards: 2 images, the job asks for 6"]
+    monkeypatch.undo()
+    assert run(make_job()).made == 4
+    assert check_dataset(open_store(out))[0] == []
+
+
+def test_shards_that_cannot_be_made_are_named_and_the_rest_is_kept(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make_job("images=2", "on_reject=fail"))
+    monkeypatch.setattr("synthgen.engine.worker.is_picture", lambda painting: False)
+    result = run(make_job("on_reject=fail"))
+    assert [(f.shard, f.attempts, f.error) for f in result.failed] == [
+        (1, 1, "RejectedImageError: samples [2, 3]: blank after 3 attempts"),
+        (2, 1, "RejectedImageError: samples [4, 5]: blank after 3 attempts"),
+    ]
+    monkeypatch.undo()
+    out = Path(make_job().output.path)
+    assert check_dataset(open_store(out))[0] == ["shards: 2 images, the job asks for 6"]
+    assert run(make_job()).made == 4
+
+
+def test_a_shard_that_fails_is_tried_again_then_named_and_the_rest_is_made(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], job_file: Path
+) -> None:
+    encode, calls = Worker.encode, []
+
+    def sometimes(self: Worker, indices: range, images: list[Painted]) -> list[Sample]:
+        calls.append(indices[0])
+        if indices[0] == 0 and calls.count(0) == 1:
+            raise ValueError("once")
+        if indices[0] == 2:
+            raise ValueError("always")
+        return encode(self, indices, images)
+
+    monkeypatch.setattr(Worker, "encode", sometimes)
+    assert main(["run", str(job_file), "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    out = Path(make_job().output.path)
+    assert calls == [0, 0, 2, 2, 2, 4]
+    assert [(f["shard"], f["attempts"], f["error"]) for f in said["failed"]] == [(1, 3, "ValueError: always")]
+    assert "in sometimes" in said["failed"][0]["traceback"]
+    assert [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()] == said["failed"]
+    assert (said["images"], said["complete"]) == (4, False)
+    assert main(["run", str(job_file), "max_shard_attempts=1"]) == 1
+    text = capsys.readouterr().out
+    assert "shard 000001 failed 1 time(s): ValueError: always\n1 shard(s) could not be made" in text
+    assert "Traceback" not in text
+    assert main(["run", str(job_file), "max_shard_attempts=1", "-v"]) == 1
+    assert "shard 000001 failed 1 time(s): ValueError: always\nTraceback" in capsys.readouterr().out
+    assert calls == [0, 0, 2, 2, 2, 4, 2, 2]
+    monkeypatch.undo()
+    assert run(make_job()).made == 2
+    assert not (out / "failures.jsonl").exists()
+    assert check_dataset(open_store(out))[0] == []
+
+
+def test_a_job_whose_every_shard_fails_ends(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synthgen.engine.driver.MOST_FAILED", 2)
+    monkeypatch.setattr("synthgen.engine.worker.is_picture", lambda painting: False)
+    assert [f.shard for f in run(make_job("on_reject=fail", "images=20")).failed] == [0, 1]
+
+
+def test_a_lost_store_ends_the_run_at_the_first_shard(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def lost(*args: object) -> None:
+        calls.append(1)
+        raise StoreFailedError("s3://bucket: the store failed 6 times")
+
+    monkeypatch.setattr("synthgen.engine.worker.stage", lost)
+    with pytest.raises(StoreFailedError, match="6 times"):
+        run(make_job())
+    assert len(calls) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A disk whose size can be set."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("may not mount a disk here")
+
+    def resize(size: str) -> Path:
+        subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+        return folder
+
+    yield resize
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
+    make_job: Callable[..., Job], job_file: Path, small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(make_job("images=20"))
+    out = small_disk("200k") / "out"
+    assert main(["run", str(job_file), "images=20", f"output.path={out}"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"{out}: No space left on device: make room, or give another output.path.")
+    kept = committed(open_store(out))
+    assert 1 < len(kept) < 10
+    small_disk("10m")
+    assert main(["run", str(job_file), "images=20", f"output.path={out}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["made"] == 20 - 2 * len(kept)
+    assert shard_bytes(out) == shard_bytes(Path(make_job().output.path))
+    assert check_dataset(open_store(out))[0] == []
+
+
+def test_at_sigterm_the_shard_in_work_is_finished(
+    make_job: Callable[..., Job], job_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("synthgen.cli.run._ProgressBar.advance", lambda self, images: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["run", str(job_file)]) == 143
+    assert f"stopped; 2 of 6 images are done. To go on: synthgen run {job_file}" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert run(make_job()).made == 4
+
+
+def test_at_sigterm_a_long_shard_is_dropped(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synthgen.engine.termination.FINISH_SECONDS", 0.2)
+    paint = Worker.paint
+
+    def slowly(self: Worker, indices: range) -> list[Painted]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+        return paint(self, indices)
+
+    monkeypatch.setattr(Worker, "paint", slowly)
+    result = run(make_job())
+    assert (result.made, result.interrupted, result.terminated, result.counts["images"]) == (0, True, True, 0)
+    assert result.seconds < 20
+    assert not [p for p in Path(make_job().output.path).rglob("*") if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize(("workers", "count"), [("1", 1), ("2", 2), ("9", 3), ("[1, 2]", 2), ("null", 3)])
+def test_never_more_workers_than_shards(make_job: Callable[..., Job], workers: str, count: int) -> None:
+    assert worker_count(make_job(f"workers={workers}"), room=5) == count
+
+
+@pytest.mark.parametrize("where", ["folder", "store"])
+def test_an_output_without_a_shard_belongs_to_nobody(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, s3: S3, where: str
+) -> None:
+    url = f"output.path={s3.url('belongs')}" if where == "store" else "images=6"
+    with monkeypatch.context() as broken:
+        broken.setattr("synthgen.engine.local_pool.Worker", Unloadable)
+        with pytest.raises(FileNotFoundError, match="no such model"):
+            run(make_job("seed=4", "images=8", url))
+    out = open_store(make_job(url).output.path)
+    out.write("failures.jsonl", "of the other job\n")
+    assert read_info(out) is not None
+    assert run(make_job(url)).counts["complete"]
+    assert check_dataset(out)[0] == []
+    assert not out.exists("failures.jsonl")
+    with pytest.raises(ChangedJobError, match="seed: was 3, is 4"):
+        run(make_job("seed=4", url))
+
+
+def test_a_damaged_shard_still_belongs_to_its_job(make_job: Callable[..., Job]) -> None:
+    run(make_job("images=2"))
+    (Path(make_job().output.path) / "shards/000000.tar").write_bytes(b"cut")
+    with pytest.raises(ChangedJobError, match="seed: was 3, is 4"):
+        run(make_job("seed=4", "images=2"))
+
+
+@pytest.mark.parametrize("package", ["ray", "synthgen-layouts", "torch", "diffusers", "transformers"])
+def test_versions_that_no_pixel_depends_on_do_not_block(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, package: str
+) -> None:
+    run(make_job("images=2"))
+    other = {**versions(), package: "99"}
+    for module in ("driver", "worker"):
+        monkeypatch.setattr(f"synthgen.engine.{module}.versions", lambda: other)
+    said = f"was begun with other versions, which no pixel depends on: {package}: was {versions()[package]}, is 99"
+    assert run(make_job()).counts["complete"]
+    assert caplog.text.count(said) == 1
+    assert run(make_job("images=8")).counts["complete"]
+    assert caplog.text.count(said) == 1
+    out = Path(make_job().output.path)
+    markers = [json.loads(file.read_text())["numerics"]["versions"][package] for file in sorted(out.glob("shards/*.json"))]
+    assert markers == [versions()[package], "99", "99", "99"]
+
+
+def test_where_a_network_generates_its_versions_count(make_job: Callable[..., Job]) -> None:
+    old = {"numpy": versions()["numpy"], "torch": "1.0", "ray": "1.0"}  # as a marker of another machine may say
+    marker = Marker(2, 0, 0, "", "", 0, "", {"versions": old})
+    assert difference(marker, make_job()) == ""
+    assert difference(marker, make_job("verify={verifier: detector}")) == f"torch: was 1.0, is {versions()['torch']}"
+    assert difference(marker, make_job("pipeline=mixture-tiny")) == f"torch: was 1.0, is {versions()['torch']}"
+    unknown = replace(marker, numerics={})
+    assert difference(unknown, make_job("pipeline=mixture-tiny")) == ""
+
+
+def test_a_run_that_loses_its_lock_commits_and_removes_nothing_more(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(make_job().output.path)
+    original, taken = LocalPool.run, dict[str, bytes]()
+
+    def overtaken(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
+        for event in original(self, shards):
+            yield event
+            if committed(open_store(out)) == [0] and not taken:  # another run takes over, and commits the next shard
+                (out / ".lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": time.time(), "token": "other"}))
+                taken.update(snapshot(out))
+
+    monkeypatch.setattr(LocalPool, "run", overtaken)
+    with pytest.raises(LockedError, match="another run has taken over this output"):
+        run(make_job())
+    after = snapshot(out)
+    assert {name: after[name] for name in taken if not name.startswith(".staging")} == taken
+    assert committed(open_store(out)) == [0]
+
+
+def test_a_run_that_loses_its_lock_removes_no_shard_of_the_other(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make_job())
+    out = Path(make_job().output.path)
+    marker = (out / "shards/000002.json").read_bytes()
+    for number in (1, 2):
+        (out / f"shards/00000{number}.json").unlink()
+    original = LocalPool.run
+
+    def overtaken(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
+        for event in original(self, shards):
+            if isinstance(event, StagedShard):  # another run takes over, and finishes the dataset
+                (out / ".lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": time.time(), "token": "other"}))
+                (out / "shards/000002.json").write_bytes(marker)
+                next(shards, None)
+            yield event
+
+    monkeypatch.setattr(LocalPool, "run", overtaken)
+    with pytest.raises(LockedError, match="another run has taken over this output"):
+        run(make_job())
+    assert committed(open_store(out)) == [0, 2]
+
+
+def test_a_run_that_loses_its_lock_and_is_interrupted_does_not_tidy_up(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(make_job().output.path)
+
+    def overtaken(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
+        yield from ()
+        (out / ".lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": time.time(), "token": "other"}))
+        (out / ".staging").mkdir(exist_ok=True)
+        (out / ".staging/other").write_bytes(b"a shard of the other run")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalPool, "run", overtaken)
+    with pytest.raises(LockedError, match="another run has taken over this output"):
+        run(make_job())
+    assert (out / ".staging/other").exists()
+    assert not (out / "manifest.parquet").exists()
+
+
+def test_a_shard_that_is_to_be_made_anew_is_no_part_of_the_dataset(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make_job("images=3"))  # the last shard has one image of two
+    monkeypatch.setattr("synthgen.engine.worker.is_picture", lambda painting: False)
+    result = run(make_job("images=5", "on_reject=fail"))
+    out = Path(make_job().output.path)
+    assert [failed.shard for failed in result.failed] == [1, 2]
+    assert (result.counts["images"], committed(open_store(out))) == (2, [0])
+    assert sorted(shard_bytes(out)) == ["000000.parquet", "000000.tar"]
