@@ -28,7 +28,6 @@ MAY_IMPORT = {
     "evaluation": "storage dataset layouts scenes verification training config",  # `benchmark` trains detectors
     "cli": "storage dataset formats layouts scenes pipelines verification training speech config engine report evaluation",
 }
-EXCEPTIONS = {("dataset.sample", "formats.entries")}  # FARTHEST, which belongs beside the rooms, where geometry is
 BESIDE = {"__init__": "", "__main__": "cli", "data": "dataset", "export": "formats"}  # of which no room imports anything
 ONLY_IN = {  # libraries that take seconds to import, and the rooms that know them
     "ray": {"engine"},
@@ -107,8 +106,7 @@ def test_a_room_imports_only_what_it_may(name: str) -> None:
     beside = {module for module in FILES if room(module) not in MAY_IMPORT} - set(BESIDE)
     for module in FILES:
         if room(module) == name:
-            others = {other for other in own_imports(module) if (module, other) not in EXCEPTIONS}
-            wrong = {other for other in others if not is_in(other, allowed | beside)}
+            wrong = {other for other in own_imports(module) if not is_in(other, allowed | beside)}
             assert wrong == set(), f"{module} may not import them: move what is shared to a room above, or beside the rooms"
 
 
