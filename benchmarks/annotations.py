@@ -37,11 +37,15 @@ RECIPES = {
 GUIDED = ["pipeline.guidance_scale=3.5", "pipeline.steps=12"]
 COLUMNS = ("hit rate", "variety", "count error", "colour", "seconds")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-clock = time.perf_counter if torch.cuda.is_available() else time.process_time  # one thread: what else runs does not count
+clock = (
+    time.perf_counter if torch.cuda.is_available() else time.process_time
+)  # one thread: what else runs does not count
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=Path)
     parser.add_argument("--mask", type=Path)
     parser.add_argument("--images", type=int, default=8)
@@ -63,7 +67,9 @@ def main() -> None:
     print(json.dumps(rows, indent=1) if args.json else table(rows))
 
 
-def variants(method: str, trained: Path | None, scenes: list[Scene]) -> list[tuple[str, list[Scene], list[str]]]:
+def variants(
+    method: str, trained: Path | None, scenes: list[Scene]
+) -> list[tuple[str, list[Scene], list[str]]]:
     """The rows of a method: name, what it is told, and its recipe."""
     rows = [("before", scenes, RECIPES[method])]
     if trained is not None:
@@ -74,9 +80,13 @@ def variants(method: str, trained: Path | None, scenes: list[Scene]) -> list[tup
 
 def paint(recipe: list[str], scenes: list[Scene]) -> tuple[Pictures, float]:
     """Pictures of scenes, and seconds each."""
-    painter = load_job("100dogs", [*recipe, *LAYOUT, "layout.objects={dog: 1}"]).pipeline.load(SCENES, Numerics(1, 32, 1, DEVICE))
+    painter = load_job("100dogs", [*recipe, *LAYOUT, "layout.objects={dog: 1}"]).pipeline.load(
+        SCENES, Numerics(1, 32, 1, DEVICE)
+    )
     began = clock()
-    pictures = [images_of(painter, [s], [q])[0] for s, q in zip(scenes, seeds(scenes, 21), strict=True)]
+    pictures = [
+        images_of(painter, [s], [q])[0] for s, q in zip(scenes, seeds(scenes, 21), strict=True)
+    ]
     return pictures, (clock() - began) / len(scenes)
 
 

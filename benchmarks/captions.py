@@ -31,7 +31,9 @@ GROUNDS = ("a field of grass", "gravel")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("output", type=Path)
     parser.add_argument("--entries", type=int, default=1134)
     parser.add_argument("--seed", type=int, default=0)
@@ -45,12 +47,21 @@ def entries(count: int, seed: int) -> Iterator[dict[str, Any]]:
     for k in range(count):
         rng = np.random.default_rng((seed, k))
         names = [str(name) for name in rng.choice(list(THINGS), rng.integers(1, 5))]
-        spec = ScatterSpec(canvas=(SIDE, SIDE), objects={n: names.count(n) for n in names}, size=(72, 160), gap=8)
+        spec = ScatterSpec(
+            canvas=(SIDE, SIDE), objects={n: names.count(n) for n in names}, size=(72, 160), gap=8
+        )
         layout = spec.sample(rng)
         phrases = [str(rng.choice(THINGS[name])) for name in layout.categories]
         entry = {"width": SIDE, "height": SIDE, "caption": said(phrases, str(rng.choice(GROUNDS)))}
         entry |= {"categories": list(layout.categories), "phrases": phrases}
-        yield {**entry, **({"boxes": layout.boxes.round(2).tolist()} if k % 2 else {"masks": [ellipse(b) for b in layout.boxes]})}
+        yield {
+            **entry,
+            **(
+                {"boxes": layout.boxes.round(2).tolist()}
+                if k % 2
+                else {"masks": [ellipse(b) for b in layout.boxes]}
+            ),
+        }
 
 
 def said(phrases: list[str], ground: str) -> str:

@@ -38,7 +38,10 @@ from synthgen.verification.centernet import CenterNet
 
 def round_trip(vae: AutoencoderKL, pictures: Pictures) -> Pictures:
     with torch.no_grad():
-        return [to_pixels(vae.decode(vae.encode(to_tensor(p[None])).latent_dist.mode()).sample)[0] for p in pictures]
+        return [
+            to_pixels(vae.decode(vae.encode(to_tensor(p[None])).latent_dist.mode()).sample)[0]
+            for p in pictures
+        ]
 
 
 def timed(make: Callable[..., Pictures], *args: Any) -> tuple[Pictures, float]:
@@ -47,7 +50,9 @@ def timed(make: Callable[..., Pictures], *args: Any) -> tuple[Pictures, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=2, help="of each count")
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 30, 50, 100])
     parser.add_argument("--model", default="synthgen-tiny")
@@ -57,11 +62,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     recipe = load_job("100dogs", [f"pipeline.model={args.model}"]).pipeline
-    numerics = Numerics(threads=torch.get_num_threads(), device="cuda" if torch.cuda.is_available() else "cpu")
+    numerics = Numerics(
+        threads=torch.get_num_threads(), device="cuda" if torch.cuda.is_available() else "cpu"
+    )
     mixture = MixturePainter(recipe, SceneSpec(), numerics)  # type: ignore[arg-type]  # the recipe of the job is a mixture
-    vae = AutoencoderKL.from_pretrained(find_model(args.model), subfolder="vae", dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(
+        find_model(args.model), subfolder="vae", dtype=torch.float32
+    ).eval()
     detector = CenterNet.from_pretrained(args.detector, dtype=torch.float32).eval()
-    meters, held_out = Meters(load_judge(args.judge), detector, efficientnet.load()), paste("heldout")
+    meters, held_out = (
+        Meters(load_judge(args.judge), detector, efficientnet.load()),
+        paste("heldout"),
+    )
     rows: dict[str, dict[str, float | None]] = {}
     for count in args.counts:
         scenes = draw_scenes(count, args.images, 7)

@@ -23,9 +23,14 @@ def spots(rng: np.random.Generator, height: int, width: int) -> Shares:
     """Soft round spots (H, W) in [0, 1], a quarter of the longer side wide, on a jittered grid."""
     side = max(height, width)
     y, x = np.mgrid[0:height, 0:width] / side
-    grid = np.stack(np.meshgrid(np.arange(-1, 6), np.arange(-1, 6)), -1).reshape(-1, 2) * 0.26 + rng.random(2) * 0.26
+    grid = (
+        np.stack(np.meshgrid(np.arange(-1, 6), np.arange(-1, 6)), -1).reshape(-1, 2) * 0.26
+        + rng.random(2) * 0.26
+    )
     centres = grid + rng.uniform(-0.04, 0.04, grid.shape)
-    near = np.sqrt(((x[..., None] - centres[:, 0]) ** 2 + (y[..., None] - centres[:, 1]) ** 2).min(2))
+    near = np.sqrt(
+        ((x[..., None] - centres[:, 0]) ** 2 + (y[..., None] - centres[:, 1]) ** 2).min(2)
+    )
     return np.clip((0.085 - near) * 40 + 0.5, 0, 1)
 
 
@@ -63,7 +68,9 @@ def write_coats(out: Path, each: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--each", type=int, default=8)
     args = parser.parse_args()

@@ -46,7 +46,12 @@ from synthgen.verification import efficientnet
 
 REX, BUD, PLAIN = "<rex> dog", "<bud> dog", "dog"
 ANSWERS = (REX, BUD, PLAIN)  # the last stands for neither
-KINDS: dict[str, dict[str, int]] = {"rex": {REX: 8}, "bud": {BUD: 8}, "both": {REX: 4, BUD: 4}, "ordinary": {PLAIN: 8}}
+KINDS: dict[str, dict[str, int]] = {
+    "rex": {REX: 8},
+    "bud": {BUD: 8},
+    "both": {REX: 4, BUD: 4},
+    "ordinary": {PLAIN: 8},
+}
 LEARNT_ON, RATED_ON = 8, 3  # pasted pictures of each kind
 
 
@@ -55,7 +60,10 @@ def draw_scenes(objects: dict[str, int], images: int, seed: int) -> list[Scene]:
     spec = ScatterSpec(canvas=(320, 320), objects=objects, size=(56, 76), gap=8)
     colours = tuple(f"a {c} {{category}}" for c in COLOURS) if PLAIN in objects else "a {category}"
     rngs = [np.random.default_rng((seed, k)) for k in range(images)]
-    return [SceneSpec(object=colours, background="a field of grass").draw(spec.sample(rng), rng) for rng in rngs]
+    return [
+        SceneSpec(object=colours, background="a field of grass").draw(spec.sample(rng), rng)
+        for rng in rngs
+    ]
 
 
 def paste(coats: Path, split: str, scenes: list[Scene], seed: int) -> Pictures:
@@ -70,10 +78,21 @@ class Reader:
 
     def __init__(self, coats: Path) -> None:
         self.features = efficientnet.load()
-        f, asked = zip(*(self.pasted(coats, "heldout", LEARNT_ON, 1, objects) for objects in (*KINDS.values(), {})), strict=True)
+        f, asked = zip(
+            *(
+                self.pasted(coats, "heldout", LEARNT_ON, 1, objects)
+                for objects in (*KINDS.values(), {})
+            ),
+            strict=True,
+        )
         self.answers = self.learn(torch.cat(f), torch.cat(asked))
-        f, asked = zip(*(self.pasted(coats, "train", RATED_ON, 2, objects) for objects in KINDS.values()), strict=True)
-        self.accuracy = float((self.answers(torch.cat(f)).argmax(1) == torch.cat(asked)).float().mean())
+        f, asked = zip(
+            *(self.pasted(coats, "train", RATED_ON, 2, objects) for objects in KINDS.values()),
+            strict=True,
+        )
+        self.accuracy = float(
+            (self.answers(torch.cat(f)).argmax(1) == torch.cat(asked)).float().mean()
+        )
 
     def pasted(
         self, coats: Path, split: str, images: int, seed: int, objects: dict[str, int]
@@ -86,9 +105,16 @@ class Reader:
     @torch.no_grad()
     def describe(self, painted: Pictures, scenes: list[Scene]) -> torch.Tensor:
         """Features (boxes, 1280) of the square crops round the boxes."""
-        crops = [c for p, s in zip(painted, scenes, strict=True) for c in square_crops(p, s, 0, 160)]
+        crops = [
+            c for p, s in zip(painted, scenes, strict=True) for c in square_crops(p, s, 0, 160)
+        ]
         parts = [to_tensor(np.stack(crops[k : k + 32])) for k in range(0, len(crops), 32)]
-        return torch.cat([F.normalize(self.features.extract_features(part).mean((2, 3)), dim=1) for part in parts])
+        return torch.cat(
+            [
+                F.normalize(self.features.extract_features(part).mean((2, 3)), dim=1)
+                for part in parts
+            ]
+        )
 
     def learn(self, x: torch.Tensor, y: torch.Tensor) -> torch.nn.Linear:
         torch.manual_seed(0)
@@ -114,7 +140,9 @@ def asked(scenes: Sequence[Scene]) -> torch.Tensor:
 
 def learn(folder: Path, coats: Path, coat: str, init: str, changes: list[str]) -> tuple[str, float]:
     """Train one class on top of `init`; returns the checkpoint and the minutes of processor time."""
-    concept = [{"identifier": f"<{coat}>", "category": "dog", "images": str(coats / "train" / coat)}]
+    concept = [
+        {"identifier": f"<{coat}>", "category": "dog", "images": str(coats / "train" / coat)}
+    ]
     own = [f"concepts={json.dumps(concept)}", f"init={init}", f"output.path={folder}"]
     began = time.process_time()
     if not (folder / "checkpoint").exists():
@@ -139,18 +167,26 @@ def paint(model: str, scenes: list[Scene]) -> Pictures:
     return [painter([s], [seed])[0].image for s, seed in zip(scenes, seeds(scenes, 5), strict=True)]
 
 
-def rate(reader: Reader, judge: Any, scenes: dict[str, list[Scene]], painted: dict[str, Pictures]) -> dict[str, float | None]:
+def rate(
+    reader: Reader, judge: Any, scenes: dict[str, list[Scene]], painted: dict[str, Pictures]
+) -> dict[str, float | None]:
     shares = {kind: reader.right(painted[kind], scenes[kind], 2) for kind in ("rex", "bud", "both")}
     shares |= {"strict": reader.right(painted["both"], scenes["both"], 3)}
     shares |= {"neither": reader.right(painted["ordinary"], scenes["ordinary"], 3)}
-    hits = {kind: hit_rate(judge, painted[kind], own) if judge else None for kind, own in scenes.items()}
+    hits = {
+        kind: hit_rate(judge, painted[kind], own) if judge else None for kind, own in scenes.items()
+    }
     return {**shares, "hit rate": hits["ordinary"], "rex hit": hits["rex"], "bud hit": hits["bud"]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pictures", type=int, default=6, help="of each kind")
-    parser.add_argument("--set", nargs="*", default=[], help="changes to jobs/train-dreambooth.yaml")
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="changes to jobs/train-dreambooth.yaml"
+    )
     parser.add_argument("--judge", type=Path)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--json", action="store_true")

@@ -39,7 +39,9 @@ WAYS: list[dict[str, Any]] = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--judge", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -64,7 +66,14 @@ def measure(dataset: Path, judge: Any) -> list[dict[str, Any]]:
         decoded = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in encoded]
         boxes_judged = sum(len(scene.layout) for scene in scenes)
         size = sum(len(data) for data in encoded) / len(encoded)
-        rows.append({**way, "boxes": boxes_judged, "bytes": round(size), "hit rate": hit_rate(judge, decoded, scenes)})
+        rows.append(
+            {
+                **way,
+                "boxes": boxes_judged,
+                "bytes": round(size),
+                "hit rate": hit_rate(judge, decoded, scenes),
+            }
+        )
     return rows
 
 

@@ -45,11 +45,20 @@ from synthgen.engine.pool import local_device
 from synthgen.engine.worker import Worker
 from synthgen.storage.location import open_store
 
-SMALL = ["pipeline=paste", "layout.canvas=[128, 128]", "layout.objects={dog: 3}", "layout.size=[24, 40]", "output.shard_size=2"]
+SMALL = [
+    "pipeline=paste",
+    "layout.canvas=[128, 128]",
+    "layout.objects={dog: 3}",
+    "layout.size=[24, 40]",
+    "output.shard_size=2",
+]
 IMAGES = 16
 RUNS = {"commit": 20, "driver": 10, "woken": 10}
 RAY_RUNS = {"ray driver": 6, "actor": 8, "node": 6, "stalled": 3}
-QUICK = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 300}  # a lost node is noticed in 2 s instead of 15
+QUICK = {
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 300,
+}  # a lost node is noticed in 2 s instead of 15
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 STEPS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree")
 CHANGES = (
@@ -62,7 +71,9 @@ fork = multiprocessing.get_context("fork")  # the children need import nothing
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -73,7 +84,9 @@ def main() -> None:
 
 
 def small(out: Path, *more: str) -> Job:
-    return load_job("100dogs", [*SMALL, f"images={IMAGES}", f"output.path={out}", "workers=0", *more])
+    return load_job(
+        "100dogs", [*SMALL, f"images={IMAGES}", f"output.path={out}", "workers=0", *more]
+    )
 
 
 class Faults:
@@ -88,7 +101,10 @@ class Faults:
         self.steps = self.count_steps()
 
     def all(self) -> dict[str, dict[str, Any]]:
-        rows = {"commit": self.judged("commit", self.at_step), "driver": self.judged("driver", self.at_moment)}
+        rows = {
+            "commit": self.judged("commit", self.at_step),
+            "driver": self.judged("driver", self.at_moment),
+        }
         rows |= self.on_ray()
         rows["woken"] = self.judged("woken", self.woken)
         return rows | {"damaged": self.damaged(), "changed": self.changed()}
@@ -100,8 +116,12 @@ class Faults:
             out = self.folder / f"{kind.replace(' ', '-')}-{attempt}"
             if strike(out, row["runs"]):
                 found, keys = contents(out), sample_keys(out)
-                row += Counter(runs=1, lost=IMAGES - len(set(keys)), doubled=len(keys) - len(set(keys)))
-                row += Counter(equal=found == self.wanted, faults=len(check_dataset(open_store(out))[0]))
+                row += Counter(
+                    runs=1, lost=IMAGES - len(set(keys)), doubled=len(keys) - len(set(keys))
+                )
+                row += Counter(
+                    equal=found == self.wanted, faults=len(check_dataset(open_store(out))[0])
+                )
                 print(f"{out.name}: equal {found == self.wanted}", file=sys.stderr)
             if row["runs"] == {**RUNS, **RAY_RUNS}[kind]:
                 break
@@ -171,7 +191,11 @@ class Faults:
             path.write_bytes(whole[:at] if i % 2 else flipped)
             row += Counter(runs=1, found=bool(check_dataset(open_store(out))[0]))
             path.write_bytes(whole)
-        return {"runs": row["runs"], "found": row["found"], "faults": len(check_dataset(open_store(out))[0])}
+        return {
+            "runs": row["runs"],
+            "found": row["found"],
+            "faults": len(check_dataset(open_store(out))[0]),
+        }
 
     def changed(self) -> dict[str, Any]:
         out = self.folder / "undisturbed"
@@ -189,7 +213,10 @@ class Faults:
         keeper = begin(lambda: keep_cluster(here))
         try:
             cluster = _Cluster(there, str(there.recv()), keeper)
-            return {kind: self.judged(kind, partial(self.struck_on_ray, kind, cluster)) for kind in RAY_RUNS}
+            return {
+                kind: self.judged(kind, partial(self.struck_on_ray, kind, cluster))
+                for kind in RAY_RUNS
+            }
         finally:
             there.send("stop")
             keeper.join(60)
@@ -211,7 +238,10 @@ class Faults:
         elif kind == "actor":
             send(victim, signal.SIGKILL)
         elif struck:
-            pause(victim, lambda: not child.is_alive() or len(committed(open_store(out))) == job.shards)
+            pause(
+                victim,
+                lambda: not child.is_alive() or len(committed(open_store(out))) == job.shards,
+            )
         child.join()
         finish(lambda: run(job, cluster.address))
         return struck
@@ -228,7 +258,11 @@ class _Cluster:
         self.pipe.recv()
 
     def actors(self) -> list[int]:
-        return [pid for pid in descendants(int(self.keeper.pid or 0)) if command(pid).startswith("ray::Actor")]
+        return [
+            pid
+            for pid in descendants(int(self.keeper.pid or 0))
+            if command(pid).startswith("ray::Actor")
+        ]
 
 
 def keep_cluster(pipe: Connection) -> None:
@@ -236,7 +270,9 @@ def keep_cluster(pipe: Connection) -> None:
     from ray.cluster_utils import Cluster
 
     small_store = {"object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK, **small_store})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK, **small_store}
+    )
     nodes = [cluster.add_node(num_cpus=1, **small_store) for _ in range(2)]
     pipe.send(cluster.address)
     while pipe.recv() == "node":
@@ -302,7 +338,11 @@ def parent(pid: int | None) -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    children = [int(c) for task in Path(f"/proc/{pid}/task").glob("*/children") for c in task.read_text().split()]
+    children = [
+        int(c)
+        for task in Path(f"/proc/{pid}/task").glob("*/children")
+        for c in task.read_text().split()
+    ]
     return [found for child in children for found in (child, *descendants(child))]
 
 
@@ -316,8 +356,18 @@ def command(pid: int) -> str:
 def contents(out: Path) -> dict[str, bytes]:
     """The files whose bytes depend on the job alone: all but markers (times), the card and what names the folder."""
     paths = [*(out / "shards").glob("*.tar"), *(out / "shards").glob("*.parquet")]
-    paths += [out / name for name in ("annotations/instances.json", "manifest.parquet", "index.json", "contact_sheet.jpg")]
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(paths) if path.exists()}
+    paths += [
+        out / name
+        for name in (
+            "annotations/instances.json",
+            "manifest.parquet",
+            "index.json",
+            "contact_sheet.jpg",
+        )
+    ]
+    return {
+        str(path.relative_to(out)): path.read_bytes() for path in sorted(paths) if path.exists()
+    }
 
 
 def sample_keys(out: Path) -> list[str]:

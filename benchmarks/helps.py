@@ -40,9 +40,17 @@ DATA = ["data={side: 256, scenes: 160, fresh: 16}"]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("output", type=Path)
-    for name, default in (("real", 24), ("test", 200), ("synthetic", 160), ("steps", 250), ("seeds", 3)):
+    for name, default in (
+        ("real", 24),
+        ("test", 200),
+        ("synthetic", 160),
+        ("steps", 250),
+        ("seeds", 3),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--ratios", nargs="+", default=["0.5"])
     parser.add_argument("--json", action="store_true")
@@ -50,10 +58,18 @@ def main() -> int:
     for part in ("real", "test"):
         split_cutouts(args.output / "cutouts", part)
     make(
-        args.output, "real", 1, args.real, [*REAL, f"pipeline.cutouts={args.output / 'cutouts' / 'real'}", "output.shard_size=6"]
+        args.output,
+        "real",
+        1,
+        args.real,
+        [*REAL, f"pipeline.cutouts={args.output / 'cutouts' / 'real'}", "output.shard_size=6"],
     )
     make(
-        args.output, "test", 2, args.test, [*REAL, f"pipeline.cutouts={args.output / 'cutouts' / 'test'}", "output.shard_size=20"]
+        args.output,
+        "test",
+        2,
+        args.test,
+        [*REAL, f"pipeline.cutouts={args.output / 'cutouts' / 'test'}", "output.shard_size=20"],
     )
     make(args.output, "synthetic", 10, args.synthetic, [*SYNTHETIC, "output.shard_size=20"])
     where = [f"--{name}={args.output / name}" for name in ("real", "synthetic", "test")]
@@ -78,7 +94,10 @@ def split_cutouts(folder: Path, part: str) -> None:
 
 def make(out: Path, name: str, seed: int, images: int, overrides: list[str]) -> None:
     told = {"name": name, "seed": seed, "images": images, "output.path": str(out / name)}
-    job = load_job("100dogs", [*SCENES, *(f"{key}={json.dumps(value)}" for key, value in told.items()), *overrides])
+    job = load_job(
+        "100dogs",
+        [*SCENES, *(f"{key}={json.dumps(value)}" for key, value in told.items()), *overrides],
+    )
     made = run(job)
     print(f"{name}: {made.made} pictures made now, {images} there", file=sys.stderr)
 

@@ -29,7 +29,13 @@ def build(**recipe: Any) -> Any:
 def scatter(n: int, coverage: float, **more: Any) -> Any:
     """Disjoint boxes that cover about `coverage` of 1024 x 1024."""
     side = float(np.sqrt(coverage * 1024**2 / n / 0.78))
-    return build(sampler="scatter", objects={"dog": n}, size=[0.8 * side, 1.2 * side], gap=0.05 * side, **more)
+    return build(
+        sampler="scatter",
+        objects={"dog": n},
+        size=[0.8 * side, 1.2 * side],
+        gap=0.05 * side,
+        **more,
+    )
 
 
 def milliseconds(spec: Any, repeats: int = REPEATS) -> float:
@@ -51,7 +57,14 @@ def rejection(spec: Any, rng: np.random.Generator) -> Layout | None:
         low = np.floor(rng.random((REJECTION_TRIES, 2)) * (np.array(spec.canvas) - side))
         high = low + side
         gap = spec.gap
-        hit = ((low[:, None] < placed[None, :k, 2:] + gap) & (high[:, None] > placed[None, :k, :2] - gap)).all(2).any(1)
+        hit = (
+            (
+                (low[:, None] < placed[None, :k, 2:] + gap)
+                & (high[:, None] > placed[None, :k, :2] - gap)
+            )
+            .all(2)
+            .any(1)
+        )
         free = np.nonzero(~hit)[0]
         if not len(free):
             return None
@@ -68,14 +81,25 @@ def rejection_row(coverage: float) -> dict[str, float]:
         began = time.perf_counter()
         given_up += rejection(spec, rng) is None
         times.append(1000 * (time.perf_counter() - began))
-    return {"rejection ms": median(times), "ours ms": milliseconds(spec), "rejection gave up": given_up / REPEATS}
+    return {
+        "rejection ms": median(times),
+        "ours ms": milliseconds(spec),
+        "rejection gave up": given_up / REPEATS,
+    }
 
 
 def size_p_value(distribution: str) -> float:
     """Kolmogorov-Smirnov p between asked and obtained longer sides of 2,000 placed boxes."""
-    spec = build(sampler="scatter", objects={"dog": 50}, size={"range": [30, 110], "distribution": distribution}, gap=4)
+    spec = build(
+        sampler="scatter",
+        objects={"dog": 50},
+        size={"range": [30, 110], "distribution": distribution},
+        gap=4,
+    )
     boxes = np.concatenate([spec.sample(np.random.default_rng((7, k))).boxes for k in range(40)])
-    longest = (boxes[:, 2:] - boxes[:, :2]).max(1) + np.random.default_rng(0).random(len(boxes))  # sides are whole px
+    longest = (boxes[:, 2:] - boxes[:, :2]).max(1) + np.random.default_rng(0).random(
+        len(boxes)
+    )  # sides are whole px
     asked = stats.uniform(30, 80) if distribution == "uniform" else stats.loguniform(30, 110)
     return float(stats.kstest(longest, asked.cdf).pvalue)
 
@@ -106,7 +130,9 @@ def memory_growth(layouts: int = 20_000) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     hundred = {"dog": 100}
@@ -114,10 +140,15 @@ def main() -> None:
         "scatter, 100 boxes, 40%": milliseconds(scatter(100, 0.4)),
         "scatter, blue noise, 100 boxes, 40%": milliseconds(scatter(100, 0.4, spread="blue-noise")),
         "grid, 100 boxes": milliseconds(build(sampler="grid", objects=hundred)),
-        "pack, 100 boxes, 85%": milliseconds(build(sampler="pack", objects=hundred, coverage=0.85, aspect=[0.5, 2])),
+        "pack, 100 boxes, 85%": milliseconds(
+            build(sampler="pack", objects=hundred, coverage=0.85, aspect=[0.5, 2])
+        ),
         "perspective, 40 boxes": milliseconds(build(sampler="perspective", objects={"dog": 40})),
         "crowd, 60 boxes": milliseconds(build(sampler="crowd", objects={"dog": 60})),
-        **{f"scatter, {n} boxes, 40%": milliseconds(scatter(n, 0.4), 5) for n in (10, 300, 1000, 2000)},
+        **{
+            f"scatter, {n} boxes, 40%": milliseconds(scatter(n, 0.4), 5)
+            for n in (10, 300, 1000, 2000)
+        },
     }
     truth = {
         **{f"rejection against ours, {c:.0%}": rejection_row(c) for c in (0.2, 0.3, 0.4, 0.5, 0.6)},
@@ -132,7 +163,13 @@ def main() -> None:
     print("| sampler | ms a layout |\n| --- | --- |")
     print(*(f"| {name} | {value:.2f} |" for name, value in speed.items()), sep="\n")
     print("\n| what | measured |\n| --- | --- |")
-    print(*(f"| {name} | {', '.join(f'{k} {v:.3g}' for k, v in row.items())} |" for name, row in truth.items()), sep="\n")
+    print(
+        *(
+            f"| {name} | {', '.join(f'{k} {v:.3g}' for k, v in row.items())} |"
+            for name, row in truth.items()
+        ),
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,13 @@ from measure import table
 
 from synthgen.cli.main import main as synthgen
 
-LAYOUT = ["layout.canvas=[224, 224]", "layout.objects={dog: 5}", "layout.size=[56, 76]", "layout.gap=4", "output.shard_size=20"]
+LAYOUT = [
+    "layout.canvas=[224, 224]",
+    "layout.objects={dog: 5}",
+    "layout.size=[56, 76]",
+    "layout.gap=4",
+    "output.shard_size=20",
+]
 GUIDED = ["pipeline.tile=112", "pipeline.guidance_scale=3.5", "pipeline.steps=12"]
 TOLD = {
     "tokens": ["pipeline=annotation-tokens-tiny", "pipeline.overlap=0.05", *GUIDED],
@@ -34,7 +40,9 @@ COLUMNS = ("images", "boxes", "iou", "ap50", "ap", "held", "count_error")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--method", choices=list(TOLD), default="tokens")
@@ -47,12 +55,22 @@ def main() -> None:
     generate(out / "first", args.images, [pasted])
     changes = [shards(out / "first", args.images), f"init={args.init}"]
     train(f"train-annotation-{args.method}", out / "tuned", args.steps, changes)
-    generate(out / "second", args.images, [*TOLD[args.method], f"pipeline.model={out / 'tuned' / 'checkpoint'}"])
+    generate(
+        out / "second",
+        args.images,
+        [*TOLD[args.method], f"pipeline.model={out / 'tuned' / 'checkpoint'}"],
+    )
     changes = [shards(out / "second", args.images), "crop=192", "categories=[dog]"]
     train("train-detector", out / "detector", args.detector_steps, changes)
-    generate(out / "heldout", args.images, [pasted, "pipeline.cutouts=heldout", "pipeline.grounds=heldout", "seed=1"])
+    generate(
+        out / "heldout",
+        args.images,
+        [pasted, "pipeline.cutouts=heldout", "pipeline.grounds=heldout", "seed=1"],
+    )
     rows = {name: evaluated(out / name) for name in ("first", "second", "heldout")}
-    rows["heldout, detector of second"] = evaluated(out / "heldout", ["--detector", str(out / "detector" / "checkpoint")])
+    rows["heldout, detector of second"] = evaluated(
+        out / "heldout", ["--detector", str(out / "detector" / "checkpoint")]
+    )
     print(json.dumps(rows, indent=1) if args.json else table(rows))
 
 
@@ -65,7 +83,9 @@ def shards(path: Path, images: int) -> str:
 
 
 def train(job: str, path: Path, steps: int, changes: list[str]) -> None:
-    command(["train", job, f"steps={steps}", f"output.path={path}", f"output.every={steps}", *changes])
+    command(
+        ["train", job, f"steps={steps}", f"output.path={path}", f"output.every={steps}", *changes]
+    )
 
 
 def evaluated(path: Path, more: list[str] | None = None) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from synthgen.training.vae.trainee import to_tensor
 from synthgen.verification.centernet import CenterNet
 
 COLOURS = ("brown", "white", "black")
-SCENES = SceneSpec(object=tuple(f"a {c} {{category}}" for c in COLOURS), background="a field of grass")
+SCENES = SceneSpec(
+    object=tuple(f"a {c} {{category}}" for c in COLOURS), background="a field of grass"
+)
 Pictures = list[NDArray[np.uint8]]
 CONTEXT, THRESHOLD = 0.35, 0.25  # of the judge
 DIRECTIONS = 64
@@ -50,14 +52,18 @@ class Meters:
     @torch.no_grad()
     def describe(self, pictures: Pictures, scenes: list[Scene]) -> NDArray[np.float64]:
         """Normalised EfficientNet features (boxes, 1280) of the square crops round the boxes."""
-        crops = [c for p, s in zip(pictures, scenes, strict=True) for c in square_crops(p, s, 0, 160)]
+        crops = [
+            c for p, s in zip(pictures, scenes, strict=True) for c in square_crops(p, s, 0, 160)
+        ]
         net, found = self.features, []
         for k in range(0, len(crops), 32):
             f = net.extract_features(to_tensor(np.stack(crops[k : k + 32]))).mean((2, 3))
             found.append(torch.nn.functional.normalize(f, dim=1).double().numpy())
         return np.concatenate(found)
 
-    def measure(self, pictures: Pictures, scenes: list[Scene], seconds: float) -> dict[str, float | None]:
+    def measure(
+        self, pictures: Pictures, scenes: list[Scene], seconds: float
+    ) -> dict[str, float | None]:
         f = self.describe(pictures, scenes)
         return {
             "hit rate": hit_rate(self.judge, pictures, scenes) if self.judge else None,
@@ -72,7 +78,9 @@ class Meters:
 
 def draw_scenes(count: int, images: int, seed: int, changes: Sequence[str] = ()) -> list[Scene]:
     """Scenes of `count` dogs on grass, laid out as in layouts/100dogs.yaml with these changes to it."""
-    spec = load_job("100dogs", [f"layout.objects={{dog: {count}}}", "pipeline=paste", *changes]).layout
+    spec = load_job(
+        "100dogs", [f"layout.objects={{dog: {count}}}", "pipeline=paste", *changes]
+    ).layout
     rngs = [np.random.default_rng((seed, count, k)) for k in range(images)]
     return [SCENES.draw(spec.sample(rng), rng) for rng in rngs]
 
@@ -90,24 +98,39 @@ def square_crops(picture: NDArray[np.uint8], scene: Scene, context: float, side:
     image, crops = Image.fromarray(picture), []
     for box in scene.layout.boxes.tolist():
         crops.append(
-            np.asarray(image.transform((side, side), Image.Transform.EXTENT, square(box, context), Image.Resampling.BICUBIC))
+            np.asarray(
+                image.transform(
+                    (side, side),
+                    Image.Transform.EXTENT,
+                    square(box, context),
+                    Image.Resampling.BICUBIC,
+                )
+            )
         )
     return crops
 
 
 def square(box: list[float], context: float) -> tuple[float, float, float, float]:
-    x, y, half = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, max(box[2] - box[0], box[3] - box[1]) * (0.5 + context)
+    x, y, half = (
+        (box[0] + box[2]) / 2,
+        (box[1] + box[3]) / 2,
+        max(box[2] - box[0], box[3] - box[1]) * (0.5 + context),
+    )
     return x - half, y - half, x + half, y + half
 
 
 def hit_rate(judge: Any, pictures: Pictures, scenes: list[Scene]) -> float:
     hits = []
     for picture, scene in zip(pictures, scenes, strict=True):
-        for crop, box in zip(square_crops(picture, scene, CONTEXT, 300), scene.layout.boxes, strict=True):
+        for crop, box in zip(
+            square_crops(picture, scene, CONTEXT, 300), scene.layout.boxes, strict=True
+        ):
             x0, y0, x1, _ = square(box.tolist(), CONTEXT)
             target = (box - np.array([x0, y0, x0, y0])) / (x1 - x0)
             boxes, scores = judge(Image.fromarray(crop))
-            hits.append(bool(((box_iou(boxes, target[None])[:, 0] >= 0.5) & (scores >= THRESHOLD)).any()))
+            hits.append(
+                bool(((box_iou(boxes, target[None])[:, 0] >= 0.5) & (scores >= THRESHOLD)).any())
+            )
     return float(np.mean(hits))
 
 
@@ -130,7 +153,9 @@ def histograms(pictures: Pictures, scenes: list[Scene]) -> tuple[torch.Tensor, t
     """Joint colour histogram (boxes, 216) of the middle of each box, and the colour that was asked for."""
     rows, asked = [], []
     for picture, scene in zip(pictures, scenes, strict=True):
-        for (x0, y0, x1, y1), phrase in zip(scene.layout.boxes.astype(int).tolist(), scene.phrases, strict=True):
+        for (x0, y0, x1, y1), phrase in zip(
+            scene.layout.boxes.astype(int).tolist(), scene.phrases, strict=True
+        ):
             w, h = x1 - x0, y1 - y0
             middle = picture[y0 + h // 6 : y1 - h // 6, x0 + w // 6 : x1 - w // 6].reshape(-1, 3)
             bins = (middle.astype(int) * 6 // 256) @ [36, 6, 1]
@@ -167,7 +192,9 @@ def frechet(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * cross)
 
 
-def images_of(painter: Painter, scenes: list[Scene], numbers: list[np.random.SeedSequence]) -> Pictures:
+def images_of(
+    painter: Painter, scenes: list[Scene], numbers: list[np.random.SeedSequence]
+) -> Pictures:
     return [painting.image for painting in painter(scenes, numbers)]
 
 
@@ -193,6 +220,9 @@ def table(rows: dict[str, dict[str, float | None]]) -> str:
     names = list(next(iter(rows.values())))
     lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
     for row, values in rows.items():
-        cells = ["not measured" if v is None else f"{v:.3f}" if abs(v) < 10 else f"{v:.1f}" for v in values.values()]
+        cells = [
+            "not measured" if v is None else f"{v:.3f}" if abs(v) < 10 else f"{v:.1f}"
+            for v in values.values()
+        ]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -49,7 +49,10 @@ METHODS = {
     "grounded": ["pipeline=grounded-tiny"],
     "regional_attention": ["pipeline=regional-attention-tiny"],
     "annotation_mask": ["pipeline=annotation-mask-tiny"],
-    "annotation_tokens": ["pipeline=annotation-tokens-tiny", "pipeline.steps=3"],  # the canvas in one piece: 9 s a step
+    "annotation_tokens": [
+        "pipeline=annotation-tokens-tiny",
+        "pipeline.steps=3",
+    ],  # the canvas in one piece: 9 s a step
 }
 LAYOUT = ["layout.canvas=[896, 896]", "layout.size=[56, 76]", "layout.gap=6"]
 KEYS = ("method", "dogs", "scale", "changes")
@@ -58,7 +61,9 @@ SHEET = 448  # px, an image's side on the sheet
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--counts", type=int, nargs="+", default=[30, 100])
     parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.25, 1.5, 2])
@@ -89,11 +94,15 @@ def list_keys(args: argparse.Namespace) -> list[dict[str, Any]]:
     for method in args.methods:
         for dogs in args.counts:
             for scale in args.scales if method != "paste" else [1.0]:
-                keys.append({"method": method, "dogs": dogs, "scale": scale, "changes": args.changes})
+                keys.append(
+                    {"method": method, "dogs": dogs, "scale": scale, "changes": args.changes}
+                )
     return keys
 
 
-def measure_row(key: dict[str, Any], boxes: int, meters: Meters, folder: Path | None) -> dict[str, Any]:
+def measure_row(
+    key: dict[str, Any], boxes: int, meters: Meters, folder: Path | None
+) -> dict[str, Any]:
     """Generate the images of a row in a process of its own, and measure them."""
     images = -(-boxes // key["dogs"])
     scenes = draw_scenes(key["dogs"], images, 11, LAYOUT)
@@ -104,14 +113,18 @@ def measure_row(key: dict[str, Any], boxes: int, meters: Meters, folder: Path | 
         generated, cost = pool.submit(generate, key["method"], scenes, changes).result()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generated[0]).save(folder / f"{key['method']}, {key['dogs']}, {key['scale']:g}.png")
+        Image.fromarray(generated[0]).save(
+            folder / f"{key['method']}, {key['dogs']}, {key['scale']:g}.png"
+        )
     found = meters.measure(generated, scenes, cost.pop("seconds"))
     figures = {name: found[name] for name in FIGURES} | cost
     rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
     return {"boxes": images * key["dogs"], **rounded}
 
 
-def generate(method: str, scenes: Sequence[Scene], changes: Sequence[str] = ()) -> tuple[list[np.ndarray], dict[str, float]]:
+def generate(
+    method: str, scenes: Sequence[Scene], changes: Sequence[str] = ()
+) -> tuple[list[np.ndarray], dict[str, float]]:
     """Generate the scenes one by one, and return the images (H, W, 3) and what an image cost.
 
     Args:
@@ -125,7 +138,9 @@ def generate(method: str, scenes: Sequence[Scene], changes: Sequence[str] = ()) 
     unet = getattr(getattr(painter, "pipeline", None), "unet", None)
     if isinstance(unet, UNet2DConditionModel):
         unet.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
-    clock = time.perf_counter if gpu else time.process_time  # one thread: what else runs here does not count
+    clock = (
+        time.perf_counter if gpu else time.process_time
+    )  # one thread: what else runs here does not count
     began = clock()
     images = []
     for scene, seed in zip(scenes, seeds(list(scenes), 11), strict=True):
@@ -135,7 +150,12 @@ def generate(method: str, scenes: Sequence[Scene], changes: Sequence[str] = ()) 
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if gpu:
         memory = torch.cuda.max_memory_allocated()
-    cost = {"seconds": seconds, "calls": len(passes) / count, "passes": sum(passes) / count, "GB": memory / 2**30}
+    cost = {
+        "seconds": seconds,
+        "calls": len(passes) / count,
+        "passes": sum(passes) / count,
+        "GB": memory / 2**30,
+    }
     return images, cost
 
 

@@ -52,7 +52,9 @@ Side = Callable[[], Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", nargs="+", default=[*ROWS], choices=[*ROWS])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="denoising steps of each timed call")
@@ -65,7 +67,9 @@ def main() -> None:
     print(json.dumps(found, indent=1) if args.json else table(found))
 
 
-def compare(ours: Side, other: Side, repeats: int, flops: Callable[[Any], int] | None = None) -> dict[str, Any]:
+def compare(
+    ours: Side, other: Side, repeats: int, flops: Callable[[Any], int] | None = None
+) -> dict[str, Any]:
     """Median seconds of both sides, run in turn, the ratio other / ours, and what each computes.
 
     Args:
@@ -78,7 +82,13 @@ def compare(ours: Side, other: Side, repeats: int, flops: Callable[[Any], int] |
             took.append(timed(side))
     counted = counted or [flops(side) for side in sides if flops is not None]
     a, b = (median(took) for took in seconds)
-    return {"seconds": a, "other": b, "other / ours": b / a, "TFLOP": counted[0] / 1e12, "other TFLOP": counted[1] / 1e12}
+    return {
+        "seconds": a,
+        "other": b,
+        "other / ours": b / a,
+        "TFLOP": counted[0] / 1e12,
+        "other TFLOP": counted[1] / 1e12,
+    }
 
 
 def timed(side: Side) -> float:
@@ -98,14 +108,20 @@ def count(side: Side) -> int:
 
 def load(kind: type[LatentPipeline]) -> Any:
     """The pipeline on the embedded checkpoint; on a GPU with a UNet of Stable Diffusion 1.5's shape."""
-    pipeline: Any = kind.from_pretrained(find_model("synthgen-tiny"), dtype=DTYPE, use_safetensors=True)
+    pipeline: Any = kind.from_pretrained(
+        find_model("synthgen-tiny"), dtype=DTYPE, use_safetensors=True
+    )
     if GPU:
         torch.manual_seed(0)
         gated = {"attention_type": "gated"} if kind is GroundedPipeline else {}
         words = pipeline.text_encoder.config.hidden_size
         channels = pipeline.vae.config.latent_channels
         pipeline.unet = UNet2DConditionModel(
-            sample_size=64, in_channels=channels, out_channels=channels, cross_attention_dim=words, **gated
+            sample_size=64,
+            in_channels=channels,
+            out_channels=channels,
+            cross_attention_dim=words,
+            **gated,
         )
         pipeline.multiple = 8
     pipeline.to(DEVICE, DTYPE)
@@ -117,23 +133,33 @@ def load(kind: type[LatentPipeline]) -> Any:
 def layouts(n: int = 1, prompts: int = 3) -> list[Layout]:
     """Layouts of 100 dogs on 1024 x 1024, with so many distinct prompts."""
     made = [scene.layout for scene in draw_scenes(100, n, 5)]
-    return [m.with_phrases(tuple(f"a dog {i % prompts}" for i in range(100))) if prompts != 3 else m for m in made]
+    return [
+        m.with_phrases(tuple(f"a dog {i % prompts}" for i in range(100))) if prompts != 3 else m
+        for m in made
+    ]
 
 
 class RegionLoop(Mixture):
     """One UNet call a region, both branches in it: what the published code does."""
 
-    def __init__(self, regions: Sequence[Region], conditions: Conditions, shape: Sequence[int], cells: int) -> None:
+    def __init__(
+        self, regions: Sequence[Region], conditions: Conditions, shape: Sequence[int], cells: int
+    ) -> None:
         super().__init__(regions, conditions, shape, cells)
         self.regions, self.all_conditions = regions, conditions
 
     def __call__(self, z: Tensor, predict: Predict) -> Tensor:
-        merged, norm = torch.zeros(self.shape, device=z.device), torch.zeros(self.shape[0], 1, *self.shape[2:], device=z.device)
+        merged, norm = (
+            torch.zeros(self.shape, device=z.device),
+            torch.zeros(self.shape[0], 1, *self.shape[2:], device=z.device),
+        )
         for r in self.regions:
             x0, y0, x1, y1 = r.window
             crop, weight = z[r.image, :, y0:y1, x0:x1], r.weight.to(z.device)
             rows = torch.tensor([r.prompt, r.negative], device=z.device)
-            cond, uncond = predict(torch.stack([crop, crop]), select(self.all_conditions, rows)).float()
+            cond, uncond = predict(
+                torch.stack([crop, crop]), select(self.all_conditions, rows)
+            ).float()
             merged[r.image, :, y0:y1, x0:x1] += weight * (uncond + r.guidance * (cond - uncond))
             norm[r.image, :, y0:y1, x0:x1] += weight
         return merged / norm.clamp(min=1e-12)
@@ -142,14 +168,26 @@ class RegionLoop(Mixture):
 def mixture(steps: int, repeats: int, guided: bool = False) -> dict[str, Any]:
     pipeline, batch = load(MixturePipeline), layouts(BATCH)
     recipe: Any = load_job("100dogs").pipeline
-    keys = ("guidance_scale", "context", "background_window", "background_overlap", "background_weight")
-    options: dict[str, Any] = {key: getattr(recipe, key) for key in keys} | {"num_inference_steps": steps}
+    keys = (
+        "guidance_scale",
+        "context",
+        "background_window",
+        "background_overlap",
+        "background_weight",
+    )
+    options: dict[str, Any] = {key: getattr(recipe, key) for key in keys} | {
+        "num_inference_steps": steps
+    }
     if not guided:
-        options |= {key: getattr(recipe, key) for key in ("background_guidance_scale", "guidance_interval")}
+        options |= {
+            key: getattr(recipe, key) for key in ("background_guidance_scale", "guidance_interval")
+        }
         options["num_inference_steps"] = max(5, steps)
 
     def ours() -> Tensor:
-        return pipeline(batch, "a field of grass", generator=noise(BATCH), output_type="latent", **options)
+        return pipeline(
+            batch, "a field of grass", generator=noise(BATCH), output_type="latent", **options
+        )
 
     def other() -> Tensor:
         with patch("synthgen.pipelines.mixture.pipeline.Mixture", RegionLoop):
@@ -211,7 +249,9 @@ def regional(steps: int, repeats: int, prompts: int) -> dict[str, Any]:
     options = {"num_inference_steps": steps, "guidance_scale": 3.5, "region_prompt": "{phrase}"}
 
     def ours() -> Tensor:
-        return pipeline(batch, "a field of grass", generator=noise(1), output_type="latent", **options)
+        return pipeline(
+            batch, "a field of grass", generator=noise(1), output_type="latent", **options
+        )
 
     return compare(ours, plain(pipeline, steps, 3.5), repeats)
 
@@ -219,19 +259,38 @@ def regional(steps: int, repeats: int, prompts: int) -> dict[str, Any]:
 def grounded(steps: int, repeats: int) -> dict[str, Any]:
     pipeline, batch = load(GroundedPipeline), layouts(1)
     recipe: Any = load_job("100dogs", ["pipeline=grounded-tiny"]).pipeline
-    options = {"num_inference_steps": steps, "guidance_scale": 3.5, "stages": (1.0, 0.0), "overlap": recipe.overlap}
-    options |= {"window": None, "max_boxes": 30} if GPU else {"window": recipe.window, "max_boxes": recipe.max_boxes}
+    options = {
+        "num_inference_steps": steps,
+        "guidance_scale": 3.5,
+        "stages": (1.0, 0.0),
+        "overlap": recipe.overlap,
+    }
+    options |= (
+        {"window": None, "max_boxes": 30}
+        if GPU
+        else {"window": recipe.window, "max_boxes": recipe.max_boxes}
+    )
 
     def ours() -> Tensor:
-        return pipeline(batch, "a field of grass", generator=noise(1), output_type="latent", **options)
+        return pipeline(
+            batch, "a field of grass", generator=noise(1), output_type="latent", **options
+        )
 
     return compare(ours, plain(pipeline, steps, 3.5), repeats)
 
 
 def job(steps: int, repeats: int) -> dict[str, Any]:
     """A whole job, layouts to committed shards, and the bare pipeline: both load the checkpoint."""
-    changes = ["images=16", "workers=0", "layout.canvas=[512, 512]", "layout.objects={dog: 25}", f"pipeline.steps={steps}"]
-    made = load_job("100dogs", [*changes, f"threads={torch.get_num_threads()}", "output.shard_size=8"])
+    changes = [
+        "images=16",
+        "workers=0",
+        "layout.canvas=[512, 512]",
+        "layout.objects={dog: 25}",
+        f"pipeline.steps={steps}",
+    ]
+    made = load_job(
+        "100dogs", [*changes, f"threads={torch.get_num_threads()}", "output.shard_size=8"]
+    )
 
     def whole() -> None:
         with TemporaryDirectory() as folder:
@@ -239,10 +298,15 @@ def job(steps: int, repeats: int) -> dict[str, Any]:
             run(made.model_copy(update={"output": out}))
 
     def bare() -> None:
-        painter = made.pipeline.load(made.scene, Numerics(made.batch_size, made.chunk, made.threads, DEVICE))
+        painter = made.pipeline.load(
+            made.scene, Numerics(made.batch_size, made.chunk, made.threads, DEVICE)
+        )
         for start in range(0, made.images, made.batch_size):
             indices = range(start, min(made.images, start + made.batch_size))
-            painter([draw_scene(made, i) for i in indices], [seed_sequence(made.seed, i, Stream.NOISE) for i in indices])
+            painter(
+                [draw_scene(made, i) for i in indices],
+                [seed_sequence(made.seed, i, Stream.NOISE) for i in indices],
+            )
 
     figures = compare(whole, bare, repeats)
     return {key: value for key, value in figures.items() if "TFLOP" not in key}
@@ -254,7 +318,9 @@ def flops(steps: int, repeats: int) -> dict[str, Any]:
     unet.compile()
     x = torch.randn(64, unet.config.in_channels, 64, 64, device=DEVICE, dtype=torch.bfloat16)
     x = x.to(memory_format=torch.channels_last)
-    words = torch.randn(64, 77, unet.config.cross_attention_dim, device=DEVICE, dtype=torch.bfloat16)
+    words = torch.randn(
+        64, 77, unet.config.cross_attention_dim, device=DEVICE, dtype=torch.bfloat16
+    )
     square = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
 
     @torch.no_grad()
@@ -269,7 +335,11 @@ def flops(steps: int, repeats: int) -> dict[str, Any]:
     with patch.object(unet, "_compiled_call_impl", None):
         done = count(ours)
     rates = [done / seconds[0], 16 * 2 * 8192**3 / seconds[1]]
-    return {"TFLOP/s": rates[0] / 1e12, "product TFLOP/s": rates[1] / 1e12, "share": rates[0] / rates[1]}
+    return {
+        "TFLOP/s": rates[0] / 1e12,
+        "product TFLOP/s": rates[1] / 1e12,
+        "share": rates[0] / rates[1],
+    }
 
 
 ROWS: dict[str, Callable[[int, int], dict[str, Any]]] = {
@@ -286,7 +356,9 @@ ROWS: dict[str, Callable[[int, int], dict[str, Any]]] = {
 def table(rows: dict[str, dict[str, Any]]) -> str:
     lines = ["| row | figures |", "| --- | --- |"]
     for name, values in rows.items():
-        lines.append(f"| {name} | " + ", ".join(f"{key} {value:.3g}" for key, value in values.items()) + " |")
+        lines.append(
+            f"| {name} | " + ", ".join(f"{key} {value:.3g}" for key, value in values.items()) + " |"
+        )
     return "\n".join(lines)
 
 

@@ -34,7 +34,14 @@ BASELINE = Path(__file__).parent / "results" / "same.json"
 
 SMALL = ["workers=0", "batch_size=2", "output.shard_size=2", "layout.canvas=[128, 128]"]
 DOGS = [*SMALL, "layout.objects={dog: 2}", "layout.size=[28, 40]", "images=4"]
-TWO = [*SMALL, "layout.objects={dog: 2}", "layout.size=[40, 56]", "images=2", "output.shard_size=1", "pipeline.steps=2"]
+TWO = [
+    *SMALL,
+    "layout.objects={dog: 2}",
+    "layout.size=[40, 56]",
+    "images=2",
+    "output.shard_size=1",
+    "pipeline.steps=2",
+]
 NO_BOXES = [*SMALL, "layout.objects={}", "images=2", "pipeline.steps=2"]
 EXTENT = "row_init: 0, row_end: 128, col_init: 0, col_end: 128"
 REGION = f"{{{EXTENT}, prompt: a field of grass, guidance_scale: 1, mask_type: gaussian}}"
@@ -43,7 +50,11 @@ METHODS = {
     "paste": [*DOGS, "pipeline=paste"],
     "paste-png": [*DOGS, "pipeline=paste", "output.image_format=png"],
     "paste-webp": [*DOGS, "pipeline=paste", "output.image_format=webp", "output.quality=70"],
-    "camera": [*DOGS, "pipeline=paste", "scene.camera={gaussian_blur: {probability: 1}, jpeg: {probability: 1}}"],
+    "camera": [
+        *DOGS,
+        "pipeline=paste",
+        "scene.camera={gaussian_blur: {probability: 1}, jpeg: {probability: 1}}",
+    ],
     "backgrounds": [*DOGS, "pipeline=paste", "scene.backgrounds=images"],
     "mixture": [*TWO, "pipeline=mixture-tiny"],
     "mixture-scaled": [*TWO, "pipeline=mixture-tiny", "pipeline.scale=1.25"],
@@ -54,37 +65,76 @@ METHODS = {
     "grounded": [*TWO, "pipeline=grounded-tiny"],
     "annotation_mask": [*TWO, "pipeline=annotation-mask-tiny"],
     "annotation_tokens": [*TWO, "pipeline=annotation-tokens-tiny"],
-    "tiling": [*NO_BOXES, "pipeline=tiling-tiny", "pipeline.prompt=[[a field of grass, sand]]", "layout.canvas=[384, 256]"],
+    "tiling": [
+        *NO_BOXES,
+        "pipeline=tiling-tiny",
+        "pipeline.prompt=[[a field of grass, sand]]",
+        "layout.canvas=[384, 256]",
+    ],
     "canvas": [*NO_BOXES, "pipeline=canvas-tiny", f"pipeline.regions=[{REGION}]"],
 }
 PLACED = [*SMALL, "pipeline=paste", "images=4"]
 MIXED_OBJECTS = "layout.objects={dog: 2, cat: {share: 1}}"
 SAMPLERS = {
-    "scatter": [*PLACED, "layout=mixed", MIXED_OBJECTS, "layout.total=[3, 4]", "layout.size=[16, 28]"],
+    "scatter": [
+        *PLACED,
+        "layout=mixed",
+        MIXED_OBJECTS,
+        "layout.total=[3, 4]",
+        "layout.size=[16, 28]",
+    ],
     "crowd": [*PLACED, "layout=crowd", "layout.objects={dog: 4}", "layout.size=[16, 28]"],
     "grid": [*PLACED, "layout=grid", "layout.objects={dog: 4}", "layout.size=[16, 28]"],
     "pack": [*PLACED, "layout=pack", "layout.objects={dog: 4}"],
-    "perspective": [*PLACED, "layout=perspective", "layout.objects={dog: 2}", "layout.canvas=[256, 192]"],
-    "coco": [*PLACED, "layout={sampler: coco, source: export/coco/annotations/instances_train.json, canvas: [128, 128]}"],
+    "perspective": [
+        *PLACED,
+        "layout=perspective",
+        "layout.objects={dog: 2}",
+        "layout.canvas=[256, 192]",
+    ],
+    "coco": [
+        *PLACED,
+        "layout={sampler: coco, source: export/coco/annotations/instances_train.json, canvas: [128, 128]}",
+    ],
     "file": [*PLACED, "layout={sampler: file, source: layouts.jsonl, canvas: [128, 128]}"],
     "fit": [*PLACED, "layout={sampler: fit, model: fitted.json, canvas: [128, 128]}"],
 }
 VERIFIERS = {
-    "detector": ["verify={verifier: detector, model: centernet-tiny, on_failure: [repair, tighten, redo, flag]}"],
+    "detector": [
+        "verify={verifier: detector, model: centernet-tiny, on_failure: [repair, tighten, redo, flag]}"
+    ],
     "classifier": ["verify={verifier: classifier, on_failure: [redo, flag]}"],
-    "panel": ["verify={verifier: panel, of: [{verifier: detector, model: centernet-tiny}, {verifier: classifier}]}"],
+    "panel": [
+        "verify={verifier: panel, of: [{verifier: detector, model: centernet-tiny}, {verifier: classifier}]}"
+    ],
 }
-TRAINED = ["steps=20", "batch_size=2", "warmup=2", "data.scenes=2", "data.fresh=0", "data.side=128", "data.sizes=[24, 40]"]
+TRAINED = [
+    "steps=20",
+    "batch_size=2",
+    "warmup=2",
+    "data.scenes=2",
+    "data.fresh=0",
+    "data.side=128",
+    "data.sizes=[24, 40]",
+]
 TASKS = {
     "train-vae": ["channels=[8, 16, 16]", "crop=32", "perceptual=0"],
     "train-tiny": ["init=null", "vae=synthgen-tiny", "channels=[16, 32]"],
     "train-detector": ["init=null", "crop=64"],
-    "train-dreambooth": ["prior_images=1", "prior_steps=2", "concepts=[{identifier: <rex>, category: dog, images: images}]"],
+    "train-dreambooth": [
+        "prior_images=1",
+        "prior_steps=2",
+        "concepts=[{identifier: <rex>, category: dog, images: images}]",
+    ],
     "train-grounded": ["windows=[64, 64]"],
     "train-annotation-mask": ["windows=[64, 64]"],
     "train-annotation-tokens": ["windows=[64, 64]", "rehearse=4"],
 }
-HALF = ("paste", "mixture", "backgrounds")  # datasets that are also finished from what the older commit left half made
+HALF = (
+    "paste",
+    "mixture",
+    "backgrounds",
+)  # datasets that are also finished from what the older commit left half made
 IMPORTS = {
     "coco": ["export/coco/annotations/instances_train.json"],
     "yolo": ["export/yolo", "--split", "all"],
@@ -93,17 +143,25 @@ IMPORTS = {
     "labelme": ["labelme"],
 }
 # What tells the time, a process or a place: left out of the comparison, or cut out of the text.
-PASSING = re.compile(r"(^|/)(log\.jsonl|report\.html|state\.pt|events\.out\.[^/]*|\.export/.*|loss\.png|time\.json)$")
+PASSING = re.compile(
+    r"(^|/)(log\.jsonl|report\.html|state\.pt|events\.out\.[^/]*|\.export/.*|loss\.png|time\.json)$"
+)
 TIMES = re.compile(rb'"(seconds|attempts|created|host|pid)": ?("[^"]*"|[\d.e-]+),?')
 
 
 def list_steps() -> Iterator[tuple[str, list[str]]]:
     """Yield the name and the command line of each step, in an order in which each finds what it needs."""
     for name, overrides in METHODS.items():
-        yield f"method {name}", ["run", "100dogs", f"output.path=run/{name}", f"name={name}", *overrides]
+        yield (
+            f"method {name}",
+            ["run", "100dogs", f"output.path=run/{name}", f"name={name}", *overrides],
+        )
     yield "ray", ["run", "100dogs", "output.path=run/ray", *METHODS["paste"], "workers=2"]
     for form in ("coco", "yolo", "hf", "voc"):
-        yield f"export {form}", ["export", "run/paste", f"export/{form}", "--to", form, "--val", "0.25"]
+        yield (
+            f"export {form}",
+            ["export", "run/paste", f"export/{form}", "--to", form, "--val", "0.25"],
+        )
     for name, arguments in IMPORTS.items():
         yield f"import {name}", ["import", *arguments, f"import/{name}", "--shard-size", "2"]
     yield "fit", ["fit", "run/paste", "-o", "fitted.json"]
@@ -112,7 +170,17 @@ def list_steps() -> Iterator[tuple[str, list[str]]]:
     for name, overrides in VERIFIERS.items():
         arguments = [f"output.path=verified/{name}", *TWO, "pipeline=mixture-tiny", *overrides]
         yield f"verifier {name}", ["run", "100dogs", *arguments]
-    yield "verifier repaint", ["run", "100dogs", "output.path=verified/paste", *DOGS, "pipeline=paste", *VERIFIERS["detector"]]
+    yield (
+        "verifier repaint",
+        [
+            "run",
+            "100dogs",
+            "output.path=verified/paste",
+            *DOGS,
+            "pipeline=paste",
+            *VERIFIERS["detector"],
+        ],
+    )
     yield "merge", ["merge", "run/paste", "import/coco", "--to", "merged", "--shard-size", "3"]
     yield "check", ["check", "run/paste", "--json"]
     yield "evaluate", ["evaluate", "run/paste", "--json"]
@@ -120,19 +188,26 @@ def list_steps() -> Iterator[tuple[str, list[str]]]:
         yield f"repair {name}", ["repair", f"damaged/{name}"]
     yield "finalize", ["finalize", "damaged/backgrounds"]
     for name, overrides in TASKS.items():
-        yield f"task {name}", ["train", name, f"output.path=train/{name}", *TRAINED, "output.every=10", *overrides]
+        yield (
+            f"task {name}",
+            ["train", name, f"output.path=train/{name}", *TRAINED, "output.every=10", *overrides],
+        )
     yield "preview", ["preview", "100dogs", "-n", "2", "-o", "previewed"]
     yield "describe", ["describe", "mixture", "--json"]
     yield "list", ["list", "--json"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--old", help="the commit to compare with")
     parser.add_argument("--only", nargs="+", default=[""])
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--in-place", action="store_true", help=argparse.SUPPRESS)  # the child of each of the two
+    parser.add_argument(
+        "--in-place", action="store_true", help=argparse.SUPPRESS
+    )  # the child of each of the two
     args = parser.parse_args()
     if args.in_place:
         run_steps(args.only)
@@ -152,7 +227,16 @@ def compare(old: str, folder: Path, only: list[str]) -> list[str]:
     """Run all steps with both, and return the differences, a line each."""
     tree = folder / "tree"
     if not tree.is_dir():
-        command = ["git", "-C", str(ROOT), "archive", old, "--prefix=tree/", "-o", str(folder / "tree.tar")]
+        command = [
+            "git",
+            "-C",
+            str(ROOT),
+            "archive",
+            old,
+            "--prefix=tree/",
+            "-o",
+            str(folder / "tree.tar"),
+        ]
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(command, check=True)
         shutil.unpack_archive(folder / "tree.tar", folder, filter="data")
@@ -187,7 +271,12 @@ def run_with(tree: Path, folder: Path, only: list[str], old: Path | None) -> Non
     write_inputs(folder)
     if old is not None:
         leave_half(old, folder)
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tree),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
     command = [sys.executable, str(Path(__file__).resolve()), "--in-place", "--only", *only]
     subprocess.run(command, cwd=folder, env=environment, check=True)
 
@@ -245,12 +334,24 @@ def write_inputs(folder: Path) -> None:
         x, y = (int(value) for value in rng.integers(4, 60, 2))
         points = [[x, y], [x + 50, y + 40]]
         shape = {"label": "dog", "points": points, "shape_type": "rectangle", "flags": {}}
-        record = {"version": "5.5.0", "shapes": [shape], "imagePath": f"{number}.jpg", "imageWidth": 160, "imageHeight": 144}
+        record = {
+            "version": "5.5.0",
+            "shapes": [shape],
+            "imagePath": f"{number}.jpg",
+            "imageWidth": 160,
+            "imageHeight": 144,
+        }
         (folder / "labelme" / f"{number}.json").write_text(json.dumps(record))
         boxes = [[x, y, x + 50, y + 40], [x / 2, y, x / 2 + 30, y + 70]]
         annotation = {"width": 160, "height": 144, "categories": ["dog", "cat"], "boxes": boxes}
         words = [f"label_18_bbox_{x}_{y}_50_40", f"label_17_bbox_{x // 2}_{y}_30_70"]
-        lines.append({"file_name": f"images/{number}.png", "caption": f"image {number}", "custom_annotation": words})
+        lines.append(
+            {
+                "file_name": f"images/{number}.png",
+                "caption": f"image {number}",
+                "custom_annotation": words,
+            }
+        )
         layouts.append(annotation)
     (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "layouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in layouts))
@@ -285,7 +386,9 @@ def finish_half(cli: object, name: str, argv: list[str]) -> None:
     """Finish the half-made dataset of the older commit, if it is here."""
     folder = Path("half") / name
     if folder.is_dir():
-        changed = [f"output.path={folder}" if word.startswith("output.path=") else word for word in argv]
+        changed = [
+            f"output.path={folder}" if word.startswith("output.path=") else word for word in argv
+        ]
         with Path(f"printed/half-{name}.txt").open("w") as file:
             file.write(f"exit status {run_command(cli, changed, file.fileno())}\n")
 
@@ -298,12 +401,23 @@ def compare_folders(old: Path, new: Path) -> list[str]:
         if name.startswith(("half/", "printed/half", "done")):
             continue
         if before.get(name) != after.get(name):
-            what = "is missing" if name not in after else "is additional" if name not in before else "differs"
+            what = (
+                "is missing"
+                if name not in after
+                else "is additional"
+                if name not in before
+                else "differs"
+            )
             differences.append(f"{name}: {what}")
     for name in HALF:
         for file, digest in before.items():
-            if file.startswith(f"run/{name}/shards/") and after.get(file.replace("run/", "half/", 1)) != digest:
-                differences.append(f"{file.replace('run/', 'half/', 1)}: differs from what the older commit makes")
+            if (
+                file.startswith(f"run/{name}/shards/")
+                and after.get(file.replace("run/", "half/", 1)) != digest
+            ):
+                differences.append(
+                    f"{file.replace('run/', 'half/', 1)}: differs from what the older commit makes"
+                )
     return differences
 
 
@@ -316,7 +430,9 @@ def read_digests(folder: Path) -> dict[str, str]:
             data = path.read_bytes()
             if path.suffix in (".json", ".txt", ".jsonl", ".md"):
                 data = TIMES.sub(b"", data.replace(str(folder).encode(), b"."))
-                data = re.sub(rb"\d+(\.\d+)? ?(s|seconds|min|images/s|images a second)\b", b"", data)
+                data = re.sub(
+                    rb"\d+(\.\d+)? ?(s|seconds|min|images/s|images a second)\b", b"", data
+                )
             digests[name] = hashlib.sha256(data).hexdigest()
     return digests
 
@@ -325,11 +441,17 @@ def find_broken_imports(tree: Path) -> list[str]:
     """Return each import of the older commit's documentation that fails here."""
     broken = []
     for page in [tree / "README.md", *sorted((tree / "docs").rglob("*.md"))]:
-        for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
-            for module, names in re.findall(r"^\s*from (synthgen[\w.]*) import ([\w, ]+)$", block, re.MULTILINE):
+        for block in re.findall(
+            r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL
+        ):
+            for module, names in re.findall(
+                r"^\s*from (synthgen[\w.]*) import ([\w, ]+)$", block, re.MULTILINE
+            ):
                 for name in names.split(","):
                     if not importable(module, name.strip()):
-                        broken.append(f"{page.relative_to(tree)}: from {module} import {name.strip()}: fails")
+                        broken.append(
+                            f"{page.relative_to(tree)}: from {module} import {name.strip()}: fails"
+                        )
     return broken
 
 
@@ -337,12 +459,20 @@ def importable(module: str, name: str) -> bool:
     """Whether this tree's package has a name in a module."""
     program = f"from {module} import {name}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True).returncode == 0
+    return (
+        subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 def find_lost_scripts(tree: Path) -> list[str]:
     """Return each console script of the older commit that this tree does not declare."""
-    old, new = (tomllib.loads((root / "pyproject.toml").read_text())["project"]["scripts"] for root in (tree, ROOT))
+    old, new = (
+        tomllib.loads((root / "pyproject.toml").read_text())["project"]["scripts"]
+        for root in (tree, ROOT)
+    )
     return [f"pyproject.toml: script {name}: is missing" for name in old if name not in new]
 
 

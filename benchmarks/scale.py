@@ -61,7 +61,9 @@ class Writer(Nothing):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=50_000_000)
     parser.add_argument("--shards", type=int, default=200_000)
     parser.add_argument("--through", type=int, default=30_000, help="shards that are scheduled")
@@ -69,13 +71,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with TemporaryDirectory() as folder:
-        rows = measure(Path(folder), args.images, -(-args.images // args.shards), args.through, args.seconds)
+        rows = measure(
+            Path(folder), args.images, -(-args.images // args.shards), args.through, args.seconds
+        )
     print(json.dumps(rows, indent=1) if args.json else table(rows))
 
 
-def measure(out: Path, images: int, size: int, through: int, seconds: float) -> dict[str, dict[str, Any]]:
+def measure(
+    out: Path, images: int, size: int, through: int, seconds: float
+) -> dict[str, dict[str, Any]]:
     def job(workers: int) -> Job:
-        changes = [f"images={images}", f"output.shard_size={size}", f"output.path={out}", f"workers={workers}"]
+        changes = [
+            f"images={images}",
+            f"output.shard_size={size}",
+            f"output.path={out}",
+            f"workers={workers}",
+        ]
         return load_job("100dogs", ["pipeline=paste", *changes])
 
     import ray
@@ -84,11 +95,17 @@ def measure(out: Path, images: int, size: int, through: int, seconds: float) -> 
     dataset_info(job(2))
     todo = missing_shards(job(2), open_store(out))
     planned = time.monotonic() - began
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=128 * 2**20)
+    ray.init(
+        num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=128 * 2**20
+    )
     ready = time.monotonic() - began
     first, rate, grown = scheduled(job(2), out, todo[:through], float("inf"), Nothing)
     rows: dict[str, dict[str, Any]] = {
-        "first": {"seconds": round(ready + first, 2), "planned": round(planned, 2), "of workers": round(first, 2)},
+        "first": {
+            "seconds": round(ready + first, 2),
+            "planned": round(planned, 2),
+            "of workers": round(first, 2),
+        },
         "scheduled": {"shards": through, "shards/s": round(rate, 1)},
         "memory": {"grew": round(grown, 2), "of": round(resident())},
         "committed": {"shards/s": round(committed(job(2), out, todo, seconds), 1)},
@@ -97,12 +114,17 @@ def measure(out: Path, images: int, size: int, through: int, seconds: float) -> 
     for workers in (1, 2, 4):
         rate = scheduled(job(workers), out, todo, seconds, Sleeper)[1]
         alone = alone or rate
-        rows[str(workers)] = {"shards/s": round(rate, 2), "linear": round(rate / alone / workers, 3)}
+        rows[str(workers)] = {
+            "shards/s": round(rate, 2),
+            "linear": round(rate / alone / workers, 3),
+        }
     ray.shutdown()
     return rows
 
 
-def scheduled(job: Job, out: Path, shards: list[int], seconds: float, load: type[Nothing]) -> tuple[float, float, float]:
+def scheduled(
+    job: Job, out: Path, shards: list[int], seconds: float, load: type[Nothing]
+) -> tuple[float, float, float]:
     """Seconds to the first shard, shards/s from then on, and MB that this process grew by in the second half of the shards."""
     began = time.monotonic()
     pool = RayPool(job, open_store(out), load=load)
@@ -118,7 +140,9 @@ def scheduled(job: Job, out: Path, shards: list[int], seconds: float, load: type
     grown = resident() - half
     pool.close()
     steady = [t for t in times if t <= times[0] + seconds]
-    steady = steady[int(job.workers) if isinstance(job.workers, int) else 1 :]  # all workers are there
+    steady = steady[
+        int(job.workers) if isinstance(job.workers, int) else 1 :
+    ]  # all workers are there
     return times[0] - began, (len(steady) - 1) / (steady[-1] - steady[0]), grown
 
 

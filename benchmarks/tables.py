@@ -16,7 +16,15 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-ORDER = ("paste", "mixture", "layered", "grounded", "regional_attention", "annotation_mask", "annotation_tokens")
+ORDER = (
+    "paste",
+    "mixture",
+    "layered",
+    "grounded",
+    "regional_attention",
+    "annotation_mask",
+    "annotation_tokens",
+)
 COLUMNS = {
     "hit rate": ".2f",
     "variety": ".2f",
@@ -53,7 +61,10 @@ def make_table(name: str) -> str:
 
 def tabulate_methods(rows: Rows) -> list[str]:
     """Return the table of benchmarks/methods.py: by number of dogs, method and scale."""
-    lines = ["| method, dogs | scale | " + " | ".join(COLUMNS) + " |", "| --- |" + " --- |" * (1 + len(COLUMNS))]
+    lines = [
+        "| method, dogs | scale | " + " | ".join(COLUMNS) + " |",
+        "| --- |" + " --- |" * (1 + len(COLUMNS)),
+    ]
     for row in sorted(rows, key=place_of_method):
         further = [change for change in row["changes"] if "dtype" not in change]
         name = ", ".join([row["method"], str(row["dogs"]), *further])
@@ -67,12 +78,21 @@ def tabulate_methods(rows: Rows) -> list[str]:
 
 def place_of_method(row: dict[str, Any]) -> tuple[Any, ...]:
     """Return what the rows of `tabulate_methods` are sorted by."""
-    return (row["dogs"], ORDER.index(row["method"]), len(row["changes"]), row["scale"], row["changes"])
+    return (
+        row["dogs"],
+        ORDER.index(row["method"]),
+        len(row["changes"]),
+        row["scale"],
+        row["changes"],
+    )
 
 
 def tabulate_encodings(rows: Rows) -> list[str]:
     """Return the table of benchmarks/encodings.py."""
-    lines = ["| format | quality | subsampling | kB an image | hit rate |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| format | quality | subsampling | kB an image | hit rate |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for row in rows:
         quality, subsampling = row.get("quality", "-"), row.get("subsampling", "-")
         figures = f"{row['bytes'] / 1000:.0f} | {row['hit rate']:.3f}"
@@ -80,7 +100,10 @@ def tabulate_encodings(rows: Rows) -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[[Rows], list[str]]] = {"methods": tabulate_methods, "encodings": tabulate_encodings}
+TABLES: dict[str, Callable[[Rows], list[str]]] = {
+    "methods": tabulate_methods,
+    "encodings": tabulate_encodings,
+}
 
 
 if __name__ == "__main__":

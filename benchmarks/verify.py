@@ -37,11 +37,15 @@ from synthgen.verification.repair import Inspection
 ROWS = ("painted", "repaired", "random")
 COLUMNS = ("hit rate", "variety", "count error", "colour", "seconds")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-clock = time.perf_counter if torch.cuda.is_available() else time.process_time  # one thread: what else runs does not count
+clock = (
+    time.perf_counter if torch.cuda.is_available() else time.process_time
+)  # one thread: what else runs does not count
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--threshold", type=float, default=0.3, help="of the classifier")
     parser.add_argument("--repairs", type=int, default=3)
@@ -66,7 +70,11 @@ def measure(job: Job, keep: Path | None, judge: Path | None) -> dict[str, dict[s
     detector = CenterNet.from_pretrained(EMBEDDED / "centernet-tiny", dtype=torch.float32).eval()
     meters, rows = Meters(load_judge(judge), detector, efficientnet.load()), {}
     for k, name in enumerate(ROWS):
-        found = meters.measure([pictures[k] for pictures, _, _ in made], scenes, float(np.mean([took[k] for _, took, _ in made])))
+        found = meters.measure(
+            [pictures[k] for pictures, _, _ in made],
+            scenes,
+            float(np.mean([took[k] for _, took, _ in made])),
+        )
         windows = float(np.mean([count for _, _, count in made])) if k else 0.0
         rows[name] = {**{column: found[column] for column in COLUMNS}, "windows": windows}
     return rows
@@ -79,12 +87,17 @@ class Counting:
         self.painter = painter
         self.counts: list[int] = []
 
-    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+    def __call__(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[Painting]:
         found: list[Painting] = self.painter(scenes, seeds)
         return found
 
     def repaint(
-        self, images: Sequence[NDArray[np.uint8]], scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        scenes: Sequence[Scene],
+        seeds: Sequence[np.random.SeedSequence],
     ) -> list[NDArray[np.uint8]]:
         self.counts += [len(scene.layout) for scene in scenes]
         found: list[NDArray[np.uint8]] = self.painter.repaint(images, scenes, seeds)

@@ -27,7 +27,11 @@ ELSEWHERE = {
     "contributing.md": "CONTRIBUTING.md",
 }
 LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?\)")
-NOT_SHOWN = {"assets", "data", "export"}  # scripts that drew what ships, and the former places of public names
+NOT_SHOWN = {
+    "assets",
+    "data",
+    "export",
+}  # scripts that drew what ships, and the former places of public names
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -54,21 +58,27 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Make links hold that are written for the repository; add to a method's page what the code and the table say of it."""
     uri = page.file.src_uri
     parts = FENCED.split(markdown)  # every other part is code
-    text = "".join(part if i % 2 else LINK.sub(lambda m: moved(m, uri), part) for i, part in enumerate(parts))
+    text = "".join(
+        part if i % 2 else LINK.sub(lambda m: moved(m, uri), part) for i, part in enumerate(parts)
+    )
     return text + method_facts(Path(uri).stem) if dirname(uri) == "methods" else text
 
 
 def moved(link: re.Match[str], uri: str) -> str:
     """A link to a file of the repository as one to its page in the site."""
     target = normpath(join(dirname(ELSEWHERE.get(uri, f"docs/{uri}")), link[2]))
-    named = {path: page for page, path in ELSEWHERE.items()}.get(target, target.removeprefix("docs/"))
+    named = {path: page for page, path in ELSEWHERE.items()}.get(
+        target, target.removeprefix("docs/")
+    )
     return f"{link[1]}{relpath(named, dirname(uri) or '.')}{link[3] or ''})"
 
 
 def commands_page() -> str:
     """Every command's own help, and the keys of its `--json`."""
     os.environ["COLUMNS"] = "110"  # argparse wraps its help to this
-    parsers = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    parsers = next(
+        a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)
+    ).choices
     text = "# Commands\n\nExit status: 0 done, 1 faults or failure, 2 bad input, 130 stopped with Ctrl-C, 143 with SIGTERM.\n"
     for name, sub in parsers.items():
         keys = str(sub.get_default("command").__doc__)
@@ -81,7 +91,11 @@ def jobs_page() -> str:
     text = "# Keys of jobs and recipes\n\nAny of them can be set on the command line: `layout.size='[80, 120]'`.\n"
     for title, spec in (("A job", Job), ("`output`", OutputSpec), ("`scene`", SceneSpec)):
         text += f"\n## {title}\n\n{keys_table(spec)}"
-    for kind, title in (("sampler", "`layout`"), ("verifier", "`verify`"), ("task", "A training job:")):
+    for kind, title in (
+        ("sampler", "`layout`"),
+        ("verifier", "`verify`"),
+        ("task", "A training job:"),
+    ):
         for name in registry.names(kind):
             spec = registry.spec_class(kind, name)
             text += f"\n## {title} `{kind}: {name}`\n\n{spec.__doc__.strip()}\n\n{keys_table(spec)}"
@@ -93,7 +107,13 @@ def keys_table(spec: type[BaseModel]) -> str:
     schema = spec.model_json_schema()
     text = "| key | is | default | |\n| --- | --- | --- | --- |\n"
     for name, field in schema["properties"].items():
-        default = f"`{field['default']}`" if "default" in field else "" if name in schema.get("required", ()) else "`{}`"
+        default = (
+            f"`{field['default']}`"
+            if "default" in field
+            else ""
+            if name in schema.get("required", ())
+            else "`{}`"
+        )
         said = field.get("description", "").replace("|", "\\|")
         text += f"| `{name}` | {kind_of(field, schema)} | {default} | {said} |\n"
     return text
@@ -110,8 +130,16 @@ def kind_of(field: dict[str, Any], schema: dict[str, Any]) -> str:
         return " or ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = ", ".join(f"{sign} {field[key]:g}" for key, sign in bounds.items() if key in field)
-    words = {"array": "list", "object": "mapping", "string": "text", "null": "null", "boolean": "true or false"}
-    return " ".join(filter(None, [words.get(field.get("type", ""), field.get("type", "any")), limits]))
+    words = {
+        "array": "list",
+        "object": "mapping",
+        "string": "text",
+        "null": "null",
+        "boolean": "true or false",
+    }
+    return " ".join(
+        filter(None, [words.get(field.get("type", ""), field.get("type", "any")), limits])
+    )
 
 
 def method_facts(method: str) -> str:
@@ -119,8 +147,21 @@ def method_facts(method: str) -> str:
     overview = (ROOT / "docs/methods.md").read_text().splitlines()
     start = next(i for i, line in enumerate(overview) if line.startswith("| method, dogs |"))
     rows = [line for line in overview if line.startswith(f"| {method}, ")]
-    measured = "\n".join(["## Measured", "", *overview[start : start + 2], *rows, "", "See [methods](../methods.md#measured)."])
-    recipes = [p for p in sorted((ROOT / "pipelines").glob("*.yaml")) if f"method: {method}\n" in p.read_text()]
+    measured = "\n".join(
+        [
+            "## Measured",
+            "",
+            *overview[start : start + 2],
+            *rows,
+            "",
+            "See [methods](../methods.md#measured).",
+        ]
+    )
+    recipes = [
+        p
+        for p in sorted((ROOT / "pipelines").glob("*.yaml"))
+        if f"method: {method}\n" in p.read_text()
+    ]
     shown = "\n".join(f"`pipelines/{p.name}`\n\n```yaml\n{p.read_text()}```\n" for p in recipes)
     keys = keys_table(registry.spec_class("method", method))
     return f"\n{measured if rows else ''}\n\n## Recipes\n\n{shown}\n## Keys of `pipeline`\n\n{keys}"

@@ -7,5 +7,7 @@ from pathlib import Path
 import synthgen
 from synthgen.cli.main import main
 
-os.chdir(Path(synthgen.__file__).parents[1])  # jobs/ and layouts/ are found there, wherever `ray submit` has put this file
+os.chdir(
+    Path(synthgen.__file__).parents[1]
+)  # jobs/ and layouts/ are found there, wherever `ray submit` has put this file
 sys.exit(main(["run", *sys.argv[1:], "--address", os.environ.get("RAY_ADDRESS", "auto")]))

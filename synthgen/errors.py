@@ -38,7 +38,10 @@ NEXT = {
     errno.EHOSTDOWN: UNREACHED,
     errno.EHOSTUNREACH: UNREACHED,
 }
-NAMED = {code for code, what in NEXT.items() if what in (UNABLE, UNREACHED)} - {errno.EIO, errno.ESTALE}
+NAMED = {code for code, what in NEXT.items() if what in (UNABLE, UNREACHED)} - {
+    errno.EIO,
+    errno.ESTALE,
+}
 """What else than a file system gives these too: they are told of a file alone."""
 
 

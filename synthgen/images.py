@@ -6,4 +6,11 @@ from PIL import Image
 
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # every reader makes the same RGB of these
 COLOURS = ("CMYK", "YCbCr", "LAB", "HSV")  # made RGB by us
-DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)  # what pillow raises
+DAMAGED = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)  # what pillow raises

@@ -40,7 +40,9 @@ class Stream(IntEnum):
     """The layouts of a sample sheet; index: the number of the image."""
 
 
-def seed_sequence(seed: int, index: int, stream: Stream, attempt: int = 0) -> np.random.SeedSequence:
+def seed_sequence(
+    seed: int, index: int, stream: Stream, attempt: int = 0
+) -> np.random.SeedSequence:
     """Return the randomness of one sample in one stream.
 
     Args:

@@ -31,7 +31,9 @@ def spec_class(kind: str, name: str) -> Any:
     if name not in names(kind):
         raise KeyError(name)
     plugins = _plugins(kind)
-    return plugins[name].load() if name in plugins else import_module(f"{PACKAGES[kind]}.{name}").Spec
+    return (
+        plugins[name].load() if name in plugins else import_module(f"{PACKAGES[kind]}.{name}").Spec
+    )
 
 
 @cache
@@ -40,7 +42,9 @@ def _modules(kind: str) -> tuple[str, ...]:
     folder = Path(__file__).parent / PACKAGES[kind].partition(".")[2]
     found = []
     for module in iter_modules([str(folder)]):
-        source = folder / module.name / "__init__.py" if module.ispkg else folder / f"{module.name}.py"
+        source = (
+            folder / module.name / "__init__.py" if module.ispkg else folder / f"{module.name}.py"
+        )
         if "\nclass Spec(" in source.read_text(encoding="utf-8"):
             found.append(module.name)
     return tuple(found)

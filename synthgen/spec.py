@@ -6,7 +6,12 @@ from typing import Any
 from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-SKIPPED = {"config", "default", "metadata", "serialization"}  # parts of a schema that validate nothing
+SKIPPED = {
+    "config",
+    "default",
+    "metadata",
+    "serialization",
+}  # parts of a schema that validate nothing
 
 
 def reject_non_numbers(value: Any) -> Any:
@@ -35,8 +40,12 @@ def _guard(schema: Any) -> Any:
         return type(schema)(_guard(part) for part in schema)
     if not isinstance(schema, dict):
         return schema
-    guarded: Any = {key: value if key in SKIPPED else _guard(value) for key, value in schema.items()}
-    if schema.get("type") == "union":  # the places of errors name the choices, and not by this guard
+    guarded: Any = {
+        key: value if key in SKIPPED else _guard(value) for key, value in schema.items()
+    }
+    if (
+        schema.get("type") == "union"
+    ):  # the places of errors name the choices, and not by this guard
         pairs = zip(schema["choices"], guarded["choices"], strict=True)
         guarded["choices"] = [_labelled(old, new) for old, new in pairs]
     if _is_number(schema):
@@ -72,5 +81,7 @@ def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one: {"a": {"b": 1}} is {"a.b": 1}."""
     result: dict[str, Any] = {}
     for key, value in data.items():
-        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        result.update(
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        )
     return result

@@ -70,12 +70,16 @@ def parse_yaml(text: str, name: str) -> Document:
     try:
         node = yaml.compose(StringIO(text))
         document = Document(None)
-        document.data = _Walk(name, yaml.constructor, document).value(node, ()) if node is not None else None
+        document.data = (
+            _Walk(name, yaml.constructor, document).value(node, ()) if node is not None else None
+        )
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError([f"{name}:{line}: not YAML: {error.problem or error.context}"]) from None
     except (YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError([f"{name}:1: not YAML: {(str(error) or type(error).__name__).splitlines()[0]}"]) from None
+        raise ConfigError(
+            [f"{name}:1: not YAML: {(str(error) or type(error).__name__).splitlines()[0]}"]
+        ) from None
     document.places.setdefault((), f"{name}:1")  # of a file without any
     return document
 
@@ -108,7 +112,9 @@ class _Walk:
         except ValueError as error:
             raise self.refused(node, f"{str(node.value)[:40]!r}: {error}") from None
         if not isinstance(value, str | int | float | bool | None):
-            raise self.refused(node, f"{node.value!r} is a {type(value).__name__}; for a text put it in quotes")
+            raise self.refused(
+                node, f"{node.value!r} is a {type(value).__name__}; for a text put it in quotes"
+            )
         if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
             raise self.refused(node, "half of a surrogate pair is no character")
         return value

@@ -20,8 +20,17 @@ SMALL_JOB: dict[str, Any] = {
     "name": "small",
     "images": 6,
     "seed": 3,
-    "layout": {"sampler": "scatter", "canvas": [128, 128], "objects": {"dog": 4}, "size": [24, 40], "gap": 4},
-    "scene": {"object": ["a brown {category}", "a white {category}"], "background": "a field of grass"},
+    "layout": {
+        "sampler": "scatter",
+        "canvas": [128, 128],
+        "objects": {"dog": 4},
+        "size": [24, 40],
+        "gap": 4,
+    },
+    "scene": {
+        "object": ["a brown {category}", "a white {category}"],
+        "background": "a field of grass",
+    },
     "pipeline": {"method": "paste"},
     "output": {"shard_size": 2},
     "workers": 0,
@@ -60,13 +69,22 @@ def dataset(make_job: Callable[..., Job]) -> Path:
 
 def shard_bytes(out: Path) -> dict[str, bytes]:
     """Name and bytes of every tar and table of a dataset."""
-    return {p.name: p.read_bytes() for p in sorted((out / "shards").iterdir()) if p.suffix in (".tar", ".parquet")}
+    return {
+        p.name: p.read_bytes()
+        for p in sorted((out / "shards").iterdir())
+        if p.suffix in (".tar", ".parquet")
+    }
 
 
 def tiny_checkpoint(folder: Path, channels: int = 3, halvings: int = 1) -> Path:
     """A random Stable Diffusion checkpoint: `channels` latent channels, a factor of 2 to the number of `halvings`."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from synthgen.training.text_to_image.trainee import new_tokenizer

@@ -68,7 +68,9 @@ class Faulty:
             time.sleep(30)
         elif fault.kind == "cut":
             in_chunks = "HTTP_TRANSFER_ENCODING" in environ
-            environ["wsgi.input"].read(65536 if in_chunks else int(environ.get("CONTENT_LENGTH") or 0) // 2)
+            environ["wsgi.input"].read(
+                65536 if in_chunks else int(environ.get("CONTENT_LENGTH") or 0) // 2
+            )
         else:
             list(self.inner(environ, lambda *_: lambda data: None))
         environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
@@ -86,7 +88,10 @@ class Faulty:
 def answer(environ: dict[str, Any], start: Callable[..., Any], status: int) -> Iterable[bytes]:
     code = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}[status]
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
-    start(f"{status} {code}", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+    start(
+        f"{status} {code}",
+        [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))],
+    )
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
 
@@ -97,9 +102,13 @@ def serve() -> None:
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    server = make_server("127.0.0.1", 0, Faulty(DomainDispatcherApplication(create_backend_app)), threaded=True)
+    server = make_server(
+        "127.0.0.1", 0, Faulty(DomainDispatcherApplication(create_backend_app)), threaded=True
+    )
     print(server.server_port, flush=True)
-    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()  # with the tests, however they end
+    threading.Thread(
+        target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True
+    ).start()  # with the tests, however they end
     server.serve_forever()
 
 
@@ -122,7 +131,9 @@ class S3:
         return found
 
     def _request(self, path: str, method: str, data: bytes | None = None) -> bytes:
-        with urllib.request.urlopen(urllib.request.Request(self.endpoint + path, data, method=method), timeout=30) as reply:
+        with urllib.request.urlopen(
+            urllib.request.Request(self.endpoint + path, data, method=method), timeout=30
+        ) as reply:
             return bytes(reply.read())
 
 
@@ -130,7 +141,9 @@ class S3:
 def running() -> Iterator[S3]:
     """The server in a process of its own, and the environment that leads to it."""
     command, pipe = [sys.executable, "-m", "tests.s3"], subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+    )
     try:
         assert process.stdout is not None
         s3 = S3(int(process.stdout.readline()))

@@ -13,7 +13,9 @@ import ray
 from moto import mock_aws
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
-from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.autoscaler._private.kuberay.autoscaling_config import (
+    _derive_autoscaling_config_from_ray_cr,
+)
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ruamel.yaml import YAML
 
@@ -67,10 +69,28 @@ def test_ray_refuses_an_unknown_key() -> None:
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_mounts_are_there_and_small_and_hold_what_is_installed(name: str) -> None:
     mounts = {remote: ROOT / local for remote, local in read(name)["file_mounts"].items()}
-    assert all(remote == f"~/synthgen/{local.relative_to(ROOT)}" and local.exists() for remote, local in mounts.items())
-    needed = {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "NOTICE", "synthgen", "jobs", "layouts", "pipelines"}
+    assert all(
+        remote == f"~/synthgen/{local.relative_to(ROOT)}" and local.exists()
+        for remote, local in mounts.items()
+    )
+    needed = {
+        "pyproject.toml",
+        "constraints.txt",
+        "README.md",
+        "LICENSE",
+        "NOTICE",
+        "synthgen",
+        "jobs",
+        "layouts",
+        "pipelines",
+    }
     assert {local.name for local in mounts.values()} == needed
-    files = [f for local in mounts.values() for f in ([local] if local.is_file() else local.rglob("*")) if f.is_file()]
+    files = [
+        f
+        for local in mounts.values()
+        for f in ([local] if local.is_file() else local.rglob("*"))
+        if f.is_file()
+    ]
     assert sum(f.stat().st_size for f in files if "__pycache__" not in f.parts) < 100e6
 
 
@@ -78,12 +98,17 @@ def test_the_two_clusters_get_the_same_files_and_the_same_package() -> None:
     aws, own = (read(name) for name in LAUNCHED)
     for key in ("file_mounts", "rsync_exclude"):
         assert aws[key] == own[key]
-    assert aws["setup_commands"][1:] == own["setup_commands"][1:]  # only how Python's venv gets there differs
+    assert (
+        aws["setup_commands"][1:] == own["setup_commands"][1:]
+    )  # only how Python's venv gets there differs
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_nodes_install_the_pinned_ray(name: str) -> None:
-    assert any("pip install -q -c constraints.txt -e '.[cluster]'" in command for command in read(name)["setup_commands"])
+    assert any(
+        "pip install -q -c constraints.txt -e '.[cluster]'" in command
+        for command in read(name)["setup_commands"]
+    )
     assert pinned("ray") == ray.__version__
 
 
@@ -91,14 +116,20 @@ def test_nodes_install_the_pinned_ray(name: str) -> None:
 def test_every_node_may_open_many_files(name: str) -> None:
     config = read(name)
     for kind in ("head", "worker"):
-        assert all("ulimit -n 65536" in c for c in config[f"{kind}_start_ray_commands"] if "ray start" in c)
+        assert all(
+            "ulimit -n 65536" in c for c in config[f"{kind}_start_ray_commands"] if "ray start" in c
+        )
 
 
 def test_workers_come_from_zero_and_the_head_paints_nothing() -> None:
     config = read("cluster.yaml")
     head, gpu = config["available_node_types"]["head"], config["available_node_types"]["gpu"]
     assert head["resources"] == {"CPU": 0}
-    assert (head["max_workers"], gpu["min_workers"], gpu["max_workers"]) == (0, 0, config["max_workers"])
+    assert (head["max_workers"], gpu["min_workers"], gpu["max_workers"]) == (
+        0,
+        0,
+        config["max_workers"],
+    )
 
 
 @pytest.fixture
@@ -120,7 +151,9 @@ def test_ray_launches_the_nodes_on_ec2() -> None:
     provider = AWSNodeProvider(config["provider"], config["cluster_name"])
     nodes = {}
     for name, node in config["available_node_types"].items():
-        (nodes[name],) = provider.create_node(node["node_config"], {"ray-node-type": name}, 1).values()
+        (nodes[name],) = provider.create_node(
+            node["node_config"], {"ray-node-type": name}, 1
+        ).values()
     head, gpu = nodes["head"], nodes["gpu"]
     assert head.iam_instance_profile["Arn"].endswith("/synthgen-head")
     assert gpu.iam_instance_profile["Arn"].endswith("/synthgen-worker")
@@ -132,14 +165,21 @@ def test_ray_launches_the_nodes_on_ec2() -> None:
 
 def test_roles_make_the_profiles_that_the_cluster_names() -> None:
     resources = read("deploy/aws-roles.yaml")["Resources"]
-    made = {r["Properties"]["InstanceProfileName"] for r in resources.values() if r["Type"] == "AWS::IAM::InstanceProfile"}
+    made = {
+        r["Properties"]["InstanceProfileName"]
+        for r in resources.values()
+        if r["Type"] == "AWS::IAM::InstanceProfile"
+    }
     nodes = read("cluster.yaml")["available_node_types"].values()
     assert made == {node["node_config"]["IamInstanceProfile"]["Name"] for node in nodes}
 
 
 def test_ray_reads_the_kubernetes_cluster() -> None:
     job = plain(read("deploy/rayjob.yaml"))
-    cluster = {"metadata": {"name": "synthgen", "namespace": "default"}, "spec": job["spec"]["rayClusterSpec"]}
+    cluster = {
+        "metadata": {"name": "synthgen", "namespace": "default"},
+        "spec": job["spec"]["rayClusterSpec"],
+    }
     nodes = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
     assert (nodes["headgroup"]["resources"]["CPU"], nodes["headgroup"]["max_workers"]) == (0, 0)
     assert (nodes["gpu"]["min_workers"], nodes["gpu"]["max_workers"]) == (0, 8)
@@ -155,10 +195,15 @@ def test_the_kubernetes_job_ends_its_cluster_and_goes_on_by_its_output() -> None
     assert spec["rayClusterSpec"]["enableInTreeAutoscaling"]
     head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     for pod in (head, worker):  # autoscaler v2 asks for Never
-        assert (pod["serviceAccountName"], pod["restartPolicy"]) == (account["metadata"]["name"], "Never")
+        assert (pod["serviceAccountName"], pod["restartPolicy"]) == (
+            account["metadata"]["name"],
+            "Never",
+        )
     assert worker["terminationGracePeriodSeconds"] > NOTICE
     script, recipe, output, *_ = spec["entrypoint"].split()[1:]
-    assert [(ROOT / name.removeprefix("/home/ray/synthgen/")).is_file() for name in (script, recipe)] == [True, True]
+    assert [
+        (ROOT / name.removeprefix("/home/ray/synthgen/")).is_file() for name in (script, recipe)
+    ] == [True, True]
     assert output.startswith("output.path=s3://")
 
 
@@ -167,5 +212,9 @@ def test_images_hold_the_pinned_ray() -> None:
     assert f"FROM rayproject/ray:{pinned('ray')}-py312\n" in dockerfile
     assert read("deploy/rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == pinned("ray")
     mounts = read("cluster.yaml")["file_mounts"].values()
-    copied = {source for line in re.findall(r"^COPY --\S+ (.+) \S+$", dockerfile, re.MULTILINE) for source in line.split()}
+    copied = {
+        source
+        for line in re.findall(r"^COPY --\S+ (.+) \S+$", dockerfile, re.MULTILINE)
+        for source in line.split()
+    }
     assert copied == set(mounts)

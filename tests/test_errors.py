@@ -39,18 +39,24 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
         (["report", "."], "not a synthgen dataset"),
     ],
 )
-def test_bad_input(argv: list[str], words: str, job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input(
+    argv: list[str], words: str, job_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main([str(job_file) if a == "@" else a for a in argv]) == 2
     assert words in said(capsys)
 
 
-def test_a_locked_output(make_job: Callable[..., Job], job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_locked_output(
+    make_job: Callable[..., Job], job_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Lock(open_store(job_file.parent / "out")):
         assert cli.main(["run", str(job_file)]) == 2
     assert "wait for it, or stop it" in said(capsys)
 
 
-def test_a_full_disk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_full_disk(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x"))
 
@@ -61,16 +67,27 @@ def test_a_full_disk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    needs = ["torch>=2.6", "matplotlib>=3.9; extra == 'train'", 'faster-whisper>=1.2; extra == "voice"']
+    needs = [
+        "torch>=2.6",
+        "matplotlib>=3.9; extra == 'train'",
+        'faster-whisper>=1.2; extra == "voice"',
+    ]
     monkeypatch.setattr(errors, "requires", lambda _: needs)
-    for module, install in (("faster_whisper.audio", "[voice]'"), ("matplotlib", "[train]'"), ("torch", "synthgen-layouts'")):
+    for module, install in (
+        ("faster_whisper.audio", "[voice]'"),
+        ("matplotlib", "[train]'"),
+        ("torch", "synthgen-layouts'"),
+    ):
         (line,) = explain(ModuleNotFoundError(name=module))
         assert line.endswith(install)
     with pytest.raises(ModuleNotFoundError):
         explain(ModuleNotFoundError(name="ours_by_mistake"))
 
 
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ESTALE, errno.EEXIST, errno.EIO, errno.EFBIG])
+@pytest.mark.parametrize(
+    "code",
+    [errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ESTALE, errno.EEXIST, errno.EIO, errno.EFBIG],
+)
 def test_what_a_file_system_refuses_is_one_line(code: int) -> None:
     (line,) = explain(OSError(code, os.strerror(code), "/out/x"))
     assert line.startswith(f"/out/x: {os.strerror(code).lower()}; ")
@@ -86,15 +103,28 @@ def test_other_failures_keep_their_traceback() -> None:
 def test_quiet_says_nothing_and_verbose_each_shard(job_file: Path) -> None:
     outputs = {}
     for option in ("-q", "-v"):
-        command = [sys.executable, "-m", "synthgen", "run", str(job_file), f"output.path={job_file.parent / option}", option]
+        command = [
+            sys.executable,
+            "-m",
+            "synthgen",
+            "run",
+            str(job_file),
+            f"output.path={job_file.parent / option}",
+            option,
+        ]
         outputs[option] = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (outputs["-q"].stdout, outputs["-q"].stderr) == ("", "")
     assert outputs["-v"].stderr.count("shard committed") == 3
-    assert json.loads((job_file.parent / "-q/log.jsonl").read_text().splitlines()[0])["event"] == "run started"
+    assert (
+        json.loads((job_file.parent / "-q/log.jsonl").read_text().splitlines()[0])["event"]
+        == "run started"
+    )
 
 
 def test_objects_are_not_shown_as_python_shows_them() -> None:
-    error = InputError("a/b.jpg: not a picture: cannot identify image file <_io.BytesIO object at 0x7f0a1b2c3d40>\nmore")
+    error = InputError(
+        "a/b.jpg: not a picture: cannot identify image file <_io.BytesIO object at 0x7f0a1b2c3d40>\nmore"
+    )
     assert error.problems == ["a/b.jpg: not a picture: cannot identify image file", "more"]
     assert first_line(error) == "a/b.jpg: not a picture: cannot identify image file"
     assert first_line(ValueError("\n")) == "ValueError"
@@ -106,5 +136,7 @@ def test_a_file_that_is_no_image_is_told_in_one_line(tmp_path: Path) -> None:
     file.write_text("no image")
     with pytest.raises(UnidentifiedImageError) as caught:
         Image.open(file)
-    told = f"cannot identify image file {str(file)!r}; remove the file, or put an image in its place"
+    told = (
+        f"cannot identify image file {str(file)!r}; remove the file, or put an image in its place"
+    )
     assert explain(caught.value) == [told]

@@ -43,8 +43,17 @@ JOB: dict[str, Any] = {
     "name": "golden",
     "images": 1,
     "seed": 3,
-    "layout": {"sampler": "scatter", "canvas": [SIDE, SIDE], "objects": {"dog": 1, "cat": 1}, "size": [26, 36], "gap": 2},
-    "scene": {"object": ["a brown {category}", "a white {category}"], "background": "a field of grass"},
+    "layout": {
+        "sampler": "scatter",
+        "canvas": [SIDE, SIDE],
+        "objects": {"dog": 1, "cat": 1},
+        "size": [26, 36],
+        "gap": 2,
+    },
+    "scene": {
+        "object": ["a brown {category}", "a white {category}"],
+        "background": "a field of grass",
+    },
     "pipeline": {"method": "paste"},
     "output": {"image_format": "png"},
     "workers": 0,
@@ -52,8 +61,17 @@ JOB: dict[str, Any] = {
 }
 
 # The smallest layout with every choice that a sampler makes.
-OBJECTS = {"dog": [1, 4], "cat": {"share": 1, "probability": 0.8, "label": False}, "ball": {"share": 2, "size": [10, 20]}}
-COMMON: dict[str, Any] = {"canvas": [256, 192], "objects": OBJECTS, "total": [6, 9], "size": [12, 40]}
+OBJECTS = {
+    "dog": [1, 4],
+    "cat": {"share": 1, "probability": 0.8, "label": False},
+    "ball": {"share": 2, "size": [10, 20]},
+}
+COMMON: dict[str, Any] = {
+    "canvas": [256, 192],
+    "objects": OBJECTS,
+    "total": [6, 9],
+    "size": [12, 40],
+}
 SAMPLERS: dict[str, dict[str, Any]] = {
     "scatter": {**COMMON, "spread": "blue-noise"},
     "crowd": {**COMMON, "max_iou": 0.3},
@@ -67,7 +85,12 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 
 PLACED = ["layout.objects={dog: 2}", "scene.object=a dog"]
 EMPTY = ["layout.objects={}", f"layout.canvas=[{SIDE}, {SIDE}]"]
-TILES = ["pipeline.tile_height=64", "pipeline.tile_width=64", "pipeline.tile_row_overlap=48", "pipeline.tile_col_overlap=48"]
+TILES = [
+    "pipeline.tile_height=64",
+    "pipeline.tile_width=64",
+    "pipeline.tile_row_overlap=48",
+    "pipeline.tile_col_overlap=48",
+]
 WHOLE = "{row_init: 0, row_end: 80, col_init: 0, col_end: 80, prompt: a field of grass, guidance_scale: 1, mask_type: constant, mask_weight: 0.1}"
 DOG = "{row_init: 8, row_end: 72, col_init: 8, col_end: 72, prompt: 'a brown dog, a field of grass', guidance_scale: 3, mask_type: quartic}"
 REROLL = "{kind: reroll, row_init: 0, row_end: 32, col_init: 0, col_end: 32, region_seed: 5}"
@@ -114,7 +137,8 @@ def as_bytes(layout: Layout) -> bytes:
     """All of a layout; numbers in hundredths, since exp and log of other processors differ in the last bit."""
     numbers = {k: getattr(layout, k) for k in ("boxes", "depth", "occluded", "labelled")}
     rounded = {
-        k: None if v is None else np.round(np.asarray(v, np.float64) * 100).astype(int).tolist() for k, v in numbers.items()
+        k: None if v is None else np.round(np.asarray(v, np.float64) * 100).astype(int).tolist()
+        for k, v in numbers.items()
     }
     words = [layout.width, layout.height, layout.categories, layout.phrases, layout.caption]
     return json.dumps([words, rounded]).encode()
@@ -129,7 +153,12 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         low = rng.integers(0, 140, (3 + n % 3, 2))
         boxes = np.concatenate([low, low + rng.integers(20, 60, low.shape)], 1).tolist()
         lines.append(
-            {"width": 200, "height": 200, "boxes": boxes, "categories": ["dog", "cat", "ball", "dog", "dog"][: len(boxes)]}
+            {
+                "width": 200,
+                "height": 200,
+                "boxes": boxes,
+                "categories": ["dog", "cat", "ball", "dog", "dog"][: len(boxes)],
+            }
         )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -170,7 +199,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Callable
 
     def make(*overrides: str) -> Job:
         given = [text.replace("=$", f"={folder}/") for text in overrides]
-        return load_job(str(folder / "golden.yaml"), [*given, f"output.path={folder}/out{next(count)}"])
+        return load_job(
+            str(folder / "golden.yaml"), [*given, f"output.path={folder}/out{next(count)}"]
+        )
 
     return make
 
@@ -179,7 +210,9 @@ def make_gligen(folder: Path) -> None:
     """A tiny random checkpoint with gated layers that act."""
     from synthgen.pipelines.mixture.pipeline import MixturePipeline
 
-    pipeline = MixturePipeline.from_pretrained(tiny_checkpoint(folder / "plain", 4, 1), use_safetensors=True)
+    pipeline = MixturePipeline.from_pretrained(
+        tiny_checkpoint(folder / "plain", 4, 1), use_safetensors=True
+    )
     pipeline.unet = gated_unet(4)
     pipeline.save_pretrained(folder / "gligen")
 
@@ -206,7 +239,12 @@ def golden(name: str) -> NDArray[np.uint8]:
 
 def test_images_and_labels_of_paste(made: Callable[..., Job]) -> None:
     job = made(
-        "images=2", "layout.sampler=perspective", "layout.size=[0.4, 1.5]", "layout.gap=0", "layout.max_iou=0.2", "layout.least=4"
+        "images=2",
+        "layout.sampler=perspective",
+        "layout.size=[0.4, 1.5]",
+        "layout.gap=0",
+        "layout.max_iou=0.2",
+        "layout.least=4",
     )
     pixels = painted(job)
     hold("image of paste", pixels.tobytes())
@@ -238,7 +276,9 @@ def test_noise_from_the_stream_of_layouts_would_be_seen(
     noise = int(Stream.NOISE)
 
     def confused(seed: int, index: int, stream: Any, attempt: int = 0) -> np.random.SeedSequence:
-        return seed_sequence(seed, index, Stream.LAYOUT if int(stream) == noise else stream, attempt)
+        return seed_sequence(
+            seed, index, Stream.LAYOUT if int(stream) == noise else stream, attempt
+        )
 
     monkeypatch.setattr("synthgen.engine.worker.seed_sequence", confused)
     mean, most = difference(painted(made(*IMAGES[name][0])), golden(name))
@@ -251,5 +291,8 @@ def test_every_method_has_a_golden_image_and_all_are_small() -> None:
     assert methods >= set(registry.names("method"))
     assert {p.stem for p in GOLDEN.glob("*.png")} == set(IMAGES)
     assert sum(p.stat().st_size for p in GOLDEN.iterdir()) < 200_000
-    wanted = {f"layouts of {name}" for name in registry.names("sampler")} | {"image of paste", "labels of paste"}
+    wanted = {f"layouts of {name}" for name in registry.names("sampler")} | {
+        "image of paste",
+        "labels of paste",
+    }
     assert set(digests()) == wanted

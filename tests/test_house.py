@@ -28,10 +28,23 @@ MAY_IMPORT = {
     "evaluation": "storage dataset layouts scenes verification training config",  # `benchmark` trains detectors
     "cli": "storage dataset formats layouts scenes pipelines verification training speech config engine report evaluation",
 }
-BESIDE = {"__init__": "", "__main__": "cli", "data": "dataset", "export": "formats"}  # of which no room imports anything
+BESIDE = {
+    "__init__": "",
+    "__main__": "cli",
+    "data": "dataset",
+    "export": "formats",
+}  # of which no room imports anything
 ONLY_IN = {  # libraries that take seconds to import, and the rooms that know them
     "ray": {"engine"},
-    "torch": {"dataset.reader", "pipelines", "verification", "training", "speech", "engine", "evaluation"},
+    "torch": {
+        "dataset.reader",
+        "pipelines",
+        "verification",
+        "training",
+        "speech",
+        "engine",
+        "evaluation",
+    },
     "diffusers": {"pipelines", "verification", "training"},
     "transformers": {"pipelines", "verification", "training", "speech", "evaluation"},
 }
@@ -107,14 +120,18 @@ def test_a_room_imports_only_what_it_may(name: str) -> None:
     for module in FILES:
         if room(module) == name:
             wrong = {other for other in own_imports(module) if not is_in(other, allowed | beside)}
-            assert wrong == set(), f"{module} may not import them: move what is shared to a room above, or beside the rooms"
+            assert wrong == set(), (
+                f"{module} may not import them: move what is shared to a room above, or beside the rooms"
+            )
 
 
 def test_what_stands_beside_the_rooms_imports_none() -> None:
     for module in FILES:
         if room(module) not in MAY_IMPORT and module != "__init__":
             allowed = set(BESIDE.get(module, "").split())
-            assert {room(other) for other in own_imports(module)} & set(MAY_IMPORT) <= allowed, module
+            assert {room(other) for other in own_imports(module)} & set(MAY_IMPORT) <= allowed, (
+                module
+            )
 
 
 def test_a_spec_names_an_implementation_of_its_own_room() -> None:

@@ -27,7 +27,15 @@ pytestmark = pytest.mark.slow
 
 def done(argv: list[str], cwd: Path, status: int = 0, **more: Any) -> str:
     """Run a program; what it printed."""
-    result = subprocess.run(argv, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **more)
+    result = subprocess.run(
+        argv,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        **more,
+    )
     assert result.returncode == status, result.stdout
     return result.stdout
 
@@ -36,7 +44,10 @@ def done(argv: list[str], cwd: Path, status: int = 0, **more: Any) -> str:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the source archive, and the wheel that was built from it."""
     folder = tmp_path_factory.mktemp("built")
-    done([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)], folder)
+    done(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)],
+        folder,
+    )
     return folder
 
 
@@ -47,12 +58,28 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     venv.create(folder)
     site = next(folder.glob("lib/python*/site-packages"))
     done(
-        [sys.executable, "-m", "pip", "-q", "--python", str(folder), "install", "--no-deps", str(next(built.glob("*.whl")))],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "-q",
+            "--python",
+            str(folder),
+            "install",
+            "--no-deps",
+            str(next(built.glob("*.whl"))),
+        ],
         folder,
     )
-    (site / "libraries.pth").write_text(f"{LIBRARIES}\n")  # of those its own .pth files, a checkout among them, are not read
+    (site / "libraries.pth").write_text(
+        f"{LIBRARIES}\n"
+    )  # of those its own .pth files, a checkout among them, are not read
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    where = done([str(folder / "bin/python"), "-c", "import synthgen; print(synthgen.__file__)"], folder, env=clean)
+    where = done(
+        [str(folder / "bin/python"), "-c", "import synthgen; print(synthgen.__file__)"],
+        folder,
+        env=clean,
+    )
     assert Path(where.strip()).is_relative_to(site)
     return lambda cwd, *argv: done([str(folder / "bin/synthgen"), *argv], cwd, env=clean)
 
@@ -62,12 +89,23 @@ def test_the_wheel_holds_what_it_needs(built: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     recipes = {
-        f"synthgen/recipes/{p.parent.name}/{p.name}" for k in ("jobs", "layouts", "pipelines") for p in (ROOT / k).glob("*.yaml")
+        f"synthgen/recipes/{p.parent.name}/{p.name}"
+        for k in ("jobs", "layouts", "pipelines")
+        for p in (ROOT / k).glob("*.yaml")
     }
     assets = {p.relative_to(ROOT).as_posix() for p in (ROOT / "synthgen/assets").rglob("*.webp")}
-    models = {p.relative_to(ROOT).as_posix() for p in (ROOT / "synthgen/weights").rglob("*") if p.is_file()}
+    models = {
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / "synthgen/weights").rglob("*")
+        if p.is_file()
+    }
     info = f"synthgen_layouts-{__version__}.dist-info"
-    needed = recipes | assets | models | {"synthgen/py.typed", f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"}
+    needed = (
+        recipes
+        | assets
+        | models
+        | {"synthgen/py.typed", f"{info}/licenses/LICENSE", f"{info}/licenses/NOTICE"}
+    )
     assert needed - names == set()
     assert [n for n in names if not n.startswith(("synthgen/", info)) or "__pycache__" in n] == []
     assert wheel.stat().st_size < LARGEST
@@ -88,16 +126,22 @@ def test_the_source_archive_holds_the_repository_and_no_more(built: Path) -> Non
         "jobs/100dogs.yaml",
     }
     assert needed - names == set()
-    assert [n for n in names if re.match(r"(out|runs|site|\.venv|\.git)(/|$)", n) or "cache" in n] == []
+    assert [
+        n for n in names if re.match(r"(out|runs|site|\.venv|\.git)(/|$)", n) or "cache" in n
+    ] == []
     assert archive.stat().st_size < LARGEST
 
 
-def test_the_wheel_works_from_an_empty_folder(installed: Callable[..., str], tmp_path: Path) -> None:
+def test_the_wheel_works_from_an_empty_folder(
+    installed: Callable[..., str], tmp_path: Path
+) -> None:
     assert "100dogs" in installed(tmp_path, "list")
     assert installed(tmp_path, "--version") == f"synthgen {__version__}\n"
     installed(tmp_path, "preview", "100dogs")
     assert {p.name for p in tmp_path.iterdir()} == {"preview-100dogs.png"}
-    assert "1 images, 2 boxes, 1 shards" in installed(tmp_path, "run", "100dogs", "pipeline.steps=1", *SMALL)
+    assert "1 images, 2 boxes, 1 shards" in installed(
+        tmp_path, "run", "100dogs", "pipeline.steps=1", *SMALL
+    )
     assert installed(tmp_path, "check", "out/100dogs") == "ok: 1 images, 2 boxes, 1 shards\n"
 
 
@@ -109,12 +153,20 @@ def test_the_first_line_of_the_readme(built: Path, tmp_path: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as tar:
         tar.extractall(tmp_path, filter="data")
     folder = next(tmp_path.iterdir())
-    line = re.search(r"^python3 .* run jobs/100dogs\.yaml$", (folder / "README.md").read_text(), re.MULTILINE)
+    line = re.search(
+        r"^python3 .* run jobs/100dogs\.yaml$", (folder / "README.md").read_text(), re.MULTILINE
+    )
     assert line is not None
-    given = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PYTHONPATH": str(LIBRARIES)}  # "0": do not isolate
+    given = {
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",
+        "PYTHONPATH": str(LIBRARIES),
+    }  # "0": do not isolate
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     said = done(
-        ["bash", "-euc", f"{line[0]} pipeline=paste {shlex.join(SMALL)}"], folder, env={**os.environ, **given, "PATH": path}
+        ["bash", "-euc", f"{line[0]} pipeline=paste {shlex.join(SMALL)}"],
+        folder,
+        env={**os.environ, **given, "PATH": path},
     )
     assert "out/100dogs: 1 images, 2 boxes, 1 shards" in said
 

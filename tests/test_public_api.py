@@ -27,7 +27,10 @@ NAMES = [
 ]
 HEAVY = {"diffusers", "PIL", "numpy", "pyarrow", "pydantic", "ray", "torch", "transformers"}
 ROOT = Path(__file__).parents[1]
-FORMER = {"synthgen.data": ["as_coco", "open_dataset"], "synthgen.export": ["ExportSpec", "export_dataset"]}
+FORMER = {
+    "synthgen.data": ["as_coco", "open_dataset"],
+    "synthgen.export": ["ExportSpec", "export_dataset"],
+}
 
 
 def test_the_public_names_are_these() -> None:
@@ -50,7 +53,9 @@ def test_another_name_is_an_attribute_error() -> None:
 
 def test_the_import_loads_nothing_heavy() -> None:
     code = "import sys, synthgen; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     loaded = done.stdout.split()
     assert "synthgen" in loaded
     assert HEAVY & set(loaded) == set()
@@ -58,9 +63,13 @@ def test_the_import_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("module", FORMER)
-def test_a_former_module_warns_and_has_the_same_objects(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_former_module_warns_and_has_the_same_objects(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delitem(sys.modules, module, raising=False)
-    with pytest.warns(DeprecationWarning, match=f"{module} is deprecated: write `from synthgen import"):
+    with pytest.warns(
+        DeprecationWarning, match=f"{module} is deprecated: write `from synthgen import"
+    ):
         former = importlib.import_module(module)
     for name in FORMER[module]:
         assert getattr(former, name) is getattr(synthgen, name)

@@ -62,7 +62,9 @@ class Recorder:
         self.noise: list[Key] = []
         self.repair: list[Key] = []
 
-    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+    def __call__(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[Painting]:
         self.noise += [key_of(seed) for seed in seeds]
         return [Painting(np.zeros((128, 128, 3), np.uint8)) for _ in scenes]
 
@@ -75,14 +77,18 @@ class Recorder:
         self.repair += [key_of(seed) for seed in seeds]
         return list(images)
 
-    def verify(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Verdict]:
+    def verify(
+        self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]
+    ) -> list[Verdict]:
         none = np.zeros((0, 4), np.float32)
         return [Verdict(np.zeros(len(of), np.float32), None, None, none) for of in layouts]
 
 
 def key_of(source: np.random.SeedSequence | np.random.Generator) -> Key:
     """Seed and spawn key of what a generator, or its sequence, came from."""
-    sequence: Any = source.bit_generator.seed_seq if isinstance(source, np.random.Generator) else source
+    sequence: Any = (
+        source.bit_generator.seed_seq if isinstance(source, np.random.Generator) else source
+    )
     return int(sequence.entropy), *sequence.spawn_key
 
 
@@ -96,7 +102,9 @@ def test_each_stream_feeds_what_it_is_named_after(
         seen["layout"].append(key_of(rng))
         return sample(self, rng, *more)
 
-    def recorded_draw(self: SceneSpec, layout: Layout, words: np.random.Generator, atmosphere: np.random.Generator) -> Scene:
+    def recorded_draw(
+        self: SceneSpec, layout: Layout, words: np.random.Generator, atmosphere: np.random.Generator
+    ) -> Scene:
         seen["scene"].append(key_of(words))
         seen["atmosphere"].append(key_of(atmosphere))
         return draw(self, layout, words, atmosphere)
@@ -108,7 +116,11 @@ def test_each_stream_feeds_what_it_is_named_after(
     monkeypatch.setattr(ScatterSpec, "sample", recorded_sample)
     monkeypatch.setattr(SceneSpec, "draw", recorded_draw)
     monkeypatch.setattr(Effect, "draw", recorded_effect)
-    changes = ("scene.camera={jpeg: {}}", "max_attempts=2", "verify={verifier: detector, max_repairs: 2}")
+    changes = (
+        "scene.camera={jpeg: {}}",
+        "max_attempts=2",
+        "verify={verifier: detector, max_repairs: 2}",
+    )
     worker = Worker(make_job(*changes, "seed=9"), open_store(tmp_path))
     recorder: Any = Recorder()
     assert worker.inspection is not None
@@ -126,7 +138,9 @@ def test_each_stream_feeds_what_it_is_named_after(
     }
     # both images are black, so there is a second attempt; two repairs at each
     assert recorder.noise == [(9, 4, 2, 0), (9, 5, 2, 0), (9, 4, 2, 1), (9, 5, 2, 1)]
-    assert recorder.repair == [(9, index, 3, attempt, number) for attempt, number, index in product((0, 1), (1, 2), (4, 5))]
+    assert recorder.repair == [
+        (9, index, 3, attempt, number) for attempt, number, index in product((0, 1), (1, 2), (4, 5))
+    ]
 
 
 @pytest.fixture
@@ -144,13 +158,18 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Key]:
     return keys
 
 
-def test_training_draws_scenes_crops_order_and_steps_from_streams_of_their_own(dataset: Path, drawn: list[Key]) -> None:
+def test_training_draws_scenes_crops_order_and_steps_from_streams_of_their_own(
+    dataset: Path, drawn: list[Key]
+) -> None:
     PastedScenes(64, 3)[7]
     parts = {(3, 7, int(Stream.PASTED_SCENE), part) for part in range(5)}
     assert set(drawn) == parts
     drawn.clear()
     ShardScenes(DataSpec(shards=str(dataset), side=64), 3)[7]
-    assert set(drawn) == {(3, 1, int(Stream.TRAINING_ORDER), 0), (3, 7, int(Stream.TRAINING_CROP), 0)}
+    assert set(drawn) == {
+        (3, 1, int(Stream.TRAINING_ORDER), 0),
+        (3, 7, int(Stream.TRAINING_CROP), 0),
+    }
     trainee: Any = CenterNetTrainee.__new__(CenterNetTrainee)
     data = DataSpec(shards=str(dataset), side=96, scenes=2, fresh=0)
     spec: Any = DetectorSpec.model_validate(

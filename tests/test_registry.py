@@ -20,7 +20,9 @@ from synthgen import registry
 )
 def test_an_entry_point_is_found(kind: str, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("another", "decimal:Decimal", group)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == point.group else [])
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [point] if group == point.group else []
+    )
     registry._plugins.cache_clear()
     try:
         assert "another" in registry.names(kind)

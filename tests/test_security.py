@@ -20,7 +20,10 @@ SECRETS = {name: f"do-not-tell-{k}" for k, name in enumerate(("HF_TOKEN", "HUGGI
 
 
 def test_secrets_of_the_environment_stay_there(
-    job_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    job_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
@@ -43,7 +46,15 @@ HOSTILE = "x\n---\nlicense: evil\n# <script>alert(1)</script> | ![p](http://evil
 
 def test_hostile_names_are_text_in_the_card(tmp_path: Path) -> None:
     out = write_dataset(tmp_path / "out", [1, 2])
-    info = DatasetInfo(HOSTILE, 2, {"seed": 0, "pipeline.model": HOSTILE}, {"dog": 18, HOSTILE: 99}, "png", HOSTILE, HOSTILE)
+    info = DatasetInfo(
+        HOSTILE,
+        2,
+        {"seed": 0, "pipeline.model": HOSTILE},
+        {"dog": 18, HOSTILE: 99},
+        "png",
+        HOSTILE,
+        HOSTILE,
+    )
     finalize(open_store(out), info)
     text = (out / "README.md").read_text()
     _, header, body = text.split("---\n", 2)
@@ -57,7 +68,10 @@ def test_hostile_names_are_text_in_the_card(tmp_path: Path) -> None:
     assert prose.count("\n") == 16 + 1  # not one line more than the card has
     for mark in ("![p](", "[l](", "`c`", "*b*"):
         assert mark not in prose
-    assert json.loads((out / "annotations/instances.json").read_text())["categories"][1]["name"] == HOSTILE
+    assert (
+        json.loads((out / "annotations/instances.json").read_text())["categories"][1]["name"]
+        == HOSTILE
+    )
 
 
 @given(st.text(max_size=20))
@@ -68,12 +82,21 @@ def test_quoted_text_is_that_text_in_yaml(text: str) -> None:
 
 def test_hostile_names_are_text_in_the_card_of_an_export(tmp_path: Path) -> None:
     out = write_dataset(tmp_path / "out", [1, 2])
-    write_info(open_store(out), DatasetInfo(HOSTILE, 2, {"seed": 0}, {"dog": 18, HOSTILE: 99}, "png", HOSTILE), {})
+    write_info(
+        open_store(out),
+        DatasetInfo(HOSTILE, 2, {"seed": 0}, {"dog": 18, HOSTILE: 99}, "png", HOSTILE),
+        {},
+    )
     export_dataset(ExportSpec(out, "hf", tmp_path / "hf", val=0))
     _, header, body = (tmp_path / "hf/README.md").read_text().split("---\n", 2)
     data = YAML(typ="safe").load(header)
-    assert (data["pretty_name"], set(data)) == (HOSTILE, {"pretty_name", "task_categories", "tags", "configs", "dataset_info"})
-    classes = next(f for f in data["dataset_info"]["features"] if f["name"] == "objects")["struct"][2]["list"]["class_label"]
+    assert (data["pretty_name"], set(data)) == (
+        HOSTILE,
+        {"pretty_name", "task_categories", "tags", "configs", "dataset_info"},
+    )
+    classes = next(f for f in data["dataset_info"]["features"] if f["name"] == "objects")["struct"][
+        2
+    ]["list"]["class_label"]
     assert list(classes["names"].values()) == ["dog", HOSTILE]
     assert "<" not in body
     assert body.count("\n# ") == 1

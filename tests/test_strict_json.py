@@ -35,25 +35,50 @@ def test_what_is_no_json_is_refused(text: str) -> None:
 
 
 def test_coco_files_have_no_nan(tmp_path: Path) -> None:
-    annotation = {"id": 1, "image_id": 1, "category_id": 18, "bbox": [1, 2, 3, 4], "area": 12.0, "iscrowd": 0, "more": NAN}
+    annotation = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 18,
+        "bbox": [1, 2, 3, 4],
+        "area": 12.0,
+        "iscrowd": 0,
+        "more": NAN,
+    }
     head = {**coco_head({"dog": 18}, {}, "CC0"), "odd": [NAN]}
-    write_coco(tmp_path / "x.json", head, [({"id": 1, "width": 9, "height": 9, "file_name": "a", "at": INF}, [annotation])])
+    write_coco(
+        tmp_path / "x.json",
+        head,
+        [({"id": 1, "width": 9, "height": 9, "file_name": "a", "at": INF}, [annotation])],
+    )
     data = from_json((tmp_path / "x.json").read_text())
     assert data["images"] == [{"id": 1, "width": 9, "height": 9, "file_name": "a"}]
-    assert data["annotations"] == [{key: value for key, value in annotation.items() if key != "more"}]
+    assert data["annotations"] == [
+        {key: value for key, value in annotation.items() if key != "more"}
+    ]
 
 
 def imported(out: Path, head: dict[str, Any], said: dict[str, Any]) -> Path:
     """A dataset that an earlier version imported from a COCO file with NaN in it."""
     given = {"head": head, "file_names": True, "annotation_ids": False}
-    info = DatasetInfo("test", 1, {}, {"dog": 18}, "png", "CC0", imported="coco: x.json", source=given)
+    info = DatasetInfo(
+        "test", 1, {}, {"dog": 18}, "png", "CC0", imported="coco: x.json", source=given
+    )
     write_info(open_store(out), info, {})
     made = sample(0, 1)
     source = json.dumps({"image": {"id": 1, "file_name": "a.png"}, "annotations": [said]})
-    annotations = tuple(replace(a, segmentation={"size": [24, 32], "counts": "]81g0"}) for a in made.annotations)
+    annotations = tuple(
+        replace(a, segmentation={"size": [24, 32], "counts": "]81g0"}) for a in made.annotations
+    )
     commit(
         open_store(out),
-        stage(open_store(out), 0, [Sample(0, 32, 24, "a", 0, 0, annotations, made.image, "png", source=source)], {}, 0.0, 1),
+        stage(
+            open_store(out),
+            0,
+            [Sample(0, 32, 24, "a", 0, 0, annotations, made.image, "png", source=source)],
+            {},
+            0.0,
+            1,
+        ),
     )
     (out / "job.yaml").write_text("version: 1\n")
     finalize(open_store(out), info)
@@ -62,7 +87,11 @@ def imported(out: Path, head: dict[str, Any], said: dict[str, Any]) -> Path:
 
 def test_an_export_of_what_was_imported_with_nan(tmp_path: Path) -> None:
     categories = [{"id": 18, "name": "dog"}]
-    out = imported(tmp_path / "out", {"categories": categories, "odd": NAN}, {"area": NAN, "extra": [NAN, 1], "id": 1})
+    out = imported(
+        tmp_path / "out",
+        {"categories": categories, "odd": NAN},
+        {"area": NAN, "extra": [NAN, 1], "id": 1},
+    )
     from_json((out / "dataset.json").read_bytes())
     export_dataset(ExportSpec(out, "coco", tmp_path / "coco", 0.0))
     path = tmp_path / "coco/annotations/instances_train.json"

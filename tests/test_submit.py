@@ -29,12 +29,18 @@ ROOT = Path(__file__).parents[1]
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ.get("PATH", ""))
 MISSING = [
     name
-    for name, there in (("openssh-server", SSHD), ("ssh", shutil.which("ssh")), ("rsync", shutil.which("rsync")))
+    for name, there in (
+        ("openssh-server", SSHD),
+        ("ssh", shutil.which("ssh")),
+        ("rsync", shutil.which("rsync")),
+    )
     if not there
 ]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (docs/cluster.md#tests)"),
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (docs/cluster.md#tests)"
+    ),
 ]
 HEAD, WORKER = "127.0.0.1", "127.0.0.2"
 TRIES = 3  # of Ray, which gives up a head that takes more than 30 s to start, as on a busy machine
@@ -54,7 +60,15 @@ class Cluster:
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """The `ray` of these tests' environment, in this repository's root."""
         command = [str(Path(sys.executable).with_name("ray")), *arguments]
-        return subprocess.run(command, cwd=ROOT, env=self.env, text=True, capture_output=True, timeout=900, check=False)
+        return subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self.env,
+            text=True,
+            capture_output=True,
+            timeout=900,
+            check=False,
+        )
 
     def submit(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.ray("submit", *arguments)
@@ -62,7 +76,9 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    folder = Path(mkdtemp(prefix="sg", dir="/tmp"))  # Ray's sockets lie below it: their paths must be short
+    folder = Path(
+        mkdtemp(prefix="sg", dir="/tmp")
+    )  # Ray's sockets lie below it: their paths must be short
     ssh, gcs, dashboard = free_ports(3)
     daemon = start_sshd(folder, ssh)
     try:
@@ -94,13 +110,17 @@ def free_ports(count: int) -> list[int]:
 def agent_ports() -> str:
     """Ports of a node's agents: of two nodes that take the same ones, one has no agents, and so no jobs are submitted to it."""
     names = ("dashboard-agent-listen-port", "metrics-export-port", "runtime-env-agent-port")
-    return " ".join(f"--{name}={port}" for name, port in zip(names, free_ports(len(names)), strict=True))
+    return " ".join(
+        f"--{name}={port}" for name, port in zip(names, free_ports(len(names)), strict=True)
+    )
 
 
 def start_sshd(folder: Path, port: int) -> subprocess.Popen[bytes]:
     """A private sshd with a throw-away key; each of its addresses has a home of its own. `bin/ssh` knows the port and the key."""
     for name in ("host", "key"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True
+        )
     session = folder / "session.sh"
     session.write_text(
         f"export {MARK}={folder} HOME={folder}/$(echo $SSH_CONNECTION | cut -d' ' -f3)\n"
@@ -135,7 +155,9 @@ def write_config(folder: Path, gcs: int, dashboard: int) -> None:
     config["provider"] |= {"head_ip": HEAD, "worker_ips": [WORKER]}
     config["auth"] = {"ssh_user": getuser(), "ssh_private_key": str(folder / "key")}
     path = f"{folder}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    exports = f"PATH={path} PYTHONPATH=~/synthgen RAY_TMPDIR={folder} AUTOSCALER_UPDATE_INTERVAL_S=1"
+    exports = (
+        f"PATH={path} PYTHONPATH=~/synthgen RAY_TMPDIR={folder} AUTOSCALER_UPDATE_INTERVAL_S=1"
+    )
     config["setup_commands"] = [f"echo 'export {exports}' > ~/.bashrc"]
     head, worker = config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]
     small = "--object-store-memory=100000000"
@@ -166,7 +188,15 @@ def assert_holds(out: Path, images: int) -> None:
 def test_ray_submit_starts_the_cluster_and_runs_the_job_on_its_worker(cluster: Cluster) -> None:
     config, out = str(cluster.folder / "cluster.yaml"), cluster.folder / "out"
     for _ in range(TRIES):
-        done = cluster.submit("--start", config, "jobs/submit.py", "jobs/100dogs.yaml", f"output.path={out}", *SMALL, SHARED)
+        done = cluster.submit(
+            "--start",
+            config,
+            "jobs/submit.py",
+            "jobs/100dogs.yaml",
+            f"output.path={out}",
+            *SMALL,
+            SHARED,
+        )
         if "Failed to setup head node" not in done.stdout:
             break
         end_processes(cluster.folder)  # the `ray stop` that is left out
@@ -175,7 +205,9 @@ def test_ray_submit_starts_the_cluster_and_runs_the_job_on_its_worker(cluster: C
 
 
 def test_a_wrong_job_is_told_and_fails(cluster: Cluster) -> None:
-    done = cluster.submit(str(cluster.folder / "cluster.yaml"), "jobs/submit.py", "jobs/100dogs.yaml", "imags=2")
+    done = cluster.submit(
+        str(cluster.folder / "cluster.yaml"), "jobs/submit.py", "jobs/100dogs.yaml", "imags=2"
+    )
     assert done.returncode != 0
     assert "imags" in done.stdout
 
@@ -183,7 +215,11 @@ def test_a_wrong_job_is_told_and_fails(cluster: Cluster) -> None:
 def test_a_folder_of_each_machine_is_refused(cluster: Cluster) -> None:
     out = cluster.folder / "own"
     done = cluster.submit(
-        str(cluster.folder / "cluster.yaml"), "jobs/submit.py", "jobs/100dogs.yaml", f"output.path={out}", *SMALL
+        str(cluster.folder / "cluster.yaml"),
+        "jobs/submit.py",
+        "jobs/100dogs.yaml",
+        f"output.path={out}",
+        *SMALL,
     )
     assert done.returncode != 0
     assert "is a folder, and the cluster has 2 nodes" in " ".join(done.stdout.split())

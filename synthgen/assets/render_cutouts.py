@@ -18,7 +18,11 @@ Colour = tuple[int, int, int]
 
 # Each coat: its name (the words a caption uses), and the pairs of colours (base, patches) that it is drawn from.
 COATS: dict[str, list[tuple[Colour, Colour]]] = {
-    "brown": [((150, 92, 52), (120, 70, 38)), ((112, 66, 38), (90, 52, 30)), ((176, 112, 66), (140, 84, 46))],
+    "brown": [
+        ((150, 92, 52), (120, 70, 38)),
+        ((112, 66, 38), (90, 52, 30)),
+        ((176, 112, 66), (140, 84, 46)),
+    ],
     "white": [((245, 243, 238), (228, 222, 212)), ((236, 232, 224), (250, 250, 248))],
     "black": [((44, 42, 44), (30, 29, 32)), ((58, 54, 52), (38, 36, 36))],
     "white-and-black": [((242, 240, 236), (40, 38, 40)), ((44, 42, 44), (238, 236, 232))],
@@ -31,20 +35,30 @@ def load_dog(wheel: Path) -> mujoco.MjModel:
     assets = wheel / "dm_control/suite/dog_assets"
     folder = wheel / "dm_control/locomotion/walkers/assets/dog_v2"
     xml = (folder / "dog.xml").read_text()
-    xml = xml.replace("../../../../suite/dog_assets", str(assets)).replace("dog_skin.skn", str(folder / "dog_skin.skn"))
+    xml = xml.replace("../../../../suite/dog_assets", str(assets)).replace(
+        "dog_skin.skn", str(folder / "dog_skin.skn")
+    )
     spec = mujoco.MjSpec.from_string(xml)
-    spec.worldbody.add_light(name="sun", type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=[0, 0, 4], dir=[0, 0, -1])
+    spec.worldbody.add_light(
+        name="sun", type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, pos=[0, 0, 4], dir=[0, 0, -1]
+    )
     return spec.compile()
 
 
 def noise_mask(rng: np.random.Generator, side: int) -> NDArray[np.float64]:
     """Soft blobs (side, side) in [0, 1]: where the patches of a coat are."""
     grid = rng.random((int(rng.integers(4, 9)),) * 2)
-    big = np.asarray(Image.fromarray((grid * 255).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC))
+    big = np.asarray(
+        Image.fromarray((grid * 255).astype(np.uint8)).resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
+    )
     return np.clip((big / 255 - rng.uniform(0.4, 0.6)) * 8 + 0.5, 0, 1)
 
 
-def coat_texture(rng: np.random.Generator, skin: NDArray[np.uint8], base: Colour, patch: Colour) -> NDArray[np.uint8]:
+def coat_texture(
+    rng: np.random.Generator, skin: NDArray[np.uint8], base: Colour, patch: Colour
+) -> NDArray[np.uint8]:
     """The skin texture (H, W, 3) uint8, its luminance kept and its colour replaced by two coat colours."""
     luminance = skin.astype(float).mean(2, keepdims=True) / skin.mean()
     mask = noise_mask(rng, skin.shape[0])[..., None]
@@ -109,10 +123,20 @@ class DogStudio:
         rgb = np.zeros((RENDER_SIDE, RENDER_SIDE, 3), np.uint8)
         depth = np.zeros((RENDER_SIDE, RENDER_SIDE), np.float32)
         viewport = mujoco.MjrRect(0, 0, RENDER_SIDE, RENDER_SIDE)
-        mujoco.mjv_updateScene(self.model, self.data, self.option, None, camera, mujoco.mjtCatBit.mjCAT_ALL.value, self.scene)
+        mujoco.mjv_updateScene(
+            self.model,
+            self.data,
+            self.option,
+            None,
+            camera,
+            mujoco.mjtCatBit.mjCAT_ALL.value,
+            self.scene,
+        )
         mujoco.mjr_render(viewport, self.scene, self.context)
         mujoco.mjr_readPixels(rgb, depth, viewport, self.context)
-        far = depth.min() if depth[0, 0] < depth.max() else depth.max()  # newer versions reverse the depth buffer
+        far = (
+            depth.min() if depth[0, 0] < depth.max() else depth.max()
+        )  # newer versions reverse the depth buffer
         return rgb[::-1], (depth != far)[::-1]
 
     def draw(self, rng: np.random.Generator, coat: str) -> Image.Image:
@@ -129,7 +153,9 @@ def cut_out(rgb: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Image.Image:
     """RGBA at half the size of (H, W, 3) uint8 and its mask (H, W), cropped to what is visible."""
     n = rgb.shape[0] // 2
     alpha = mask.reshape(n, 2, n, 2).mean((1, 3))
-    colour = (rgb * mask[..., None]).reshape(n, 2, n, 2, 3).mean((1, 3)) / np.maximum(alpha, 1e-6)[..., None]
+    colour = (rgb * mask[..., None]).reshape(n, 2, n, 2, 3).mean((1, 3)) / np.maximum(alpha, 1e-6)[
+        ..., None
+    ]
     ys, xs = np.nonzero(alpha >= 0.5)
     rgba = np.dstack([colour, alpha * 255]).round().clip(0, 255).astype(np.uint8)
     return Image.fromarray(rgba[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
@@ -148,7 +174,12 @@ def main() -> None:
     for i in range(args.count):
         coat = coats[i % len(coats)]
         image = studio.draw(np.random.default_rng([args.seed, i]), coat)
-        image.save(args.out / "dog" / f"{coat}_{args.seed}_{i:04d}.webp", quality=88, alpha_quality=100, method=6)
+        image.save(
+            args.out / "dog" / f"{coat}_{args.seed}_{i:04d}.webp",
+            quality=88,
+            alpha_quality=100,
+            method=6,
+        )
 
 
 if __name__ == "__main__":

@@ -21,12 +21,33 @@ Colour = tuple[int, int, int]
 
 DRAWINGS = {
     "cat": ("fluent-emoji/cat", "fluent-emoji/black-cat", "noto/cat", "noto/black-cat"),
-    "ball": ("noto/soccer-ball", "noto/basketball", "noto/volleyball", "noto/baseball", "fluent-emoji/volleyball"),
-    "tree": ("noto/deciduous-tree", "noto/evergreen-tree", "fluent-emoji/deciduous-tree", "fluent-emoji/evergreen-tree"),
+    "ball": (
+        "noto/soccer-ball",
+        "noto/basketball",
+        "noto/volleyball",
+        "noto/baseball",
+        "fluent-emoji/volleyball",
+    ),
+    "tree": (
+        "noto/deciduous-tree",
+        "noto/evergreen-tree",
+        "fluent-emoji/deciduous-tree",
+        "fluent-emoji/evergreen-tree",
+    ),
 }
 COLOURS: dict[str, dict[str, Colour]] = {
-    "cat": {"brown": (150, 96, 56), "white": (240, 236, 230), "black": (52, 50, 52), "gray": (140, 140, 142)},
-    "ball": {"red": (206, 44, 40), "white": (240, 240, 238), "blue": (48, 92, 200), "orange": (236, 128, 40)},
+    "cat": {
+        "brown": (150, 96, 56),
+        "white": (240, 236, 230),
+        "black": (52, 50, 52),
+        "gray": (140, 140, 142),
+    },
+    "ball": {
+        "red": (206, 44, 40),
+        "white": (240, 240, 238),
+        "blue": (48, 92, 200),
+        "orange": (236, 128, 40),
+    },
     "tree": {"green": (62, 124, 48), "dark-green": (34, 84, 44), "red": (172, 70, 40)},
 }
 
@@ -37,20 +58,26 @@ def draw(sets: Path, name: str) -> NDArray[np.float64]:
     data = json.loads((sets / folder / "package/icons.json").read_text())
     side, body = data["icons"][icon].get("height", data["height"]), data["icons"][icon]["body"]
     xmlns = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    png = resvg_py.svg_to_bytes(svg_string=f'<svg {xmlns} viewBox="0 0 {side} {side}">{body}</svg>', width=SIDE, height=SIDE)
+    png = resvg_py.svg_to_bytes(
+        svg_string=f'<svg {xmlns} viewBox="0 0 {side} {side}">{body}</svg>', width=SIDE, height=SIDE
+    )
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"), float) / 255
 
 
 def grain(rng: np.random.Generator) -> NDArray[np.float64]:
     """Coarse and fine noise (SIDE, SIDE, 1) about 1."""
-    coarse = Image.fromarray(rng.normal(1, 0.08, (24, 24)).astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.normal(1, 0.08, (24, 24)).astype(np.float32)).resize(
+        (SIDE, SIDE), Image.Resampling.BICUBIC
+    )
     return (np.asarray(coarse, float) * rng.normal(1, 0.05, (SIDE, SIDE)))[..., None]
 
 
 def light(rng: np.random.Generator) -> NDArray[np.float64]:
     """A slope of brightness (SIDE, SIDE, 1), lighter above."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE - 0.5
-    return (rng.uniform(0.8, 1.05) * (1 - rng.uniform(0.2, 0.6) * y + rng.uniform(-0.4, 0.4) * x))[..., None]
+    return (rng.uniform(0.8, 1.05) * (1 - rng.uniform(0.2, 0.6) * y + rng.uniform(-0.4, 0.4) * x))[
+        ..., None
+    ]
 
 
 def paint(rng: np.random.Generator, drawing: NDArray[np.float64], colour: Colour) -> Image.Image:
@@ -80,7 +107,12 @@ def main() -> None:
             word, colour = colours[i % len(colours)]
             rng = np.random.default_rng([args.seed, i])
             image = paint(rng, drawings[i // len(colours) % len(drawings)], colour)
-            image.save(args.out / category / f"{word}_{args.seed}_{i:04d}.webp", quality=82, alpha_quality=90, method=6)
+            image.save(
+                args.out / category / f"{word}_{args.seed}_{i:04d}.webp",
+                quality=82,
+                alpha_quality=90,
+                method=6,
+            )
 
 
 if __name__ == "__main__":

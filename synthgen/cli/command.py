@@ -23,7 +23,9 @@ WHISPER = "openai/whisper-base.en"
 SHOWN = 200  # pictures in a report that a command writes on its way: it is made anew with each extension of a dataset
 
 EXIT_FAULT, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
-Result = tuple[int, dict[str, Any], list[str]]  # exit status, what --json prints, lines of text for people
+Result = tuple[
+    int, dict[str, Any], list[str]
+]  # exit status, what --json prints, lines of text for people
 Run = Callable[[argparse.Namespace], Result]
 
 
@@ -65,18 +67,34 @@ class Commands:
         """A command; returns its parser, for its own arguments."""
         sub = self.subparsers.add_parser(name, help=text, description=text)
         sub.set_defaults(command=run)
-        sub.add_argument("--json", action="store_true", help="one JSON object on stdout instead of text")
+        sub.add_argument(
+            "--json", action="store_true", help="one JSON object on stdout instead of text"
+        )
         loud = sub.add_mutually_exclusive_group()
-        loud.add_argument("-q", "--quiet", action="store_true", help="errors alone: no progress, no warnings, no closing line")
-        loud.add_argument("-v", "--verbose", action="store_true", help="tell each step, and errors with their traceback")
+        loud.add_argument(
+            "-q",
+            "--quiet",
+            action="store_true",
+            help="errors alone: no progress, no warnings, no closing line",
+        )
+        loud.add_argument(
+            "-v",
+            "--verbose",
+            action="store_true",
+            help="tell each step, and errors with their traceback",
+        )
         return sub
 
-    def add_job(self, name: str, run: Run, text: str, example: str = "images=1000 pipeline.steps=12") -> argparse.ArgumentParser:
+    def add_job(
+        self, name: str, run: Run, text: str, example: str = "images=1000 pipeline.steps=12"
+    ) -> argparse.ArgumentParser:
         """A command that takes a job and overrides of its keys."""
         sub = self.add(name, run, text)
         job = sub.add_argument("job", metavar="JOB", help="job file, or the name of a shipped job")
         job.completer = job_names  # type: ignore[attr-defined]  # argcomplete's
-        sub.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=f"such as {example}")
+        sub.add_argument(
+            "overrides", nargs="*", default=[], metavar="key=value", help=f"such as {example}"
+        )
         return sub
 
 
@@ -84,7 +102,9 @@ def progress_bar(args: argparse.Namespace, unit: str, total: int | None = None) 
     """Units done, units/s and time left, on stderr; nothing before the first of them, so that an error is one line."""
     from tqdm import tqdm
 
-    bar = tqdm(total=total, unit=unit, smoothing=0.05, dynamic_ncols=True, delay=0.1, disable=args.quiet)
+    bar = tqdm(
+        total=total, unit=unit, smoothing=0.05, dynamic_ncols=True, delay=0.1, disable=args.quiet
+    )
     if args.quiet:
         bar.desc = ""  # a bar that is not shown lacks it
     return bar
@@ -113,7 +133,12 @@ def speech_option(sub: argparse.ArgumentParser) -> None:
 def spoken(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Let a job command be spoken to."""
     either = sub.add_mutually_exclusive_group()
-    either.add_argument("--voice", type=Path, metavar="WAV", help='recording of such as "one hundred dogs in a park"')
+    either.add_argument(
+        "--voice",
+        type=Path,
+        metavar="WAV",
+        help='recording of such as "one hundred dogs in a park"',
+    )
     either.add_argument("--say", metavar="TEXT", help="the same in writing")
     speech_option(sub)
     return sub

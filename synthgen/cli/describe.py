@@ -9,7 +9,9 @@ from synthgen.cli.command import Commands, Result
 def add(commands: Commands) -> None:
     """Add `describe`."""
     sub = commands.add(
-        "describe", describe_command, "tell what a sampler, method, task, verifier, recipe or job is, and its keys"
+        "describe",
+        describe_command,
+        "tell what a sampler, method, task, verifier, recipe or job is, and its keys",
     )
     name = sub.add_argument("name", metavar="NAME", help="one of those that `synthgen list` names")
     name.completer = all_names  # type: ignore[attr-defined]  # argcomplete's

@@ -13,15 +13,46 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add `evaluate`."""
-    sub = commands.add("evaluate", evaluate_command, "hold a dataset against a detector, against CLIP, and against real pictures")
-    sub.add_argument("out", metavar="OUT", help="output folder or URL of `synthgen run`; or a job, which is run first")
+    sub = commands.add(
+        "evaluate",
+        evaluate_command,
+        "hold a dataset against a detector, against CLIP, and against real pictures",
+    )
+    sub.add_argument(
+        "out",
+        metavar="OUT",
+        help="output folder or URL of `synthgen run`; or a job, which is run first",
+    )
     sub.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="of the job")
-    sub.add_argument("--detector", default="centernet-tiny", help="embedded, folder or Hub id (default: centernet-tiny)")
-    sub.add_argument("--threshold", type=float, default=0.3, help="score from which a detection counts (default 0.3)")
-    sub.add_argument("--clip", help="folder or Hub id of a CLIP; without one its figures are not measured")
-    sub.add_argument("--reference", type=Path, help="real pictures, a folder or a dataset; without them theirs are not measured")
-    sub.add_argument("--encoder", default="efficientnet-lite0", help="what they are compared in: folder or Hub id")
-    sub.add_argument("--objects", action="store_true", help="compare what is in the boxes instead of whole pictures")
+    sub.add_argument(
+        "--detector",
+        default="centernet-tiny",
+        help="embedded, folder or Hub id (default: centernet-tiny)",
+    )
+    sub.add_argument(
+        "--threshold",
+        type=float,
+        default=0.3,
+        help="score from which a detection counts (default 0.3)",
+    )
+    sub.add_argument(
+        "--clip", help="folder or Hub id of a CLIP; without one its figures are not measured"
+    )
+    sub.add_argument(
+        "--reference",
+        type=Path,
+        help="real pictures, a folder or a dataset; without them theirs are not measured",
+    )
+    sub.add_argument(
+        "--encoder",
+        default="efficientnet-lite0",
+        help="what they are compared in: folder or Hub id",
+    )
+    sub.add_argument(
+        "--objects",
+        action="store_true",
+        help="compare what is in the boxes instead of whole pictures",
+    )
     sub.add_argument("--limit", type=int, help="look at so many images")
 
 
@@ -41,7 +72,9 @@ def evaluate_command(args: argparse.Namespace) -> Result:
     for spec in (detector, clip):
         if spec is not None:
             spec.folder()  # says what is wrong with the name
-    reference = None if args.reference is None else Reference(args.reference, args.encoder, args.objects)
+    reference = (
+        None if args.reference is None else Reference(args.reference, args.encoder, args.objects)
+    )
     if reference is not None and (problems := reference.check()):
         raise ConfigError([f"command line: {problem}" for problem in problems])
     store, (status, data, made) = dataset_of(args)
@@ -53,7 +86,11 @@ def evaluate_command(args: argparse.Namespace) -> Result:
     data = evaluate(store, detector, clip, reference, args.limit)
     told = [f"{name:<12} {value}" for name, value in data.items() if value != NOT_MEASURED]
     left = ", ".join(name for name, value in data.items() if value == NOT_MEASURED)
-    return 0, data, [*made, *told, *([f"not measured: {left}; see --clip and --reference"] if left else [])]
+    return (
+        0,
+        data,
+        [*made, *told, *([f"not measured: {left}; see --clip and --reference"] if left else [])],
+    )
 
 
 def dataset_of(args: argparse.Namespace) -> tuple["Store", Result]:

@@ -7,7 +7,9 @@ from synthgen.cli.command import Commands, Result, split
 
 def add(commands: Commands) -> None:
     """Add `finalize`."""
-    sub = commands.add("finalize", finalize_command, "write the dataset files for what is committed so far")
+    sub = commands.add(
+        "finalize", finalize_command, "write the dataset files for what is committed so far"
+    )
     sub.add_argument("out", metavar="OUT", help="output folder, or URL")
 
 
@@ -25,6 +27,10 @@ def finalize_command(args: argparse.Namespace) -> Result:
         raise ConfigError([f"{args.out}: no dataset here (dataset.json is missing or damaged)"])
     with Lock(store):
         counts = finalize(store, info)
-    done = "complete" if counts["complete"] else f"{info.asked - counts['images']} images are still missing"
+    done = (
+        "complete"
+        if counts["complete"]
+        else f"{info.asked - counts['images']} images are still missing"
+    )
     text = f"{args.out}: {counts['images']} images, {counts['boxes']} boxes; {done}{split(counts)}"
     return 0, {"output": args.out, **counts}, [text]

@@ -18,13 +18,19 @@ def list_command(args: argparse.Namespace) -> Result:
 
     data: dict[str, Any] = {}
     for kind in registry.PACKAGES:
-        data[f"{kind}s"] = {name: _first_line(registry.spec_class(kind, name)) for name in registry.names(kind)}
+        data[f"{kind}s"] = {
+            name: _first_line(registry.spec_class(kind, name)) for name in registry.names(kind)
+        }
     for kind, folder in RECIPES.items():
         data[folder] = recipe_names(kind)
     lines = []
     for heading, entries in data.items():
         lines.append(f"{heading}:")
-        lines += [f"  {n:<20}{entries[n]}" for n in entries] if isinstance(entries, dict) else [f"  {n}" for n in entries]
+        lines += (
+            [f"  {n:<20}{entries[n]}" for n in entries]
+            if isinstance(entries, dict)
+            else [f"  {n}" for n in entries]
+        )
     return 0, data, lines
 
 

@@ -61,7 +61,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 faults or failure, 2 bad input, 130 interrupted, 143 terminated."""
     args = parse(argv)
     try:
-        with told(args), contextlib.redirect_stdout(sys.stderr):  # Ray prints there what its workers do; stdout is ours
+        with (
+            told(args),
+            contextlib.redirect_stdout(sys.stderr),
+        ):  # Ray prints there what its workers do; stdout is ours
             status, data, lines = args.command(args)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -70,7 +73,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.verbose:
             traceback.print_exc()
         print(*(f"synthgen: {line}" for line in problems), sep="\n", file=sys.stderr)
-        status, data, lines = EXIT_USAGE if isinstance(error, InputError) else EXIT_FAULT, {"error": problems}, []
+        status, data, lines = (
+            EXIT_USAGE if isinstance(error, InputError) else EXIT_FAULT,
+            {"error": problems},
+            [],
+        )
     if args.json:
         print(json.dumps(data))
     elif lines and not (args.quiet and status == 0):
@@ -93,15 +100,21 @@ def told(args: argparse.Namespace) -> Iterator[None]:
     """Send to stderr what synthgen logs: warnings; with -v each step; with -q errors alone, and no library's progress."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Line("synthgen: %(levelname)s: %(message)s"))
-    handler.setLevel(logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING)
+    handler.setLevel(
+        logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING
+    )
     logger, before = logging.getLogger("synthgen"), logging.getLogger("synthgen").level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if args.verbose else logging.WARNING)
-    if not args.verbose:  # read when they are first imported, here and in workers: what they say is not for our users
+    if (
+        not args.verbose
+    ):  # read when they are first imported, here and in workers: what they say is not for our users
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     if args.quiet:
-        os.environ["TQDM_DISABLE"] = "1"  # read by tqdm when it is first imported, here and in workers
+        os.environ["TQDM_DISABLE"] = (
+            "1"  # read by tqdm when it is first imported, here and in workers
+        )
     try:
         yield
     finally:
@@ -120,7 +133,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         top.print_help(sys.stderr)
         raise SystemExit(EXIT_USAGE)
     args, rest = top.parse_known_args(argv)
-    if rest and (not hasattr(args, "overrides") or any(r.startswith("-") or "=" not in r for r in rest)):
+    if rest and (
+        not hasattr(args, "overrides") or any(r.startswith("-") or "=" not in r for r in rest)
+    ):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     late = [*vars(args).pop("late_overrides", []), *rest]
     if late:
@@ -140,7 +155,9 @@ def in_order(overrides: list[str], argv: list[str]) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="synthgen", description="Labelled detection datasets that do not exist yet.")
+    top = argparse.ArgumentParser(
+        prog="synthgen", description="Labelled detection datasets that do not exist yet."
+    )
     top.add_argument("--version", action="version", version=f"synthgen {__version__}")
     commands = Commands(top)
     for command in COMMANDS:

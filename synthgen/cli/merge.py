@@ -9,11 +9,26 @@ from synthgen.errors import InputError
 def add(commands: Commands) -> None:
     """Add `merge`."""
     sub = commands.add("merge", merge_command, "join datasets into a new one")
-    sub.add_argument("sources", nargs="+", metavar="OUT", help="datasets (folders or URLs), in the order of their samples")
-    sub.add_argument("--to", required=True, metavar="DIR", help="output folder of the new dataset, or URL")
-    sub.add_argument("--ids", action="append", metavar="NAME=ID", help="id of a category; repeatable")
-    sub.add_argument("--shard-size", type=int, default=1000, metavar="N", help="images a shard (default 1000)")
-    sub.add_argument("--overwrite", action="store_true", help="remove the dataset that is in the output folder first")
+    sub.add_argument(
+        "sources",
+        nargs="+",
+        metavar="OUT",
+        help="datasets (folders or URLs), in the order of their samples",
+    )
+    sub.add_argument(
+        "--to", required=True, metavar="DIR", help="output folder of the new dataset, or URL"
+    )
+    sub.add_argument(
+        "--ids", action="append", metavar="NAME=ID", help="id of a category; repeatable"
+    )
+    sub.add_argument(
+        "--shard-size", type=int, default=1000, metavar="N", help="images a shard (default 1000)"
+    )
+    sub.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove the dataset that is in the output folder first",
+    )
 
 
 def merge_command(args: argparse.Namespace) -> Result:
@@ -32,10 +47,25 @@ def merge_command(args: argparse.Namespace) -> Result:
     with progress_bar(args, "image") as bar:
         result = merge(spec, args.overwrite, lambda what, count: bar.update(count))
     written, info = result.written, result.info
-    data = {"output": args.to, **written.counts, "made": written.made, "categories": info.category_ids}
-    data |= {"differences": result.differences, "seconds": round(written.seconds, 3), "interrupted": written.interrupted}
+    data = {
+        "output": args.to,
+        **written.counts,
+        "made": written.made,
+        "categories": info.category_ids,
+    }
+    data |= {
+        "differences": result.differences,
+        "seconds": round(written.seconds, 3),
+        "interrupted": written.interrupted,
+    }
     if written.interrupted:
-        return EXIT_INTERRUPTED, data, [f"stopped; {data['images']} of {info.asked} images are done; the same command goes on"]
+        return (
+            EXIT_INTERRUPTED,
+            data,
+            [
+                f"stopped; {data['images']} of {info.asked} images are done; the same command goes on"
+            ],
+        )
     if written.made:
         write_report(open_store(args.to), SHOWN)
     text = f"{args.to}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards of {len(args.sources)} datasets"

@@ -7,7 +7,11 @@ from synthgen.cli.command import Commands, Result, load, spoken
 
 def add(commands: Commands) -> None:
     """Add `plan`."""
-    sub = spoken(commands.add_job("plan", plan_command, "time a few images and tell what the whole job will take"))
+    sub = spoken(
+        commands.add_job(
+            "plan", plan_command, "time a few images and tell what the whole job will take"
+        )
+    )
     sub.add_argument("--address", help=argparse.SUPPRESS)
 
 

@@ -7,9 +7,15 @@ from synthgen.cli.command import EXIT_FAULT, SHOWN, Commands, Result, progress_b
 
 def add(commands: Commands) -> None:
     """Add `repair`."""
-    sub = commands.add("repair", repair_command, "make again what `check` finds bad, with the same bytes")
+    sub = commands.add(
+        "repair", repair_command, "make again what `check` finds bad, with the same bytes"
+    )
     sub.add_argument("out", metavar="OUT", help="output folder, or URL")
-    sub.add_argument("--accept", action="store_true", help="take shards too that come out with other bytes than they had")
+    sub.add_argument(
+        "--accept",
+        action="store_true",
+        help="take shards too that come out with other bytes than they had",
+    )
 
 
 def repair_command(args: argparse.Namespace) -> Result:
@@ -32,4 +38,8 @@ def repair_command(args: argparse.Namespace) -> Result:
     ok = not done.faults and not done.left
     if ok and (done.changed or done.unknown):
         write_report(store, SHOWN)
-    return 0 if ok else EXIT_FAULT, {"ok": ok, **asdict(done)}, [*done.lines(), f"{args.out}: {'ok' if ok else 'not whole'}"]
+    return (
+        0 if ok else EXIT_FAULT,
+        {"ok": ok, **asdict(done)},
+        [*done.lines(), f"{args.out}: {'ok' if ok else 'not whole'}"],
+    )

@@ -7,9 +7,13 @@ from synthgen.cli.command import Commands, Result
 
 def add(commands: Commands) -> None:
     """Add `report`."""
-    sub = commands.add("report", report_command, "write report.html, a page to look at a dataset with")
+    sub = commands.add(
+        "report", report_command, "write report.html, a page to look at a dataset with"
+    )
     sub.add_argument("out", metavar="OUT", help="output folder or URL of `synthgen run`")
-    sub.add_argument("--most", type=int, default=2000, help="pictures that the page shows (default 2000)")
+    sub.add_argument(
+        "--most", type=int, default=2000, help="pictures that the page shows (default 2000)"
+    )
 
 
 def report_command(args: argparse.Namespace) -> Result:

@@ -23,8 +23,15 @@ LISTED = 5  # failed shards on the screen
 def add(commands: Commands) -> None:
     """Add `run`."""
     sub = spoken(commands.add_job("run", run_command, "make the dataset, or what is missing of it"))
-    sub.add_argument("--address", help="address of a running Ray cluster (default: RAY_ADDRESS, else Ray on this machine)")
-    sub.add_argument("--overwrite", action="store_true", help="remove the dataset that is in the output folder first")
+    sub.add_argument(
+        "--address",
+        help="address of a running Ray cluster (default: RAY_ADDRESS, else Ray on this machine)",
+    )
+    sub.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove the dataset that is in the output folder first",
+    )
 
 
 def run_command(args: argparse.Namespace) -> Result:
@@ -50,8 +57,17 @@ def run_command(args: argparse.Namespace) -> Result:
         return EXIT_FAULT, {"error": [str(error)]}, [text]
     finally:
         bar.close()
-    data = {"output": job.output.path, **result.counts, "made": result.made, "seconds": round(result.seconds, 3)}
-    data |= {"interrupted": result.interrupted, "failed": [asdict(f) for f in result.failed], **spoken}
+    data = {
+        "output": job.output.path,
+        **result.counts,
+        "made": result.made,
+        "seconds": round(result.seconds, 3),
+    }
+    data |= {
+        "interrupted": result.interrupted,
+        "failed": [asdict(f) for f in result.failed],
+        **spoken,
+    }
     failures = failed_lines(job.output.path, data["failed"], args.verbose)
     if result.interrupted:
         said = ["--say", spoken["spoken"]["text"]] if spoken else []
@@ -60,9 +76,15 @@ def run_command(args: argparse.Namespace) -> Result:
         return EXIT_TERMINATED if result.terminated else EXIT_INTERRUPTED, data, [*failures, text]
     if result.made and result.counts["complete"]:
         write_report(open_store(job.output.path), SHOWN)
-    rate = f", {result.made} made now at {result.made / result.seconds:.2f} images/s" if result.made else ", all were there"
+    rate = (
+        f", {result.made} made now at {result.made / result.seconds:.2f} images/s"
+        if result.made
+        else ", all were there"
+    )
     rate = rate if result.made or result.counts["complete"] else ""
-    lines = [f"{job.output.path}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards{rate}{split(data)}"]
+    lines = [
+        f"{job.output.path}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards{rate}{split(data)}"
+    ]
     return (EXIT_FAULT, data, [*failures, *lines]) if failures else (0, data, lines)
 
 
@@ -72,7 +94,9 @@ def failed_lines(out: str, failed: list[dict[str, Any]], tracebacks: bool) -> li
         return []
     lines = []
     for shard in failed[:LISTED]:
-        lines.append(f"shard {shard['shard']:06d} failed {shard['attempts']} time(s): {shard['error']}")
+        lines.append(
+            f"shard {shard['shard']:06d} failed {shard['attempts']} time(s): {shard['error']}"
+        )
         lines += [shard["traceback"]] if tracebacks else []
     more = [f"... and {len(failed) - LISTED} more"] if len(failed) > LISTED else []
     where = f"all are in {out}/failures.jsonl, with their tracebacks"
@@ -90,7 +114,14 @@ class _ProgressBar:
     def open(self, total: int, done: int) -> Callable[[int], None]:
         from tqdm import tqdm
 
-        self.bar = tqdm(total=total, initial=done, unit="image", smoothing=0.05, dynamic_ncols=True, disable=self.hidden)
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            unit="image",
+            smoothing=0.05,
+            dynamic_ncols=True,
+            disable=self.hidden,
+        )
         return self.advance
 
     def advance(self, images: int) -> None:

@@ -8,7 +8,12 @@ from synthgen.cli.command import EXIT_INTERRUPTED, Commands, Result, again, prog
 
 def add(commands: Commands) -> None:
     """Add `train`."""
-    commands.add_job("train", train_command, "train a checkpoint, or go on with it", "steps=500 output.path=out/mine")
+    commands.add_job(
+        "train",
+        train_command,
+        "train a checkpoint, or go on with it",
+        "steps=500 output.path=out/mine",
+    )
 
 
 def train_command(args: argparse.Namespace) -> Result:
@@ -17,7 +22,9 @@ def train_command(args: argparse.Namespace) -> Result:
 
     from synthgen.config import load_training
 
-    speaks = not int(os.environ.get("RANK", 0))  # the first of several processes, as accelerate and torchrun start them
+    speaks = not int(
+        os.environ.get("RANK", 0)
+    )  # the first of several processes, as accelerate and torchrun start them
     args.quiet, args.json = args.quiet or not speaks, args.json and speaks
     spec = load_training(args.job, args.overrides)
     from synthgen.training.loop import train
@@ -38,4 +45,10 @@ def train_command(args: argparse.Namespace) -> Result:
     if result.interrupted:
         text = f"stopped after step {result.step} of {spec.steps}. To go on: {again('train', args.job, *args.overrides)}"
         return EXIT_INTERRUPTED, data, [text] if speaks else []
-    return 0, data, [f"{spec.output.path}/checkpoint: {result.step} steps, loss {result.loss:.4f}{figures}"] if speaks else []
+    return (
+        0,
+        data,
+        [f"{spec.output.path}/checkpoint: {result.step} steps, loss {result.loss:.4f}{figures}"]
+        if speaks
+        else [],
+    )

@@ -8,7 +8,11 @@ from synthgen.cli.command import Commands, Result, speech_option
 
 def add(commands: Commands) -> None:
     """Add `transcribe`."""
-    sub = commands.add("transcribe", transcribe_command, "tell what a recording says, and what a job would make of it")
+    sub = commands.add(
+        "transcribe",
+        transcribe_command,
+        "tell what a recording says, and what a job would make of it",
+    )
     sub.add_argument("audio", type=Path, metavar="WAV", help="PCM or floating point, at most 30 s")
     speech_option(sub)
 

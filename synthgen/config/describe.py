@@ -61,17 +61,30 @@ class Description:
     def lines(self) -> list[str]:
         """The same for a person."""
         width = max((len(p.name) for p in self.parameters), default=0)
-        lines = [f"{self.name}: {self.kind}" + (f" ({self.file})" if self.file else ""), *self.text.splitlines(), ""]
+        lines = [
+            f"{self.name}: {self.kind}" + (f" ({self.file})" if self.file else ""),
+            *self.text.splitlines(),
+            "",
+        ]
         lines += [
-            f"{what}: {text}" for what, texts in (("source", self.sources), ("checkpoint", self.checkpoints)) for text in texts
+            f"{what}: {text}"
+            for what, texts in (("source", self.sources), ("checkpoint", self.checkpoints))
+            for text in texts
         ]
         lines += (
-            ["keys that the file sets:", *(f"  {key}: {value!r}" for key, value in self.values.items())] if self.values else []
+            [
+                "keys that the file sets:",
+                *(f"  {key}: {value!r}" for key, value in self.values.items()),
+            ]
+            if self.values
+            else []
         )
         lines.append("keys, their types and defaults:")
         for p in self.parameters:
             default = "must be given" if p.required else f"default {shown(p.default)}"
-            lines.append(f"  {p.name:<{width}}  {', '.join(filter(None, [p.type, p.range, default]))}")
+            lines.append(
+                f"  {p.name:<{width}}  {', '.join(filter(None, [p.type, p.range, default]))}"
+            )
             lines += [f"  {'':<{width}}  {p.description}"] if p.description else []
         return lines
 
@@ -86,15 +99,26 @@ def describe(name: str) -> list[Description]:
     found += [of_recipe(kind, name) for kind in RECIPES if name in recipe_names(kind)]
     if found:
         return found
-    known = sorted({n for kind in SPEC_KEYS for n in registry.names(kind)} | {n for kind in RECIPES for n in recipe_names(kind)})
-    raise ConfigError([f"{name}: nothing has this name{did_you_mean(name, known)}; `synthgen list` shows what there is"])
+    known = sorted(
+        {n for kind in SPEC_KEYS for n in registry.names(kind)}
+        | {n for kind in RECIPES for n in recipe_names(kind)}
+    )
+    raise ConfigError(
+        [
+            f"{name}: nothing has this name{did_you_mean(name, known)}; `synthgen list` shows what there is"
+        ]
+    )
 
 
 def of_spec(kind: str, name: str) -> Description:
     """A sampler, method, task or verifier."""
     spec = registry.spec_class(kind, name)
     model = spec.model_fields.get("model")
-    checkpoints = [f"pipeline.model, {model.default} unless given: {model.description}"] if model is not None else []
+    checkpoints = (
+        [f"pipeline.model, {model.default} unless given: {model.description}"]
+        if model is not None
+        else []
+    )
     return Description(kind, name, document(spec), parameters(spec), sources(spec), checkpoints)
 
 
@@ -111,7 +135,9 @@ def of_recipe(kind: str, name: str) -> Description:
     if "model" in spec.model_fields and "model" not in values:
         checkpoints.append(str(spec.model_fields["model"].default))
     text = f"{key} {values[key]}: {document(spec)}"
-    return Description(kind, name, text, parameters(spec), sources(spec), checkpoints, values, str(path))
+    return Description(
+        kind, name, text, parameters(spec), sources(spec), checkpoints, values, str(path)
+    )
 
 
 def document(thing: Any) -> str:
@@ -123,12 +149,24 @@ def document(thing: Any) -> str:
 def sources(spec: type[BaseModel]) -> list[str]:
     """What the recipe's module, its implementation and its fields say of where it comes from."""
     folder = Path(str(sys.modules[spec.__module__].__file__))
-    files = [folder, *sorted(folder.parent.glob("pipeline.py"))] if folder.name == "__init__.py" else [folder]
-    texts = [t for f in files for t in re.findall(r'"""(.*?)"""', f.read_text(encoding="utf-8"), re.S)]
-    found = [" ".join(part.split()) for t in texts for part in re.findall(r"Sources?: (.*?)(?:\n\s*\n|$)", t, re.S)]
+    files = (
+        [folder, *sorted(folder.parent.glob("pipeline.py"))]
+        if folder.name == "__init__.py"
+        else [folder]
+    )
+    texts = [
+        t for f in files for t in re.findall(r'"""(.*?)"""', f.read_text(encoding="utf-8"), re.S)
+    ]
+    found = [
+        " ".join(part.split())
+        for t in texts
+        for part in re.findall(r"Sources?: (.*?)(?:\n\s*\n|$)", t, re.S)
+    ]
     text = "\n".join([*texts, *(f.description or "" for f in spec.model_fields.values())])
     papers = dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{4,5})", text))
-    return found + [f"arXiv {paper}" for paper in papers if not any(paper in source for source in found)]
+    return found + [
+        f"arXiv {paper}" for paper in papers if not any(paper in source for source in found)
+    ]
 
 
 class _Schema(GenerateJsonSchema):
@@ -150,7 +188,9 @@ def _walk(schema: dict[str, Any], known: dict[str, Any], prefix: str) -> list[Pa
         kind, inner = type_of(value, known), _inner(value, known)
         required = name in schema.get("required", ())
         text = value.get("description", "")
-        result.append(Parameter(prefix + name, kind, value.get("default"), required, range_of(value), text))
+        result.append(
+            Parameter(prefix + name, kind, value.get("default"), required, range_of(value), text)
+        )
         if inner is not None and prefix.count(".") < 3:
             result += _walk(inner, known, f"{prefix}{name}.")
     return result
@@ -164,7 +204,9 @@ def _inner(value: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | Non
 
 
 def _resolve(value: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    reference = value.get("$ref") or next((v["$ref"] for v in value.get("allOf", []) if "$ref" in v), None)
+    reference = value.get("$ref") or next(
+        (v["$ref"] for v in value.get("allOf", []) if "$ref" in v), None
+    )
     return known[reference.rpartition("/")[2]] if reference else value
 
 
@@ -197,7 +239,12 @@ def range_of(value: dict[str, Any]) -> str:
         most, below = part.get("maximum"), part.get("exclusiveMaximum")
         if least is not None and most is not None:
             return f"{least:g} to {most:g}"
-        bounds = [("at least", least), ("more than", above), ("at most", most), ("less than", below)]
+        bounds = [
+            ("at least", least),
+            ("more than", above),
+            ("at most", most),
+            ("less than", below),
+        ]
         if any(bound is not None for _, bound in bounds):
             return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
         if part is not value and (inner := range_of(part)):

@@ -15,7 +15,11 @@ from synthgen.speech import Spoken
 from synthgen.storage.location import check_url, is_url
 from synthgen.verification.base import VerifierSpec
 
-SECTIONS = {"layout": "sampler", "pipeline": "method", "verify": "verifier"}  # each section's key that names its spec
+SECTIONS = {
+    "layout": "sampler",
+    "pipeline": "method",
+    "verify": "verifier",
+}  # each section's key that names its spec
 
 
 class OutputSpec(SpecModel):
@@ -24,12 +28,15 @@ class OutputSpec(SpecModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(min_length=1, description="output folder, or a URL: s3://, gs://, hdfs://")
-    shared: bool = Field(False, description="all nodes of the cluster see the folder under this name")
+    shared: bool = Field(
+        False, description="all nodes of the cluster see the folder under this name"
+    )
     shard_size: int = Field(1000, ge=1, le=100_000, description="images a shard")
     image_format: Literal["jpg", "png", "webp"] = "jpg"
     quality: int = Field(95, ge=1, le=100, description="of jpg and webp")
     subsampling: Literal["4:4:4", "4:2:0"] = Field(
-        "4:4:4", description="chroma of jpg; 4:2:0 is smaller, and blurs the colours of small objects (webp has 4:2:0 alone)"
+        "4:4:4",
+        description="chroma of jpg; 4:2:0 is smaller, and blurs the colours of small objects (webp has 4:2:0 alone)",
     )
 
     @field_validator("path")
@@ -58,21 +65,39 @@ class Job(SpecModel):
     pipeline: SerializeAsAny[MethodSpec]
     output: OutputSpec
     workers: Annotated[int, Field(ge=0)] | tuple[int, int] | None = Field(
-        None, description="how many, or [least, most]; 0: in this process; null: as many as the machine has room for"
+        None,
+        description="how many, or [least, most]; 0: in this process; null: as many as the machine has room for",
     )
     batch_size: int = Field(4, ge=1, description="images painted together")
-    chunk: int = Field(32, ge=1, description="windows that go through the network together; of large ones fewer")
+    chunk: int = Field(
+        32, ge=1, description="windows that go through the network together; of large ones fewer"
+    )
     threads: int = Field(1, ge=1, description="CPU threads of a worker")
     gpus: float | None = Field(
-        None, ge=0, le=1, description="GPUs a worker takes; null: 1 where the method uses one and there is one"
+        None,
+        ge=0,
+        le=1,
+        description="GPUs a worker takes; null: 1 where the method uses one and there is one",
     )
-    stall_timeout: float | None = Field(600, gt=0, description="seconds without progress until a worker is replaced; null: never")
-    max_shard_attempts: int = Field(3, ge=1, description="failures until a shard is given up, for this run")
-    max_attempts: int = Field(3, ge=1, description="times that an image is painted before on_reject says what happens")
+    stall_timeout: float | None = Field(
+        600, gt=0, description="seconds without progress until a worker is replaced; null: never"
+    )
+    max_shard_attempts: int = Field(
+        3, ge=1, description="failures until a shard is given up, for this run"
+    )
+    max_attempts: int = Field(
+        3, ge=1, description="times that an image is painted before on_reject says what happens"
+    )
     on_reject: Literal["keep", "fail"] = "keep"
-    verify: SerializeAsAny[VerifierSpec] | None = Field(None, description="look at every box; null: do not")
-    categories: dict[str, Annotated[int, Field(ge=1)]] = Field(default={}, description="ids of names that COCO lacks")
-    spoken: Spoken | None = Field(None, description="what was said, where parts of the job were spoken: a record")
+    verify: SerializeAsAny[VerifierSpec] | None = Field(
+        None, description="look at every box; null: do not"
+    )
+    categories: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default={}, description="ids of names that COCO lacks"
+    )
+    spoken: Spoken | None = Field(
+        None, description="what was said, where parts of the job were spoken: a record"
+    )
     _given: frozenset[str] = PrivateAttr(frozenset())
 
     @property
@@ -84,7 +109,9 @@ class Job(SpecModel):
     @classmethod
     def least_first(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
         if isinstance(value, tuple) and not 1 <= value[0] <= value[1]:
-            raise ValueError(f"[{value[0]}, {value[1]}] must be [least, most] with 1 <= least <= most")
+            raise ValueError(
+                f"[{value[0]}, {value[1]}] must be [least, most] with 1 <= least <= most"
+            )
         return value
 
     @field_validator("pipeline", mode="after")
@@ -104,7 +131,9 @@ class Job(SpecModel):
 
     def ids(self) -> dict[str, int]:
         """Category ids of the names in the layout."""
-        return category_ids((name for name, labelled in self.layout.names().items() if labelled), self.categories)
+        return category_ids(
+            (name for name, labelled in self.layout.names().items() if labelled), self.categories
+        )
 
     def resolved(self) -> dict[str, Any]:
         """The job as plain data, every default written out."""
@@ -114,7 +143,9 @@ class Job(SpecModel):
         """All that the samples depend on, flat: dotted key to value. How many, where to and how fast are not in it."""
         data = self.resolved()
         output = {k: v for k, v in data["output"].items() if k not in ("path", "shared")}
-        parts = {k: data[k] for k in ("seed", "layout", "scene", "pipeline", "categories", "verify")}
+        parts = {
+            k: data[k] for k in ("seed", "layout", "scene", "pipeline", "categories", "verify")
+        }
         return {**flat(parts), **flat({"output": output}), **self.files(), **self.revisions()}
 
     def revisions(self) -> dict[str, int]:
@@ -132,7 +163,10 @@ class Job(SpecModel):
         found = {
             "layout": self.layout.fingerprint(),
             "scene": self.scene.fingerprint(),
-            "pipeline": {**self.pipeline.fingerprint(), **self.pipeline.scene_fingerprint(self.scene)},
+            "pipeline": {
+                **self.pipeline.fingerprint(),
+                **self.pipeline.scene_fingerprint(self.scene),
+            },
             "verify": {} if self.verify is None else self.verify.fingerprint(),
         }
         return flat(found)

@@ -18,7 +18,11 @@ from synthgen.training.base import TaskSpec
 from synthgen.yamlfile import ConfigError, Document, KeyPath, parse_yaml, read_yaml
 
 RECIPES = {"layout": "layouts", "pipeline": "pipelines", "job": "jobs"}
-JOB_KEYS = {"version", "layout", "pipeline"}  # a file that has none of them may be another program's
+JOB_KEYS = {
+    "version",
+    "layout",
+    "pipeline",
+}  # a file that has none of them may be another program's
 COMMAND_LINE = "command line"
 
 
@@ -35,13 +39,19 @@ def load_job(name: str, overrides: Sequence[str] = (), said: Spoken | None = Non
     return job_of(read_yaml(find_recipe("job", name)), name, overrides, said)
 
 
-def job_of(document: Document, name: str, overrides: Sequence[str] = (), said: Spoken | None = None) -> Job:
+def job_of(
+    document: Document, name: str, overrides: Sequence[str] = (), said: Spoken | None = None
+) -> Job:
     """The same of a file that was read; `name` is what to call it."""
     if not isinstance(document.data, dict):
         raise ConfigError([f"{document.place(())}: a job is a mapping of keys to values"])
     document = _translated(document, name)
     if "task" in document.data:
-        raise ConfigError([f"{document.place(('task',))}: task: this is a training job; use: synthgen train {name}"])
+        raise ConfigError(
+            [
+                f"{document.place(('task',))}: task: this is a training job; use: synthgen train {name}"
+            ]
+        )
     changes = [_parse_override(text) for text in overrides]
     _apply(document, [c for c in changes if len(c.path) == 1])
     unread = [section for section in SECTIONS if not _inline(document, section)]
@@ -72,7 +82,9 @@ def _validated(document: Document, unread: Sequence[str] = ()) -> Job:
         ConfigError: with every problem at once.
     """
     job = Validation(document, unread).job()
-    job._given = frozenset(key for key in flat(job.resolved()) if _is_given(document, key.split(".")))
+    job._given = frozenset(
+        key for key in flat(job.resolved()) if _is_given(document, key.split("."))
+    )
     return job
 
 
@@ -101,7 +113,9 @@ def with_values(job: Job, values: dict[str, Any], place: str) -> Job:
         ConfigError: it does not hold together with them.
     """
     document = Document(job.resolved(), {(): place})
-    _apply(document, [_Override(tuple(key.split(".")), value, place) for key, value in values.items()])
+    _apply(
+        document, [_Override(tuple(key.split(".")), value, place) for key, value in values.items()]
+    )
     return _validated(document)
 
 
@@ -113,7 +127,11 @@ def load_training(name: str, overrides: Sequence[str] = ()) -> TaskSpec:
     """
     document = read_yaml(find_recipe("job", name))
     if not isinstance(document.data, dict) or "task" not in document.data:
-        raise ConfigError([f"{document.place(())}: not a training job (it names no task); for a dataset: synthgen run {name}"])
+        raise ConfigError(
+            [
+                f"{document.place(())}: not a training job (it names no task); for a dataset: synthgen run {name}"
+            ]
+        )
     _apply(document, [_parse_override(text) for text in overrides])
     return Validation(document).training()
 
@@ -134,7 +152,11 @@ def find_recipe(kind: str, name: str) -> Path:
     looked = ", ".join(str(f) for f in _recipe_folders(kind))
     hint = did_you_mean(name, recipe_names(kind))
     nor = ", and no such folder" if "/" in name else ""
-    raise ConfigError([f"{name}: no such {kind}{nor}{hint}; there are: {', '.join(recipe_names(kind))} (looked in {looked})"])
+    raise ConfigError(
+        [
+            f"{name}: no such {kind}{nor}{hint}; there are: {', '.join(recipe_names(kind))} (looked in {looked})"
+        ]
+    )
 
 
 def recipe_names(kind: str) -> list[str]:
@@ -144,13 +166,17 @@ def recipe_names(kind: str) -> list[str]:
 
 def _recipe_folders(kind: str) -> list[Path]:
     package = Path(__file__).parents[1]
-    shipped = package / "recipes" if (package / "recipes").is_dir() else package.parent  # wheel, or checkout
+    shipped = (
+        package / "recipes" if (package / "recipes").is_dir() else package.parent
+    )  # wheel, or checkout
     return [Path(RECIPES[kind]), shipped / RECIPES[kind]]
 
 
 def _is_shipped(file: Path) -> bool:
     """Whether a file is a job or recipe of the package."""
-    return any(file.resolve().is_relative_to(_recipe_folders(kind)[1].resolve()) for kind in RECIPES)
+    return any(
+        file.resolve().is_relative_to(_recipe_folders(kind)[1].resolve()) for kind in RECIPES
+    )
 
 
 @dataclass(frozen=True)
@@ -163,7 +189,11 @@ class _Override:
 def _parse_override(text: str) -> _Override:
     key, equals, value = text.partition("=")
     if not equals or not key or not all(key.split(".")):
-        raise ConfigError([f"{COMMAND_LINE}: {text!r}: an override is key=value, such as images=1000 or pipeline.steps=12"])
+        raise ConfigError(
+            [
+                f"{COMMAND_LINE}: {text!r}: an override is key=value, such as images=1000 or pipeline.steps=12"
+            ]
+        )
     return _Override(tuple(key.split(".")), parse_yaml(value, f"{COMMAND_LINE}: {key}").data)
 
 
@@ -177,7 +207,11 @@ def _apply(document: Document, changes: Sequence[_Override]) -> None:
             node = node[key]
             if not isinstance(node, dict):
                 dotted = ".".join(map(str, change.path[: i + 1]))
-                raise ConfigError([f"{change.place}: {'.'.join(map(str, change.path))}: {dotted} is not a mapping"])
+                raise ConfigError(
+                    [
+                        f"{change.place}: {'.'.join(map(str, change.path))}: {dotted} is not a mapping"
+                    ]
+                )
         node[change.path[-1]] = change.value
         for path in [p for p in document.places if p[: len(change.path)] == change.path]:
             del document.places[path]
@@ -187,12 +221,19 @@ def _apply(document: Document, changes: Sequence[_Override]) -> None:
 def _spoken(data: dict[str, Any], said: Spoken) -> list[_Override]:
     """What was said as overrides, with the categories that a job (its recipes inline) knows."""
     layout = data["layout"] if isinstance(data.get("layout"), dict) else {}
-    own = [section for section in (data.get("categories"), layout.get("objects")) if isinstance(section, dict)]
+    own = [
+        section
+        for section in (data.get("categories"), layout.get("objects"))
+        if isinstance(section, dict)
+    ]
     understood = understand(said, [*COCO_IDS, *(str(name) for section in own for name in section)])
     settings = {**understood.settings(), "spoken": understood.model_dump(mode="json")}
     if understood.objects and layout.get("total") is not None:
         settings["layout.total"] = None  # of shares, which counts replace
-    return [_Override(tuple(key.split(".")), value, f"spoken ({said.text!r})") for key, value in settings.items()]
+    return [
+        _Override(tuple(key.split(".")), value, f"spoken ({said.text!r})")
+        for key, value in settings.items()
+    ]
 
 
 def _inline(document: Document, section: str) -> bool:

@@ -57,11 +57,17 @@ class Validation:
         """The spec that `data[key]` names, made of the data; None if it is wrong."""
         name, known = data.get(key), registry.names(key)
         if name not in known:
-            what = f"{name!r} is not a {key}{did_you_mean(str(name), known)}" if key in data else f"missing; it names the {key}"
+            what = (
+                f"{name!r} is not a {key}{did_you_mean(str(name), known)}"
+                if key in data
+                else f"missing; it names the {key}"
+            )
             return self.problem((*path, key), f"{what}; there are: {', '.join(known)}")
         return self.model(registry.spec_class(key, str(name)), data, path)
 
-    def model(self, model: type[BaseModel], data: Any, path: KeyPath, skip: Sequence[str] = ()) -> Any:
+    def model(
+        self, model: type[BaseModel], data: Any, path: KeyPath, skip: Sequence[str] = ()
+    ) -> Any:
         try:
             return model.model_validate(data)
         except ValidationError as error:
@@ -72,19 +78,36 @@ class Validation:
 
     def explain(self, model: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> None:
         """One pydantic error as one line."""
-        where = (*path, *(p for p in detail["loc"] if not str(p).startswith(("function-", "tuple[", "constrained-", "dict["))))
+        where = (
+            *path,
+            *(
+                p
+                for p in detail["loc"]
+                if not str(p).startswith(("function-", "tuple[", "constrained-", "dict["))
+            ),
+        )
         if where not in self.document.places and where[-1:] in (("range",), ("count",)):
-            where = where[:-1]  # a short form, such as `size: [56, 88]` for `size: {range: [56, 88]}`
+            where = where[
+                :-1
+            ]  # a short form, such as `size: [56, 88]` for `size: {range: [56, 88]}`
         if detail["type"] == "extra_forbidden":
-            self.problem(where, f"unknown key{did_you_mean(str(where[-1]), _fields(model, detail['loc'][:-1]))}")
+            self.problem(
+                where,
+                f"unknown key{did_you_mean(str(where[-1]), _fields(model, detail['loc'][:-1]))}",
+            )
         elif detail["type"] == "missing":
             self.problem(where, "missing; this key must be given")
         elif detail["type"] == "value_error":
             own_key, _, rest = str(detail["ctx"]["error"]).partition(": ")
             named = own_key in _fields(model, detail["loc"])
-            self.problem((*where, own_key) if named else where, rest if named else str(detail["ctx"]["error"]))
+            self.problem(
+                (*where, own_key) if named else where,
+                rest if named else str(detail["ctx"]["error"]),
+            )
         else:
-            self.problem(where, f"{detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
+            self.problem(
+                where, f"{detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+            )
 
     def check_together(self, job: Job) -> None:
         """What no part can know alone: ids, room, and whether this pipeline can paint these layouts."""
@@ -101,7 +124,10 @@ class Validation:
             "verify": job.verify.check(job.layout) if job.verify else [],
         }
         for name in job.scene.atmosphere() if not job.pipeline.follows_words else ():
-            self.problem(("scene", name), f"{job.pipeline.method} paints no {name}, and a prompt must be true; leave it out")
+            self.problem(
+                ("scene", name),
+                f"{job.pipeline.method} paints no {name}, and a prompt must be true; leave it out",
+            )
         for section, problems in parts.items():
             for problem in problems:
                 key, _, text = problem.partition(": ")
@@ -109,7 +135,11 @@ class Validation:
 
     def problem(self, path: KeyPath, text: str) -> None:
         dotted = ".".join(map(str, path))
-        line = f"{self.document.place(path)}: {dotted}: {text}" if dotted else f"{self.document.place(path)}: {text}"
+        line = (
+            f"{self.document.place(path)}: {dotted}: {text}"
+            if dotted
+            else f"{self.document.place(path)}: {text}"
+        )
         if line not in self.problems:
             self.problems.append(line)
 
@@ -118,7 +148,9 @@ def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """The keys that the (nested) model at `loc` knows."""
     for part in loc:
         annotation = model.model_fields[str(part)].annotation
-        choices = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        choices = (
+            get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+        )
         models = [a for a in choices if isinstance(a, type) and issubclass(a, BaseModel)]
         if len(models) != 1:
             return []

@@ -42,7 +42,9 @@ def draw_boxes(
     return small
 
 
-def contact_sheet(pictures: list[Image.Image], columns: int = SHEET_COLUMNS, tile: int = SHEET_TILE) -> Image.Image:
+def contact_sheet(
+    pictures: list[Image.Image], columns: int = SHEET_COLUMNS, tile: int = SHEET_TILE
+) -> Image.Image:
     """Pictures side by side on dark ground, each in a square of `tile` px."""
     columns = max(1, min(columns, len(pictures)))
     rows = max(1, -(-len(pictures) // columns))
@@ -61,7 +63,9 @@ def write_contact_sheet(store: Store, rows: list[dict[str, Any]]) -> None:
             if name in wanted:
                 image, boxes = decoded(data, store.path(name)), annotations_of(wanted[name])
                 scale = (SHEET_TILE - 6) / max(image.size)
-                pictures.append(draw_boxes(image, [b.bbox for b in boxes], [b.category for b in boxes], scale))
+                pictures.append(
+                    draw_boxes(image, [b.bbox for b in boxes], [b.category for b in boxes], scale)
+                )
     with store.replacing("contact_sheet.jpg") as file:
         contact_sheet(pictures).save(file, "JPEG", quality=88)
 
@@ -94,7 +98,11 @@ def write_card(
 
 
 def filled_card(
-    template: Path, info: "DatasetInfo", files: list[dict[str, Any]], features: list[dict[str, Any]], **texts: str
+    template: Path,
+    info: "DatasetInfo",
+    files: list[dict[str, Any]],
+    features: list[dict[str, Any]],
+    **texts: str,
 ) -> str:
     """Return a card: the header that `datasets` and its viewer read, and the text of a template.
 
@@ -106,7 +114,10 @@ def filled_card(
     import yaml
     from huggingface_hub import DatasetCardData
 
-    yaml.add_representer(Quoted, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+    yaml.add_representer(
+        Quoted,
+        lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'),
+    )
     is_real = info.imported or any(source.get("imported") for source in info.sources or ())
     data = {
         "pretty_name": Quoted(info.name),
@@ -126,25 +137,46 @@ def _features(
 ) -> list[dict[str, Any]]:
     """Return the columns of a dataset; the arguments are those of `write_card`."""
     annotation: list[dict[str, Any]] = [{"name": "bbox", "list": "float64"}]
-    annotation += _fields(category_id="int64", category="string", phrase="string", area="float64", iscrowd="int64")
+    annotation += _fields(
+        category_id="int64", category="string", phrase="string", area="float64", iscrowd="int64"
+    )
     if verified:
         annotation += _fields(score="float64", iou="float64", action="string")
     if has_masks:
         size = {"name": "size", "list": "int64"}
         annotation.append({"name": "segmentation", "struct": [size, *_fields(counts="string")]})
-    sample = _fields(index="int64", key="string", width="int64", height="int64", prompt="string", seed="int64", attempt="int64")
+    sample = _fields(
+        index="int64",
+        key="string",
+        width="int64",
+        height="int64",
+        prompt="string",
+        seed="int64",
+        attempt="int64",
+    )
     if verified:
-        sample.append({"name": "verified", "struct": _fields(failed="int64", unasked="int64", repairs="int64")})
+        sample.append(
+            {
+                "name": "verified",
+                "struct": _fields(failed="int64", unasked="int64", repairs="int64"),
+            }
+        )
     if conditions:
         kinds = {name: "float64" if is_number(name) else "string" for name in conditions}
         sample.append({"name": "conditions", "struct": _fields(**kinds)})
     if source:
         sample += _fields(source="string")
     if info.sources:
-        sample.append({"name": "origin", "struct": _fields(dataset="string", index="int64", key="string")})
+        sample.append(
+            {"name": "origin", "struct": _fields(dataset="string", index="int64", key="string")}
+        )
     sample.append({"name": "annotations", "list": annotation})
     images = _fields(**dict.fromkeys(info.image_format.split(";"), "image"))
-    return [*images, {"name": "json", "struct": sample}, *_fields(__key__="string", __url__="string")]
+    return [
+        *images,
+        {"name": "json", "struct": sample},
+        *_fields(__key__="string", __url__="string"),
+    ]
 
 
 def _fields(**kinds: str) -> list[dict[str, Any]]:
@@ -158,7 +190,9 @@ class Quoted(str):
 
 def escaped(value: Any) -> str:
     """Text as Markdown that shows it as it is, in one line: no HTML, no link, no picture, no other cell of a table."""
-    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = (
+        " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    )
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
 
 

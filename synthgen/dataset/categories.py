@@ -13,7 +13,9 @@ COCO_NAMES = (
     "couch potted_plant bed - dining_table - - toilet - tv laptop mouse remote keyboard cell_phone microwave oven "
     "toaster sink refrigerator - book clock vase scissors teddy_bear hair_drier toothbrush"
 )
-COCO_IDS: dict[str, int] = {name.replace("_", " "): i for i, name in enumerate(COCO_NAMES.split(), 1) if name != "-"}
+COCO_IDS: dict[str, int] = {
+    name.replace("_", " "): i for i, name in enumerate(COCO_NAMES.split(), 1) if name != "-"
+}
 
 
 def category_ids(names: Iterable[str], own: Mapping[str, int]) -> dict[str, int]:
@@ -25,13 +27,19 @@ def category_ids(names: Iterable[str], own: Mapping[str, int]) -> dict[str, int]
     ids: dict[str, int] = {}
     for name in names:
         if name not in own and name not in COCO_IDS:
-            close = get_close_matches(name, [*own, *COCO_IDS], n=1, cutoff=0.81)  # dogs, doog; of a wombat no boat
+            close = get_close_matches(
+                name, [*own, *COCO_IDS], n=1, cutoff=0.81
+            )  # dogs, doog; of a wombat no boat
             hint = f"; did you mean {close[0]!r}? If not, give it" if close else "; give it"
-            raise ValueError(f"{name!r} is not a COCO category{hint} an id: `categories: {{{name}: 101}}`")
+            raise ValueError(
+                f"{name!r} is not a COCO category{hint} an id: `categories: {{{name}: 101}}`"
+            )
         ids[name] = own.get(name, COCO_IDS.get(name, 0))
         taken = next((n for n, i in ids.items() if i == ids[name] and n != name), None)
         if taken is not None:
-            raise ValueError(f"{name!r} and {taken!r} have the same id {ids[name]}; give one of them another in `categories`")
+            raise ValueError(
+                f"{name!r} and {taken!r} have the same id {ids[name]}; give one of them another in `categories`"
+            )
     return ids
 
 

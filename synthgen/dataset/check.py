@@ -14,7 +14,16 @@ from PIL import Image
 
 from synthgen.dataset.coco import WHOLE, coco_file
 from synthgen.dataset.info import DatasetInfo, read_info
-from synthgen.dataset.marker import TABLE, TAR, Marker, count_marked, read_marker, shard_file, shard_name, shard_sizes
+from synthgen.dataset.marker import (
+    TABLE,
+    TAR,
+    Marker,
+    count_marked,
+    read_marker,
+    shard_file,
+    shard_name,
+    shard_sizes,
+)
 from synthgen.dataset.sample import annotations_of, conditions_of
 from synthgen.dataset.shard import DamagedShardError, parse_table, read_members, rows_of
 from synthgen.errors import InputError, first_line
@@ -24,7 +33,15 @@ from synthgen.storage.local import digest_of
 from synthgen.storage.parquet import open_parquet
 from synthgen.strict_json import from_json
 
-NOT_WHAT_WE_WRITE = (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)  # of any JSON
+NOT_WHAT_WE_WRITE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RecursionError,
+)  # of any JSON
 REQUIRED = ("job.yaml", "dataset.json", "index.json", "manifest.parquet", "README.md")
 MOST_TOLD = 5  # missing samples
 
@@ -78,7 +95,9 @@ def examine(store: Store, info: DatasetInfo) -> Examined:
             for number in [n for n in found if coco_file(n, marked) == name]:
                 faults = list(check_shard(store, number, info, checked))
                 examined.faults += faults
-                examined.shards[number] = None if faults else checked.samples[shard_file(number, TAR)]
+                examined.shards[number] = (
+                    None if faults else checked.samples[shard_file(number, TAR)]
+                )
             manifest.check(checked)
             examined.faults += whole.check(name, checked, checked.committed > 0 or marked == 0)
         examined.faults += [*whole.end(), *manifest.end()]
@@ -110,12 +129,17 @@ def check_shard(store: Store, number: int, info: DatasetInfo, checked: _Checked)
         digests = {TAR: digest_of(tar), TABLE: hashlib.sha256(table).hexdigest()}
         committed = {TAR: marker.sha256, TABLE: marker.parquet_sha256}
         damaged = [suffix for suffix in digests if digests[suffix] != committed[suffix]]
-        yield from (f"shards/{name}{s}: its bytes are not those that were committed (sha256)" for s in damaged)
+        yield from (
+            f"shards/{name}{s}: its bytes are not those that were committed (sha256)"
+            for s in damaged
+        )
         if damaged:
             return
         try:
             members = dict(read_members(tar, shard_file(number, TAR)))
-            rows = rows_of(parse_table(table, shard_file(number, TABLE)), shard_file(number, TABLE), number)
+            rows = rows_of(
+                parse_table(table, shard_file(number, TABLE)), shard_file(number, TABLE), number
+            )
         except DamagedShardError as error:
             yield str(error)
             return
@@ -141,7 +165,11 @@ def _check_files(name: str, marker: Marker, info: DatasetInfo) -> Iterator[str]:
 
 
 def _check_members(
-    name: str, marker: Marker, members: dict[str, bytes], rows: list[dict[str, Any]], checked: _Checked
+    name: str,
+    marker: Marker,
+    members: dict[str, bytes],
+    rows: list[dict[str, Any]],
+    checked: _Checked,
 ) -> Iterator[str]:
     indices = list(range(marker.first_index, marker.first_index + marker.count))
     if [row["index"] for row in rows] != indices:
@@ -152,9 +180,13 @@ def _check_members(
         yield f"shards/{name}.tar: members differ from the table: {sorted(wanted ^ set(members))[:4]}"
         return
     for row in rows:
-        for fault in check_sample(row, members[f"{row['key']}.{row['image_format']}"], members[f"{row['key']}.json"]):
+        for fault in check_sample(
+            row, members[f"{row['key']}.{row['image_format']}"], members[f"{row['key']}.json"]
+        ):
             yield f"shards/{name}.tar: {row['key']}: {fault}"
-        checked.annotations[row["index"]] = [annotation.to_coco() for annotation in annotations_of(row)]
+        checked.annotations[row["index"]] = [
+            annotation.to_coco() for annotation in annotations_of(row)
+        ]
         checked.hashes[row["index"]] = row["image_sha256"]
 
 
@@ -196,7 +228,14 @@ def check_sample(row: dict[str, Any], picture: bytes, record: bytes) -> Iterator
         yield "json and row have different conditions"
     for label in labels:
         x, y, w, h = label.bbox
-        if not (w > 0 and h > 0 and x >= 0 and y >= 0 and x + w <= row["width"] + 1e-3 and y + h <= row["height"] + 1e-3):
+        if not (
+            w > 0
+            and h > 0
+            and x >= 0
+            and y >= 0
+            and x + w <= row["width"] + 1e-3
+            and y + h <= row["height"] + 1e-3
+        ):
             yield f"box {list(label.bbox)} is not inside the picture"
 
 
@@ -237,7 +276,10 @@ class _Whole:
 
     def _check_index(self) -> Iterator[str]:
         try:
-            listed = {s["url"]: s["nsamples"] for s in from_json(self.store.read("index.json"))["shardlist"]}
+            listed = {
+                s["url"]: s["nsamples"]
+                for s in from_json(self.store.read("index.json"))["shardlist"]
+            }
         except NOT_WHAT_WE_WRITE as error:
             yield f"index.json: cannot be read: {first_line(error)}"
             return
@@ -258,7 +300,11 @@ class _Whole:
             categories = {c["name"]: c["id"] for c in coco.dataset["categories"]}
             ids = [a["id"] for a in coco.dataset["annotations"]]
             got = {
-                i - 1: [{k: v for k, v in a.items() if k not in ("id", "image_id")} for a in coco.imgToAnns[i]] for i in coco.imgs
+                i - 1: [
+                    {k: v for k, v in a.items() if k not in ("id", "image_id")}
+                    for a in coco.imgToAnns[i]
+                ]
+                for i in coco.imgs
             }
         except NOT_WHAT_WE_WRITE as error:
             yield f"{name}: cannot be read: {first_line(error)}"
@@ -279,9 +325,13 @@ class _Manifest:
         self.rows: Iterator[tuple[int, str]] = iter(())
         with self._reading():
             file = opened.enter_context(store.open_table("manifest.parquet"))
-            batches = open_parquet(file).iter_batches(columns=["index", "image_sha256"], use_threads=False)
+            batches = open_parquet(file).iter_batches(
+                columns=["index", "image_sha256"], use_threads=False
+            )
             self.rows = (
-                pair for b in batches for pair in zip(b["index"].to_pylist(), b["image_sha256"].to_pylist(), strict=True)
+                pair
+                for b in batches
+                for pair in zip(b["index"].to_pylist(), b["image_sha256"].to_pylist(), strict=True)
             )
 
     @contextlib.contextmanager
@@ -293,7 +343,9 @@ class _Manifest:
 
     def _compare(self, same: bool) -> None:
         if not same and not self.fault:
-            self.fault = "manifest.parquet: its rows differ from the shards; run `synthgen finalize`"
+            self.fault = (
+                "manifest.parquet: its rows differ from the shards; run `synthgen finalize`"
+            )
 
     def check(self, checked: _Checked) -> None:
         with self._reading():

@@ -34,10 +34,16 @@ class Labels:
             return self.names.index(name)
         if self.left_out:
             return None
-        raise InputError(f"category {category!r} is none of the dataset's; there are {', '.join(self.names)}")
+        raise InputError(
+            f"category {category!r} is none of the dataset's; there are {', '.join(self.names)}"
+        )
 
 
-def labels_of(ids: Mapping[str, int], renamed: Mapping[str, str] | None = None, names: Sequence[str] | None = None) -> Labels:
+def labels_of(
+    ids: Mapping[str, int],
+    renamed: Mapping[str, str] | None = None,
+    names: Sequence[str] | None = None,
+) -> Labels:
     """The classes of a dataset, ascending by their ids there.
 
     Args:
@@ -52,10 +58,18 @@ def labels_of(ids: Mapping[str, int], renamed: Mapping[str, str] | None = None, 
     unknown = next((name for name in renamed if name not in ids), None)
     if unknown is not None:
         raise ValueError(f"{unknown!r} is no category here; there are {', '.join(ids)}")
-    if names is not None and ids and not {renamed.get(category, category) for category in ids} & set(names):
-        raise ValueError(f"{', '.join(map(repr, names)) or 'none'}: nothing here is called so; there are {', '.join(ids)}")
+    if (
+        names is not None
+        and ids
+        and not {renamed.get(category, category) for category in ids} & set(names)
+    ):
+        raise ValueError(
+            f"{', '.join(map(repr, names)) or 'none'}: nothing here is called so; there are {', '.join(ids)}"
+        )
     if names is not None and len(set(names)) != len(names):
-        raise ValueError(f"{next(n for n in names if list(names).count(n) > 1)!r} stands twice among the labels")
+        raise ValueError(
+            f"{next(n for n in names if list(names).count(n) > 1)!r} stands twice among the labels"
+        )
     if names is not None:
         return Labels(tuple(names), renamed, left_out=True)
     ordered = sorted(ids, key=lambda name: (ids[name], name))

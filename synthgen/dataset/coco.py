@@ -26,7 +26,11 @@ Record = tuple[dict[str, Any], list[dict[str, Any]]]
 
 def coco_file(number: int, shards: int) -> str:
     """The COCO file that a shard belongs to, in a dataset of so many."""
-    return WHOLE if shards <= SHARDS_A_FILE else f"{FOLDER}/instances-{number // SHARDS_A_FILE:05d}.json"
+    return (
+        WHOLE
+        if shards <= SHARDS_A_FILE
+        else f"{FOLDER}/instances-{number // SHARDS_A_FILE:05d}.json"
+    )
 
 
 def coco_head(ids: Mapping[str, int], info: dict[str, Any], licence: str) -> dict[str, Any]:
@@ -39,20 +43,37 @@ def coco_head(ids: Mapping[str, int], info: dict[str, Any], licence: str) -> dic
     """
     ordered = sorted(ids.items(), key=lambda item: item[1])
     categories = [Category(number, name).to_coco() for name, number in ordered]
-    return {"info": info, "licenses": [{"id": 1, "name": licence, "url": ""}], "categories": categories}
+    return {
+        "info": info,
+        "licenses": [{"id": 1, "name": licence, "url": ""}],
+        "categories": categories,
+    }
 
 
 def plain_record(row: dict[str, Any], annotations: list[Annotation], first: int) -> Record:
     """A row of a shard's table as COCO has it: image id index + 1, annotation ids from `first`."""
     image_id, name = row["index"] + 1, f"{row['key']}.{row['image_format']}"
-    image = {"id": image_id, "file_name": name, "width": row["width"], "height": row["height"], "license": 1}
+    image = {
+        "id": image_id,
+        "file_name": name,
+        "width": row["width"],
+        "height": row["height"],
+        "license": 1,
+    }
     numbered = enumerate(annotations, first)
-    return image, [{"id": number, "image_id": image_id, **annotation.to_coco()} for number, annotation in numbered]
+    return image, [
+        {"id": number, "image_id": image_id, **annotation.to_coco()}
+        for number, annotation in numbered
+    ]
 
 
 def write_coco(path: Path, head: Mapping[str, Any], records: Iterable[Record]) -> None:
     """Write a COCO file; memory stays constant."""
-    with replacing(path) as temporary, temporary.open("wb") as file, writing_coco(file, head) as coco:
+    with (
+        replacing(path) as temporary,
+        temporary.open("wb") as file,
+        writing_coco(file, head) as coco,
+    ):
         for image, annotations in records:
             coco.add(image, annotations)
 
@@ -104,7 +125,12 @@ class CocoWriter:
     def __enter__(self) -> "CocoWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if kind is not None:
             self.open.__exit__(kind, value, trace)
             return
@@ -112,7 +138,9 @@ class CocoWriter:
             self._begin(WHOLE)
         self.open.close()
         for name, _ in list(self.store.sizes(FOLDER)):  # of a dataset that was smaller, or larger
-            if f"{FOLDER}/{name}" not in self.files and re.fullmatch(r"instances(-\d+)?\.json", name):
+            if f"{FOLDER}/{name}" not in self.files and re.fullmatch(
+                r"instances(-\d+)?\.json", name
+            ):
                 self.store.delete(f"{FOLDER}/{name}")
 
     def add(self, number: int, rows: Iterable[dict[str, Any]]) -> None:
@@ -128,4 +156,6 @@ class CocoWriter:
     def _begin(self, name: str) -> None:
         self.open.close()
         self.files.append(name)
-        self.file = self.open.enter_context(writing_coco(self.open.enter_context(self.store.replacing(name)), self.head))
+        self.file = self.open.enter_context(
+            writing_coco(self.open.enter_context(self.store.replacing(name)), self.head)
+        )

@@ -68,19 +68,36 @@ def finalize(store: Store, info: DatasetInfo) -> dict[str, Any]:
     with (
         writing_index(store, info.name) as index,
         writing_manifest(store) as manifest,
-        CocoWriter(store, count_marked(found), coco_head(info.category_ids, coco_info, info.licence)) as coco,
+        CocoWriter(
+            store, count_marked(found), coco_head(info.category_ids, coco_info, info.licence)
+        ) as coco,
     ):
-        for number, marker, table in ahead(lambda shard: (*shard, read_table(store, shard[0])), scan(store, found), TABLES):
+        for number, marker, table in ahead(
+            lambda shard: (*shard, read_table(store, shard[0])), scan(store, found), TABLES
+        ):
             index.add(number, marker)
             manifest.add(marker, table)
             rows = rows_of(table, store.path(shard_file(number, TABLE)), number)
             coco.add(number, rows)
             first += rows[: SHEET_IMAGES - len(first)]
     write_contact_sheet(store, first)
-    counts = {**manifest.counts, "complete": manifest.counts["images"] == info.asked, "coco_files": len(coco.files)}
+    counts = {
+        **manifest.counts,
+        "complete": manifest.counts["images"] == info.asked,
+        "coco_files": len(coco.files),
+    }
     conditions = list(conditions_of(first[0])) if first else []
     facts, verified = card_facts(info, counts), bool(counts["verified"])
-    write_card(store, info, facts, coco.files[0], manifest.has_masks, verified, conditions, manifest.from_coco)
+    write_card(
+        store,
+        info,
+        facts,
+        coco.files[0],
+        manifest.has_masks,
+        verified,
+        conditions,
+        manifest.from_coco,
+    )
     write_info(store, info, counts)
     return counts
 
@@ -94,5 +111,9 @@ def card_facts(info: DatasetInfo, counts: dict[str, Any]) -> dict[str, Any]:
         "categories": ", ".join(info.category_ids),
         "licence": info.licence,
     }
-    model = {k: v for k, v in info.fingerprint.items() if k in ("pipeline.method", "pipeline.model", "pipeline.scale", "seed")}
+    model = {
+        k: v
+        for k, v in info.fingerprint.items()
+        if k in ("pipeline.method", "pipeline.model", "pipeline.scale", "seed")
+    }
     return {**facts, **counts["verified"], **model}

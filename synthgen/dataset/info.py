@@ -16,7 +16,9 @@ from synthgen.storage.local import LocalStore
 from synthgen.strict_json import to_json
 
 KINDS = "|".join(IMAGE_FORMATS)
-REVISION = ".revision"  # how keys end that say how often a result has changed without a key of its own
+REVISION = (
+    ".revision"  # how keys end that say how often a result has changed without a key of its own
+)
 JOURNAL = "log.jsonl"  # what runs did (`synthgen.engine.run_log`)
 WRITTEN = (
     "job.yaml",
@@ -101,7 +103,9 @@ def refuse_changed(store: Store, info: DatasetInfo) -> None:
     old = read_info(store)
     changed = [] if old is None else changes(old, info)
     if changed and has_shard(store):
-        raise ChangedJobError(f"{store} holds another job: {'; '.join(changed)}. Give another output.path, or --overwrite")
+        raise ChangedJobError(
+            f"{store} holds another job: {'; '.join(changed)}. Give another output.path, or --overwrite"
+        )
 
 
 def has_shard(store: Store) -> bool:
@@ -125,9 +129,15 @@ def changes(old: DatasetInfo, info: DatasetInfo) -> list[str]:
         if here.get(key) != there.get(key):
             absent = "1" if key.endswith(REVISION) else "not set"
             was = repr(there[key]) if key in there else absent
-            changed.append(f"{key}: was {was}, is {here[key]!r}" if key in here else f"{key}: was {was}, is not set")
+            changed.append(
+                f"{key}: was {was}, is {here[key]!r}"
+                if key in here
+                else f"{key}: was {was}, is not set"
+            )
     if old.asked > info.asked:
-        changed.append(f"images: was {old.asked}, is {info.asked}; a dataset can be extended, not shortened")
+        changed.append(
+            f"images: was {old.asked}, is {info.asked}; a dataset can be extended, not shortened"
+        )
     return changed
 
 
@@ -138,8 +148,16 @@ def refuse_foreign(store: Store) -> None:
         raise ChangedJobError(f"{store} is a file, not a folder; give another output.path")
     if read_info(store) is not None:
         return
-    shards = (local / "shards").exists() if local is not None else next(store.sizes("shards"), None) is not None
-    theirs = ["shards"] if shards else sorted(name for name, _ in store.sizes("") if name in WRITTEN and name != JOURNAL)
+    shards = (
+        (local / "shards").exists()
+        if local is not None
+        else next(store.sizes("shards"), None) is not None
+    )
+    theirs = (
+        ["shards"]
+        if shards
+        else sorted(name for name, _ in store.sizes("") if name in WRITTEN and name != JOURNAL)
+    )
     if theirs:
         raise ChangedJobError(
             f"{store} has {', '.join(theirs)} and is not a synthgen dataset (no readable dataset.json); give another output.path"

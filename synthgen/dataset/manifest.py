@@ -29,7 +29,13 @@ class Manifest:
     def __init__(self, file: pa.NativeFile) -> None:
         self.file, self.has_masks, self.from_coco = file, False, False
         self.writer: Any = None
-        self.counts: dict[str, Any] = {"images": 0, "boxes": 0, "shards": 0, "bytes": 0, "verified": {}}
+        self.counts: dict[str, Any] = {
+            "images": 0,
+            "boxes": 0,
+            "shards": 0,
+            "bytes": 0,
+            "verified": {},
+        }
 
     def add(self, marker: Marker, table: pa.Table) -> None:
         """Write the rows of a shard's table.
@@ -40,11 +46,15 @@ class Manifest:
         if self.writer is None:
             self.begin(table.column_names)
         if missing := set(self.names).difference(table.column_names):
-            raise DamagedShardError(f"the shard of sample {marker.first_index} has no column {min(missing)!r}, but the first has")
+            raise DamagedShardError(
+                f"the shard of sample {marker.first_index} has no column {min(missing)!r}, but the first has"
+            )
         self.writer.write_table(table.select(self.names).cast(self.writer.schema))
         masks = pc.list_flatten(table["segmentation"])
         self.has_masks |= masks.null_count < len(masks)
-        self.from_coco |= "source" in table.column_names and table["source"].null_count < table.num_rows
+        self.from_coco |= (
+            "source" in table.column_names and table["source"].null_count < table.num_rows
+        )
         counts = self.counts
         counts["images"] += table.num_rows
         counts["boxes"] += pc.sum(table["n_boxes"]).as_py() or 0
@@ -52,7 +62,9 @@ class Manifest:
         counts["bytes"] += marker.bytes
         for name in VERIFIED:
             if table[name].null_count < table.num_rows:
-                counts["verified"][name] = counts["verified"].get(name, 0) + pc.sum(table[name]).as_py()
+                counts["verified"][name] = (
+                    counts["verified"].get(name, 0) + pc.sum(table[name]).as_py()
+                )
 
     def begin(self, names: Sequence[str]) -> None:
         """Open the file, with the columns that the first table has (a job's conditions are among them)."""
@@ -84,7 +96,12 @@ class Index:
 
     def add(self, number: int, marker: Marker) -> None:
         url = shard_file(number, TAR)
-        entry = {"url": url, "md5sum": marker.md5, "nsamples": marker.count, "filesize": marker.bytes}
+        entry = {
+            "url": url,
+            "md5sum": marker.md5,
+            "nsamples": marker.count,
+            "filesize": marker.bytes,
+        }
         text = to_json(entry, indent=1).replace("\n", "\n  ")
         self.file.write(f"{',' if self.entries else ''}\n  {text}".encode())
         self.entries += 1
@@ -93,7 +110,10 @@ class Index:
 @contextmanager
 def writing_index(store: Store, name: str) -> Iterator[Index]:
     """The bytes are those of `json.dumps(..., indent=1)`, entry by entry."""
-    head = to_json({"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": []}, indent=1)
+    head = to_json(
+        {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": []},
+        indent=1,
+    )
     with store.replacing("index.json") as file:
         file.write(head[: head.rindex("]")].encode())
         index = Index(file)

@@ -70,7 +70,9 @@ def stored_marker(store: Store, number: int) -> Marker | None:
 
 def read_marker(store: Store, number: int) -> Marker | None:
     """The marker of a committed shard; None if it has no valid one, or its files are gone or of another size."""
-    return _marker(store, number, *(store.size(shard_file(number, suffix)) for suffix in (TAR, TABLE)))
+    return _marker(
+        store, number, *(store.size(shard_file(number, suffix)) for suffix in (TAR, TABLE))
+    )
 
 
 def _marker(store: Store, number: int, *sizes: int | None) -> Marker | None:
@@ -97,7 +99,9 @@ def count_marked(found: dict[int, dict[str, int]]) -> int:
     return sum(MARKER in files for files in found.values())
 
 
-def scan(store: Store, found: dict[int, dict[str, int]] | None = None) -> Iterator[tuple[int, Marker]]:
+def scan(
+    store: Store, found: dict[int, dict[str, int]] | None = None
+) -> Iterator[tuple[int, Marker]]:
     """Number and marker of each committed shard, ascending; many are read at the same time, few are held.
 
     Args:
@@ -105,8 +109,12 @@ def scan(store: Store, found: dict[int, dict[str, int]] | None = None) -> Iterat
     """
     sizes = shard_sizes(store) if found is None else found
     numbers = [number for number, files in sizes.items() if MARKER in files]
-    read = ahead(lambda n: _marker(store, n, sizes[n].get(TAR), sizes[n].get(TABLE)), numbers, store.threads)
-    yield from ((number, marker) for number, marker in zip(numbers, read, strict=True) if marker is not None)
+    read = ahead(
+        lambda n: _marker(store, n, sizes[n].get(TAR), sizes[n].get(TABLE)), numbers, store.threads
+    )
+    yield from (
+        (number, marker) for number, marker in zip(numbers, read, strict=True) if marker is not None
+    )
 
 
 def committed(store: Store) -> list[int]:

@@ -127,8 +127,14 @@ def found_shards(pattern: str) -> tuple[list[tuple[str, int, Marker]], list[Data
         infos.append(info)
         sound = sound_shards(store)
         if some is not None and not some <= set(sound):
-            raise InputError(f"{out}/shards/{min(some - set(sound)):06d}.tar: was never committed; see `synthgen check {out}`")
-        shards += [(out, number, marker) for number, marker in sound.items() if some is None or number in some]
+            raise InputError(
+                f"{out}/shards/{min(some - set(sound)):06d}.tar: was never committed; see `synthgen check {out}`"
+            )
+        shards += [
+            (out, number, marker)
+            for number, marker in sound.items()
+            if some is None or number in some
+        ]
     return shards, infos
 
 
@@ -144,10 +150,14 @@ def meant(pattern: str) -> dict[str, set[int] | None]:
         if shard is None:
             if read_info(open_store(path)) is not None:
                 found[path] = None
-        elif (numbers := found.setdefault("." if shard[1] is None else shard[1] or "/", set())) is not None:
+        elif (
+            numbers := found.setdefault("." if shard[1] is None else shard[1] or "/", set())
+        ) is not None:
             numbers.add(int(shard[2]))
     if not found:
-        raise InputError(f"{pattern}: no dataset here; name the output folder of `synthgen run`, or a pattern of some")
+        raise InputError(
+            f"{pattern}: no dataset here; name the output folder of `synthgen run`, or a pattern of some"
+        )
     return found
 
 
@@ -158,13 +168,21 @@ def matching(pattern: str) -> list[str]:
         InputError: another part of a URL than the names of shards is a pattern.
     """
     if not is_url(pattern):
-        return [str(Path(p)) for p in ([pattern] if Path(pattern).exists() else sorted(glob(pattern)))]
+        return [
+            str(Path(p)) for p in ([pattern] if Path(pattern).exists() else sorted(glob(pattern)))
+        ]
     if not re.search(r"[*[]", pattern):
         return [pattern.rstrip("/")]
     out, _, name = pattern.rpartition("/shards/")
     if not out or re.search(r"[*[]", out):
-        raise InputError(f"{pattern}: in a URL only the names of shards can be a pattern: s3://BUCKET/OUT/shards/00000*.tar")
-    return [f"{out}/shards/{file}" for file, _ in sorted(open_store(out).sizes("shards")) if fnmatch(file, name)]
+        raise InputError(
+            f"{pattern}: in a URL only the names of shards can be a pattern: s3://BUCKET/OUT/shards/00000*.tar"
+        )
+    return [
+        f"{out}/shards/{file}"
+        for file, _ in sorted(open_store(out).sizes("shards"))
+        if fnmatch(file, name)
+    ]
 
 
 def members(marker: Marker, split: str | None, val: float) -> int:
@@ -284,10 +302,14 @@ class DetectionDataset(IterableDataset[tuple[Any, Target]]):
             image, target = as_item(row, data, self.classes, self.first_label, self.crowds)
             yield (image, target) if self.transform is None else self.transform(image, target)
 
-    def _samples(self, epoch: int, worker: int, workers: int) -> Iterator[tuple[dict[str, Any], bytes]]:
+    def _samples(
+        self, epoch: int, worker: int, workers: int
+    ) -> Iterator[tuple[dict[str, Any], bytes]]:
         for shard, first, last in self.order.pieces(epoch, worker, workers):
             at = 0
-            store = open_store(shard.out)  # by the process that reads: no connection outlives a fork
+            store = open_store(
+                shard.out
+            )  # by the process that reads: no connection outlives a fork
             for row, data in read_samples(store, shard.number):
                 if self.split in (None, split_of(row["key"], self.val)):
                     if first <= at < last:
@@ -297,7 +319,9 @@ class DetectionDataset(IterableDataset[tuple[Any, Target]]):
                         break
 
 
-def as_item(row: dict[str, Any], data: bytes, classes: Labels, first_label: int, crowds: bool) -> tuple[Any, Target]:
+def as_item(
+    row: dict[str, Any], data: bytes, classes: Labels, first_label: int, crowds: bool
+) -> tuple[Any, Target]:
     """Picture and target of a sample (`DetectionDataset`)."""
     found = [a for a in annotations_of(row) if crowds or not a.iscrowd]
     numbers = [classes.number(a.category) for a in found]
@@ -333,6 +357,15 @@ def as_coco(target: Target) -> dict[str, Any]:
     Their models take `category_id` for the class, so open the dataset with first_label=0.
     """
     boxes = xyxy_to_xywh(np.asarray(target["boxes"].cpu()))
-    fields = zip(boxes.tolist(), target["labels"].tolist(), target["area"].tolist(), target["iscrowd"].tolist(), strict=True)
-    records = [{"bbox": box, "category_id": label, "area": area, "iscrowd": crowd} for box, label, area, crowd in fields]
+    fields = zip(
+        boxes.tolist(),
+        target["labels"].tolist(),
+        target["area"].tolist(),
+        target["iscrowd"].tolist(),
+        strict=True,
+    )
+    records = [
+        {"bbox": box, "category_id": label, "area": area, "iscrowd": crowd}
+        for box, label, area, crowd in fields
+    ]
     return {"image_id": target["image_id"], "annotations": records}

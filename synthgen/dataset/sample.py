@@ -47,7 +47,9 @@ SCHEMA = pa.schema(
     ]
 )
 CONDITION = re.compile(r"[a-z][a-z0-9_]{0,63}")
-ORIGIN = pa.field("origin", pa.struct([("dataset", pa.string()), ("index", pa.int64()), ("key", pa.string())]))
+ORIGIN = pa.field(
+    "origin", pa.struct([("dataset", pa.string()), ("index", pa.int64()), ("key", pa.string())])
+)
 """In the tables of a dataset that was merged: what a sample was in the dataset that it came from."""
 OPTIONAL = ("source",)
 """What the tables of older datasets lack."""
@@ -72,7 +74,9 @@ def is_number(condition: str) -> bool:
 
 def is_condition(name: str) -> bool:
     """Whether a column is a condition: what a table has beyond SCHEMA and ORIGIN."""
-    return name not in SCHEMA.names and name != ORIGIN.name and CONDITION.fullmatch(name) is not None
+    return (
+        name not in SCHEMA.names and name != ORIGIN.name and CONDITION.fullmatch(name) is not None
+    )
 
 
 def conditions_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -115,18 +119,27 @@ class Sample:
     def json(self) -> bytes:
         """What `<key>.json` holds."""
         record = {name: getattr(self, name) for name in FIELDS}
-        more = {name: value for name in ("verified", "source", "origin") if (value := getattr(self, name)) is not None}
+        more = {
+            name: value
+            for name in ("verified", "source", "origin")
+            if (value := getattr(self, name)) is not None
+        }
         drawn = {"conditions": self.conditions} if self.conditions else {}
         annotations = [annotation.to_record() for annotation in self.annotations]
         return to_json({**record, **more, **drawn, "annotations": annotations}).encode()
 
     def row(self, shard: str) -> dict[str, Any]:
         """The same as one row of `table_schema`; `segmentation` is the counts of the run-length encoding."""
-        columns = {name: [getattr(a, name) for a in self.annotations] for name in ANNOTATION_COLUMNS}
+        columns = {
+            name: [getattr(a, name) for a in self.annotations] for name in ANNOTATION_COLUMNS
+        }
         columns["segmentation"] = [(a.segmentation or {}).get("counts") for a in self.annotations]
         verified = dict.fromkeys(VERIFIED) if self.verified is None else self.verified
         plain = {n: getattr(self, n) for n in (*FIELDS, "image_format", "source")}
-        hashes = {"image_bytes": len(self.image), "image_sha256": hashlib.sha256(self.image).hexdigest()}
+        hashes = {
+            "image_bytes": len(self.image),
+            "image_sha256": hashlib.sha256(self.image).hexdigest(),
+        }
         came_from = {} if self.origin is None else {"origin": self.origin}
         counted = {**plain, "shard": shard, "n_boxes": len(self.annotations)}
         return {**counted, **verified, **columns, **hashes, **self.conditions, **came_from}
@@ -147,13 +160,27 @@ def parse_sample(record: bytes, image: bytes, image_format: str) -> Sample:
     try:
         data = from_json(record)
         plain = {name: data[name] for name in FIELDS if name != "key"}
-        more = {name: data.get(name) for name in ("verified", "source", "origin")} | {"conditions": data.get("conditions", {})}
+        more = {name: data.get(name) for name in ("verified", "source", "origin")} | {
+            "conditions": data.get("conditions", {})
+        }
         annotations = tuple(map(Annotation.from_coco, data["annotations"]))
-        sample = Sample(**plain, annotations=annotations, image=image, image_format=image_format, **more)
+        sample = Sample(
+            **plain, annotations=annotations, image=image, image_format=image_format, **more
+        )
         fault = row_fault(table_of([sample], "").to_pylist()[0])
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, pa.ArrowException) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        pa.ArrowException,
+    ) as error:
         raise ValueError(f"its json cannot be read: {type(error).__name__} {error}") from None
-    if not all(map(is_condition, sample.conditions)) or (sample.verified is not None and set(sample.verified) != set(VERIFIED)):
+    if not all(map(is_condition, sample.conditions)) or (
+        sample.verified is not None and set(sample.verified) != set(VERIFIED)
+    ):
         fault = "conditions or verified have other keys than there are"
     if fault or sample.json() != record:
         raise ValueError(f"its json is not what this version writes{f': {fault}' if fault else ''}")
@@ -181,7 +208,10 @@ def row_fault(row: dict[str, Any]) -> str | None:
         for value in row[name]:
             if value is not None and not _is_sound(value):
                 return f"{name} {value} of a box is no finite number"
-    for name, value in row.items():  # a condition is the only number with a fraction outside the lists
+    for (
+        name,
+        value,
+    ) in row.items():  # a condition is the only number with a fraction outside the lists
         if isinstance(value, float) and not _is_sound(value):
             return f"{name} {value} is no finite number"
     return None

@@ -17,7 +17,14 @@ from synthgen.storage.base import Store
 from synthgen.storage.parquet import decode_table, encode_table
 from synthgen.strict_json import to_json
 
-BROKEN = (tarfile.TarError, OSError, EOFError, ValueError, LookupError, OverflowError)  # what tarfile raises of any bytes
+BROKEN = (
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    OverflowError,
+)  # what tarfile raises of any bytes
 
 
 class DamagedShardError(InputError):
@@ -35,7 +42,12 @@ class StagedShard:
 
 
 def stage(
-    store: Store, number: int, samples: Sequence[Sample], numerics: dict[str, Any], seconds: float, attempts: int
+    store: Store,
+    number: int,
+    samples: Sequence[Sample],
+    numerics: dict[str, Any],
+    seconds: float,
+    attempts: int,
 ) -> StagedShard:
     """Write tar and table under unique temporary names; the bytes depend on the samples alone."""
     name = shard_name(number)
@@ -122,7 +134,9 @@ def read_table(store: Store, number: int) -> pa.Table:
     try:
         return parse_table(store.read(name), store.path(name))
     except OSError as error:
-        raise DamagedShardError(f"{store.path(name)}: cannot be read: {first_line(error)}") from None
+        raise DamagedShardError(
+            f"{store.path(name)}: cannot be read: {first_line(error)}"
+        ) from None
 
 
 def parse_table(data: bytes, place: str) -> pa.Table:
@@ -131,11 +145,17 @@ def parse_table(data: bytes, place: str) -> pa.Table:
         table = decode_table(data)
         schema = table_schema(table.column_names)
         there = {name: table.schema.field(name).type for name in table.column_names}
-        wrong = [f.name for f in schema if there.get(f.name) != f.type and (f.name in there or f.name not in OPTIONAL)]
+        wrong = [
+            f.name
+            for f in schema
+            if there.get(f.name) != f.type and (f.name in there or f.name not in OPTIONAL)
+        ]
     except (OSError, ValueError, LookupError, pa.ArrowException) as error:
         raise DamagedShardError(f"{place}: cannot be read: {first_line(error)}") from None
     if wrong:
-        raise DamagedShardError(f"{place}: not the table of a shard: column {wrong[0]!r} is missing or of another type")
+        raise DamagedShardError(
+            f"{place}: not the table of a shard: column {wrong[0]!r} is missing or of another type"
+        )
     return table
 
 
@@ -150,7 +170,9 @@ def rows_of(table: pa.Table, place: str, number: int) -> list[dict[str, Any]]:
     except (ValueError, pa.ArrowException) as error:  # such as text that is not UTF-8
         raise DamagedShardError(f"{place}: cannot be read: {first_line(error)}") from None
     for row in rows:
-        if fault := row_fault(row) or (row["shard"] != shard_name(number) and f"is of shard {row['shard']!r}"):
+        if fault := row_fault(row) or (
+            row["shard"] != shard_name(number) and f"is of shard {row['shard']!r}"
+        ):
             raise DamagedShardError(f"{place}: sample {row['index']}: {fault}")
     return rows
 
@@ -171,7 +193,9 @@ def shard_members(store: Store, number: int) -> Iterator[tuple[str, bytes]]:
         with store.open(name) as file:
             yield from read_members(file, store.path(name))
     except OSError as error:
-        raise DamagedShardError(f"{store.path(name)}: cannot be read: {first_line(error)}") from None
+        raise DamagedShardError(
+            f"{store.path(name)}: cannot be read: {first_line(error)}"
+        ) from None
 
 
 def read_members(source: Path | BinaryIO, place: str = "") -> Iterator[tuple[str, bytes]]:

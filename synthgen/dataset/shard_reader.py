@@ -37,9 +37,13 @@ def sound_shards(store: Store) -> dict[int, Marker]:
     found = shard_sizes(store)
     sound = dict(scan(store, found))
     for number in (n for n, files in found.items() if MARKER in files and n not in sound):
-        raise DamagedShardError(f"{store}/shards/{shard_name(number)}: differs from its marker; see `synthgen check {store}`")
+        raise DamagedShardError(
+            f"{store}/shards/{shard_name(number)}: differs from its marker; see `synthgen check {store}`"
+        )
     if not sound:
-        raise InputError(f"{store}: no dataset here: it has no finished shard (shards/000000.tar with its marker)")
+        raise InputError(
+            f"{store}: no dataset here: it has no finished shard (shards/000000.tar with its marker)"
+        )
     return sound
 
 
@@ -55,11 +59,15 @@ def read_samples(store: Store, number: int) -> Iterator[tuple[dict[str, Any], by
         row = rows.get(name)
         if row is not None:
             if hashlib.sha256(data).hexdigest() != row["image_sha256"]:
-                raise DamagedShardError(f"{tar}: {name} differs from its row (sha256); see `synthgen check {store}`")
+                raise DamagedShardError(
+                    f"{tar}: {name} differs from its row (sha256); see `synthgen check {store}`"
+                )
             count += 1
             yield row, data
     if count != len(rows):
-        raise DamagedShardError(f"{tar}: holds {count} of {len(rows)} pictures; see `synthgen check {store}`")
+        raise DamagedShardError(
+            f"{tar}: holds {count} of {len(rows)} pictures; see `synthgen check {store}`"
+        )
 
 
 def parsed_samples(tar: BinaryIO, place: str) -> Iterator[Sample]:
@@ -75,7 +83,9 @@ def parsed_samples(tar: BinaryIO, place: str) -> Iterator[Sample]:
     for name, picture in members:
         (key, _, kind), (record_name, record) = name.partition("."), next(members, ("nothing", b""))
         if kind not in IMAGE_FORMATS or record_name != f"{key}.json":
-            raise DamagedShardError(f"{place}: {name!r} and {record_name!r} are not a picture and its json")
+            raise DamagedShardError(
+                f"{place}: {name!r} and {record_name!r} are not a picture and its json"
+            )
         try:
             sample = parse_sample(record, picture, kind)
         except ValueError as error:

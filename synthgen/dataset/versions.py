@@ -7,7 +7,11 @@ from typing import Any
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "ray")
 ALWAYS = ("numpy", "pillow")  # those of them that every pixel depends on
-WITH_TORCH = ("torch", "diffusers", "transformers")  # those that it depends on where a network generates or verifies
+WITH_TORCH = (
+    "torch",
+    "diffusers",
+    "transformers",
+)  # those that it depends on where a network generates or verifies
 DISTRIBUTION = "synthgen-layouts"
 
 

@@ -20,11 +20,25 @@ from synthgen.config.job import Job
 from synthgen.config.loading import with_values
 from synthgen.dataset.finalise import begin, clean, finalize, remove_dataset
 from synthgen.dataset.former_defaults import begun_with, unknown_hashes
-from synthgen.dataset.info import ChangedJobError, DatasetInfo, has_shard, read_info, refuse_changed, refuse_foreign
+from synthgen.dataset.info import (
+    ChangedJobError,
+    DatasetInfo,
+    has_shard,
+    read_info,
+    refuse_changed,
+    refuse_foreign,
+)
 from synthgen.dataset.marker import Marker, scan, shard_sizes
 from synthgen.dataset.sample import Sample
 from synthgen.dataset.shard import StagedShard, commit, stage, withdraw
-from synthgen.dataset.versions import ALWAYS, DISTRIBUTION, PACKAGES, WITH_TORCH, other_versions, versions
+from synthgen.dataset.versions import (
+    ALWAYS,
+    DISTRIBUTION,
+    PACKAGES,
+    WITH_TORCH,
+    other_versions,
+    versions,
+)
 from synthgen.engine.cluster import cluster_address, refuse_unreachable
 from synthgen.engine.local_pool import LocalPool
 from synthgen.engine.pool import FailedShard, Pool, StoppedError
@@ -255,7 +269,14 @@ class Assembly(Work):
 
 def dataset_info(job: Job) -> DatasetInfo:
     """What dataset.json keeps of a job."""
-    return DatasetInfo(job.name, job.images, job.fingerprint(), job.ids(), job.output.image_format, job.pipeline.licence())
+    return DatasetInfo(
+        job.name,
+        job.images,
+        job.fingerprint(),
+        job.ids(),
+        job.output.image_format,
+        job.pipeline.licence(),
+    )
 
 
 def as_begun(job: Job, info: DatasetInfo, old: DatasetInfo) -> tuple[Job, DatasetInfo, list[str]]:
@@ -277,7 +298,9 @@ def as_begun(job: Job, info: DatasetInfo, old: DatasetInfo) -> tuple[Job, Datase
     hashes = unknown_hashes(old.fingerprint, new)
     if hashes:
         names = ", ".join(hashes)
-        said.append(f"{names}: not recorded when this dataset was begun; the files are taken to be the same")
+        said.append(
+            f"{names}: not recorded when this dataset was begun; the files are taken to be the same"
+        )
     if values:
         job = with_values(job, values, "dataset.json")
         info = replace(info, fingerprint=job.fingerprint())
@@ -297,7 +320,9 @@ def refuse_gone_cluster(job: Job, store: Store, address: str | None) -> None:
             raise
 
 
-def missing_shards(job: Job, store: Store, found: dict[int, dict[str, int]] | None = None) -> list[int]:
+def missing_shards(
+    job: Job, store: Store, found: dict[int, dict[str, int]] | None = None
+) -> list[int]:
     """Shards that are not there, or hold another number of images than they should (an extended last one).
 
     Args:
@@ -312,13 +337,19 @@ def missing_shards(job: Job, store: Store, found: dict[int, dict[str, int]] | No
         if number < job.shards and marker.count == job.shard_count(number):
             there[number] = marker.count
             mixed = mixed or difference(marker, job)
-            other = other_versions(marker.numerics.get("versions"), versions(), (DISTRIBUTION, *PACKAGES))
+            other = other_versions(
+                marker.numerics.get("versions"), versions(), (DISTRIBUTION, *PACKAGES)
+            )
             harmless, known = harmless or other, known or not other
     missing = [number for number in range(job.shards) if number not in there]
     if missing and mixed:
-        raise ChangedJobError(f"{store} was made with other versions: {mixed}. Install those, or give another output.path")
+        raise ChangedJobError(
+            f"{store} was made with other versions: {mixed}. Install those, or give another output.path"
+        )
     if missing and harmless and not known:  # once: from now on there is a shard of these versions
-        log.warning("%s was begun with other versions, which no pixel depends on: %s", store, harmless)
+        log.warning(
+            "%s was begun with other versions, which no pixel depends on: %s", store, harmless
+        )
     return missing
 
 
@@ -329,7 +360,9 @@ def difference(marker: Marker, job: Job) -> str:
     version of synthgen generates otherwise has a key in the fingerprint.
     """
     torch = job.pipeline.uses_torch or job.verify is not None
-    return other_versions(marker.numerics.get("versions"), versions(), (*ALWAYS, *(WITH_TORCH if torch else ())))
+    return other_versions(
+        marker.numerics.get("versions"), versions(), (*ALWAYS, *(WITH_TORCH if torch else ()))
+    )
 
 
 class Generation(Work):
@@ -381,7 +414,12 @@ class Generation(Work):
         for text in self.said if shards else ():
             log.warning("%s: %s", self.store, text)
         begin(self.store, self.info, self.job.resolved())
-        about = facts(job=self.job.name, images=self.job.images, missing_shards=len(shards), versions=versions())
+        about = facts(
+            job=self.job.name,
+            images=self.job.images,
+            missing_shards=len(shards),
+            versions=versions(),
+        )
         log.info("run started", extra=about)
 
     def make(self, shards: Iterable[int]) -> Generator[StagedShard, None, None]:
@@ -404,7 +442,9 @@ class Generation(Work):
             if pool is not None:
                 pool.close()
 
-    def take(self, pool: Pool, shards: Iterable[int], tell: Report | None = None) -> Iterator[StagedShard]:
+    def take(
+        self, pool: Pool, shards: Iterable[int], tell: Report | None = None
+    ) -> Iterator[StagedShard]:
         """Take what a pool makes, and write down what it gives up."""
         for event in pool.run(shards):
             if isinstance(event, Progress):
@@ -412,12 +452,16 @@ class Generation(Work):
                     tell(event.images)
             elif isinstance(event, FailedShard):
                 self.failed.append(event)
-                self.store.write(FAILURES, "".join(json.dumps(asdict(f)) + "\n" for f in self.failed))
+                self.store.write(
+                    FAILURES, "".join(json.dumps(asdict(f)) + "\n" for f in self.failed)
+                )
                 if len(self.failed) == MOST_FAILED:
                     pool.finish()
             else:
                 if mixed := difference(event.marker, self.job):
-                    raise StoppedError(f"a worker has other versions than this driver: {mixed}. Install the same on all nodes")
+                    raise StoppedError(
+                        f"a worker has other versions than this driver: {mixed}. Install the same on all nodes"
+                    )
                 yield event
                 log.info("shard committed", extra=committed_facts(event))
 
@@ -438,7 +482,10 @@ class Generation(Work):
 
 
 def run(
-    job: Job, address: str | None = None, overwrite: bool = False, report: Callable[[int, int], Report] | None = None
+    job: Job,
+    address: str | None = None,
+    overwrite: bool = False,
+    report: Callable[[int, int], Report] | None = None,
 ) -> RunResult:
     """Make the dataset of a job, or what is missing of it.
 
@@ -471,7 +518,9 @@ def run(
 
 
 def full_disk(store: Store, error: OSError) -> StoppedError:
-    return StoppedError(f"{store}: {os.strerror(error.errno or 0)}: make room, or give another output.path")
+    return StoppedError(
+        f"{store}: {os.strerror(error.errno or 0)}: make room, or give another output.path"
+    )
 
 
 def open_pool(job: Job, store: Store, address: str | None = None) -> Pool:
@@ -483,7 +532,12 @@ def open_pool(job: Job, store: Store, address: str | None = None) -> Pool:
 
 def ended_facts(result: RunResult) -> dict[str, Any]:
     """What the log says of a run that ended."""
-    return facts(made=result.made, seconds=round(result.seconds, 3), failed=len(result.failed), **result.counts)
+    return facts(
+        made=result.made,
+        seconds=round(result.seconds, 3),
+        failed=len(result.failed),
+        **result.counts,
+    )
 
 
 def committed_facts(shard: StagedShard) -> dict[str, Any]:
@@ -491,5 +545,10 @@ def committed_facts(shard: StagedShard) -> dict[str, Any]:
     marker = shard.marker
     how = {key: marker.numerics.get(key) for key in ("device", "chunk")}
     return facts(
-        shard=shard.number, images=marker.count, seconds=marker.seconds, attempts=marker.attempts, bytes=marker.bytes, **how
+        shard=shard.number,
+        images=marker.count,
+        seconds=marker.seconds,
+        attempts=marker.attempts,
+        bytes=marker.bytes,
+        **how,
     )

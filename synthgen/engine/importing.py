@@ -33,7 +33,10 @@ from synthgen.storage.base import Store
 from synthgen.storage.location import open_store
 
 FIRST_ID = 101  # beyond COCO's, of names that COCO lacks
-REMEDIES = {NO_AREA: "--drop-empty drops boxes of no area", OUTSIDE: "--clip clips boxes that stand out"}
+REMEDIES = {
+    NO_AREA: "--drop-empty drops boxes of no area",
+    OUTSIDE: "--clip clips boxes that stand out",
+}
 """Which option helps against a problem, by words of its text."""
 
 
@@ -72,7 +75,9 @@ class ImportResult:
     ids: dict[str, int]
 
 
-def import_dataset(spec: ImportSpec, overwrite: bool = False, report: Report | None = None) -> ImportResult:
+def import_dataset(
+    spec: ImportSpec, overwrite: bool = False, report: Report | None = None
+) -> ImportResult:
     """Write the dataset of a source, or what is missing of it.
 
     Args:
@@ -102,7 +107,9 @@ def import_dataset(spec: ImportSpec, overwrite: bool = False, report: Report | N
             if index == indices[-1]:
                 return
 
-    written = drive(Assembly(store, info, as_job(spec, info), spec.shard_size, samples, overwrite, tell))
+    written = drive(
+        Assembly(store, info, as_job(spec, info), spec.shard_size, samples, overwrite, tell)
+    )
     list_skipped(store, survey)
     return ImportResult(survey, written, info.category_ids)
 
@@ -120,10 +127,18 @@ def refuse_bad(spec: ImportSpec, survey: Survey) -> None:
     listed = [str(problem) for problem in survey.problems]
     if listed and not spec.skip_bad:
         also = f"; --skip-bad imports the other {survey.count}" if survey.count else ""
-        also += "".join(f"; {option}" for words, option in REMEDIES.items() if any(words in line for line in listed))
-        raise BadEntriesError("\n".join([*listed, f"{spec.source.path}: {len(listed)} problems{also}"]))
+        also += "".join(
+            f"; {option}"
+            for words, option in REMEDIES.items()
+            if any(words in line for line in listed)
+        )
+        raise BadEntriesError(
+            "\n".join([*listed, f"{spec.source.path}: {len(listed)} problems{also}"])
+        )
     if not survey.count:
-        raise BadEntriesError("\n".join([*listed, f"{spec.source.path}: holds no entry that can be used"]))
+        raise BadEntriesError(
+            "\n".join([*listed, f"{spec.source.path}: holds no entry that can be used"])
+        )
 
 
 def list_skipped(store: Store, survey: Survey) -> None:
@@ -149,9 +164,18 @@ def import_ids(spec: ImportSpec, survey: Survey) -> dict[str, int]:
     ]
     names = list(dict.fromkeys(spec.categories.get(name, name) for name in survey.names))
     own = {name: spec.ids[name] for name in names if name in spec.ids}
-    taken = {*own.values(), *(COCO_IDS[name] for name in names if name in COCO_IDS and name not in own)}
+    taken = {
+        *own.values(),
+        *(COCO_IDS[name] for name in names if name in COCO_IDS and name not in own),
+    }
     for name, number in spec.source.dataset.own_ids.items():
-        if name in names and name not in own and name not in COCO_IDS and number > 0 and number not in taken:
+        if (
+            name in names
+            and name not in own
+            and name not in COCO_IDS
+            and number > 0
+            and number not in taken
+        ):
             own[name] = number
     free = (number for number in count(FIRST_ID) if number not in {*taken, *own.values()})
     lacking = [name for name in names if name not in own and name not in COCO_IDS]
@@ -159,8 +183,14 @@ def import_ids(spec: ImportSpec, survey: Survey) -> dict[str, int]:
         if name.lower() not in COCO_IDS and not spec.source.format.has_ids:
             own[name] = number
         else:
-            like = f", or is it --categories {name!r}={name.lower()!r}?" if name.lower() in COCO_IDS else ""
-            problems.append(f"{name!r} is not a COCO category; give it an id: --ids {name!r}={number}{like}")
+            like = (
+                f", or is it --categories {name!r}={name.lower()!r}?"
+                if name.lower() in COCO_IDS
+                else ""
+            )
+            problems.append(
+                f"{name!r} is not a COCO category; give it an id: --ids {name!r}={number}{like}"
+            )
     return told_ids(names, own, problems)
 
 
@@ -176,7 +206,10 @@ def dataset_info(spec: ImportSpec, survey: Survey, ids: dict[str, int]) -> Datas
     kinds = ";".join(kind for kind in ("jpg", "png", "webp") if survey.kinds[kind])
     name = re.sub(r"[^\w.-]+", "-", spec.out.resolve().name) or "imported"
     licence = spec.licence or spec.source.dataset.licence
-    origin: dict[str, Any] = {"imported": f"{spec.source.form}: {spec.source.path.name}", "source": spec.source.dataset.head}
+    origin: dict[str, Any] = {
+        "imported": f"{spec.source.form}: {spec.source.path.name}",
+        "source": spec.source.dataset.head,
+    }
     return DatasetInfo(name, survey.count, fingerprint, ids, kinds, licence, **origin)
 
 
@@ -192,12 +225,24 @@ def as_job(spec: ImportSpec, info: DatasetInfo) -> dict[str, Any]:
     for option in import_options():
         given[option.name] = source.options.get(option.name)
     columns = asdict(source.columns) if source.format.takes("columns") else None
-    more = {"columns": columns, "categories": dict(spec.categories), "ids": info.category_ids, "skip_bad": spec.skip_bad}
+    more = {
+        "columns": columns,
+        "categories": dict(spec.categories),
+        "ids": info.category_ids,
+        "skip_bad": spec.skip_bad,
+    }
     more |= asdict(spec.policy)
-    return {"version": 1, "name": info.name, "import": {**given, **more}, "output": {"shard_size": spec.shard_size}}
+    return {
+        "version": 1,
+        "name": info.name,
+        "import": {**given, **more},
+        "output": {"shard_size": spec.shard_size},
+    }
 
 
-def as_sample(index: int, entry: Entry, categories: Mapping[str, str], ids: Mapping[str, int]) -> Sample:
+def as_sample(
+    index: int, entry: Entry, categories: Mapping[str, str], ids: Mapping[str, int]
+) -> Sample:
     """An entry as a dataset holds it.
 
     Raises:
@@ -210,9 +255,22 @@ def as_sample(index: int, entry: Entry, categories: Mapping[str, str], ids: Mapp
         raise InputError(f"{entry.place}: {error}; it was good when it was checked") from None
     boxes = tuple(annotations(entry, ids))
     shown = [i for i, a in enumerate(boxes) if not a.iscrowd]
-    layout = Layout(entry.width, entry.height, entry.boxes.astype("float32"), entry.names).select(shown)
+    layout = Layout(entry.width, entry.height, entry.boxes.astype("float32"), entry.names).select(
+        shown
+    )
     prompt = entry.caption or Scene(layout, "").prompt
-    return Sample(index, entry.width, entry.height, prompt, 0, 0, boxes, data, kind, source=as_source(entry, boxes))
+    return Sample(
+        index,
+        entry.width,
+        entry.height,
+        prompt,
+        0,
+        0,
+        boxes,
+        data,
+        kind,
+        source=as_source(entry, boxes),
+    )
 
 
 def as_source(entry: Entry, boxes: Sequence[Annotation]) -> str | None:
@@ -229,7 +287,9 @@ def as_source(entry: Entry, boxes: Sequence[Annotation]) -> str | None:
 
 def annotations(entry: Entry, ids: Mapping[str, int]) -> Iterator[Annotation]:
     """Yield the annotations of an entry; `area` is the source's own, else that of the mask, else that of the box."""
-    for i, (bbox, name) in enumerate(zip(xyxy_to_xywh(entry.boxes).tolist(), entry.names, strict=True)):
+    for i, (bbox, name) in enumerate(
+        zip(xyxy_to_xywh(entry.boxes).tolist(), entry.names, strict=True)
+    ):
         x, y, width, height = (round(v, 6) for v in bbox)
         more = entry.more[i] if entry.more else {}
         mask_area = float(coco_mask.area(more["segmentation"])) if "segmentation" in more else 0.0

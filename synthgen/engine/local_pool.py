@@ -32,7 +32,9 @@ class LocalPool:
                 if ends_all(error):
                     raise
                 yield Progress(task.shard, -task.painted)
-                yield from self.schedule.failed(task, _line(error), traceback.format_exc(), again=not is_final(error))
+                yield from self.schedule.failed(
+                    task, _line(error), traceback.format_exc(), again=not is_final(error)
+                )
                 return
             if event is None:
                 return

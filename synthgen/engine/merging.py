@@ -21,7 +21,10 @@ from synthgen.storage.base import Store
 from synthgen.storage.local import LocalStore, digest_of
 from synthgen.storage.location import open_store
 
-MADE_WITH = ("versions", "files")  # keys of a marker's numerics that are the same in all shards of a sound dataset
+MADE_WITH = (
+    "versions",
+    "files",
+)  # keys of a marker's numerics that are the same in all shards of a sound dataset
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,28 @@ class Part:
 
     def record(self) -> dict[str, Any]:
         """What the new dataset says of it."""
-        said = {"name": self.name, "first_index": self.first, "images": self.info.asked, "licence": self.info.licence}
-        origin = {"imported": self.info.imported, "sources": self.info.sources, "fingerprint": self.info.fingerprint}
-        return {**said, "content": self.content, **self.made_with, **{k: v for k, v in origin.items() if v}}
+        said = {
+            "name": self.name,
+            "first_index": self.first,
+            "images": self.info.asked,
+            "licence": self.info.licence,
+        }
+        origin = {
+            "imported": self.info.imported,
+            "sources": self.info.sources,
+            "fingerprint": self.info.fingerprint,
+        }
+        return {
+            **said,
+            "content": self.content,
+            **self.made_with,
+            **{k: v for k, v in origin.items() if v},
+        }
 
 
-def merge(spec: MergeSpec, overwrite: bool = False, tell: Callable[[str, int], object] | None = None) -> Merged:
+def merge(
+    spec: MergeSpec, overwrite: bool = False, tell: Callable[[str, int], object] | None = None
+) -> Merged:
     """Join datasets, or go on with it.
 
     Raises:
@@ -91,7 +110,11 @@ def merge(spec: MergeSpec, overwrite: bool = False, tell: Callable[[str, int], o
     info = dataset_info(spec, store, parts, ids)
     if not overwrite:
         refuse_changed(store, info)
-    job = {"version": 1, "name": info.name, "merge": {"sources": [str(source) for source in spec.sources], "ids": ids}}
+    job = {
+        "version": 1,
+        "name": info.name,
+        "merge": {"sources": [str(source) for source in spec.sources], "ids": ids},
+    }
     work = Assembly(
         store,
         info,
@@ -118,7 +141,9 @@ def read_parts(spec: MergeSpec, store: Store) -> list[Part]:
     for given, source, name in zip(spec.sources, stores, names, strict=True):
         here = place(source)
         if f"{here}/".startswith(f"{out}/") or f"{out}/".startswith(f"{here}/"):
-            problems.append(f"{given}: lies over the output {spec.out}; give another folder to merge into")
+            problems.append(
+                f"{given}: lies over the output {spec.out}; give another folder to merge into"
+            )
             continue
         try:
             first = parts[-1].first + parts[-1].info.asked if parts else 0
@@ -155,7 +180,9 @@ def read_part(store: Store, name: str, first: int) -> Part:
     shards, total, content, made_with = [], 0, hashlib.sha256(), None
     for number, marker in scan(store):
         if marker.first_index != total:
-            raise InputError(f"{store}: sample {total} is missing; `synthgen check` says more, `synthgen repair` makes it again")
+            raise InputError(
+                f"{store}: sample {total} is missing; `synthgen check` says more, `synthgen repair` makes it again"
+            )
         shards.append((number, total, marker.count))
         total += marker.count
         content.update(marker.sha256.encode())
@@ -163,18 +190,28 @@ def read_part(store: Store, name: str, first: int) -> Part:
             made_with = made_with or (number, marker)
             refuse_mixed(store, info, *made_with, number, marker)
     if total != info.asked or not shards:
-        raise InputError(f"{store}: has {total} of {info.asked} images; finish it first (synthgen run, or synthgen repair)")
-    told = {key: value for key, value in made_with[1].numerics.items() if key in MADE_WITH} if made_with else {}
+        raise InputError(
+            f"{store}: has {total} of {info.asked} images; finish it first (synthgen run, or synthgen repair)"
+        )
+    told = (
+        {key: value for key, value in made_with[1].numerics.items() if key in MADE_WITH}
+        if made_with
+        else {}
+    )
     conditions = tuple(conditions_of(read_rows(store, shards[0][0])[0]))
     return Part(store, name, info, first, tuple(shards), content.hexdigest(), told, conditions)
 
 
-def refuse_mixed(store: Store, info: DatasetInfo, first: int, one: Marker, number: int, other: Marker) -> None:
+def refuse_mixed(
+    store: Store, info: DatasetInfo, first: int, one: Marker, number: int, other: Marker
+) -> None:
     """Raise InputError if two shards of one dataset were made with different models, or versions that pixels depend on.
 
     What one of them does not tell counts as the same: an older version of synthgen recorded less.
     """
-    network = info.fingerprint.get("pipeline.method") != "paste" or "verify.verifier" in info.fingerprint
+    network = (
+        info.fingerprint.get("pipeline.method") != "paste" or "verify.verifier" in info.fingerprint
+    )
     indifferent = (DISTRIBUTION, *PACKAGES) if not network else (DISTRIBUTION, "ray")
     for kind in MADE_WITH:
         a, b = (flat_part(marker.numerics.get(kind)) for marker in (one, other))
@@ -199,20 +236,30 @@ def merged_ids(parts: Sequence[Part], given: Mapping[str, int]) -> dict[str, int
     """
     names = list(dict.fromkeys(name for part in parts for name in part.info.category_ids))
     problems = [
-        f"--ids: {name!r} is in none of the datasets; they have {', '.join(names)}" for name in given if name not in names
+        f"--ids: {name!r} is in none of the datasets; they have {', '.join(names)}"
+        for name in given
+        if name not in names
     ]
     own = {name: given[name] for name in names if name in given}
     for name in names:
-        found = {part.name: part.info.category_ids[name] for part in parts if name in part.info.category_ids}
+        found = {
+            part.name: part.info.category_ids[name]
+            for part in parts
+            if name in part.info.category_ids
+        }
         if name not in own and len(set(found.values())) == 1:
             own[name] = next(iter(found.values()))
         elif name not in own and name not in COCO_IDS:
             told = ", ".join(f"{number} in {source}" for source, number in found.items())
-            problems.append(f"{name!r} has different ids: {told}; say which: --ids {name!r}={max(found.values())}")
+            problems.append(
+                f"{name!r} has different ids: {told}; say which: --ids {name!r}={max(found.values())}"
+            )
     return told_ids(names, own, problems)
 
 
-def dataset_info(spec: MergeSpec, store: Store, parts: Sequence[Part], ids: dict[str, int]) -> DatasetInfo:
+def dataset_info(
+    spec: MergeSpec, store: Store, parts: Sequence[Part], ids: dict[str, int]
+) -> DatasetInfo:
     """What dataset.json keeps of a merge."""
     fingerprint = {
         "merge.contents": [part.content for part in parts],
@@ -224,12 +271,25 @@ def dataset_info(spec: MergeSpec, store: Store, parts: Sequence[Part], ids: dict
     name = re.sub(r"[^\w.-]+", "-", folder_name(place(store))) or "merged"
     licences = "; ".join(dict.fromkeys(part.info.licence for part in parts))
     records = json.loads(json.dumps([part.record() for part in parts]))
-    return DatasetInfo(name, sum(part.info.asked for part in parts), fingerprint, ids, kinds, licences, sources=records)
+    return DatasetInfo(
+        name,
+        sum(part.info.asked for part in parts),
+        fingerprint,
+        ids,
+        kinds,
+        licences,
+        sources=records,
+    )
 
 
 def differences(parts: Sequence[Part]) -> list[str]:
     """What the sources differ in of model and versions, a line a key."""
-    made = {part.name: {k: v for kind in MADE_WITH for k, v in flat_part(part.made_with.get(kind)).items()} for part in parts}
+    made = {
+        part.name: {
+            k: v for kind in MADE_WITH for k, v in flat_part(part.made_with.get(kind)).items()
+        }
+        for part in parts
+    }
     keys = sorted({key for said in made.values() for key in said})
     return [
         f"the sources differ in {key}: {', '.join(f'{name} {said.get(key)}' for name, said in made.items())}"
@@ -263,7 +323,9 @@ class Samples:
                 if begin < indices.stop and begin + count > indices.start:
                     yield from self._of_shard(part, number, begin, begin + count, indices)
 
-    def _of_shard(self, part: Part, number: int, begin: int, end: int, indices: range) -> Iterator[Sample]:
+    def _of_shard(
+        self, part: Part, number: int, begin: int, end: int, indices: range
+    ) -> Iterator[Sample]:
         if begin != self.begin or self.next > indices.start:
             self.begin, self.next = begin, begin
             self.open = shard_samples(part, number, self.ids, self.conditions)
@@ -280,10 +342,14 @@ class Samples:
     def _refuse_changed(self, same: bool, part: Part, number: int) -> None:
         """Raise InputError if a shard has another number of samples than when the merge began."""
         if not same:
-            raise InputError(f"{part.store.path(shard_file(number, TAR))}: has changed since the merge began; merge again")
+            raise InputError(
+                f"{part.store.path(shard_file(number, TAR))}: has changed since the merge began; merge again"
+            )
 
 
-def shard_samples(part: Part, number: int, ids: Mapping[str, int], conditions: Mapping[str, None]) -> Iterator[Sample]:
+def shard_samples(
+    part: Part, number: int, ids: Mapping[str, int], conditions: Mapping[str, None]
+) -> Iterator[Sample]:
     """The samples of one shard as the new dataset has them.
 
     Raises:
@@ -292,17 +358,25 @@ def shard_samples(part: Part, number: int, ids: Mapping[str, int], conditions: M
     store, name = part.store, shard_file(number, TAR)
     tar, marker = store.path(name), read_marker(store, number)
     if marker is None:
-        raise InputError(f"{tar}: differs from its marker; make it good first: synthgen repair {store}")
+        raise InputError(
+            f"{tar}: differs from its marker; make it good first: synthgen repair {store}"
+        )
     end = marker.first_index
     with store.open(name) as file:
         if digest_of(file) != marker.sha256:
-            raise InputError(f"{tar}: its bytes are not those that were committed; make it good first: synthgen repair {store}")
+            raise InputError(
+                f"{tar}: its bytes are not those that were committed; make it good first: synthgen repair {store}"
+            )
         for sample in parsed_samples(file, tar):
             if sample.index == end:
                 end += 1
-                yield replace(renumbered(sample, part, ids), conditions={**conditions, **sample.conditions})
+                yield replace(
+                    renumbered(sample, part, ids), conditions={**conditions, **sample.conditions}
+                )
     if end != marker.first_index + marker.count:
-        raise InputError(f"{tar}: its samples are not {marker.first_index} to {marker.first_index + marker.count - 1}")
+        raise InputError(
+            f"{tar}: its samples are not {marker.first_index} to {marker.first_index + marker.count - 1}"
+        )
 
 
 def renumbered(sample: Sample, part: Part, ids: Mapping[str, int]) -> Sample:
@@ -313,7 +387,9 @@ def renumbered(sample: Sample, part: Part, ids: Mapping[str, int]) -> Sample:
     """
     unknown = [a.category for a in sample.annotations if a.category not in ids]
     if unknown:
-        raise InputError(f"{part.store}: sample {sample.index}: category {unknown[0]!r} is not among those of its dataset.json")
+        raise InputError(
+            f"{part.store}: sample {sample.index}: category {unknown[0]!r} is not among those of its dataset.json"
+        )
     annotations = tuple(replace(a, category_id=ids[a.category]) for a in sample.annotations)
     origin = {"dataset": part.name, "index": sample.index, "key": sample.key}
     return replace(sample, index=part.first + sample.index, annotations=annotations, origin=origin)

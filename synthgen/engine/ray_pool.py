@@ -33,7 +33,9 @@ POLL_SECONDS = 1.0  # how soon a Ctrl-C and a stall are noticed
 GROW_SECONDS = 5.0  # how soon a new node is
 BEAT_SECONDS = 5.0  # between two signs of life of a worker within one batch
 LOADING = 6  # a worker that loads its model may take so many times the stall timeout
-START_ATTEMPTS = 3  # of Ray on this machine, which gives up by itself after 15 s where the machine is busy
+START_ATTEMPTS = (
+    3  # of Ray on this machine, which gives up by itself after 15 s where the machine is busy
+)
 FAILED_STARTS = 4  # workers in a row that do not even start
 LONELY_SECONDS = 60.0  # without any worker, until that is said
 NODE_SECONDS = 30.0  # until a node whose actor cannot be reached is known to be lost: Ray asks 5 times, every 3 s
@@ -133,7 +135,9 @@ class RayPool:
         load: (job, store, device) to what makes the shards.
     """
 
-    def __init__(self, job: Job, store: Store, address: str | None = None, load: Callable[..., Any] = Worker) -> None:
+    def __init__(
+        self, job: Job, store: Store, address: str | None = None, load: Callable[..., Any] = Worker
+    ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
@@ -166,7 +170,11 @@ class RayPool:
         if folder is not None:
             options["_temp_dir"] = folder
         cpus = worker_count(self.job) * self.job.threads
-        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 128 * 2**20}
+        options |= {
+            "num_cpus": cpus,
+            "include_dashboard": False,
+            "object_store_memory": 128 * 2**20,
+        }
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
                 self.ray.init(address="local", **options)
@@ -174,7 +182,9 @@ class RayPool:
             except Exception as error:  # Ray has no class of its own for it
                 self.ray.shutdown()
                 if attempt == START_ATTEMPTS:
-                    raise StoppedError(f"Ray does not start on this machine: {first_line(error)}; {WITHOUT}") from error
+                    raise StoppedError(
+                        f"Ray does not start on this machine: {first_line(error)}; {WITHOUT}"
+                    ) from error
                 log.warning("Ray did not start (%s); again", first_line(error))
 
     def _connect(self, address: str, options: dict[str, Any]) -> None:
@@ -194,7 +204,9 @@ class RayPool:
         except (OSError, ValueError, RuntimeError, self.ray.exceptions.RayError) as error:
             self.ray.shutdown()
             why = first_line(error).rstrip(".")
-            raise StoppedError(f"the Ray cluster at {address} cannot be used: {why}; {WITHOUT}") from error
+            raise StoppedError(
+                f"the Ray cluster at {address} cannot be used: {why}; {WITHOUT}"
+            ) from error
 
     def _refuse_unshared(self) -> None:
         """Raise InputError if the cluster's machines would each write to a folder of their own."""
@@ -233,7 +245,12 @@ class RayPool:
             return worker_count(self.job)
         there = self.ray.cluster_resources()
         return worker_count(
-            self.job, int(there.get("GPU", 0) / self.gpus if self.gpus else there.get("CPU", 0) / self.job.threads)
+            self.job,
+            int(
+                there.get("GPU", 0) / self.gpus
+                if self.gpus
+                else there.get("CPU", 0) / self.job.threads
+            ),
         )
 
     def _fill(self) -> None:
@@ -243,7 +260,9 @@ class RayPool:
             self.target, self.asked_at = self._wanted(), now
         busy = sum(seat.task is not None for seat in self.seats)
         wanted = min(self.target, busy + len(self.losses) + self.schedule.waiting(self.target))
-        idle = sorted((s for s in self.seats if s.task is None), key=lambda seat: bool(seat.node))  # pending ones first
+        idle = sorted(
+            (s for s in self.seats if s.task is None), key=lambda seat: bool(seat.node)
+        )  # pending ones first
         for seat in idle[: max(0, len(self.seats) - wanted)]:
             self._dismiss(seat)
         for _ in range(wanted - len(self.seats) if now >= self.not_before else 0):
@@ -258,8 +277,14 @@ class RayPool:
             self.lonely_since = now
         elif now - self.lonely_since > LONELY_SECONDS:
             self.lonely_since = float("inf")
-            need = f"{self.job.threads} CPU(s)" + (f" and {self.gpus:g} GPU(s)" if self.gpus else "")
-            log.warning("no worker has found a place yet: each takes %s; the cluster has %s", need, self.ray.cluster_resources())
+            need = f"{self.job.threads} CPU(s)" + (
+                f" and {self.gpus:g} GPU(s)" if self.gpus else ""
+            )
+            log.warning(
+                "no worker has found a place yet: each takes %s; the cluster has %s",
+                need,
+                self.ray.cluster_resources(),
+            )
 
     def _hand_out(self) -> None:
         nodes = {seat.node for seat in self.seats if seat.node}
@@ -267,7 +292,9 @@ class RayPool:
             if seat.node and seat.task is None:
                 seat.task = self.schedule.take(seat.node, nodes)
                 if seat.task is not None:
-                    seat.reply = seat.actor.make_shard.options(num_returns="streaming").remote(seat.task.shard)
+                    seat.reply = seat.actor.make_shard.options(num_returns="streaming").remote(
+                        seat.task.shard
+                    )
                     seat.heard = time.monotonic()
 
     def _listen(self) -> Iterator[Event]:
@@ -311,8 +338,14 @@ class RayPool:
             yield from self._take_back(seat)
             yield from self._give_up(seat, why, str(error))
         else:
-            doubt = NODE_SECONDS if isinstance(error, self.ray.exceptions.ActorUnavailableError) else 0.0
-            yield from self._replace(seat, why, str(error), doubt, getattr(error, "preempted", False))
+            doubt = (
+                NODE_SECONDS
+                if isinstance(error, self.ray.exceptions.ActorUnavailableError)
+                else 0.0
+            )
+            yield from self._replace(
+                seat, why, str(error), doubt, getattr(error, "preempted", False)
+            )
 
     def _give_up(self, seat: _Seat, why: str, traceback: str) -> Iterator[Event]:
         """The shard would fail so every time; the actor goes on with another one."""
@@ -320,7 +353,9 @@ class RayPool:
         if task is not None:
             yield from self.schedule.failed(task, why, traceback, again=False)
 
-    def _replace(self, seat: _Seat, why: str, traceback: str, doubt: float = 0.0, preempted: bool = False) -> Iterator[Event]:
+    def _replace(
+        self, seat: _Seat, why: str, traceback: str, doubt: float = 0.0, preempted: bool = False
+    ) -> Iterator[Event]:
         """Stop an actor; what becomes of its shard is settled when it is known whether its node is there, in `doubt` seconds."""
         self._dismiss(seat)
         yield from self._take_back(seat)
@@ -345,7 +380,9 @@ class RayPool:
             if alive and loss.seat.loaded:
                 yield from self.schedule.failed(loss.seat.task, loss.why, loss.traceback, node=node)
             else:
-                self.schedule.lost(loss.seat.task, loss.why if alive else f"node {node[:8]} is gone")
+                self.schedule.lost(
+                    loss.seat.task, loss.why if alive else f"node {node[:8]} is gone"
+                )
 
     def _note_failed_start(self, why: str) -> None:
         """Wait a little before the next start; where no worker at all gets going, give up."""

@@ -64,7 +64,10 @@ class Repaired:
     def lines(self) -> list[str]:
         """What was done, for a person."""
         lines = [f"shards/{shard_name(n)}: restored, byte by byte" for n in self.restored]
-        lines += [f"shards/{shard_name(n)}: made again; nothing was left to compare its bytes with" for n in self.unknown]
+        lines += [
+            f"shards/{shard_name(n)}: made again; nothing was left to compare its bytes with"
+            for n in self.unknown
+        ]
         lines += [f"shards/{shard_name(n)}: made again; {why}" for n, why in self.changed.items()]
         lines += [f"shards/{shard_name(n)}: left as it is: {why}" for n, why in self.left.items()]
         lines += ["annotations, manifest, index, card: written anew"] if self.finalized else []
@@ -109,14 +112,28 @@ def whose(store: Store) -> tuple[DatasetInfo, Job | None, str]:
     """
     info = read_info(store)
     if info is not None and (info.imported or info.sources):
-        what, how = ("merged", "merge its sources") if info.sources else (f"imported ({info.imported})", "import its source")
-        return info, None, f"the dataset was {what}, so it cannot be painted again; remove the shard's files and {how} again"
+        what, how = (
+            ("merged", "merge its sources")
+            if info.sources
+            else (f"imported ({info.imported})", "import its source")
+        )
+        return (
+            info,
+            None,
+            f"the dataset was {what}, so it cannot be painted again; remove the shard's files and {how} again",
+        )
     try:
         job = read_job(store)
     except ConfigError as error:
         if info is None:
-            raise InputError(f"{store}: no dataset here: dataset.json is missing or damaged, and so is job.yaml") from error
-        return info, None, f"{error.problems[0]}; `synthgen run` with the dataset's job writes job.yaml again"
+            raise InputError(
+                f"{store}: no dataset here: dataset.json is missing or damaged, and so is job.yaml"
+            ) from error
+        return (
+            info,
+            None,
+            f"{error.problems[0]}; `synthgen run` with the dataset's job writes job.yaml again",
+        )
     made = dataset_info(job)
     if info is not None:
         job, made, _ = as_begun(job, made, info)
@@ -168,16 +185,32 @@ class Witness:
     def numerics(self, job: Job) -> Numerics:
         """What the shard was painted with: what its marker says, else the job's settings on this machine."""
         try:
-            told = NUMERICS.validate_python(self.marker.numerics) if self.marker and self.marker.numerics else None
+            told = (
+                NUMERICS.validate_python(self.marker.numerics)
+                if self.marker and self.marker.numerics
+                else None
+            )
         except ValueError:
             told = None
-        if told and min(told.batch_size, told.chunk, told.threads) >= 1 and told.device in ("cpu", "cuda"):
+        if (
+            told
+            and min(told.batch_size, told.chunk, told.threads) >= 1
+            and told.device in ("cpu", "cuda")
+        ):
             return told
-        return Numerics(job.batch_size, job.chunk, job.threads, "cpu" if job.gpus == 0 else local_device(job), versions())
+        return Numerics(
+            job.batch_size,
+            job.chunk,
+            job.threads,
+            "cpu" if job.gpus == 0 else local_device(job),
+            versions(),
+        )
 
     def marked(self, shard: StagedShard) -> StagedShard:
         """The shard with its old marker, if nothing else than when and with what it was made would differ."""
-        if self.marker and all(getattr(self.marker, name) == getattr(shard.marker, name) for name in DIGESTS):
+        if self.marker and all(
+            getattr(self.marker, name) == getattr(shard.marker, name) for name in DIGESTS
+        ):
             return replace(shard, marker=self.marker)
         return shard
 
@@ -193,8 +226,14 @@ def listed_md5(store: Store, number: int) -> set[str]:
 
 def difference(old: Numerics, new: Numerics) -> str:
     """Why a shard that was painted again has other bytes, as far as its numerics tell."""
-    here, there = ({"device": made.device, "chunk": made.chunk, **made.versions} for made in (new, old))
-    differing = [f"{k} {there.get(k)} then, {here.get(k)} now" for k in sorted({*here, *there}) if here.get(k) != there.get(k)]
+    here, there = (
+        {"device": made.device, "chunk": made.chunk, **made.versions} for made in (new, old)
+    )
+    differing = [
+        f"{k} {there.get(k)} then, {here.get(k)} now"
+        for k in sorted({*here, *there})
+        if here.get(k) != there.get(k)
+    ]
     return f"its bytes differ from the old ones: {'; '.join(differing) or 'the same versions, but another processor or build'}"
 
 
@@ -214,7 +253,13 @@ class Mending(Work):
     resumable = False
 
     def __init__(
-        self, store: Store, info: DatasetInfo, job: Job | None, why_not: str, accept: bool, report: Report | None
+        self,
+        store: Store,
+        info: DatasetInfo,
+        job: Job | None,
+        why_not: str,
+        accept: bool,
+        report: Report | None,
     ) -> None:
         super().__init__(store, info)
         self.job = job
@@ -263,7 +308,12 @@ class Mending(Work):
     def end(self, made: Made, seconds: float) -> RunResult:
         done = self.done
         if not self.sound:
-            told = {"restored": done.restored, "changed": list(done.changed), "unknown": done.unknown, "left": list(done.left)}
+            told = {
+                "restored": done.restored,
+                "changed": list(done.changed),
+                "unknown": done.unknown,
+                "left": list(done.left),
+            }
             log.info("repair ended", extra=facts(**told))
         return super().end(made, seconds)
 
@@ -286,21 +336,37 @@ class Mending(Work):
         told = {number: witness.numerics(job) for number, witness in shards.items()}
 
         def settings(number: int) -> tuple[str, int, int, int]:
-            return told[number].device, told[number].batch_size, told[number].chunk, told[number].threads
+            return (
+                told[number].device,
+                told[number].batch_size,
+                told[number].chunk,
+                told[number].threads,
+            )
 
         painted, total = 0, sum(job.shard_count(number) for number in shards)
-        for (device, *sizes), group in groupby(sorted(shards, key=lambda n: (settings(n), n)), key=settings):
+        for (device, *sizes), group in groupby(
+            sorted(shards, key=lambda n: (settings(n), n)), key=settings
+        ):
             here = "cpu" if device == "cpu" else local_device(job)
             if here != device and not self.accept:
-                self.done.left |= dict.fromkeys(group, "it was painted on a GPU, and there is none here: its bytes would differ")
+                self.done.left |= dict.fromkeys(
+                    group, "it was painted on a GPU, and there is none here: its bytes would differ"
+                )
                 continue
-            as_then = job.model_copy(update=dict(zip(("batch_size", "chunk", "threads"), sizes, strict=True)))
+            as_then = job.model_copy(
+                update=dict(zip(("batch_size", "chunk", "threads"), sizes, strict=True))
+            )
             worker = Worker(as_then, self.store, here)
             for number in group:
                 try:
                     for event in worker.make_shard(number):
                         if isinstance(event, StagedShard):
-                            yield from self.settle(number, event, shards[number], difference(told[number], worker.numerics))
+                            yield from self.settle(
+                                number,
+                                event,
+                                shards[number],
+                                difference(told[number], worker.numerics),
+                            )
                         painted += event.images if isinstance(event, Progress) else 0
                         if self.report:
                             self.report(painted, total)
@@ -312,12 +378,19 @@ class Mending(Work):
         """Why a shard that has nothing to compare with does not belong to the others; empty if it does."""
         if self.job is None:
             return ""
-        found = next((text for _, marker in scan(self.store) if (text := other_versions(marker, self.job))), "")
+        found = next(
+            (text for _, marker in scan(self.store) if (text := other_versions(marker, self.job))),
+            "",
+        )
         return (
-            f"nothing is left to compare its bytes with, and other shards were made with other versions: {found}" if found else ""
+            f"nothing is left to compare its bytes with, and other shards were made with other versions: {found}"
+            if found
+            else ""
         )
 
-    def settle(self, number: int, shard: StagedShard, witness: Witness, why: str) -> Iterator[StagedShard]:
+    def settle(
+        self, number: int, shard: StagedShard, witness: Witness, why: str
+    ) -> Iterator[StagedShard]:
         """Yield a shard that was made again for it to be committed, or leave the old one as it is."""
         fault = why if witness.digests else self.mixed
         if witness.knows(shard):

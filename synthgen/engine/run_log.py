@@ -27,7 +27,8 @@ from synthgen.storage.local import LocalStore
 PART_SECONDS = 60.0
 
 SECRETS = re.compile(
-    r"hf_\w{8,}|(?<=://)[^/@\s]+(?=@)|(?:(?<=token=)|(?<=secret=)|(?<=password=)|(?<=signature=)|(?<=Bearer ))[^&\s'\"]+", re.I
+    r"hf_\w{8,}|(?<=://)[^/@\s]+(?=@)|(?:(?<=token=)|(?<=secret=)|(?<=password=)|(?<=signature=)|(?<=Bearer ))[^&\s'\"]+",
+    re.I,
 )
 
 
@@ -43,10 +44,19 @@ class JsonLines(logging.Handler, ABC):
 
     def emit(self, record: logging.LogRecord) -> None:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": at, "level": record.levelname.lower(), "event": record.getMessage(), **getattr(record, "facts", {})}
+        line = {
+            "time": at,
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
         try:
             self.append(SECRETS.sub("***", json.dumps(line)) + "\n")
-        except (OSError, StoreFailedError, StoreRefusedError):  # a full disk, or a lost store, is told by the run itself
+        except (
+            OSError,
+            StoreFailedError,
+            StoreRefusedError,
+        ):  # a full disk, or a lost store, is told by the run itself
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
@@ -102,14 +112,20 @@ def facts(**figures: Any) -> dict[str, Any]:
 def journal(store: Store) -> Iterator[None]:
     """While this is open, what synthgen logs is added to the log of an output folder; an error that ends it too."""
     logger = logging.getLogger("synthgen")
-    handler: JsonLines = File(store.root / JOURNAL) if isinstance(store, LocalStore) else Parts(store)
+    handler: JsonLines = (
+        File(store.root / JOURNAL) if isinstance(store, LocalStore) else Parts(store)
+    )
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         yield
     except Exception as error:
-        handler.handle(logger.makeRecord("synthgen", logging.ERROR, "", 0, "run failed: %s", (str(error),), None))
+        handler.handle(
+            logger.makeRecord(
+                "synthgen", logging.ERROR, "", 0, "run failed: %s", (str(error),), None
+            )
+        )
         raise
     finally:
         logger.removeHandler(handler)

@@ -76,7 +76,9 @@ class Schedule:
         log.warning("shard %06d: %s; again elsewhere", task.shard, why)
         self.again.append(Task(task.shard, task.attempts, task.nodes))
 
-    def failed(self, task: Task, why: str, traceback: str, again: bool = True, node: str = "") -> Iterator[FailedShard]:
+    def failed(
+        self, task: Task, why: str, traceback: str, again: bool = True, node: str = ""
+    ) -> Iterator[FailedShard]:
         """Do a shard again that failed on `node`, or give it up.
 
         Args:
@@ -84,7 +86,13 @@ class Schedule:
         """
         attempts = task.attempts + 1
         if again and attempts < self.most_attempts:
-            log.warning("shard %06d: %s; attempt %d of %d follows", task.shard, why, attempts + 1, self.most_attempts)
+            log.warning(
+                "shard %06d: %s; attempt %d of %d follows",
+                task.shard,
+                why,
+                attempts + 1,
+                self.most_attempts,
+            )
             self.again.append(Task(task.shard, attempts, task.nodes | {node}))
         else:
             yield FailedShard(task.shard, attempts, why, traceback)

@@ -30,11 +30,18 @@ class Notice:
 
     def __enter__(self) -> "Notice":
         if self.main:
-            self.before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
+            self.before = {
+                number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)
+            }
         self.listen()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self.main:
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in self.before.items():

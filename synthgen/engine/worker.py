@@ -81,10 +81,15 @@ def draw_scene(job: Job, index: int) -> Scene:
         InfeasibleLayoutError: no layout was found; the message names index and seed.
     """
     try:
-        layout = job.layout.sample(np.random.default_rng(seed_sequence(job.seed, index, Stream.LAYOUT)), index)
+        layout = job.layout.sample(
+            np.random.default_rng(seed_sequence(job.seed, index, Stream.LAYOUT)), index
+        )
     except InfeasibleLayoutError as error:
         raise InfeasibleLayoutError(f"sample {index}, seed {job.seed}: {error}") from None
-    words, atmosphere = (np.random.default_rng(seed_sequence(job.seed, index, s)) for s in (Stream.SCENE, Stream.ATMOSPHERE))
+    words, atmosphere = (
+        np.random.default_rng(seed_sequence(job.seed, index, s))
+        for s in (Stream.SCENE, Stream.ATMOSPHERE)
+    )
     return job.scene.draw(layout, words, atmosphere)
 
 
@@ -99,7 +104,9 @@ class Worker:
 
     def __init__(self, job: Job, store: Store, device: str = "cpu") -> None:
         self.job, self.store = job, store
-        self.numerics = Numerics(job.batch_size, job.chunk, job.threads, device, versions(), job.files())
+        self.numerics = Numerics(
+            job.batch_size, job.chunk, job.threads, device, versions(), job.files()
+        )
         self.ids = job.ids()
         limit_threads(job)
         self.load()
@@ -109,7 +116,9 @@ class Worker:
         job, self.inspection = self.job, None
         self.painter = job.pipeline.load(job.scene, self.numerics)
         if job.verify is not None:
-            self.inspection = Inspection(job.verify, job.verify.load(self.numerics.device), self.painter)
+            self.inspection = Inspection(
+                job.verify, job.verify.load(self.numerics.device), self.painter
+            )
 
     def make_shard(self, number: int) -> Iterator[Progress | StagedShard]:
         """Paint and stage one shard; yields progress after each batch, and the staged shard last.
@@ -126,7 +135,11 @@ class Worker:
             except RuntimeError as error:
                 if not out_of_memory(error) or self.numerics.chunk == 1:
                     raise
-            log.warning("shard %06d: out of memory with chunk %d; again with half of it", number, self.numerics.chunk)
+            log.warning(
+                "shard %06d: out of memory with chunk %d; again with half of it",
+                number,
+                self.numerics.chunk,
+            )
             yield Progress(number, -painted)
             self.halve_chunk()
 
@@ -166,7 +179,9 @@ class Worker:
                     samples += waiting.popleft().result()
             for future in waiting:
                 samples += future.result()
-        yield stage(self.store, number, samples, asdict(self.numerics), time.perf_counter() - began, painted)
+        yield stage(
+            self.store, number, samples, asdict(self.numerics), time.perf_counter() - began, painted
+        )
 
     def paint(self, indices: Sequence[int]) -> list[Painted]:
         """A batch, painted and looked at; an image that fails is painted again with new noise.
@@ -182,7 +197,9 @@ class Worker:
                 break
             again = self.once([indices[k] for k in failed], [scenes[k] for k in failed], attempt)
             for k, new in zip(failed, again, strict=True):
-                batch[k] = replace(batch[k] if batch[k].faults <= new.faults else new, tries=attempt + 1)
+                batch[k] = replace(
+                    batch[k] if batch[k].faults <= new.faults else new, tries=attempt + 1
+                )
         batch = [self.finished(painted) for painted in batch]
         if self.job.on_reject == "fail":
             self.refuse(indices, batch)
@@ -192,13 +209,20 @@ class Worker:
         """One attempt at a batch, repairs included."""
         paintings = self.painter(scenes, [self._noise(i, attempt) for i in indices])
         if self.inspection is None:
-            return [Painted(scene, painting, attempt) for scene, painting in zip(scenes, paintings, strict=True)]
+            return [
+                Painted(scene, painting, attempt)
+                for scene, painting in zip(scenes, paintings, strict=True)
+            ]
 
         def seeds(k: int, number: int) -> np.random.SeedSequence:
-            return child_sequence(seed_sequence(self.job.seed, indices[k], Stream.REPAIR, attempt), number)
+            return child_sequence(
+                seed_sequence(self.job.seed, indices[k], Stream.REPAIR, attempt), number
+            )
 
         checked = self.inspection(scenes, paintings, seeds)
-        return [Painted(scene, c.painting, attempt, c) for scene, c in zip(scenes, checked, strict=True)]
+        return [
+            Painted(scene, c.painting, attempt, c) for scene, c in zip(scenes, checked, strict=True)
+        ]
 
     def wants_another(self, painted: Painted) -> bool:
         """Whether an image is to be painted again as a whole."""
@@ -211,7 +235,9 @@ class Worker:
             return painted
         checked = self.inspection.finish(painted.checked)
         return replace(
-            painted, scene=replace(painted.scene, layout=checked.layout.with_phrases(painted.scene.phrases)), checked=checked
+            painted,
+            scene=replace(painted.scene, layout=checked.layout.with_phrases(painted.scene.phrases)),
+            checked=checked,
         )
 
     def refuse(self, indices: Sequence[int], batch: Sequence[Painted]) -> None:
@@ -219,10 +245,21 @@ class Worker:
         pairs = list(zip(indices, batch, strict=True))
         blank = [i for i, painted in pairs if not is_picture(painted.painting)]
         flag = self.inspection is not None and "flag" in self.inspection.kinds
-        wrong = [] if flag else [i for i, painted in pairs if painted.checked is not None and painted.checked.faults]
-        for samples, what in ((blank, "blank"), (wrong, "boxes that do not hold, or objects that nobody asked for,")):
+        wrong = (
+            []
+            if flag
+            else [
+                i for i, painted in pairs if painted.checked is not None and painted.checked.faults
+            ]
+        )
+        for samples, what in (
+            (blank, "blank"),
+            (wrong, "boxes that do not hold, or objects that nobody asked for,"),
+        ):
             if samples:
-                raise RejectedImageError(f"samples {samples}: {what} after {self.job.max_attempts} attempts")
+                raise RejectedImageError(
+                    f"samples {samples}: {what} after {self.job.max_attempts} attempts"
+                )
 
     def encode(self, indices: Sequence[int], batch: Sequence[Painted]) -> list[Sample]:
         """Finished samples of a painted batch: taken by the camera, now that all has been looked at, and encoded."""
@@ -235,7 +272,17 @@ class Worker:
             width, height, kind = scene.layout.width, scene.layout.height, job.output.image_format
             verified = None if checked is None else checked.record()
             sample = Sample(
-                index, width, height, scene.prompt, job.seed, painted.attempt, boxes, picture, kind, verified, conditions
+                index,
+                width,
+                height,
+                scene.prompt,
+                job.seed,
+                painted.attempt,
+                boxes,
+                picture,
+                kind,
+                verified,
+                conditions,
             )
             samples.append(sample)
         return samples
@@ -245,7 +292,9 @@ class Worker:
         image, conditions = painted.painting.image, dict[str, Any](painted.scene.atmosphere)
         if self.job.scene.camera is None:
             return image, conditions
-        image, effects = self.job.scene.camera(image, seed_sequence(self.job.seed, index, Stream.CAMERA))
+        image, effects = self.job.scene.camera(
+            image, seed_sequence(self.job.seed, index, Stream.CAMERA)
+        )
         return image, conditions | effects
 
     def _noise(self, index: int, attempt: int) -> np.random.SeedSequence:
@@ -305,7 +354,9 @@ def encode_image(pixels: NDArray[np.uint8], output: OutputSpec) -> bytes:
     return buffer.getvalue()
 
 
-def annotations(scene: Scene, painting: Painting, ids: dict[str, int], checked: Checked | None = None) -> Iterator[Annotation]:
+def annotations(
+    scene: Scene, painting: Painting, ids: dict[str, int], checked: Checked | None = None
+) -> Iterator[Annotation]:
     """Yield the annotations of a painted scene; `area` is that of the mask where one is known.
 
     An object of which no pixel is to be seen has no annotation.

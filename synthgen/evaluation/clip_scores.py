@@ -34,5 +34,9 @@ class ClipScores:
     def figures(self) -> dict[str, float | None]:
         """clip_score and t2i_sim; None without boxes, or where CLIP gives anything that is no number."""
         told = {"clip_score": self.scores, "t2i_sim": self.similar}
-        known = {name: values for name, values in told.items() if values and np.isfinite(values).all()}
-        return {name: round(float(np.mean(known[name])), 4) if name in known else None for name in told}
+        known = {
+            name: values for name, values in told.items() if values and np.isfinite(values).all()
+        }
+        return {
+            name: round(float(np.mean(known[name])), 4) if name in known else None for name in told
+        }

@@ -40,10 +40,19 @@ class Comparison:
 
     def figures(self, limit: int | None) -> dict[str, Any]:
         """The figures of `fidelity`; too few pictures, or features that are no numbers, cannot be compared."""
-        real = [f for image, layout in self.reference.pictures(limit) for f in self.of(image, layout)]
-        generated, wanted = (torch.cat(f) if f else torch.zeros(0, 1) for f in (self.features, real))
+        real = [
+            f for image, layout in self.reference.pictures(limit) for f in self.of(image, layout)
+        ]
+        generated, wanted = (
+            torch.cat(f) if f else torch.zeros(0, 1) for f in (self.features, real)
+        )
         if min(len(generated), len(wanted)) <= NEIGHBOURS:
-            return dict.fromkeys(FIGURES, f"{NOT_MEASURED}: at least {NEIGHBOURS + 1} are needed, of each")
+            return dict.fromkeys(
+                FIGURES, f"{NOT_MEASURED}: at least {NEIGHBOURS + 1} are needed, of each"
+            )
         if not all(bool(features.isfinite().all()) for features in (generated, wanted)):
-            return dict.fromkeys(FIGURES, f"{NOT_MEASURED}: {self.reference.encoder} gives features that are not finite")
+            return dict.fromkeys(
+                FIGURES,
+                f"{NOT_MEASURED}: {self.reference.encoder} gives features that are not finite",
+            )
         return {name: round(value, 5) for name, value in fidelity(generated, wanted).items()}

@@ -59,7 +59,12 @@ class DetectionFigures:
             category = self.ids[detections.categories[i]]
             box = coco_box(detections.boxes[i])["bbox"]
             self.found.append(
-                {"image_id": self.images, "category_id": category, "bbox": box, "score": float(detections.scores[i])}
+                {
+                    "image_id": self.images,
+                    "category_id": category,
+                    "bbox": box,
+                    "score": float(detections.scores[i]),
+                }
             )
         verdict = hold(layout, detections, self.threshold)
         assert verdict.ious is not None
@@ -68,10 +73,18 @@ class DetectionFigures:
         self.held += int(((verdict.ious >= MATCHED) & (verdict.scores >= self.threshold)).sum())
         self.unasked += len(verdict.unasked)
         sure = [detections.categories[i] for i in known if detections.scores[i] >= self.threshold]
-        self.wrong += sum(abs(sure.count(name) - layout.categories.count(name)) for name in self.ids)
-        for box, there in zip(layout.boxes[verdict.ious >= MATCHED], verdict.found[verdict.ious >= MATCHED], strict=True):
+        self.wrong += sum(
+            abs(sure.count(name) - layout.categories.count(name)) for name in self.ids
+        )
+        for box, there in zip(
+            layout.boxes[verdict.ious >= MATCHED],
+            verdict.found[verdict.ious >= MATCHED],
+            strict=True,
+        ):
             sides = box_sides(box).astype(np.float64)
-            centre = ((there[:2] + there[2:]) - (box[:2] + box[2:])) / 2 / sides  # box_centres rounds otherwise
+            centre = (
+                ((there[:2] + there[2:]) - (box[:2] + box[2:])) / 2 / sides
+            )  # box_centres rounds otherwise
             self.offsets.append(np.concatenate([centre, box_sides(there) / sides]))
 
     def figures(self) -> dict[str, float]:
@@ -103,7 +116,10 @@ def coco_box(box: NDArray[np.float32]) -> dict[str, Any]:
 
 
 def average_precision(
-    truths: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], images: int, ids: dict[str, int]
+    truths: Sequence[dict[str, Any]],
+    found: Sequence[dict[str, Any]],
+    images: int,
+    ids: dict[str, int],
 ) -> dict[str, float]:
     """COCO's AP, AP50 and AP75, all of a picture's detections counted: with 100 objects COCO's limit of 100 would cut recall."""
     if not truths or not found:
@@ -122,7 +138,9 @@ def average_precision(
         evaluation.params.maxDets = [1, 10, max(100, int(most))]
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., 0, -1]  # IoU, recall, category; all areas, all detections
+    precision = evaluation.eval["precision"][
+        ..., 0, -1
+    ]  # IoU, recall, category; all areas, all detections
 
     def mean(rows: NDArray[np.float64]) -> float:
         known = rows[rows > -1]

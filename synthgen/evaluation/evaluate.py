@@ -38,18 +38,27 @@ def evaluate(
     """
     info = read_info(store)
     assert info is not None
-    look, words = DetectorVerifier(detector, device), None if clip is None else ClipScores(clip, device)
-    seen = DetectionFigures(info.category_ids, detector.threshold if isinstance(detector.threshold, float) else 0.3)
+    look, words = (
+        DetectorVerifier(detector, device),
+        None if clip is None else ClipScores(clip, device),
+    )
+    seen = DetectionFigures(
+        info.category_ids, detector.threshold if isinstance(detector.threshold, float) else 0.3
+    )
     compared = None if reference is None else Comparison(reference, device)
     for row, image, layout in read_labelled_images(store, limit):
         if unknown := set(layout.categories) - set(info.category_ids):
-            raise InputError(f"{store}: sample {row['key']!r}: {sorted(unknown)} are no categories of its dataset.json")
+            raise InputError(
+                f"{store}: sample {row['key']!r}: {sorted(unknown)} are no categories of its dataset.json"
+            )
         seen.add(layout, look.found([image], [layout])[0])
         if words is not None:
             words.add(image, row["prompt"], layout)
         if compared is not None:
             compared.add(image, layout)
     figures = {k: None if math.isnan(v) else round(v, 4) for k, v in seen.figures().items()}
-    spoken = dict.fromkeys(("clip_score", "t2i_sim"), NOT_MEASURED) if words is None else words.figures()
+    spoken = (
+        dict.fromkeys(("clip_score", "t2i_sim"), NOT_MEASURED) if words is None else words.figures()
+    )
     real = dict.fromkeys(FIGURES, NOT_MEASURED) if compared is None else compared.figures(limit)
     return {"images": seen.images, "boxes": len(seen.truths), **figures, **spoken, **real}

@@ -73,7 +73,9 @@ def distances(generated: Tensor, real: Tensor) -> dict[str, float]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         fid = FrechetInceptionDistance(feature=_Given(real.shape[1])).set_dtype(torch.float64)
-        kid = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=subsets, subset_size=size)
+        kid = KernelInceptionDistance(
+            feature=_Given(real.shape[1]), subsets=subsets, subset_size=size
+        )
         for metric in (fid, kid):
             metric.update(real, real=True)
             metric.update(generated, real=False)

@@ -19,7 +19,11 @@ class Encoder:
 
     def __init__(self, folder: Path, device: str) -> None:
         self.processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False).eval().to(device)
+        model = (
+            AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+            .eval()
+            .to(device)
+        )
         self.net: Any = getattr(model, "vision_model", model)
         self.device = device
 
@@ -31,7 +35,11 @@ class Encoder:
 
     def features(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Features of a few pictures."""
-        out = self.net(pixel_values=self.processor(list(pictures), return_tensors="pt").pixel_values.to(self.device))
+        out = self.net(
+            pixel_values=self.processor(list(pictures), return_tensors="pt").pixel_values.to(
+                self.device
+            )
+        )
         pooled = getattr(out, "pooler_output", None)
         return out.last_hidden_state.mean(1) if pooled is None else pooled.flatten(1)
 

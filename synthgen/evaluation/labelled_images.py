@@ -16,7 +16,9 @@ from synthgen.layouts.base import Layout
 from synthgen.storage.base import Store
 
 
-def read_labelled_images(store: Store, limit: int | None = None) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8], Layout]]:
+def read_labelled_images(
+    store: Store, limit: int | None = None
+) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8], Layout]]:
     """Row, picture (H, W, 3) and labels of each sample, in order."""
     done = 0
     for number in committed(store):
@@ -35,4 +37,6 @@ def layout_of(row: dict[str, Any]) -> Layout:
     boxes = np.array([a.bbox for a in annotations], np.float64).reshape(-1, 4)
     names = tuple(a.category for a in annotations)
     phrases = tuple(a.phrase or default_phrase(a.category) for a in annotations)
-    return Layout(row["width"], row["height"], xywh_to_xyxy(boxes).astype(np.float32), names, phrases)
+    return Layout(
+        row["width"], row["height"], xywh_to_xyxy(boxes).astype(np.float32), names, phrases
+    )

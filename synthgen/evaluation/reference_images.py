@@ -35,9 +35,13 @@ class Reference:
         """What is wrong with it, each as `option: reason`."""
         dataset, problems = read_info(open_store(self.source)) is not None, []
         if not dataset and not pictures(self.source):
-            problems.append(f"--reference: {str(self.source)!r} is neither a synthgen dataset nor a folder of pictures")
+            problems.append(
+                f"--reference: {str(self.source)!r} is neither a synthgen dataset nor a folder of pictures"
+            )
         elif not dataset and self.objects:
-            problems.append(f"--objects: {str(self.source)!r} is a folder of pictures; boxes are known in a dataset alone")
+            problems.append(
+                f"--objects: {str(self.source)!r} is a folder of pictures; boxes are known in a dataset alone"
+            )
         if self.encoder == efficientnet.NAME and (reason := efficientnet.missing()):
             problems.append(f"--encoder: {reason}")
         elif self.encoder != efficientnet.NAME:
@@ -47,7 +51,10 @@ class Reference:
     def pictures(self, limit: int | None) -> Iterator[tuple[NDArray[np.uint8], Layout | None]]:
         """Pictures (H, W, 3), with their boxes where they are known."""
         if read_info(open_store(self.source)) is not None:
-            yield from ((image, layout) for _, image, layout in read_labelled_images(open_store(self.source), limit))
+            yield from (
+                (image, layout)
+                for _, image, layout in read_labelled_images(open_store(self.source), limit)
+            )
             return
         for path in pictures(self.source)[:limit]:
             with Image.open(path) as image:

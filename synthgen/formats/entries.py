@@ -79,8 +79,13 @@ class Entry:
 
     def select(self, keep: Sequence[int]) -> "Entry":
         """The entry with these boxes alone, and all that is known of each."""
-        lists = {name: getattr(self, name) for name in ("names", "phrases", "masks", "depth", "more", "places")}
-        kept: dict[str, Any] = {name: tuple(values[i] for i in keep) for name, values in lists.items() if values}
+        lists = {
+            name: getattr(self, name)
+            for name in ("names", "phrases", "masks", "depth", "more", "places")
+        }
+        kept: dict[str, Any] = {
+            name: tuple(values[i] for i in keep) for name, values in lists.items() if values
+        }
         source = self.source and (self.source[0], *(self.source[i + 1] for i in keep))
         return replace(self, boxes=self.boxes[list(keep)], source=source, **kept)
 
@@ -135,12 +140,17 @@ class BadEntryError(ValueError):
     """One entry cannot be used: its faults, each with key and value."""
 
     def __init__(self, *faults: str | Problem) -> None:
-        super().__init__("; ".join(fault if isinstance(fault, str) else fault.why for fault in faults))
+        super().__init__(
+            "; ".join(fault if isinstance(fault, str) else fault.why for fault in faults)
+        )
         self.faults = faults
 
     def problems(self, place: str) -> list[Problem]:
         """A Problem each; what has no place of its own stands at this one."""
-        return [Problem(place, fault, place) if isinstance(fault, str) else fault for fault in self.faults]
+        return [
+            Problem(place, fault, place) if isinstance(fault, str) else fault
+            for fault in self.faults
+        ]
 
 
 def converted(values: Iterable[Any], convert: Callable[[Any], T], what: str) -> list[T]:
@@ -190,7 +200,11 @@ def four_numbers(value: Any, what: str) -> list[float]:
     Raises:
         ValueError: it is no list of four finite numbers.
     """
-    if not isinstance(value, list | tuple) or len(value) != 4 or not all(is_number(v) for v in value):
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) != 4
+        or not all(is_number(v) for v in value)
+    ):
         raise ValueError(f"{value!r} is not {what}")
     if not all(is_finite(v) for v in value):
         raise ValueError(f"{list(value)}: all four must be finite")
@@ -264,7 +278,11 @@ def below(folder: Path, name: Any, key: str) -> Path:
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise BadEntryError(f"{key}: {name!r} is not the name of a file")
-    if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive:
+    if (
+        ".." in PurePosixPath(name).parts
+        or PurePosixPath(name).is_absolute()
+        or PureWindowsPath(name).drive
+    ):
         raise BadEntryError(f"{key}: {name!r} leads out of {folder}")
     return folder / name
 
@@ -300,7 +318,9 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise UnreadableSourceError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise UnreadableSourceError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise UnreadableSourceError(
+            f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -346,7 +366,11 @@ def cleaned(entry: Entry, policy: Policy = Policy()) -> Cleaned:
         if far[i] and not policy.clip:
             faults.append(entry.fault(i, f"{OUTSIDE} {entry.width} x {entry.height} px"))
         elif gone[i] and not policy.drop_empty:
-            inside = "" if flat[i] or not beyond[i] else f" in the picture of {entry.width} x {entry.height} px"
+            inside = (
+                ""
+                if flat[i] or not beyond[i]
+                else f" in the picture of {entry.width} x {entry.height} px"
+            )
             faults.append(entry.fault(i, NO_AREA + inside))
     if faults:
         raise BadEntryError(*faults)
@@ -358,7 +382,9 @@ def cleaned(entry: Entry, policy: Policy = Policy()) -> Cleaned:
     if policy.crowd_objects:
         entry = _without_crowds(entry)
     kept = ~gone
-    return Cleaned(entry, int((kept & ~far & (beyond > 1e-6)).sum()), int((kept & far).sum()), int(gone.sum()))
+    return Cleaned(
+        entry, int((kept & ~far & (beyond > 1e-6)).sum()), int((kept & far).sum()), int(gone.sum())
+    )
 
 
 def without_area(boxes: NDArray[np.float64], least: float = 0) -> NDArray[np.bool_]:
@@ -370,9 +396,12 @@ def without_area(boxes: NDArray[np.float64], least: float = 0) -> NDArray[np.boo
 
 def _redrawn(entry: Entry, changed: list[int]) -> Entry:
     """The entry without what its source says of boxes that are no longer as they stand there."""
-    more = entry.more and tuple(_without(m, "area") if i in changed else m for i, m in enumerate(entry.more))
+    more = entry.more and tuple(
+        _without(m, "area") if i in changed else m for i, m in enumerate(entry.more)
+    )
     source = entry.source and tuple(
-        _without(record, "bbox", "area") if i - 1 in changed else record for i, record in enumerate(entry.source)
+        _without(record, "bbox", "area") if i - 1 in changed else record
+        for i, record in enumerate(entry.source)
     )
     return replace(entry, more=more, source=source)
 
@@ -380,7 +409,10 @@ def _redrawn(entry: Entry, changed: list[int]) -> Entry:
 def _without_crowds(entry: Entry) -> Entry:
     """The entry with every crowd as an object."""
     more = entry.more and tuple({**m, "iscrowd": 0} if m.get("iscrowd") else m for m in entry.more)
-    source = entry.source and (entry.source[0], *(_without(record, "iscrowd") for record in entry.source[1:]))
+    source = entry.source and (
+        entry.source[0],
+        *(_without(record, "iscrowd") for record in entry.source[1:]),
+    )
     return replace(entry, more=more, source=source)
 
 

@@ -75,13 +75,17 @@ class Export:
     def rows(self, split: str | None = None) -> Iterator[dict[str, Any]]:
         """The rows of all shards, or those of a split, in order; those of one shard are in memory at a time."""
         for number in self.shards:
-            yield from (row for row in read_rows(self.store, number) if split in (None, self.split(row)))
+            yield from (
+                row for row in read_rows(self.store, number) if split in (None, self.split(row))
+            )
 
     @cached_property
     def ids(self) -> dict[str, int]:
         """The id of each class, as COCO counts: of the category which is called so, else of the first that has become it."""
         ids: dict[str, int] = {}
-        for category, number in sorted(self.info.category_ids.items(), key=lambda item: item[0] not in self.labels.names):
+        for category, number in sorted(
+            self.info.category_ids.items(), key=lambda item: item[0] not in self.labels.names
+        ):
             ids.setdefault(self.labels.name(category), number)
         return ids
 
@@ -124,7 +128,9 @@ class ExportResult:
     crowd_labels: tuple[str, ...] = ()
 
 
-def export_dataset(spec: ExportSpec, report: Callable[[int, int], None] | None = None) -> ExportResult:
+def export_dataset(
+    spec: ExportSpec, report: Callable[[int, int], None] | None = None
+) -> ExportResult:
     """Write a dataset in another form, or what is missing of it.
 
     Args:
@@ -163,8 +169,12 @@ def opened(spec: ExportSpec) -> Export:
         raise InputError(f"command line: --workers: {spec.workers} must be at least 1")
     store, folder = open_store(spec.source), spec.folder.resolve()
     source = store.root.resolve() if isinstance(store, LocalStore) else None
-    if source is not None and (source == folder or source in folder.parents or folder in source.parents):
-        raise InputError(f"{spec.folder}: lies in the dataset {spec.source}, or around it; give another folder")
+    if source is not None and (
+        source == folder or source in folder.parents or folder in source.parents
+    ):
+        raise InputError(
+            f"{spec.folder}: lies in the dataset {spec.source}, or around it; give another folder"
+        )
     info = read_info(store)
     if info is None:
         raise InputError(f"{spec.source}: no dataset here (dataset.json is missing or damaged)")
@@ -198,22 +208,34 @@ def refuse_other(export: Export) -> None:
     except (OSError, ValueError):
         there = None
     if not isinstance(there, dict):
-        raise InputError(f"{folder}: is not empty, and no export of ours (no readable {RECORD}); give another folder")
+        raise InputError(
+            f"{folder}: is not empty, and no export of ours (no readable {RECORD}); give another folder"
+        )
     here = record(export)
-    changed = [f"{key}: was {there.get(key)!r}, is {here[key]!r}" for key in here if there.get(key) != here[key]]
+    changed = [
+        f"{key}: was {there.get(key)!r}, is {here[key]!r}"
+        for key in here
+        if there.get(key) != here[key]
+    ]
     if changed:
-        raise InputError(f"{folder}: holds another export: {'; '.join(changed)}; give another folder")
+        raise InputError(
+            f"{folder}: holds another export: {'; '.join(changed)}; give another folder"
+        )
 
 
 def is_done(export: Export, number: int) -> bool:
     """Whether a shard is in the export, with the bytes that it has now."""
     try:
-        return (export.folder / DONE / shard_name(number)).read_text() == export.shards[number].sha256
+        return (export.folder / DONE / shard_name(number)).read_text() == export.shards[
+            number
+        ].sha256
     except OSError:
         return False
 
 
-def write_shards(export: Export, writer: Writer, numbers: list[int], report: Callable[[int, int], None]) -> None:
+def write_shards(
+    export: Export, writer: Writer, numbers: list[int], report: Callable[[int, int], None]
+) -> None:
     """Write shards, several at the same time; the first that fails ends it, and those begun are waited for."""
     done, total = len(export.shards) - len(numbers), len(export.shards)
     report(done, total)
@@ -245,7 +267,10 @@ def counted(export: Export, writer: Writer, written: int, interrupted: bool) -> 
                 boxes[export.split(row)] += row["n_boxes"] - left_out
                 crowds += left_out
                 crowd_images += bool(row["n_boxes"]) and all(row["iscrowd"])
-                pairs = [(export.labels.name(name), crowd) for name, crowd in zip(row["category"], row["iscrowd"], strict=True)]
+                pairs = [
+                    (export.labels.name(name), crowd)
+                    for name, crowd in zip(row["category"], row["iscrowd"], strict=True)
+                ]
                 seen |= {label for label, _ in pairs}
                 objects |= {label for label, crowd in pairs if not crowd}
     missing = export.info.asked - sum(marker.count for marker in export.shards.values())
@@ -256,7 +281,9 @@ def counted(export: Export, writer: Writer, written: int, interrupted: bool) -> 
 # What several forms need:
 
 
-def pictures(export: Export, number: int) -> Iterator[tuple[str, dict[str, Any], list[Annotation], bytes]]:
+def pictures(
+    export: Export, number: int
+) -> Iterator[tuple[str, dict[str, Any], list[Annotation], bytes]]:
     """Split, row, annotations (category renamed) and picture of each sample of a shard."""
     for row, data in read_samples(export.store, number):
         yield export.split(row), row, annotations(export, row), data
@@ -271,8 +298,13 @@ def annotations(export: Export, row: dict[str, Any]) -> list[Annotation]:
     ids, found = export.ids, annotations_of(row)
     names = [export.labels.name(annotation.category) for annotation in found]
     if unknown := sorted(set(names) - set(ids)):
-        raise InputError(f"{export.spec.source}: sample {row['key']}: {unknown} are no categories of its dataset.json")
-    return [replace(a, category=name, category_id=ids[name]) for a, name in zip(found, names, strict=True)]
+        raise InputError(
+            f"{export.spec.source}: sample {row['key']}: {unknown} are no categories of its dataset.json"
+        )
+    return [
+        replace(a, category=name, category_id=ids[name])
+        for a, name in zip(found, names, strict=True)
+    ]
 
 
 def write_bytes(path: Path, data: bytes) -> None:

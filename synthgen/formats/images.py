@@ -16,7 +16,20 @@ from synthgen.images import COLOURS, DAMAGED, EIGHT_BITS
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 NOT_READ = (".heic", ".heif")  # they are found, so that they are named and not passed over
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", *NOT_READ)
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".avif",
+    *NOT_READ,
+)
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 HEAD = 12  # bytes of a file that tell HEIC
 APPLE_DOUBLE = "._"  # macOS writes ._NAME beside each file on a file system of others
@@ -35,7 +48,9 @@ def image_files(folder: Path, deep: bool = False) -> list[Path]:
     Args:
         deep: also those of the folders in it.
     """
-    return sorted(path for path in (folder.rglob("*") if deep else folder.glob("*")) if is_image_name(path))
+    return sorted(
+        path for path in (folder.rglob("*") if deep else folder.glob("*")) if is_image_name(path)
+    )
 
 
 def read_bytes(path: Path | None, key: str = "file_name") -> bytes:
@@ -101,7 +116,9 @@ def undecoded(error: Exception, data: bytes) -> str:
     if not data:
         return "the picture does not decode: the file is empty"
     if isinstance(error, UnidentifiedImageError):  # its text names an object in memory
-        return f"the picture does not decode: cannot identify image file: it begins with {data[:12]!r}"
+        return (
+            f"the picture does not decode: cannot identify image file: it begins with {data[:12]!r}"
+        )
     return f"the picture does not decode: {error}"
 
 
@@ -123,7 +140,9 @@ def pixels(data: bytes, size: tuple[int, int], path: Path | None = None) -> NDAr
         raise BadEntryError(f"{path}: " * (path is not None) + undecoded(error, data)) from None
 
 
-def taken_over(data: bytes, size: tuple[int, int], verify: bool, path: Path | None = None) -> tuple[bytes, str]:
+def taken_over(
+    data: bytes, size: tuple[int, int], verify: bool, path: Path | None = None
+) -> tuple[bytes, str]:
     """What a dataset holds of a record's picture, and its format: jpg, png or webp.
 
     Its own bytes, if every reader sees in them what the record means; else encoded anew: jpg of quality 95 where it was one, png
@@ -145,7 +164,9 @@ def taken_over(data: bytes, size: tuple[int, int], verify: bool, path: Path | No
                 return data, kind
             kind = "jpg" if kind == "jpg" else "png"
             buffer = io.BytesIO()
-            recorded.convert("RGB").save(buffer, "JPEG" if kind == "jpg" else "PNG", quality=QUALITY, subsampling=0, exif=b"")
+            recorded.convert("RGB").save(
+                buffer, "JPEG" if kind == "jpg" else "PNG", quality=QUALITY, subsampling=0, exif=b""
+            )
             return buffer.getvalue(), kind
     except BadEntryError:
         raise
@@ -158,7 +179,9 @@ def _as_recorded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     orientation, stored = _orientation(image), image.size
     upright = stored[::-1] if orientation in ON_ITS_SIDE else stored
     if size not in (upright, stored):
-        raise BadEntryError(f"the picture has {upright[0]} x {upright[1]} px, its entry says {size[0]} x {size[1]}")
+        raise BadEntryError(
+            f"the picture has {upright[0]} x {upright[1]} px, its entry says {size[0]} x {size[1]}"
+        )
     if image.mode not in EIGHT_BITS + COLOURS:
         raise BadEntryError(f"the picture has mode {image.mode}; save it with 8 bits a channel")
     return ImageOps.exif_transpose(image) if orientation != 1 and size == upright else image

@@ -59,13 +59,19 @@ def _checked_encoding(segmentation: Any, width: int, height: int) -> dict[str, A
     from pycocotools import mask as coco_mask
 
     if width * height > MOST_PIXELS:
-        raise ValueError(f"segmentation: a picture of {width} x {height} px is too large for a mask")
+        raise ValueError(
+            f"segmentation: a picture of {width} x {height} px is too large for a mask"
+        )
     if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
-        raise ValueError(f"segmentation: neither polygons nor a run-length encoding of size [{height}, {width}]")
+        raise ValueError(
+            f"segmentation: neither polygons nor a run-length encoding of size [{height}, {width}]"
+        )
     counts: Any = segmentation.get("counts")
     try:
         counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
-        given = list(map(whole_number, counts)) if isinstance(counts, list) else _decompressed(counts)
+        given = (
+            list(map(whole_number, counts)) if isinstance(counts, list) else _decompressed(counts)
+        )
         runs = [run for run in given if run is not None and run >= 0]
         if len(runs) != len(given) or sum(runs) != width * height:
             raise ValueError("counts do not add up")
@@ -73,7 +79,9 @@ def _checked_encoding(segmentation: Any, width: int, height: int) -> dict[str, A
         raise ValueError(f"segmentation: not a run-length encoding: {error}") from None
     if not isinstance(counts, list):
         return {"counts": counts.encode("ascii")}
-    encoded: dict[str, Any] = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    encoded: dict[str, Any] = coco_mask.frPyObjects(
+        {"size": [height, width], "counts": runs}, height, width
+    )
     return encoded
 
 

@@ -152,13 +152,17 @@ def locate(path: Path, form: str | None = None) -> tuple[str, Path]:
         return found[0]
     if not found and form is not None:
         content = readable_formats()[form].content
-        raise UnreadableSourceError(f"{path}: no {form} here; what is read: {content}; name the file itself")
+        raise UnreadableSourceError(
+            f"{path}: no {form} here; what is read: {content}; name the file itself"
+        )
     if not found:
         raise UnreadableSourceError(
             f"{path}: nothing here that is read; name the file itself, or give a folder of: {_all_contents()}"
         )
     choices = ", ".join(f"{p} ({f})" for f, p in found)
-    raise UnreadableSourceError(f"{path}: more than one source: {choices}; name the file itself, or --format")
+    raise UnreadableSourceError(
+        f"{path}: more than one source: {choices}; name the file itself, or --format"
+    )
 
 
 def _guess_format(path: Path) -> str:

@@ -117,7 +117,17 @@ def looked_at(policy: Policy, entry: Entry | Problem) -> _Seen:
     if problems:
         return _Seen(entry, tuple(problems))
     entry = result.entry
-    labels = repr((entry.width, entry.height, entry.boxes.tolist(), entry.names, entry.phrases, entry.caption, entry.more))
+    labels = repr(
+        (
+            entry.width,
+            entry.height,
+            entry.boxes.tolist(),
+            entry.names,
+            entry.phrases,
+            entry.caption,
+            entry.more,
+        )
+    )
     labels += "" if entry.source is None else repr(entry.source)
     content = hashlib.sha256(original).digest() + hashlib.sha256(labels.encode()).digest()
     return _Seen(entry, (), kind, result, data is not original, content)

@@ -52,7 +52,9 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.boxes.shape != (len(self.categories), 4):
-            raise ValueError(f"boxes {self.boxes.shape} do not match {len(self.categories)} categories")
+            raise ValueError(
+                f"boxes {self.boxes.shape} do not match {len(self.categories)} categories"
+            )
 
     def __len__(self) -> int:
         return len(self.categories)
@@ -72,9 +74,22 @@ class Layout:
         def some(values: Any) -> Any:
             if values is None:
                 return None
-            return values[list(indices)] if isinstance(values, np.ndarray) else tuple(values[i] for i in indices)
+            return (
+                values[list(indices)]
+                if isinstance(values, np.ndarray)
+                else tuple(values[i] for i in indices)
+            )
 
-        lists = ("boxes", "categories", "phrases", "attributes", "masks", "depth", "occluded", "labelled")
+        lists = (
+            "boxes",
+            "categories",
+            "phrases",
+            "attributes",
+            "masks",
+            "depth",
+            "occluded",
+            "labelled",
+        )
         return replace(self, **{name: some(getattr(self, name)) for name in lists})
 
     def coverage(self) -> float:
@@ -85,7 +100,9 @@ class Layout:
 def overlapping_pairs(boxes: Boxes, gap: float = 0.0) -> int:
     """Number of pairs among boxes (N, 4) xyxy that are nearer than `gap` px on both axes at once."""
     low, high = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64)
-    near = ((low[:, None] < high[None] + gap - 1e-3) & (low[None] < high[:, None] + gap - 1e-3)).all(2)
+    near = (
+        (low[:, None] < high[None] + gap - 1e-3) & (low[None] < high[:, None] + gap - 1e-3)
+    ).all(2)
     return int((near.sum() - len(boxes)) // 2)
 
 

@@ -16,11 +16,19 @@ class Spec(SamplerSpec):
     """Layouts of an annotated dataset, a random one for each image: jittered, mirrored, filtered, at another size."""
 
     sampler: Literal["coco"] = "coco"
-    source: str = Field(description="COCO's instances.json, .jsonl, .parquet, or the output folder of a `synthgen run`")
+    source: str = Field(
+        description="COCO's instances.json, .jsonl, .parquet, or the output folder of a `synthgen run`"
+    )
     categories: tuple[str, ...] | None = Field(None, description="names to keep; null: all")
-    least: float = Field(8, ge=1, description="shorter side of a box on the canvas, px: smaller ones are left out")
-    boxes: tuple[int, int] = Field((1, 1000), description="how many boxes a layout must have left, [least, most]")
-    jitter: float = Field(0.05, ge=0, le=0.5, description="deviation of a box's place and size, share of its sides")
+    least: float = Field(
+        8, ge=1, description="shorter side of a box on the canvas, px: smaller ones are left out"
+    )
+    boxes: tuple[int, int] = Field(
+        (1, 1000), description="how many boxes a layout must have left, [least, most]"
+    )
+    jitter: float = Field(
+        0.05, ge=0, le=0.5, description="deviation of a box's place and size, share of its sides"
+    )
     flip: float = Field(0.5, ge=0, le=1, description="probability that a layout is mirrored")
 
     @model_validator(mode="after")
@@ -32,9 +40,13 @@ class Spec(SamplerSpec):
         known = {name for entry in entries for name in entry.names}
         unknown = sorted(set(self.categories or ()) - known)
         if unknown:
-            raise ValueError(f"categories: {unknown[0]!r} is not in {self.source}; it has {', '.join(sorted(known))}")
+            raise ValueError(
+                f"categories: {unknown[0]!r} is not in {self.source}; it has {', '.join(sorted(known))}"
+            )
         if not self.kept():
-            raise ValueError(f"boxes: no layout of {self.source} has {self.boxes[0]} to {self.boxes[1]} boxes after the filter")
+            raise ValueError(
+                f"boxes: no layout of {self.source} has {self.boxes[0]} to {self.boxes[1]} boxes after the filter"
+            )
         return self
 
     def kept(self) -> list[Entry]:
@@ -46,7 +58,13 @@ class Spec(SamplerSpec):
         layout = on_canvas(entry, self.canvas)
         sides = box_sides(layout.boxes).min(1, initial=np.inf) if len(layout) else np.zeros(0)
         wanted = self.categories or layout.categories
-        return layout.select([i for i, name in enumerate(layout.categories) if name in wanted and sides[i] >= self.least])
+        return layout.select(
+            [
+                i
+                for i, name in enumerate(layout.categories)
+                if name in wanted and sides[i] >= self.least
+            ]
+        )
 
     def names(self) -> dict[str, bool]:
         known = {name: True for entry in read_entries(self.source) for name in entry.names}
@@ -71,13 +89,22 @@ class Spec(SamplerSpec):
 
 @lru_cache(maxsize=4)
 def _kept(spec: Spec, changed: int) -> list[Entry]:
-    return [e for e in read_entries(spec.source) if spec.boxes[0] <= len(spec.filtered(e)) <= spec.boxes[1]]
+    return [
+        e
+        for e in read_entries(spec.source)
+        if spec.boxes[0] <= len(spec.filtered(e)) <= spec.boxes[1]
+    ]
 
 
 def mirrored(layout: Layout) -> Layout:
     """Left and right exchanged."""
-    boxes = layout.boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32) + np.array([1, 0, 1, 0]) * layout.width
-    return Layout(layout.width, layout.height, boxes.astype(np.float32), layout.categories, layout.phrases)
+    boxes = (
+        layout.boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
+        + np.array([1, 0, 1, 0]) * layout.width
+    )
+    return Layout(
+        layout.width, layout.height, boxes.astype(np.float32), layout.categories, layout.phrases
+    )
 
 
 def jittered(layout: Layout, deviation: float, rng: np.random.Generator) -> Layout:

@@ -17,7 +17,9 @@ class Spec(ObjectsSpec):
 
     sampler: Literal["crowd"] = "crowd"
     clusters: Counts = Field((3, 6), description="how many: a number, or [least, most]")
-    spread: float = Field(0.12, gt=0, le=1, description="deviation of a cluster, share of the canvas' shorter side")
+    spread: float = Field(
+        0.12, gt=0, le=1, description="deviation of a cluster, share of the canvas' shorter side"
+    )
     max_iou: float = Field(0.3, ge=0, lt=1, description="largest overlap of two boxes; 0: disjoint")
     gap: float = Field(2, ge=0, description="px between two boxes if they are disjoint")
 
@@ -28,7 +30,9 @@ class Spec(ObjectsSpec):
     def check_feasible(self) -> None:
         """Raise InfeasibleLayoutError, with a number that was found to fit, if the asked number finds no room."""
         names = self.most_names()
-        placed = most_placed(len(names), lambda n, k: self.place(names[:n], np.random.default_rng(k)) is not None)
+        placed = most_placed(
+            len(names), lambda n, k: self.place(names[:n], np.random.default_rng(k)) is not None
+        )
         if placed < len(names):
             raise InfeasibleLayoutError(
                 f"objects: {len(names)} boxes of {self.describe_sizes()} with max_iou {self.max_iou:g} do not fit "
@@ -48,7 +52,14 @@ class Spec(ObjectsSpec):
                 boxes = found.astype(np.float32)
                 depth = 1 - boxes[:, 3] / np.float32(self.canvas[1])
                 hidden = occluded(boxes, depth, self.canvas)
-                return Layout(*self.canvas, boxes, tuple(names), depth=depth, occluded=hidden, labelled=self.labelled(names))
+                return Layout(
+                    *self.canvas,
+                    boxes,
+                    tuple(names),
+                    depth=depth,
+                    occluded=hidden,
+                    labelled=self.labelled(names),
+                )
         raise InfeasibleLayoutError(f"no room for {len(names)} boxes after {MAX_DRAWS} draws")
 
     def place(self, names: list[str], rng: np.random.Generator) -> Floats | None:

@@ -18,7 +18,9 @@ class Spec(SamplerSpec):
     """
 
     sampler: Literal["file"] = "file"
-    source: str = Field(description=".jsonl or .parquet with a row a layout; or COCO's instances.json")
+    source: str = Field(
+        description=".jsonl or .parquet with a row a layout; or COCO's instances.json"
+    )
 
     @model_validator(mode="after")
     def can_be_read(self) -> "Spec":

@@ -25,7 +25,12 @@ class Spec(SamplerSpec):
 
     sampler: Literal["fit"] = "fit"
     model: str = Field(description="file written by `synthgen fit`")
-    bandwidth: float = Field(1.0, ge=0, le=5, description="smoothing in Silverman's bandwidths; 0: boxes as they were seen")
+    bandwidth: float = Field(
+        1.0,
+        ge=0,
+        le=5,
+        description="smoothing in Silverman's bandwidths; 0: boxes as they were seen",
+    )
 
     @model_validator(mode="after")
     def can_be_read(self) -> "Spec":
@@ -44,15 +49,24 @@ class Spec(SamplerSpec):
     def examples(self) -> list[Layout]:
         size = np.array(self.canvas, float)
         return [
-            Layout(*self.canvas, to_boxes(np.array(e["boxes"]).reshape(-1, 4), size).astype(np.float32), tuple(e["categories"]))
+            Layout(
+                *self.canvas,
+                to_boxes(np.array(e["boxes"]).reshape(-1, 4), size).astype(np.float32),
+                tuple(e["categories"]),
+            )
             for e in read_model(self.model)["examples"]
         ]
 
     def check_feasible(self) -> None:
         """Raise InfeasibleLayoutError if the fullest layout that was seen finds no room."""
         counts = max(read_model(self.model)["counts"], key=lambda c: sum(c.values()))
-        if self.place([n for n, k in counts.items() for _ in range(k)], np.random.default_rng(0)) is None:
-            raise InfeasibleLayoutError(f"objects: {sum(counts.values())} boxes like those of {self.model} find no room")
+        if (
+            self.place([n for n, k in counts.items() for _ in range(k)], np.random.default_rng(0))
+            is None
+        ):
+            raise InfeasibleLayoutError(
+                f"objects: {sum(counts.values())} boxes like those of {self.model} find no room"
+            )
 
     def sample(self, rng: np.random.Generator, index: int = 0) -> Layout:
         """A new layout: the categories of one that was seen, and boxes from the density of each category's boxes.
@@ -75,7 +89,9 @@ class Spec(SamplerSpec):
 
         def propose(k: int, count: int) -> Floats:
             seen = model["arrays"][names[k]]
-            return to_boxes(seen[rng.integers(len(seen), size=count)] + self.noise(seen, count, rng), canvas)
+            return to_boxes(
+                seen[rng.integers(len(seen), size=count)] + self.noise(seen, count, rng), canvas
+            )
 
         return one_by_one(len(names), propose, model["max_iou"], 0.0)
 
@@ -128,7 +144,10 @@ def learn(source: str, seed: int = 0) -> dict[str, Any]:
         for name, features in zip(entry.names, to_features(entry).tolist(), strict=True):
             boxes.setdefault(name, []).append(features)
     some = [entries[i] for i in rng.permutation(len(entries))[:MAX_COUNTS]]
-    kept = {n: [rows[i] for i in rng.permutation(len(rows))[:MAX_BOXES]] for n, rows in sorted(boxes.items())}
+    kept = {
+        n: [rows[i] for i in rng.permutation(len(rows))[:MAX_BOXES]]
+        for n, rows in sorted(boxes.items())
+    }
     return {
         "format": FORMAT,
         "source": Path(source).name,
@@ -136,7 +155,10 @@ def learn(source: str, seed: int = 0) -> dict[str, Any]:
         "counts": [{n: e.names.count(n) for n in dict.fromkeys(e.names)} for e in some],
         "boxes": {n: np.round(rows, 5).tolist() for n, rows in kept.items()},
         "max_iou": round(float(np.quantile([largest_overlap(e) for e in some], 0.95)), 4),
-        "examples": [{"boxes": np.round(to_features(e), 5).tolist(), "categories": list(e.names)} for e in some[:EXAMPLES]],
+        "examples": [
+            {"boxes": np.round(to_features(e), 5).tolist(), "categories": list(e.names)}
+            for e in some[:EXAMPLES]
+        ],
     }
 
 

@@ -13,9 +13,13 @@ class Spec(ObjectsSpec):
     """Rows and columns of boxes, each anywhere in its cell."""
 
     sampler: Literal["grid"] = "grid"
-    rows: int | None = Field(None, ge=1, description="null: as many as the boxes need for cells of the canvas' shape")
+    rows: int | None = Field(
+        None, ge=1, description="null: as many as the boxes need for cells of the canvas' shape"
+    )
     columns: int | None = Field(None, ge=1, description="null: likewise")
-    jitter: float = Field(1.0, ge=0, le=1, description="share of a cell's room that a box moves in; 0: centred")
+    jitter: float = Field(
+        1.0, ge=0, le=1, description="share of a cell's room that a box moves in; 0: centred"
+    )
     gap: float = Field(4, ge=0, description="px between two cells")
 
     @property
@@ -30,8 +34,14 @@ class Spec(ObjectsSpec):
             raise InfeasibleLayoutError(
                 f"objects: {n} boxes need more than the {rows} x {columns} cells; the largest number is {rows * columns}"
             )
-        cell = min((self.canvas[0] + self.gap) / columns, (self.canvas[1] + self.gap) / rows) - self.gap
-        longest = max(((o.size or self.size).longest(o.aspect or self.aspect) for o in self.objects.values()), default=0)
+        cell = (
+            min((self.canvas[0] + self.gap) / columns, (self.canvas[1] + self.gap) / rows)
+            - self.gap
+        )
+        longest = max(
+            ((o.size or self.size).longest(o.aspect or self.aspect) for o in self.objects.values()),
+            default=0,
+        )
         if n and longest > cell:
             raise InfeasibleLayoutError(
                 f"objects: {n} boxes in {rows} x {columns} cells of {cell:.0f} px on {self.canvas[0]} x {self.canvas[1]}: "

@@ -36,18 +36,25 @@ class SizeSpec(SpecModel):
 
     range: Range = Field(description="px, [least, most]")
     distribution: Literal["uniform", "log-uniform", "coco"] = Field(
-        "uniform", description="of the longer side; coco: by shares of COCO's small, medium and large areas"
+        "uniform",
+        description="of the longer side; coco: by shares of COCO's small, medium and large areas",
     )
-    shares: tuple[float, float, float] = Field((0.41, 0.34, 0.25), description="of small, medium and large, with coco")
+    shares: tuple[float, float, float] = Field(
+        (0.41, 0.34, 0.25), description="of small, medium and large, with coco"
+    )
 
     @model_validator(mode="after")
     def has_room(self) -> "SizeSpec":
         edges, shares = self._classes()
         if self.distribution == "coco" and (min(self.shares) < 0 or sum(self.shares) == 0):
-            raise ValueError(f"shares: {list(self.shares)} must be three numbers from 0 on, not all 0")
+            raise ValueError(
+                f"shares: {list(self.shares)} must be three numbers from 0 on, not all 0"
+            )
         if self.distribution == "coco" and ((np.diff(edges) <= 0) & (shares > 0)).any():
             small, large = self.range
-            raise ValueError(f"range: [{small:g}, {large:g}] has no room for every class with a share; they part at 32 and 96 px")
+            raise ValueError(
+                f"range: [{small:g}, {large:g}] has no room for every class with a share; they part at 32 and 96 px"
+            )
         return self
 
     def _classes(self) -> tuple[Floats, Floats]:
@@ -67,7 +74,9 @@ class SizeSpec(SpecModel):
             t = (u - starts[kind]) / np.maximum(shares[kind], 1e-12)
             root = edges[kind] * (edges[kind + 1] / edges[kind]) ** np.clip(t, 0, 1)
             return np.stack([root * np.sqrt(aspect), root / np.sqrt(aspect)], 1)
-        longer = low + u * (high - low) if self.distribution == "uniform" else low * (high / low) ** u
+        longer = (
+            low + u * (high - low) if self.distribution == "uniform" else low * (high / low) ** u
+        )
         return np.stack([longer * np.minimum(aspect, 1), longer / np.maximum(aspect, 1)], 1)
 
     def longest(self, aspect: tuple[float, float]) -> float:
@@ -89,7 +98,9 @@ class ObjectSpec(SpecModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     count: Counts | None = Field(None, description="a number, or [least, most]")
-    share: float | None = Field(None, gt=0, description="instead of a count: part of what `total` leaves")
+    share: float | None = Field(
+        None, gt=0, description="instead of a count: part of what `total` leaves"
+    )
     probability: float = Field(1.0, ge=0, le=1, description="of the category to be there at all")
     size: Size | None = Field(None, description="instead of the recipe's")
     aspect: Range | None = Field(None, description="instead of the recipe's")
@@ -103,30 +114,49 @@ class ObjectSpec(SpecModel):
 
 
 def _count_as_object(value: Any) -> Any:
-    return {"count": value} if isinstance(value, int | list | tuple) and not isinstance(value, bool) else value
+    return (
+        {"count": value}
+        if isinstance(value, int | list | tuple) and not isinstance(value, bool)
+        else value
+    )
 
 
-Object = Annotated[ObjectSpec, BeforeValidator(_count_as_object)]  # a number, [least, most], or a mapping
+Object = Annotated[
+    ObjectSpec, BeforeValidator(_count_as_object)
+]  # a number, [least, most], or a mapping
 
 
 class ObjectsSpec(SamplerSpec):
     """A recipe that says how many objects of which size there are."""
 
-    objects: dict[str, Object] = Field(description="of each category: how many, [least, most], or a mapping")
-    total: Counts | None = Field(None, description="boxes in all, where categories are given as shares")
-    size: Size = Field(SizeSpec(range=(56, 88)), description="longer side of a box, px: [least, most], or a mapping")
+    objects: dict[str, Object] = Field(
+        description="of each category: how many, [least, most], or a mapping"
+    )
+    total: Counts | None = Field(
+        None, description="boxes in all, where categories are given as shares"
+    )
+    size: Size = Field(
+        SizeSpec(range=(56, 88)),
+        description="longer side of a box, px: [least, most], or a mapping",
+    )
     aspect: Range = Field((0.65, 1.7), description="width / height: [least, most], log-uniform")
 
     @model_validator(mode="after")
     def counts_agree(self) -> "ObjectsSpec":
         shares = [name for name, o in self.objects.items() if o.share is not None]
         if shares and self.total is None:
-            raise ValueError(f"total: missing; {', '.join(shares)} {'has' if len(shares) == 1 else 'have'} a share of it")
+            raise ValueError(
+                f"total: missing; {', '.join(shares)} {'has' if len(shares) == 1 else 'have'} a share of it"
+            )
         if self.total is not None and not shares:
-            raise ValueError("total: no category has a share of it; give one `share`, or leave total out")
+            raise ValueError(
+                "total: no category has a share of it; give one `share`, or leave total out"
+            )
         fixed = sum(o.count[1] for o in self.objects.values() if o.count)
         if self.total is not None and fixed > self.total[0]:
-            raise ValueError(f"total: {self.total[0]} is less than the {fixed} boxes that categories with a count can have")
+            raise ValueError(
+                f"total: {self.total[0]} is less than the {fixed} boxes that categories with a count can have"
+            )
         return self
 
     @model_validator(mode="after")
@@ -135,7 +165,9 @@ class ObjectsSpec(SamplerSpec):
             longest = (o.size or self.size).longest(o.aspect or self.aspect)
             if longest > min(self.canvas):
                 key = "size" if o.size is None else f"objects.{name}.size"
-                raise ValueError(f"{key}: {longest:g} px is larger than the canvas ({self.canvas[0]} x {self.canvas[1]})")
+                raise ValueError(
+                    f"{key}: {longest:g} px is larger than the canvas ({self.canvas[0]} x {self.canvas[1]})"
+                )
         return self
 
     @property
@@ -147,13 +179,23 @@ class ObjectsSpec(SamplerSpec):
 
     def draw_names(self, rng: np.random.Generator) -> list[str]:
         """The categories of one layout's boxes, in random order."""
-        counts = {name: int(rng.integers(*o.count, endpoint=True)) for name, o in self.objects.items() if o.count is not None}
+        counts = {
+            name: int(rng.integers(*o.count, endpoint=True))
+            for name, o in self.objects.items()
+            if o.count is not None
+        }
         if self.total is not None:
             shared = {name: o.share for name, o in self.objects.items() if o.share is not None}
             left = int(rng.integers(*self.total, endpoint=True)) - sum(counts.values())
             weights = np.array(list(shared.values()), float)
-            counts.update(zip(shared, rng.multinomial(left, weights / weights.sum()).tolist(), strict=True))
-        there = {name: n for name, n in counts.items() if self.objects[name].probability == 1 or self._occurs(name, rng)}
+            counts.update(
+                zip(shared, rng.multinomial(left, weights / weights.sum()).tolist(), strict=True)
+            )
+        there = {
+            name: n
+            for name, n in counts.items()
+            if self.objects[name].probability == 1 or self._occurs(name, rng)
+        }
         names = [name for name, n in there.items() for _ in range(n)]
         return [names[i] for i in rng.permutation(len(names))]
 
@@ -165,13 +207,19 @@ class ObjectsSpec(SamplerSpec):
         names = [name for name, o in self.objects.items() if o.count for _ in range(o.count[1])]
         if self.total is not None:
             shared = [name for name, o in self.objects.items() if o.share is not None]
-            largest = max(shared, key=lambda n: (self.objects[n].size or self.size).range[1]) if self.sizes_are_px else shared[0]
+            largest = (
+                max(shared, key=lambda n: (self.objects[n].size or self.size).range[1])
+                if self.sizes_are_px
+                else shared[0]
+            )
             names += [largest] * (self.total[1] - len(names))
         return names
 
     def draw_sides(self, names: list[str], rng: np.random.Generator) -> Floats:
         """Widths and heights (n, 2) of boxes of these categories, in whole px, at least 1."""
-        u = rng.random((len(names), 2))  # row by row: the first boxes do not depend on how many follow
+        u = rng.random(
+            (len(names), 2)
+        )  # row by row: the first boxes do not depend on how many follow
         sides = np.zeros((len(names), 2))
         kinds = np.array(names, dtype=object)
         for name in dict.fromkeys(names):
@@ -183,7 +231,11 @@ class ObjectsSpec(SamplerSpec):
 
     def labelled(self, names: list[str]) -> NDArray[np.bool_] | None:
         """Which boxes of these categories are labelled; None if all are."""
-        return None if all(o.label for o in self.objects.values()) else np.array([self.objects[n].label for n in names], bool)
+        return (
+            None
+            if all(o.label for o in self.objects.values())
+            else np.array([self.objects[n].label for n in names], bool)
+        )
 
     def describe_sizes(self) -> str:
         """The sizes in words, for messages."""

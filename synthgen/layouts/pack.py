@@ -20,7 +20,9 @@ class Spec(ObjectsSpec):
 
     sampler: Literal["pack"] = "pack"
     coverage: float = Field(0.6, gt=0, le=0.85, description="share of the canvas that boxes cover")
-    variety: float = Field(0.6, ge=0, le=1.5, description="deviation of the logarithm of the boxes' areas")
+    variety: float = Field(
+        0.6, ge=0, le=1.5, description="deviation of the logarithm of the boxes' areas"
+    )
     gap: float = Field(2, ge=0, description="px between two boxes on the nearer axis")
     size: None = Field(None, description="not used: sizes follow from coverage and count")  # type: ignore[assignment]
 
@@ -37,7 +39,10 @@ class Spec(ObjectsSpec):
         n = len(self.most_names())
         if n == 0:
             return
-        most = min(max(self._most(n, np.random.default_rng((k, j))) for j in range(3)) for k in range(FEASIBILITY_DRAWS))
+        most = min(
+            max(self._most(n, np.random.default_rng((k, j))) for j in range(3))
+            for k in range(FEASIBILITY_DRAWS)
+        )
         if most < self.coverage:
             raise InfeasibleLayoutError(
                 f"objects: {n} boxes with gap {self.gap:g} and aspects {self.aspect[0]:g}-{self.aspect[1]:g} cover "
@@ -51,7 +56,10 @@ class Spec(ObjectsSpec):
     def cells(self, n: int, rng: np.random.Generator) -> Floats:
         """Rectangles (n, 4) xyxy that fill the canvas but for the gaps."""
         cells = np.array(
-            treemap(rng.lognormal(0, self.variety, n), (0.0, 0.0, self.canvas[0] + self.gap, self.canvas[1] + self.gap))
+            treemap(
+                rng.lognormal(0, self.variety, n),
+                (0.0, 0.0, self.canvas[0] + self.gap, self.canvas[1] + self.gap),
+            )
         )
         cells[:, 2:] -= self.gap
         return cells
@@ -67,11 +75,20 @@ class Spec(ObjectsSpec):
         for _ in range(MAX_DRAWS if names else 0):
             cells = self.cells(len(names), rng)
             boxes = fitted(cells, wanted, self.aspect, rng)
-            real = (boxes[:, 2:] > boxes[:, :2]).all()  # a very small weight makes a cell of less than a pixel
+            real = (
+                boxes[:, 2:] > boxes[:, :2]
+            ).all()  # a very small weight makes a cell of less than a pixel
             if real and abs(area(boxes) - wanted) < CLOSE * self.canvas[0] * self.canvas[1]:
-                return Layout(*self.canvas, boxes.astype(np.float32), tuple(names), labelled=self.labelled(names))
+                return Layout(
+                    *self.canvas,
+                    boxes.astype(np.float32),
+                    tuple(names),
+                    labelled=self.labelled(names),
+                )
         if names:
-            raise InfeasibleLayoutError(f"no way to cover {self.coverage:.0%} with {len(names)} boxes in {MAX_DRAWS} draws")
+            raise InfeasibleLayoutError(
+                f"no way to cover {self.coverage:.0%} with {len(names)} boxes in {MAX_DRAWS} draws"
+            )
         return Layout(*self.canvas, np.zeros((0, 4), np.float32), (), labelled=self.labelled(names))
 
 
@@ -106,10 +123,14 @@ def area(boxes: Floats) -> float:
     return float(sides.prod(1).sum())
 
 
-def fitted(cells: Floats, wanted: float, aspect: tuple[float, float], rng: np.random.Generator) -> Floats:
+def fitted(
+    cells: Floats, wanted: float, aspect: tuple[float, float], rng: np.random.Generator
+) -> Floats:
     """Boxes (n, 4) in whole px, one in each cell, that cover `wanted` px² in all if the cells have the room."""
     share = 1.0
-    for _ in range(FITTING_STEPS):  # whole px make the area a step function: go on from where it falls short
+    for _ in range(
+        FITTING_STEPS
+    ):  # whole px make the area a step function: go on from where it falls short
         sides = shrink(cells, share, aspect)
         share = min(1.0, share * float(np.sqrt(wanted / max(area(sides), 1e-9))))
     low = np.ceil(cells[:, :2])

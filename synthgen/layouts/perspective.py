@@ -21,14 +21,22 @@ class Spec(ObjectsSpec):
     """
 
     sampler: Literal["perspective"] = "perspective"
-    size: Size = Field(SizeSpec(range=(0.45, 0.7)), description="height of an object in metres: [least, most]")
-    horizon: float = Field(0.3, ge=-1, lt=1, description="share of the canvas' height above the horizon")
+    size: Size = Field(
+        SizeSpec(range=(0.45, 0.7)), description="height of an object in metres: [least, most]"
+    )
+    horizon: float = Field(
+        0.3, ge=-1, lt=1, description="share of the canvas' height above the horizon"
+    )
     focal: float = Field(1.2, gt=0, description="focal length in heights of the canvas")
     camera_height: float = Field(1.6, gt=0, description="metres above the ground")
     distance: Range = Field((3, 25), description="metres: [nearest, farthest]")
-    max_iou: float = Field(0.2, ge=0, lt=1, description="overlap allowed between two boxes; 0: disjoint")
+    max_iou: float = Field(
+        0.2, ge=0, lt=1, description="overlap allowed between two boxes; 0: disjoint"
+    )
     gap: float = Field(2, ge=0, description="px between two boxes if they are disjoint")
-    least: float = Field(12, ge=1, description="shorter side of a box, px: what would be smaller is not placed")
+    least: float = Field(
+        12, ge=1, description="shorter side of a box, px: what would be smaller is not placed"
+    )
 
     @property
     def sizes_are_px(self) -> bool:
@@ -50,7 +58,9 @@ class Spec(ObjectsSpec):
     def check_feasible(self) -> None:
         """Raise InfeasibleLayoutError, with the largest number found, if the asked number finds no room."""
         names = self.most_names()
-        placed = most_placed(len(names), lambda n, k: self.place(names[:n], np.random.default_rng(k)) is not None)
+        placed = most_placed(
+            len(names), lambda n, k: self.place(names[:n], np.random.default_rng(k)) is not None
+        )
         if placed < len(names):
             raise InfeasibleLayoutError(
                 f"objects: {len(names)} boxes of {self.size.range[0]:g}-{self.size.range[1]:g} m at "
@@ -70,7 +80,14 @@ class Spec(ObjectsSpec):
             if found is not None:
                 boxes, depth = found[:, :4].astype(np.float32), found[:, 4].astype(np.float32)
                 hidden = occluded(boxes, depth, self.canvas)
-                return Layout(*self.canvas, boxes, tuple(names), depth=depth, occluded=hidden, labelled=self.labelled(names))
+                return Layout(
+                    *self.canvas,
+                    boxes,
+                    tuple(names),
+                    depth=depth,
+                    occluded=hidden,
+                    labelled=self.labelled(names),
+                )
         raise InfeasibleLayoutError(f"no room for {len(names)} boxes after {MAX_DRAWS} draws")
 
     def place(self, names: list[str], rng: np.random.Generator) -> Floats | None:
@@ -85,7 +102,11 @@ class Spec(ObjectsSpec):
             d = np.sqrt(rng.uniform(near**2, far**2, count))
             boxes = self.project(d, heights[k], aspect[k], rng)
             boxes[box_sides(boxes).min(1) < self.least] = -1e6
-            outside = (boxes[:, :2] < 0).any(1) | (boxes[:, 2] > self.canvas[0]) | (boxes[:, 3] > self.canvas[1])
+            outside = (
+                (boxes[:, :2] < 0).any(1)
+                | (boxes[:, 2] > self.canvas[0])
+                | (boxes[:, 3] > self.canvas[1])
+            )
             return boxes[~outside]
 
         boxes = one_by_one(len(names), propose, self.max_iou, self.gap)

@@ -35,10 +35,14 @@ def relax(corners: Floats, sides: Floats, canvas: Floats, gap: float) -> Floats 
         if far > slack / 2:
             i, j = near_pairs(corners, sides, gap + slack)
             far = 0.0
-            apart = need[i] + need[j] + gap + 1  # + 1: rounding to whole px at the end must not close the gap
+            apart = (
+                need[i] + need[j] + gap + 1
+            )  # + 1: rounding to whole px at the end must not close the gap
         d = (corners + need)[i] - (corners + need)[j]
         depth = apart - np.abs(d)
-        axis = (depth[:, 0] >= depth[:, 1]).astype(np.intp)  # the nearer axis is the one with less depth
+        axis = (depth[:, 0] >= depth[:, 1]).astype(
+            np.intp
+        )  # the nearer axis is the one with less depth
         rows = np.arange(len(i))
         least = depth[rows, axis]
         touching = least > 0
@@ -49,7 +53,9 @@ def relax(corners: Floats, sides: Floats, canvas: Floats, gap: float) -> Floats 
             continue
         sign = np.where(d[rows, axis] >= 0, 1.0, -1.0)
         push = np.where(least > -margin, (least + margin) / 2, 0.0) * sign
-        moved = np.stack([_pushed(i, j, np.where(axis == k, push, 0.0), len(corners)) for k in (0, 1)], 1)
+        moved = np.stack(
+            [_pushed(i, j, np.where(axis == k, push, 0.0), len(corners)) for k in (0, 1)], 1
+        )
         new = np.clip(corners + moved, 0, canvas - sides)
         far += float(np.abs(new - corners).max())
         corners = new
@@ -93,7 +99,11 @@ def _grid_pairs(centres: Floats, cell: float) -> tuple[Indices, Indices]:
             start = np.arange(len(order)) + 1
         lengths = np.maximum(stop - start, 0)
         i = np.repeat(np.arange(len(order)), lengths)
-        j = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths) + np.repeat(start, lengths)
+        j = (
+            np.arange(lengths.sum())
+            - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            + np.repeat(start, lengths)
+        )
         first.append(order[i])
         second.append(order[j])
     return np.concatenate(first), np.concatenate(second)
@@ -136,7 +146,9 @@ def split(slack: float, parts: int, rng: np.random.Generator) -> Floats:
     return np.sort(np.floor(rng.random(parts) * (np.floor(slack) + 1)))
 
 
-def one_by_one(n: int, propose: Callable[[int, int], Floats], max_iou: float, gap: float) -> Floats | None:
+def one_by_one(
+    n: int, propose: Callable[[int, int], Floats], max_iou: float, gap: float
+) -> Floats | None:
     """Place boxes in turn, each at the first of its candidates that overlaps no earlier box by more than `max_iou`.
 
     Args:
@@ -176,13 +188,17 @@ def most_placed(n: int, fits: Callable[[int, int], bool]) -> int:
     return low
 
 
-def occluded(boxes: Boxes, depth: NDArray[np.float32], canvas: tuple[int, int]) -> NDArray[np.float32]:
+def occluded(
+    boxes: Boxes, depth: NDArray[np.float32], canvas: tuple[int, int]
+) -> NDArray[np.float32]:
     """Share (N,) of each box that nearer boxes cover when they are drawn from far to near, counted in px."""
     owner = np.full((canvas[1], canvas[0]), -1, np.int32)
     corners = np.round(boxes).astype(int)
     for i in np.argsort(-depth, kind="stable"):
         x0, y0, x1, y1 = corners[i]
         owner[y0:y1, x0:x1] = i
-    visible = np.array([(owner[y0:y1, x0:x1] == i).sum() for i, (x0, y0, x1, y1) in enumerate(corners)])
+    visible = np.array(
+        [(owner[y0:y1, x0:x1] == i).sum() for i, (x0, y0, x1, y1) in enumerate(corners)]
+    )
     area = np.maximum(box_areas(corners), 1)
     return (1 - visible / area).astype(np.float32)

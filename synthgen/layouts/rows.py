@@ -38,7 +38,11 @@ def read_any(source: str) -> tuple[Entry, ...]:
     if (Path(source) / "annotations/instances.json").is_file():
         return read_entries(source)
     form, path = locate(Path(source))
-    return read_entries(str(path)) if form in ("coco", "jsonl") else _checked(Source(form, path, split=ALL).entries(), path)
+    return (
+        read_entries(str(path))
+        if form in ("coco", "jsonl")
+        else _checked(Source(form, path, split=ALL).entries(), path)
+    )
 
 
 def located(source: str) -> Path:
@@ -66,7 +70,9 @@ def source_hash(source: str) -> str:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, changed: int) -> tuple[Entry, ...]:
-    return _checked(jsonl.read(path) if path.suffix in jsonl.LINES + jsonl.TABLES else coco.read(path), path)
+    return _checked(
+        jsonl.read(path) if path.suffix in jsonl.LINES + jsonl.TABLES else coco.read(path), path
+    )
 
 
 def _checked(found: Iterable[Entry | Problem], path: Path) -> tuple[Entry, ...]:
@@ -94,7 +100,9 @@ def on_canvas(entry: Entry, canvas: tuple[int, int]) -> Layout:
     keep = np.nonzero((box_sides(boxes) >= 1).all(1))[0].tolist() if len(boxes) else []
     depth = None if entry.depth is None else np.array(entry.depth, np.float32)
     masks = None if entry.masks is None else tuple(_resized(m, canvas) for m in entry.masks)
-    layout = Layout(*canvas, boxes, entry.names, entry.phrases, masks=masks, depth=depth, caption=entry.caption)
+    layout = Layout(
+        *canvas, boxes, entry.names, entry.phrases, masks=masks, depth=depth, caption=entry.caption
+    )
     return layout.select(keep)
 
 

@@ -21,7 +21,8 @@ class Spec(ObjectsSpec):
     sampler: Literal["scatter"] = "scatter"
     gap: float = Field(8, ge=0, description="px between two boxes on the nearer axis")
     spread: Literal["even", "blue-noise", "random"] = Field(
-        "even", description="even: one box a cell of a jittered grid; blue-noise: far from each other; random: anywhere"
+        "even",
+        description="even: one box a cell of a jittered grid; blue-noise: far from each other; random: anywhere",
     )
 
     @property
@@ -51,7 +52,9 @@ class Spec(ObjectsSpec):
             if corners is not None:
                 boxes = np.concatenate([corners, corners + sides], 1).astype(np.float32)
                 return Layout(*self.canvas, boxes, tuple(names), labelled=self.labelled(names))
-        raise InfeasibleLayoutError(f"no room for {len(names)} boxes after {MAX_SIZE_DRAWS} draws of their sizes")
+        raise InfeasibleLayoutError(
+            f"no room for {len(names)} boxes after {MAX_SIZE_DRAWS} draws of their sizes"
+        )
 
 
 def place(spec: Spec, sides: Floats, canvas: Floats, rng: np.random.Generator) -> Floats | None:
@@ -114,7 +117,9 @@ def largest_feasible(spec: Spec, names: list[str]) -> int:
 def shelf_count(sides: Floats, spec: Spec) -> int:
     """How many of the first boxes of `sides` (n, 2) fit on shelves: bisection on the number."""
     canvas, low = np.array(spec.canvas, float), 0
-    high = int(np.searchsorted(np.cumsum((sides + spec.gap).prod(1)), (canvas + spec.gap).prod(), "right"))  # by area
+    high = int(
+        np.searchsorted(np.cumsum((sides + spec.gap).prod(1)), (canvas + spec.gap).prod(), "right")
+    )  # by area
     while low < high:
         middle = (low + high + 1) // 2
         if shelves(sides[:middle], canvas, spec.gap, np.random.default_rng(0)) is None:

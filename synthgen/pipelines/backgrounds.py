@@ -35,9 +35,14 @@ def ground(path: Path, width: int, height: int, rng: np.random.Generator) -> Ima
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
     pad = [(0, max(0, height - pixels.shape[0])), (0, max(0, width - pixels.shape[1])), (0, 0)]
-    y, x = (int(rng.integers(n + 1)) for n in (max(pixels.shape[0] - height, 0), max(pixels.shape[1] - width, 0)))
+    y, x = (
+        int(rng.integers(n + 1))
+        for n in (max(pixels.shape[0] - height, 0), max(pixels.shape[1] - width, 0))
+    )
     if pad[0][1] or pad[1][1]:  # where the mirrors stand differs from picture to picture
-        pixels = np.roll(pixels, rng.integers(0, 4096, 2), (0, 1)) if is_seamless(pixels) else pixels
+        pixels = (
+            np.roll(pixels, rng.integers(0, 4096, 2), (0, 1)) if is_seamless(pixels) else pixels
+        )
         pixels = np.pad(pixels, pad, mode="wrap" if is_seamless(pixels) else "symmetric")
     return Image.fromarray(np.ascontiguousarray(pixels[y : y + height, x : x + width]))
 

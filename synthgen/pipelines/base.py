@@ -67,7 +67,9 @@ class Painter(Protocol):
     loaded with that one. A painter without it is loaded anew where memory runs out.
     """
 
-    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+    def __call__(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[Painting]:
         """Paint a batch: every scene with its own layout and its own seed."""
 
 

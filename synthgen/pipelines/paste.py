@@ -31,9 +31,16 @@ class Spec(MethodSpec):
     """Cut-outs (RGBA, one subfolder a category) pasted at the boxes over backgrounds: exact labels and masks."""
 
     method: Literal["paste"] = "paste"
-    cutouts: str = Field("train", description="folder of cut-outs, one subfolder a category; or train | heldout: those that ship")
-    grounds: str = Field("train", description="folder of backgrounds; or train | heldout: those that ship")
-    shadow: float = Field(0.4, ge=0, le=1, description="darkness of the shadow where an object stands")
+    cutouts: str = Field(
+        "train",
+        description="folder of cut-outs, one subfolder a category; or train | heldout: those that ship",
+    )
+    grounds: str = Field(
+        "train", description="folder of backgrounds; or train | heldout: those that ship"
+    )
+    shadow: float = Field(
+        0.4, ge=0, le=1, description="darkness of the shadow where an object stands"
+    )
 
     @property
     def follows_words(self) -> bool:
@@ -53,12 +60,18 @@ class Spec(MethodSpec):
         missing = [name for name in sampler.names() if not pictures(folder / name)]
         have = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
         names = ", ".join(map(repr, missing))
-        problems = [f"cutouts: no cut-outs of {names} in {self.cutouts!r}; it has {have}"] if missing else []
+        problems = (
+            [f"cutouts: no cut-outs of {names} in {self.cutouts!r}; it has {have}"]
+            if missing
+            else []
+        )
         if not pictures(self.ground_folder(scene)):
             problems.append(f"grounds: no pictures in {self.grounds!r}")
         own = {
             "cutouts": [] if self.cutouts in SHIPPED else pictures(folder),
-            "grounds": [] if self.grounds in SHIPPED or scene.backgrounds else pictures(Path(self.grounds)),
+            "grounds": []
+            if self.grounds in SHIPPED or scene.backgrounds
+            else pictures(Path(self.grounds)),
         }
         damage = {key: describe_damage(files) for key, files in own.items()}
         return problems + [f"{key}: {text}" for key, text in damage.items() if text]
@@ -67,17 +80,30 @@ class Spec(MethodSpec):
         files = pictures(self.cutout_folder)
         names = "\0".join(file.relative_to(self.cutout_folder).as_posix() for file in files)
         # the first knows of each file only the folder that it is in
-        return {"cutouts_sha256": files_hash(files), "cutouts_names_sha256": hashlib.sha256(names.encode()).hexdigest()}
+        return {
+            "cutouts_sha256": files_hash(files),
+            "cutouts_names_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        }
 
     def revision(self, sampler: SamplerSpec) -> int:
-        return 2 if sampler.may_overlap else 1  # since objects without a visible pixel have no label
+        return (
+            2 if sampler.may_overlap else 1
+        )  # since objects without a visible pixel have no label
 
     def scene_fingerprint(self, scene: SceneSpec) -> dict[str, Any]:
-        return {} if scene.backgrounds is not None else {"grounds_sha256": hash_pictures(self.ground_folder(scene))}
+        return (
+            {}
+            if scene.backgrounds is not None
+            else {"grounds_sha256": hash_pictures(self.ground_folder(scene))}
+        )
 
     def licence(self) -> str:
         shipped = self.cutouts in SHIPPED and self.grounds in SHIPPED
-        return "Apache-2.0" if shipped else f"that of the cut-outs ({self.cutouts}) and backgrounds ({self.grounds})"
+        return (
+            "Apache-2.0"
+            if shipped
+            else f"that of the cut-outs ({self.cutouts}) and backgrounds ({self.grounds})"
+        )
 
     def load(self, scene: SceneSpec, numerics: Numerics) -> "PastePainter":
         """Read the cut-outs; this painter is in the same module, as it imports no torch."""
@@ -88,24 +114,39 @@ class PastePainter:
     """Pastes cut-outs; needs no model and no GPU."""
 
     def __init__(self, cutouts: Path, grounds: Path, shadow: float = 0.4) -> None:
-        self.cutouts = {p.name: [CutOut(f) for f in pictures(p)] for p in sorted(cutouts.iterdir()) if p.is_dir()}
+        self.cutouts = {
+            p.name: [CutOut(f) for f in pictures(p)]
+            for p in sorted(cutouts.iterdir())
+            if p.is_dir()
+        }
         self.grounds = pictures(grounds)
         self.shadow = shadow
 
-    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
-        return [self.paint(scene, np.random.default_rng(seed)) for scene, seed in zip(scenes, seeds, strict=True)]
+    def __call__(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[Painting]:
+        return [
+            self.paint(scene, np.random.default_rng(seed))
+            for scene, seed in zip(scenes, seeds, strict=True)
+        ]
 
     def paint(self, scene: Scene, rng: np.random.Generator) -> Painting:
         """One scene, painted from far to near; masks are what of each object stays visible."""
         layout = scene.layout
-        canvas = ground(choose_by_words(self.grounds, scene.background, rng), layout.width, layout.height, rng)
+        canvas = ground(
+            choose_by_words(self.grounds, scene.background, rng), layout.width, layout.height, rng
+        )
         boxes = whole_pixels(layout.boxes, (layout.width, layout.height))
         order = np.argsort(boxes[:, 3] if layout.depth is None else -layout.depth, kind="stable")
         alphas: dict[int, NDArray[np.bool_]] = {}
         for i in order:
-            cutout = choose_cutout(self.cutouts[layout.categories[i]], scene.phrases[i], boxes[i], rng)
+            cutout = choose_cutout(
+                self.cutouts[layout.categories[i]], scene.phrases[i], boxes[i], rng
+            )
             alphas[int(i)] = stamp(canvas, cutout, boxes[i], self.shadow)
-        return Painting(np.array(canvas), visible_masks(boxes, alphas, order, (layout.height, layout.width)))
+        return Painting(
+            np.array(canvas), visible_masks(boxes, alphas, order, (layout.height, layout.width))
+        )
 
 
 def whole_pixels(boxes: Boxes, canvas: tuple[int, int]) -> NDArray[np.int_]:
@@ -130,10 +171,14 @@ class CutOut:
 @lru_cache(maxsize=2048)
 def _load_rgba(path: Path) -> Image.Image:
     with Image.open(path) as image:
-        return image.convert("RGBa")  # premultiplied: resizing must not bleed hidden colours into the edge
+        return image.convert(
+            "RGBa"
+        )  # premultiplied: resizing must not bleed hidden colours into the edge
 
 
-def choose_cutout(cutouts: list[CutOut], phrase: str, box: NDArray[np.int_], rng: np.random.Generator) -> Image.Image:
+def choose_cutout(
+    cutouts: list[CutOut], phrase: str, box: NDArray[np.int_], rng: np.random.Generator
+) -> Image.Image:
     """A cut-out that fits the phrase and the box's aspect, at the box's size, mirrored half of the time."""
     asked = set(phrase.lower().split())
     score = [len(c.words & asked) - 0.1 * len(c.words - asked) for c in cutouts]
@@ -168,7 +213,9 @@ def fit(cutout: Image.Image, w: int, h: int) -> Image.Image:
 
 
 def _resize(cutout: Image.Image, w: int, h: int) -> Image.Image:
-    return cutout.resize((w, h), Image.Resampling.BOX if w * 2 < cutout.width else Image.Resampling.BICUBIC)
+    return cutout.resize(
+        (w, h), Image.Resampling.BOX if w * 2 < cutout.width else Image.Resampling.BICUBIC
+    )
 
 
 def _shown(cutout: Image.Image) -> Image.Image:
@@ -183,7 +230,9 @@ def _mask_box(cutout: Image.Image) -> tuple[int, int, int, int]:
     return cutout.getchannel("a").point(lambda a: 255 * (a >= OPAQUE)).getbbox() or (0, 0, 0, 0)
 
 
-def stamp(canvas: Image.Image, cutout: Image.Image, box: NDArray[np.int_], shadow: float) -> NDArray[np.bool_]:
+def stamp(
+    canvas: Image.Image, cutout: Image.Image, box: NDArray[np.int_], shadow: float
+) -> NDArray[np.bool_]:
     """Paste a cut-out of the box's size, over the shadow it casts on the ground; returns its mask (h, w)."""
     if shadow > 0:
         cast_shadow(canvas, box, shadow)
@@ -202,7 +251,10 @@ def cast_shadow(canvas: Image.Image, box: NDArray[np.int_], darkness: float) -> 
 
 
 def visible_masks(
-    boxes: NDArray[np.int_], alphas: dict[int, NDArray[np.bool_]], order: NDArray[np.intp], size: tuple[int, int]
+    boxes: NDArray[np.int_],
+    alphas: dict[int, NDArray[np.bool_]],
+    order: NDArray[np.intp],
+    size: tuple[int, int],
 ) -> tuple[dict[str, Any], ...]:
     """Run-length encodings of what stays visible of each object when they are painted in `order`."""
     owner = np.full(size, -1, np.int32)

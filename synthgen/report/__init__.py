@@ -43,13 +43,26 @@ def write_report(store: Store, most: int = MOST) -> dict[str, int]:
     if info is None:
         raise NoDatasetError(f"{store}: not a synthgen dataset (no readable dataset.json)")
     told = list(shards(store))
-    shown, total = list(pictures(store, [shard["n"] for shard in told], most)), sum(shard["count"] for shard in told)
-    data = {"name": info.name, "images": total, "asked": info.asked, "pictures": shown, "shards": told}
+    shown, total = (
+        list(pictures(store, [shard["n"] for shard in told], most)),
+        sum(shard["count"] for shard in told),
+    )
+    data = {
+        "name": info.name,
+        "images": total,
+        "asked": info.asked,
+        "pictures": shown,
+        "shards": told,
+    }
     job = store.read("job.yaml").decode(errors="replace") if store.exists("job.yaml") else ""
     page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # nothing in it ends the script element
+    text = json.dumps(data, separators=(",", ":")).replace(
+        "<", "\\u003c"
+    )  # nothing in it ends the script element
     values = {"@NAME@": html.escape(info.name), "@JOB@": html.escape(job), "@DATA@": text}
-    page = re.sub("|".join(values), lambda mark: values[mark[0]], page)  # once: a job may say @DATA@ too
+    page = re.sub(
+        "|".join(values), lambda mark: values[mark[0]], page
+    )  # once: a job may say @DATA@ too
     store.write("report.html", page)
     return {"images": total, "shown": len(shown), "bytes": len(page)}
 
@@ -85,11 +98,28 @@ def picture(row: dict[str, Any], data: bytes) -> dict[str, Any]:
     ]
     facts = {name: row[name] for name in VERIFIED if row.get(name) is not None}
     drawn = {name: value for name, value in conditions_of(row).items() if value is not None}
-    plain = {"n": row["index"], "w": row["width"], "h": row["height"], "p": row["prompt"], "t": row["attempt"]}
-    return {**plain, **facts, "drawn": drawn, "boxes": boxes, "src": base64.b64encode(buffer.getvalue()).decode()}
+    plain = {
+        "n": row["index"],
+        "w": row["width"],
+        "h": row["height"],
+        "p": row["prompt"],
+        "t": row["attempt"],
+    }
+    return {
+        **plain,
+        **facts,
+        "drawn": drawn,
+        "boxes": boxes,
+        "src": base64.b64encode(buffer.getvalue()).decode(),
+    }
 
 
 def shards(store: Store) -> Iterator[dict[str, Any]]:
     """Images and seconds of each shard."""
     for number, marker in scan(store):
-        yield {"n": number, "count": marker.count, "seconds": round(marker.seconds, 3), "attempts": marker.attempts}
+        yield {
+            "n": number,
+            "count": marker.count,
+            "seconds": round(marker.seconds, 3),
+            "attempts": marker.attempts,
+        }

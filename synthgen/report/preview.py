@@ -46,7 +46,9 @@ def legend(colours: dict[str, str], real: Sequence[Layout]) -> Image.Image:
         draw.text((x + 16, 7), name, fill=INK)
         x += 32 + 7 * len(name)
     if real:
-        draw.text((x, 7), "first sampled layouts, then real ones; real in grey in the plots", fill=INK)
+        draw.text(
+            (x, 7), "first sampled layouts, then real ones; real in grey in the plots", fill=INK
+        )
     return line
 
 
@@ -54,12 +56,18 @@ def tiles(layouts: Sequence[Layout], colours: dict[str, str]) -> Image.Image:
     """Layouts side by side, smaller the more there are."""
     columns = max(4, min(10, int(np.ceil(np.sqrt(1.6 * len(layouts))))))
     tile = WIDTH // columns
-    return contact_sheet([draw_layout(layout, colours, tile - 6) for layout in layouts], columns, tile)
+    return contact_sheet(
+        [draw_layout(layout, colours, tile - 6) for layout in layouts], columns, tile
+    )
 
 
 def draw_layout(layout: Layout, colours: dict[str, str], side: int) -> Image.Image:
     """The boxes of one layout on dark ground, far ones first, distractors grey."""
-    order = np.argsort(-layout.depth, kind="stable") if layout.depth is not None else np.arange(len(layout))
+    order = (
+        np.argsort(-layout.depth, kind="stable")
+        if layout.depth is not None
+        else np.arange(len(layout))
+    )
     layout = layout.select(order.tolist())
     labelled = np.ones(len(layout), bool) if layout.labelled is None else layout.labelled
     names = [name if kept else "" for name, kept in zip(layout.categories, labelled, strict=True)]
@@ -72,12 +80,17 @@ def draw_layout(layout: Layout, colours: dict[str, str], side: int) -> Image.Ima
 def plots(layouts: Sequence[Layout], real: Sequence[Layout]) -> Image.Image:
     """Heat map of the centres, and histograms of longer sides, aspects and coverage."""
     both = [list(layouts), list(real)]
-    sides = [np.concatenate([np.zeros((0, 2)), *(box_sides(x.boxes) for x in group)]) for group in both]
+    sides = [
+        np.concatenate([np.zeros((0, 2)), *(box_sides(x.boxes) for x in group)]) for group in both
+    ]
     row = [
         heat_map(layouts),
         histogram([s.max(1, initial=0) for s in sides], "longer side, px"),
         histogram([s[:, 0] / np.maximum(s[:, 1], 1e-6) for s in sides], "width / height"),
-        histogram([np.array([100 * x.coverage() for x in group]) for group in both], "sum of areas, % of the canvas"),
+        histogram(
+            [np.array([100 * x.coverage() for x in group]) for group in both],
+            "sum of areas, % of the canvas",
+        ),
     ]
     out = Image.new("RGB", (WIDTH, PLOT), PAPER)
     for i, plot in enumerate(row):
@@ -90,15 +103,24 @@ def heat_map(layouts: Sequence[Layout]) -> Image.Image:
     plot = Image.new("RGB", (PLOT, PLOT), PAPER)
     ImageDraw.Draw(plot).text((10, 6), "centres of all boxes", fill=INK)
     centres = [box_centres(x.boxes) / (x.width, x.height) for x in layouts]
-    cells = np.clip(np.concatenate([np.zeros((0, 2)), *centres]) * HEAT_CELLS, 0, HEAT_CELLS - 1).astype(int)
-    counts = np.bincount(cells @ [1, HEAT_CELLS], minlength=HEAT_CELLS**2).reshape(HEAT_CELLS, HEAT_CELLS)
+    cells = np.clip(
+        np.concatenate([np.zeros((0, 2)), *centres]) * HEAT_CELLS, 0, HEAT_CELLS - 1
+    ).astype(int)
+    counts = np.bincount(cells @ [1, HEAT_CELLS], minlength=HEAT_CELLS**2).reshape(
+        HEAT_CELLS, HEAT_CELLS
+    )
     level = counts / max(1, counts.max())
-    rgb = np.stack([np.minimum(1, 3 * level), np.clip(3 * level - 1, 0, 1), np.clip(3 * level - 2, 0, 1)], 2)
+    rgb = np.stack(
+        [np.minimum(1, 3 * level), np.clip(3 * level - 1, 0, 1), np.clip(3 * level - 2, 0, 1)], 2
+    )
     first = layouts[0] if layouts else None
     shape = (first.width, first.height) if first else (1, 1)
     scale = (PLOT - 40) / max(shape)
     heat = Image.fromarray((rgb * 255).astype(np.uint8))
-    plot.paste(heat.resize((round(shape[0] * scale), round(shape[1] * scale)), Image.Resampling.NEAREST), (10, 30))
+    plot.paste(
+        heat.resize((round(shape[0] * scale), round(shape[1] * scale)), Image.Resampling.NEAREST),
+        (10, 30),
+    )
     return plot
 
 
@@ -114,10 +136,14 @@ def histogram(groups: Sequence[NDArray[np.floating]], title: str, bins: int = 20
     step, height = (PLOT - 20) / bins, PLOT - 70
     for group, grey in zip(groups, (False, True), strict=False):
         share = np.histogram(group, edges)[0] / max(1, len(group))
-        top = 30 + height * (1 - share / max(np.histogram(g, edges)[0].max() / max(1, len(g)) for g in groups))
+        top = 30 + height * (
+            1 - share / max(np.histogram(g, edges)[0].max() / max(1, len(g)) for g in groups)
+        )
         for i, y in enumerate(top if len(group) else []):
             bar = (10 + i * step, y, 10 + (i + 0.85) * step, 30 + height)
-            draw.rectangle(bar, outline="#b0b0b0" if grey else None, fill=None if grey else "#0a84ff")
+            draw.rectangle(
+                bar, outline="#b0b0b0" if grey else None, fill=None if grey else "#0a84ff"
+            )
     draw.text((10, PLOT - 34), f"{edges[0]:.3g}", fill=INK)
     draw.text((PLOT - 60, PLOT - 34), f"{edges[-1]:.3g}", fill=INK)
     return plot

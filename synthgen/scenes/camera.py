@@ -57,7 +57,9 @@ class Effect(SpecModel):
         """The parameters for one picture; None if it is spared."""
         if rng.random() >= self.probability:
             return None
-        return {name: round(float(rng.uniform(*getattr(self, name))), 3) for name in self.parameters()}
+        return {
+            name: round(float(rng.uniform(*getattr(self, name))), 3) for name in self.parameters()
+        }
 
 
 class OfLight(Effect):
@@ -92,7 +94,9 @@ class GaussianBlur(OfLight):
 class MotionBlur(OfLight):
     """The camera moved along a line while the shutter was open."""
 
-    length: Annotated[tuple[Length, Length], PAIR, ORDERED] = Field((4.0, 12.0), description="of the line, px")
+    length: Annotated[tuple[Length, Length], PAIR, ORDERED] = Field(
+        (4.0, 12.0), description="of the line, px"
+    )
     angle: Annotated[tuple[Angle, Angle], PAIR, ORDERED] = Field(
         (0.0, 180.0), description="degrees, counter-clockwise from the x axis"
     )
@@ -110,7 +114,9 @@ class MotionBlur(OfLight):
 class Exposure(OfLight):
     """Too little or too much light."""
 
-    stops: Annotated[tuple[Stops, Stops], PAIR, ORDERED] = Field((-1.0, 1.0), description="1 is twice the light")
+    stops: Annotated[tuple[Stops, Stops], PAIR, ORDERED] = Field(
+        (-1.0, 1.0), description="1 is twice the light"
+    )
 
     def apply(self, light: Light, rng: np.random.Generator, **parameters: float) -> Light:
         return light * np.float32(2 ** parameters["stops"])
@@ -143,7 +149,9 @@ class PoissonNoise(OfLight):
 class GaussianNoise(OfFile):
     """The same noise everywhere, as of a sensor's electronics."""
 
-    sigma: Annotated[tuple[Grey, Grey], PAIR, ORDERED] = Field((2.0, 10.0), description="grey levels of 255")
+    sigma: Annotated[tuple[Grey, Grey], PAIR, ORDERED] = Field(
+        (2.0, 10.0), description="grey levels of 255"
+    )
 
     def apply(self, pixels: Pixels, rng: np.random.Generator, **parameters: float) -> Pixels:
         noise = rng.standard_normal(pixels.shape, np.float32) * np.float32(parameters["sigma"])
@@ -153,7 +161,9 @@ class GaussianNoise(OfFile):
 class Jpeg(OfFile):
     """Stored as JPEG once; what the dataset stores comes after it."""
 
-    quality: Annotated[tuple[Quality, Quality], PAIR, ORDERED] = Field((30, 90), description="whole numbers are drawn")
+    quality: Annotated[tuple[Quality, Quality], PAIR, ORDERED] = Field(
+        (30, 90), description="whole numbers are drawn"
+    )
 
     def draw(self, rng: np.random.Generator) -> dict[str, float] | None:
         drawn = super().draw(rng)
@@ -180,9 +190,15 @@ class CameraSpec(SpecModel):
 
     def effects(self) -> dict[str, OfLight | OfFile]:
         """Those that the job asks for, by name, in order."""
-        return {name: effect for name in type(self).model_fields if (effect := getattr(self, name)) is not None}
+        return {
+            name: effect
+            for name in type(self).model_fields
+            if (effect := getattr(self, name)) is not None
+        }
 
-    def __call__(self, pixels: Pixels, seed: np.random.SeedSequence) -> tuple[Pixels, dict[str, float | None]]:
+    def __call__(
+        self, pixels: Pixels, seed: np.random.SeedSequence
+    ) -> tuple[Pixels, dict[str, float | None]]:
         """A picture as this camera takes it: a function of the picture and the seed.
 
         Each effect has randomness of its own, named by the effect: another effect, asked for too, changes nothing for this one.
@@ -198,13 +214,19 @@ class CameraSpec(SpecModel):
         for name, effect in self.effects().items():
             rng = np.random.default_rng(child_sequence(seed, crc32(name.encode())))
             drawn = effect.draw(rng)
-            record |= {f"camera_{name}_{key}": None if drawn is None else drawn[key] for key in effect.parameters()}
+            record |= {
+                f"camera_{name}_{key}": None if drawn is None else drawn[key]
+                for key in effect.parameters()
+            }
             if drawn is None:
                 continue
             if isinstance(effect, OfLight):
                 light = effect.apply(to_light(pixels) if light is None else light, rng, **drawn)
             else:
-                pixels, light = effect.apply(pixels if light is None else to_pixels(light), rng, **drawn), None
+                pixels, light = (
+                    effect.apply(pixels if light is None else to_pixels(light), rng, **drawn),
+                    None,
+                )
         return pixels if light is None else to_pixels(light), record
 
 

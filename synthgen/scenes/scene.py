@@ -29,22 +29,37 @@ class SceneSpec(SpecModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    object: Choice = Field(DEFAULT_PHRASE, description="prompt of a box; a list is drawn from for each box")
-    phrases: dict[str, Choice] = Field(default={}, description="of single categories, what stands in the place of `object`")
-    background: Choice = Field("", description="prompt of the background; a list is drawn from for each image")
-    negative: str = Field("", description="what the picture must not show")
-    backgrounds: str | None = Field(None, description="folder of your own pictures to paint the objects into")
-    weather: Choice | None = Field(
-        None, description="as 'in thick fog'; a list is drawn from for each image, as of the next three"
+    object: Choice = Field(
+        DEFAULT_PHRASE, description="prompt of a box; a list is drawn from for each box"
     )
-    light: Choice | None = Field(None, description="as 'at dusk'; these words follow those of the background, in this order")
-    season: Choice | None = Field(None, description="as 'in autumn'; an empty text in a list: nothing is said")
+    phrases: dict[str, Choice] = Field(
+        default={}, description="of single categories, what stands in the place of `object`"
+    )
+    background: Choice = Field(
+        "", description="prompt of the background; a list is drawn from for each image"
+    )
+    negative: str = Field("", description="what the picture must not show")
+    backgrounds: str | None = Field(
+        None, description="folder of your own pictures to paint the objects into"
+    )
+    weather: Choice | None = Field(
+        None,
+        description="as 'in thick fog'; a list is drawn from for each image, as of the next three",
+    )
+    light: Choice | None = Field(
+        None, description="as 'at dusk'; these words follow those of the background, in this order"
+    )
+    season: Choice | None = Field(
+        None, description="as 'in autumn'; an empty text in a list: nothing is said"
+    )
     style: Choice | None = Field(None, description="as 'a film photograph'")
     camera: CameraSpec | None = Field(None, description="effects on finished pictures; null: none")
 
     @field_validator("object", "background", "phrases", *ATMOSPHERE)
     @classmethod
-    def not_empty(cls, value: Choice | dict[str, Choice] | None) -> Choice | dict[str, Choice] | None:
+    def not_empty(
+        cls, value: Choice | dict[str, Choice] | None
+    ) -> Choice | dict[str, Choice] | None:
         if value is not None and not all(map(_options, _choices(value))):
             raise ValueError("the list is empty; give at least one prompt")
         return value
@@ -63,16 +78,27 @@ class SceneSpec(SpecModel):
     @classmethod
     def holds_pictures(cls, value: str | None) -> str | None:
         if value is not None and not pictures(Path(value)):
-            raise ValueError(f"{value!r} is not a folder with pictures ({', '.join(PICTURE_SUFFIXES)})")
+            raise ValueError(
+                f"{value!r} is not a folder with pictures ({', '.join(PICTURE_SUFFIXES)})"
+            )
         if value is not None and (damage := describe_damage(pictures(Path(value)))):
             raise ValueError(damage)
         return value
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what pixels depend on beyond the scene's own keys: hashes of files."""
-        return {} if self.backgrounds is None else {"backgrounds_sha256": hash_pictures(Path(self.backgrounds))}
+        return (
+            {}
+            if self.backgrounds is None
+            else {"backgrounds_sha256": hash_pictures(Path(self.backgrounds))}
+        )
 
-    def draw(self, layout: Layout, rng: np.random.Generator, atmosphere: np.random.Generator | None = None) -> "Scene":
+    def draw(
+        self,
+        layout: Layout,
+        rng: np.random.Generator,
+        atmosphere: np.random.Generator | None = None,
+    ) -> "Scene":
         """The scene of one layout: a function of the spec, the layout and the generators' states.
 
         Phrases and a caption that the layout came with are kept; weather, light, season and style follow the caption too.
@@ -81,8 +107,13 @@ class SceneSpec(SpecModel):
             atmosphere: what these four are drawn with, apart from the rest; None: `rng`.
         """
         background = _pick(self.background, rng)
-        drawn = tuple(_pick(self.phrases.get(name, self.object), rng).format(category=name) for name in layout.categories)
-        words = {name: _pick(choice, atmosphere or rng) for name, choice in self.atmosphere().items()}
+        drawn = tuple(
+            _pick(self.phrases.get(name, self.object), rng).format(category=name)
+            for name in layout.categories
+        )
+        words = {
+            name: _pick(choice, atmosphere or rng) for name, choice in self.atmosphere().items()
+        }
         said = [text for text in words.values() if text]
         if layout.caption:
             layout = replace(layout, caption=", ".join([layout.caption, *said]))
@@ -123,7 +154,9 @@ def pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = (p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
-    return sorted(p for p in found if not p.name.startswith("._"))  # macOS writes such files beside others
+    return sorted(
+        p for p in found if not p.name.startswith("._")
+    )  # macOS writes such files beside others
 
 
 def hash_pictures(folder: Path) -> str:
@@ -161,7 +194,9 @@ def _decoded(file: Path, size: int, changed: int) -> str:
         with Image.open(file) as image:
             if image.mode not in EIGHT_BITS + COLOURS:
                 return f"has mode {image.mode}; save it with 8 bits a channel"
-            image.draft(None, (1, 1))  # of a JPEG all is read, but only the mean of each block computed
+            image.draft(
+                None, (1, 1)
+            )  # of a JPEG all is read, but only the mean of each block computed
             image.load()
     except DAMAGED as error:
         return f"does not decode: {error}"
@@ -193,7 +228,9 @@ def caption(layout: Layout, background: str, template: str = COUNTS) -> str:
     counts = {name: layout.categories.count(name) for name in dict.fromkeys(layout.categories)}
     phrases = dict.fromkeys(layout.prompts)
     objects = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return template.format(counts=objects, phrases=", ".join(phrases), background=background).strip(", ")
+    return template.format(counts=objects, phrases=", ".join(phrases), background=background).strip(
+        ", "
+    )
 
 
 def _template(*names: str) -> AfterValidator:

@@ -17,13 +17,19 @@ class Spoken(SpecModel):
     model_sha256: str | None = Field(None, description="of its files")
     audio_sha256: str | None = Field(None, description="of the recording")
     objects: dict[str, int] = Field(default={}, description="how many of each category")
-    phrases: dict[str, tuple[str, ...]] = Field(default={}, description="prompts of a category's boxes; one is drawn for each")
+    phrases: dict[str, tuple[str, ...]] = Field(
+        default={}, description="prompts of a category's boxes; one is drawn for each"
+    )
     background: str | None = None
     missed: tuple[str, ...] = Field((), description="words that mean nothing here")
 
     def settings(self) -> dict[str, Any]:
         """Keys of a job and their values."""
-        found = {"layout.objects": self.objects, "scene.phrases": self.phrases, "scene.background": self.background}
+        found = {
+            "layout.objects": self.objects,
+            "scene.phrases": self.phrases,
+            "scene.background": self.background,
+        }
         return {key: value for key, value in found.items() if value}
 
     def heard(self) -> str:

@@ -34,12 +34,18 @@ def read_wav(path: Path) -> tuple[Samples, str]:
     rate, samples = _decode(path, data)
     seconds = len(samples) / rate
     if not LEAST_SECONDS <= seconds <= MOST_SECONDS:
-        raise InputError(f"{path}: {seconds:.1f} s of sound; a prompt takes {LEAST_SECONDS} to {MOST_SECONDS} s")
+        raise InputError(
+            f"{path}: {seconds:.1f} s of sound; a prompt takes {LEAST_SECONDS} to {MOST_SECONDS} s"
+        )
     mono = samples.mean(1)
     if not np.isfinite(mono).all() or np.abs(mono - mono.mean()).max() < SILENCE:
-        raise InputError(f"{path}: nothing is heard: the recording is silent; record a sentence, louder")
+        raise InputError(
+            f"{path}: nothing is heard: the recording is silent; record a sentence, louder"
+        )
     common = gcd(rate, RATE)
-    return resample_poly(mono, RATE // common, rate // common).clip(-1, 1).astype(np.float32), hashlib.sha256(data).hexdigest()
+    return resample_poly(mono, RATE // common, rate // common).clip(-1, 1).astype(
+        np.float32
+    ), hashlib.sha256(data).hexdigest()
 
 
 def _bytes(path: Path) -> bytes:
@@ -58,9 +64,13 @@ def _decode(path: Path, data: bytes) -> tuple[int, NDArray[np.float64]]:
         try:
             rate, samples = wavfile.read(io.BytesIO(data))
         except UnboundLocalError:  # scipy's, where no samples follow
-            raise InputError(f"{path}: not a WAV file that can be read (it holds no samples)") from None
+            raise InputError(
+                f"{path}: not a WAV file that can be read (it holds no samples)"
+            ) from None
         except (ValueError, EOFError, KeyError, ZeroDivisionError, struct.error) as error:
-            raise InputError(f"{path}: not a WAV file that can be read ({error}); give PCM or floating point samples") from None
+            raise InputError(
+                f"{path}: not a WAV file that can be read ({error}); give PCM or floating point samples"
+            ) from None
     if not rate or samples.ndim not in (1, 2):
         raise InputError(f"{path}: not a WAV file that can be read (no rate)")
     samples = samples[:, None] if samples.ndim == 1 else samples

@@ -3,7 +3,14 @@
 from collections.abc import Iterable
 
 Words = tuple[str, ...]
-PLURALS = {"person": "people", "mouse": "mice", "sheep": "sheep", "skis": "skis", "scissors": "scissors", "broccoli": "broccoli"}
+PLURALS = {
+    "person": "people",
+    "mouse": "mice",
+    "sheep": "sheep",
+    "skis": "skis",
+    "scissors": "scissors",
+    "broccoli": "broccoli",
+}
 OTHER_NAMES = {
     "aeroplane": "airplane", "bike": "bicycle", "cellphone": "cell phone", "doughnut": "donut", "fridge": "refrigerator",
     "hair dryer": "hair drier", "mobile phone": "cell phone", "motorbike": "motorcycle", "phone": "cell phone",
@@ -14,7 +21,9 @@ OTHER_NAMES = {
 def spoken_names(categories: Iterable[str]) -> dict[Words, str]:
     """The category of each of its names, in words of lower case, for one and for several: ("teddy", "bears") is "teddy bear"."""
     known = {words_of(name): name for name in categories}
-    others = {words_of(other): name for other, name in OTHER_NAMES.items() if words_of(name) in known}
+    others = {
+        words_of(other): name for other, name in OTHER_NAMES.items() if words_of(name) in known
+    }
     names = {**{words: known[words_of(name)] for words, name in others.items()}, **known}
     return {**{plural(words): name for words, name in names.items()}, **names}
 

@@ -11,7 +11,9 @@ ONES = {word: value for value, word in enumerate(ONE_BY_ONE.split())}
 TENS = {word: 10 * value for value, word in enumerate(TEN_BY_TEN.split(), 2)}
 SCALES = (("thousand", 1000), ("hundred", 100), ("dozen", 12))
 MAX_DIGITS = 9
-Read = tuple[int | None, int]  # the number, and how many words it took; None and 0 where there is none
+Read = tuple[
+    int | None, int
+]  # the number, and how many words it took; None and 0 where there is none
 
 
 def read_number(words: Sequence[str]) -> Read:

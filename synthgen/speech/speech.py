@@ -32,9 +32,13 @@ def hear(path: Path, model: str) -> Spoken:
     folder = find_whisper(model)
     text = _loaded(folder)(samples).strip()
     if not any(c.isalnum() for c in text):
-        raise InputError(f"{path}: nothing is heard: {model} found no words in the recording; speak slowly, close to it")
+        raise InputError(
+            f"{path}: nothing is heard: {model} found no words in the recording; speak slowly, close to it"
+        )
     name = Path(model).name if Path(model).is_dir() else model
-    return Spoken(text=text, model=name, model_sha256=files_hash(folder, FILES), audio_sha256=sha256)
+    return Spoken(
+        text=text, model=name, model_sha256=files_hash(folder, FILES), audio_sha256=sha256
+    )
 
 
 def _loaded(folder: Path) -> Listen:
@@ -43,7 +47,9 @@ def _loaded(folder: Path) -> Listen:
     try:
         return load_converted(folder) if _is_converted(folder) else load_whisper(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelNotFoundError(f"--speech: {folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise ModelNotFoundError(
+            f"--speech: {folder} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def find_whisper(name: str) -> Path:
@@ -55,7 +61,9 @@ def find_whisper(name: str) -> Path:
     folder = Path(name)
     if not folder.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise ModelNotFoundError(f"--speech: {name!r}: no such folder, and no Hugging Face id (owner/name)")
+            raise ModelNotFoundError(
+                f"--speech: {name!r}: no such folder, and no Hugging Face id (owner/name)"
+            )
         folder = _fetched(name)
     if reason := _unusable(folder):
         raise ModelNotFoundError(f"--speech: {name!r}: {reason}")
@@ -89,10 +97,16 @@ def _unusable(folder: Path) -> str:
             return "a model for CTranslate2 needs faster-whisper: pip install 'synthgen-layouts[voice]'"
         if "suppress_ids_begin" not in config:
             return "not a Whisper that was converted for CTranslate2"
-        return "" if (folder / "tokenizer.json").is_file() else "no tokenizer.json there"  # else it is looked for on the Hub
+        return (
+            "" if (folder / "tokenizer.json").is_file() else "no tokenizer.json there"
+        )  # else it is looked for on the Hub
     if config.get("model_type") != "whisper":
         return f"not a Whisper, but {config.get('model_type')!r}"
-    return "" if list(folder.glob("*.safetensors")) else "no safetensors weights there; pickled ones are not loaded"
+    return (
+        ""
+        if list(folder.glob("*.safetensors"))
+        else "no safetensors weights there; pickled ones are not loaded"
+    )
 
 
 def load_whisper(folder: Path) -> Listen:
@@ -108,7 +122,9 @@ def load_whisper(folder: Path) -> Listen:
         folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
     ).eval()
     config = model.generation_config
-    language = {"language": "en", "task": "transcribe"} if getattr(config, "is_multilingual", True) else {}
+    language = (
+        {"language": "en", "task": "transcribe"} if getattr(config, "is_multilingual", True) else {}
+    )
 
     @torch.inference_mode()
     def listen(samples: Samples) -> str:
@@ -116,10 +132,18 @@ def load_whisper(folder: Path) -> Listen:
         heard = model.model.encoder(features)
         begin = torch.tensor([[config.decoder_start_token_id]])
         first = model(encoder_outputs=heard, decoder_input_ids=begin).logits[0, -1].softmax(-1)
-        if first[config.no_timestamps_token_id - 1] > NO_SPEECH:  # the token before it is the one for silence
+        if (
+            first[config.no_timestamps_token_id - 1] > NO_SPEECH
+        ):  # the token before it is the one for silence
             return ""
         hint = processor.get_prompt_ids(HINT, return_tensors="pt")
-        ids = model.generate(encoder_outputs=heard, prompt_ids=hint, num_beams=1, max_new_tokens=MOST_TOKENS, **language)
+        ids = model.generate(
+            encoder_outputs=heard,
+            prompt_ids=hint,
+            num_beams=1,
+            max_new_tokens=MOST_TOKENS,
+            **language,
+        )
         return str(processor.batch_decode(ids, skip_special_tokens=True)[0])
 
     return listen

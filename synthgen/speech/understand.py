@@ -28,7 +28,13 @@ FILLER_WORDS = (
     "picture pictures photo photos photograph image images painting scene there is are"
 )
 FILLERS = PUNCTUATION | frozenset(FILLER_WORDS.split())
-NO_LOOKS = FILLERS | ONES.keys() | TENS.keys() | {name for name, _ in SCALES} | {place[0] for place in PLACES}
+NO_LOOKS = (
+    FILLERS
+    | ONES.keys()
+    | TENS.keys()
+    | {name for name, _ in SCALES}
+    | {place[0] for place in PLACES}
+)
 MOST_LOOKS = 3  # words between a count and its category
 
 
@@ -50,7 +56,9 @@ def understand(said: Spoken, categories: Iterable[str]) -> Spoken:
     """
     sentence = Sentence(said.text, categories)
     if PUNCTUATION.issuperset(sentence.words):
-        raise InputError(f"spoken: {said.text!r} holds no words; right would be: one hundred dogs in a park")
+        raise InputError(
+            f"spoken: {said.text!r} holds no words; right would be: one hundred dogs in a park"
+        )
     groups, places, missed = sentence.parts()
     if not groups:
         return said.model_copy(update={"background": said.text.strip(" .,;:!?")})
@@ -58,11 +66,17 @@ def understand(said: Spoken, categories: Iterable[str]) -> Spoken:
     phrases: dict[str, tuple[str, ...]] = {}
     for group in groups:
         counts[group.category] = counts.get(group.category, 0) + group.count
-        looks = (f"{_article(group.looks)} {group.looks} {{category}}" if group.looks else DEFAULT_PHRASE,)
+        looks = (
+            f"{_article(group.looks)} {group.looks} {{category}}"
+            if group.looks
+            else DEFAULT_PHRASE,
+        )
         phrases[group.category] = tuple(dict.fromkeys(phrases.get(group.category, ()) + looks))
     phrases = {name: options for name, options in phrases.items() if options != (DEFAULT_PHRASE,)}
     background = ", ".join(filter(None, places)) or None
-    return said.model_copy(update={"objects": counts, "phrases": phrases, "background": background, "missed": missed})
+    return said.model_copy(
+        update={"objects": counts, "phrases": phrases, "background": background, "missed": missed}
+    )
 
 
 def _article(words: str) -> str:
@@ -139,7 +153,9 @@ class Sentence:
 
     def category(self, i: int) -> int:
         """How many words from here on name a category, the longest name first; 0 if none does."""
-        return next((n for n in range(self.longest, 0, -1) if tuple(self.words[i : i + n]) in self.names), 0)
+        return next(
+            (n for n in range(self.longest, 0, -1) if tuple(self.words[i : i + n]) in self.names), 0
+        )
 
     def place(self, i: int) -> int:
         """How many words from here on are a place word."""

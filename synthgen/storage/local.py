@@ -74,7 +74,9 @@ class LocalStore(Store):
             for entry in entries:
                 try:
                     size = entry.stat().st_size if entry.is_file() else None
-                except FileNotFoundError:  # a run that works here has renamed or removed it meanwhile
+                except (
+                    FileNotFoundError
+                ):  # a run that works here has renamed or removed it meanwhile
                     size = None
                 if size is not None:
                     yield entry.name, size
@@ -140,7 +142,9 @@ def digest_of(file: BinaryIO, name: str = "sha256") -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path to write to, that becomes `path` if the block ends without an error."""
     make_folder(path.parent)
-    temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")  # without the name, which may be as long as names can be
+    temporary = path.with_name(
+        f".{uuid.uuid4().hex}{TEMPORARY}"
+    )  # without the name, which may be as long as names can be
     try:
         yield temporary
         promote(temporary, path)
@@ -250,4 +254,8 @@ def _fsync_folder(path: Path) -> None:
         device = path.stat().st_dev
         if device not in _told:
             _told.add(device)
-            log.info("%s: the file system there writes no names of files to the disk when asked: %s", path, error.strerror)
+            log.info(
+                "%s: the file system there writes no names of files to the disk when asked: %s",
+                path,
+                error.strerror,
+            )

@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 HEARTBEAT = 10.0  # seconds between two heartbeats
 STALE = 60.0  # seconds after which a driver without a heartbeat is taken for dead
 NAME = ".lock"
-PAUSES = (0.5, 1.5)  # seconds before another try, halved to whole at random, where two drivers claim a store at once
+PAUSES = (
+    0.5,
+    1.5,
+)  # seconds before another try, halved to whole at random, where two drivers claim a store at once
 LOOK = 1.0  # seconds between two looks at the lock of another host
 LENGTH = 512  # bytes of a lock file, which is padded with blanks: a heartbeat writes over it
 
@@ -74,7 +77,11 @@ class Lock:
     def __init__(self, store: Store) -> None:
         self.token = uuid.uuid4().hex
         self.out = str(store)
-        self.keeper: Keeper = LockFile(store.root, self.token) if isinstance(store, LocalStore) else Claim(store, self.token)
+        self.keeper: Keeper = (
+            LockFile(store.root, self.token)
+            if isinstance(store, LocalStore)
+            else Claim(store, self.token)
+        )
         self.told: set[str | None] = set()  # tokens of holders that were warned of
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._beat, daemon=True)
@@ -89,7 +96,12 @@ class Lock:
         self.thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.stop.set()
         self.thread.join()
         if kind is not StoreFailedError and self.keeper.owned(self._content()):
@@ -101,7 +113,12 @@ class Lock:
             raise LockedError(f"{self.out}: another run has taken over this output, or could have")
 
     def _content(self) -> str:
-        who = {"host": socket.gethostname(), "machine": machine(), "pid": os.getpid(), "start": process_start(os.getpid())}
+        who = {
+            "host": socket.gethostname(),
+            "machine": machine(),
+            "pid": os.getpid(),
+            "start": process_start(os.getpid()),
+        }
         return json.dumps({**who, "time": time.time(), "token": self.token})
 
     def _refuse_living(self, content: dict[str, Any], seen: dict[str, Any]) -> None:
@@ -130,7 +147,11 @@ class Lock:
                 if not self.keeper.owned(self._content()):
                     return
                 self.keeper.renew(self._content())
-            except (OSError, StoreFailedError, StoreRefusedError) as error:  # if it lasts, the driver's own writes will say so
+            except (
+                OSError,
+                StoreFailedError,
+                StoreRefusedError,
+            ) as error:  # if it lasts, the driver's own writes will say so
                 log.warning("no heartbeat could be given: %s", error)
 
 
@@ -177,7 +198,9 @@ class LockFile:
             found = _read_lock(self.path)
             if found is None or now is None:  # given back meanwhile, or our draft was tidied away
                 continue
-            if found[0].get("token") == self.token:  # moved aside for a moment by one that judged the lock before ours
+            if (
+                found[0].get("token") == self.token
+            ):  # moved aside for a moment by one that judged the lock before ours
                 self.renewal = Renewal()
                 return None
             holder = Holder(found[0], max(now - found[1], self.watch.seconds(NAME, found[0])))
@@ -262,7 +285,9 @@ class LockFile:
             return
         text = aside.read_text()
         moved = _parse_lock(text.encode())
-        if moved and moved != judged:  # of one that is just being written, its driver finds no file, and writes another
+        if (
+            moved and moved != judged
+        ):  # of one that is just being written, its driver finds no file, and writes another
             self._link(aside, text)
         aside.unlink(missing_ok=True)
 
@@ -283,7 +308,9 @@ def _write_new(path: Path, content: str) -> float:
 def _read_lock(path: Path) -> tuple[dict[str, Any], float] | None:
     """What a lock file says, and when it was written, by the clock of the file server; None if there is none."""
     try:
-        with path.open("rb") as file:  # NFS asks its server when a file is opened, not when it is looked up
+        with path.open(
+            "rb"
+        ) as file:  # NFS asks its server when a file is opened, not when it is looked up
             return _parse_lock(file.read()), os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return None
@@ -312,7 +339,9 @@ class Claim:
         self.token = token
         self.name = f"{NAME}-{token}"
         self.watch, self.renewal, self.lost = Watch(), Renewal(), False
-        self.asking = threading.RLock()  # where a renewal moves a file, a look in the middle of it finds none
+        self.asking = (
+            threading.RLock()
+        )  # where a renewal moves a file, a look in the middle of it finds none
 
     def acquire(self, content: str) -> Holder | None:
         kept, look = False, json.dumps({**json.loads(content), "looks": True})
@@ -333,7 +362,9 @@ class Claim:
         """Whether the claim is there. One that was renewed too late others may have ignored: if there is one, it is lost."""
         with self.asking:
             if not self.lost:
-                self.lost = not self.store.exists(self.name) or (self.renewal.is_overdue() and bool(self._others(content)))
+                self.lost = not self.store.exists(self.name) or (
+                    self.renewal.is_overdue() and bool(self._others(content))
+                )
             return not self.lost
 
     def renew(self, content: str) -> None:
@@ -348,7 +379,9 @@ class Claim:
     def _others(self, content: str) -> list[Holder]:
         """Write this, and list the claims of other drivers that live; those of dead ones are removed."""
         self.renew(content)
-        changed = {name: at for name, _, at in self.store.listing("") if name.startswith(f"{NAME}-")}
+        changed = {
+            name: at for name, _, at in self.store.listing("") if name.startswith(f"{NAME}-")
+        }
         now = changed.pop(self.name, None)
         if now is None:
             return [Holder({}, 0.0)]
@@ -375,7 +408,9 @@ def clocks() -> tuple[float, float]:
 
     The first is never put right, and the second, which is, also knows of a time for which a virtual machine was stopped.
     """
-    name = "CLOCK_BOOTTIME" if hasattr(time, "CLOCK_BOOTTIME") else "CLOCK_MONOTONIC"  # the latter on macOS
+    name = (
+        "CLOCK_BOOTTIME" if hasattr(time, "CLOCK_BOOTTIME") else "CLOCK_MONOTONIC"
+    )  # the latter on macOS
     return time.clock_gettime(getattr(time, name)), time.time()
 
 
@@ -391,7 +426,9 @@ def is_alive(holder: dict[str, Any], seconds: float) -> bool:
 
 def is_here(holder: dict[str, Any]) -> bool:
     """Whether the driver runs, or ran, on this machine since that was started, where its process can be looked up."""
-    return holder.get("host") == socket.gethostname() and holder.get("machine", machine()) == machine()
+    return (
+        holder.get("host") == socket.gethostname() and holder.get("machine", machine()) == machine()
+    )
 
 
 def machine() -> str:

@@ -21,7 +21,15 @@ from synthgen.storage.parquet import open_input, open_output
 
 T = TypeVar("T")
 
-WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before each further try, halved to whole at random
+WAITS = (
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+    16.0,
+    30.0,
+)  # seconds before each further try, halved to whole at random
 BLOCK = 8 * 2**20  # bytes that are moved at a time
 COPY_LIMIT = 5 * 2**30  # bytes: S3 copies no larger object in one request
 CONNECT_SECONDS = REQUEST_SECONDS = 10.0
@@ -48,7 +56,10 @@ class ObjectStore(Store):
 
     def __init__(self, url: str, files: Any, root: str) -> None:
         self.url, self.files, self.root = url, files, root.rstrip("/")
-        self.renames = files.type_name not in ("s3", "gcs")  # else a put is atomic, and promotion is a server-side copy
+        self.renames = files.type_name not in (
+            "s3",
+            "gcs",
+        )  # else a put is atomic, and promotion is a server-side copy
 
     @classmethod
     def from_url(cls, url: str) -> "ObjectStore":
@@ -66,7 +77,9 @@ class ObjectStore(Store):
 
     def read(self, name: str) -> bytes:
         def once() -> bytes:
-            with self.files.open_input_file(self._at(name)) as file:  # a stream asks for each 256 kB alone
+            with self.files.open_input_file(
+                self._at(name)
+            ) as file:  # a stream asks for each 256 kB alone
                 return bytes(file.read())
 
         return self._attempted(once, name)
@@ -179,7 +192,10 @@ class ObjectStore(Store):
     def delete(self, name: str) -> None:
         def once() -> None:
             # HDFS tells a file that is not there from no other failure
-            if self.renames and self.files.get_file_info(self._at(name)).type != arrow.FileType.File:
+            if (
+                self.renames
+                and self.files.get_file_info(self._at(name)).type != arrow.FileType.File
+            ):
                 return
             self.files.delete_file(self._at(name))
 
@@ -210,7 +226,11 @@ class ObjectStore(Store):
         target = self._at(name)
         left, there = self.files.get_file_info([source.path, target])
         if left.type != arrow.FileType.File:
-            if there.type == arrow.FileType.File and there.size == source.size and there.mtime_ns == source.mtime_ns:
+            if (
+                there.type == arrow.FileType.File
+                and there.size == source.size
+                and there.mtime_ns == source.mtime_ns
+            ):
                 return  # an earlier try did it, and its answer was lost
             raise FileNotFoundError(f"{source.path}: no such file")
         if there.type == arrow.FileType.File:
@@ -253,7 +273,9 @@ def attempted(what: Callable[[], T], place: str) -> T:
             if REFUSED.search(str(error)):
                 raise StoreRefusedError(f"{place}: {told(error)}") from None
             if wait is None:
-                raise StoreFailedError(f"{place}: the store failed {len(WAITS) + 1} times: {told(error)}") from None
+                raise StoreFailedError(
+                    f"{place}: the store failed {len(WAITS) + 1} times: {told(error)}"
+                ) from None
         time.sleep(wait * random.uniform(0.5, 1.0))
     raise AssertionError
 
@@ -277,12 +299,25 @@ def connect(url: str) -> tuple[Any, str]:
         files, path = arrow.FileSystem.from_uri(url)
         return files, path
     query, environment = dict(parse_qsl(parts.query)), os.environ
-    endpoint = query.get("endpoint_override") or environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
-    region = query.get("region") or environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
-    options: dict[str, Any] = {"region": region or (None if endpoint else arrow.resolve_s3_region(parts.netloc))}
+    endpoint = (
+        query.get("endpoint_override")
+        or environment.get("AWS_ENDPOINT_URL_S3")
+        or environment.get("AWS_ENDPOINT_URL")
+    )
+    region = (
+        query.get("region")
+        or environment.get("AWS_REGION")
+        or environment.get("AWS_DEFAULT_REGION")
+    )
+    options: dict[str, Any] = {
+        "region": region or (None if endpoint else arrow.resolve_s3_region(parts.netloc))
+    }
     if endpoint:
         scheme, _, host = endpoint.rpartition("://")
-        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme or query.get("scheme", "https")}
+        options |= {
+            "endpoint_override": host.rstrip("/"),
+            "scheme": scheme or query.get("scheme", "https"),
+        }
     options |= {"connect_timeout": CONNECT_SECONDS, "request_timeout": REQUEST_SECONDS}
     options |= {"background_writes": False}  # which would hold all of a large file in memory
     files = arrow.S3FileSystem(allow_delayed_open=True, **options)

@@ -38,7 +38,9 @@ def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
     return pq.ParquetFile(source, pre_buffer=False)
 
 
-def open_writer(sink: pa.NativeFile, schema: pa.Schema, compression: str = "snappy") -> pq.ParquetWriter:
+def open_writer(
+    sink: pa.NativeFile, schema: pa.Schema, compression: str = "snappy"
+) -> pq.ParquetWriter:
     """Return a writer of Parquet; the sink stays open when the writer is closed."""
     return pq.ParquetWriter(sink, schema, compression=compression)
 

@@ -39,7 +39,12 @@ def resized(scene: Scene, picture: Picture, side: int) -> tuple[Scene, Picture]:
     width, height = (max(side, round(n * side / min(rows, columns))) for n in (columns, rows))
     image = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
     scale = np.array([width / columns, height / rows] * 2)
-    layout = replace(scene.layout, width=width, height=height, boxes=(scene.layout.boxes * scale).astype(np.float32))
+    layout = replace(
+        scene.layout,
+        width=width,
+        height=height,
+        boxes=(scene.layout.boxes * scale).astype(np.float32),
+    )
     return replace(scene, layout=layout), np.array(image)
 
 
@@ -48,7 +53,9 @@ def crop_scene(scene: Scene, x: int, y: int, width: int, height: int) -> Scene:
     boxes = scene.layout.boxes.astype(np.float64)
     clipped = clip_boxes(boxes - [x, y, x, y], width, height)
     keep = shares_inside(boxes, [(x, y, x + width, y + height)])[:, 0] >= HELD
-    layout: Layout = replace(scene.layout, width=width, height=height, boxes=clipped.astype(np.float32))
+    layout: Layout = replace(
+        scene.layout, width=width, height=height, boxes=clipped.astype(np.float32)
+    )
     return replace(scene, layout=layout.select(np.flatnonzero(keep).tolist()))
 
 

@@ -29,11 +29,20 @@ class BoxAttention:
     ) -> Tensor:
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if attention_mask is not None:
-            attention_mask = attn.prepare_attention_mask(attention_mask, source.shape[1], len(source))
-        q, k, v = (attn.head_to_batch_dim(s) for s in (attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)))
+            attention_mask = attn.prepare_attention_mask(
+                attention_mask, source.shape[1], len(source)
+            )
+        q, k, v = (
+            attn.head_to_batch_dim(s)
+            for s in (attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source))
+        )
         probs = attn.get_attention_scores(q, k, attention_mask)
         if self.last and torch.is_grad_enabled():
-            heads = probs[:, : hidden_states.shape[1] - (self.last if source is hidden_states else 0), -self.last :]
+            heads = probs[
+                :,
+                : hidden_states.shape[1] - (self.last if source is hidden_states else 0),
+                -self.last :,
+            ]
             self.seen.append(heads.unflatten(0, (len(hidden_states), -1)).mean(1))
         out: Tensor = attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(probs @ v)))
         return out
@@ -68,6 +77,8 @@ def look_loss(looks: Iterable[Tensor], boxes: Tensor, mask: Tensor, h: int, w: i
 
 def contains(boxes: Tensor, rows: int, columns: int) -> Tensor:
     """Whether the centres of a grid's cells, row by row, are inside boxes (B, n, 4) given as shares of it: (B, cells, n)."""
-    y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
+    y, x = torch.meshgrid(
+        (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij"
+    )
     at = torch.stack([x.flatten(), y.flatten()], 1).to(boxes)[None, :, None]
     return ((at >= boxes[:, None, :, :2]) & (at < boxes[:, None, :, 2:])).all(3).float()

@@ -21,7 +21,10 @@ from synthgen.training.box_conditioning_spec import BoxedSpec
 from synthgen.training.dataset_scenes import Least
 from synthgen.training.windows import EncodedScene, WindowTrainee
 
-SHEET_SCENES = SceneSpec(object=("a brown {category}", "a white {category}", "a black {category}"), background="a field of grass")
+SHEET_SCENES = SceneSpec(
+    object=("a brown {category}", "a white {category}", "a black {category}"),
+    background="a field of grass",
+)
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,19 @@ class BoxedTrainee(WindowTrainee):
 
     spec: BoxedSpec
 
-    def __init__(self, spec: BoxedSpec, kind: type[LatentPipeline], options: dict[str, Any]) -> None:
+    def __init__(
+        self, spec: BoxedSpec, kind: type[LatentPipeline], options: dict[str, Any]
+    ) -> None:
         pipeline: Any = read_pipeline(kind, find_checkpoint(spec.init), torch.float32)
         pipeline.set_progress_bar_config(disable=True)
-        super().__init__(spec, pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, pipeline.vae, pipeline.scheduler)
+        super().__init__(
+            spec,
+            pipeline.unet,
+            pipeline.text_encoder,
+            pipeline.tokenizer,
+            pipeline.vae,
+            pipeline.scheduler,
+        )
         self.options = options
         self.painter = [pipeline]  # in a list: its parts are registered already
 
@@ -93,7 +105,10 @@ class BoxedTrainee(WindowTrainee):
         multiple = unet_multiple(self.unet.config)
         low, high = (side // self.factor // multiple for side in self.spec.windows)
         h, w = (int(v) * multiple for v in rng.integers(low, high + 1, 2))
-        return [self.window(filled[int(rng.integers(len(filled)))], h, w, rng) for _ in range(self.batch_size(h, w))]
+        return [
+            self.window(filled[int(rng.integers(len(filled)))], h, w, rng)
+            for _ in range(self.batch_size(h, w))
+        ]
 
     def window(self, scene: EncodedScene, h: int, w: int, rng: np.random.Generator) -> BoxedWindow:
         """A window of h x w cells in a scene; of the boxes that it holds, a random choice if they are too many."""
@@ -102,15 +117,21 @@ class BoxedTrainee(WindowTrainee):
         inside = np.sort(rng.permutation(inside)[: self.spec.max_boxes])
         boxes = clip_boxes(scene.boxes[inside] - [x, y, x, y], w, h) * self.factor
         own = scene.scene.layout.select(inside.tolist())
-        layout = Layout(w * self.factor, h * self.factor, boxes.astype(np.float32), own.categories, own.phrases)
+        layout = Layout(
+            w * self.factor, h * self.factor, boxes.astype(np.float32), own.categories, own.phrases
+        )
         words, kind = caption(layout, scene.scene.background, self.spec.caption), rng.random()
         if kind < self.spec.prompt_dropout:
             words = ""
         elif rng.random() < self.spec.names_dropout:
             words = scene.scene.background
-        return BoxedWindow(scene, (x, y, x + w, y + h), layout, words, rng.random() >= self.spec.boxes_dropout)
+        return BoxedWindow(
+            scene, (x, y, x + w, y + h), layout, words, rng.random() >= self.spec.boxes_dropout
+        )
 
-    def corner(self, scene: EncodedScene, h: int, w: int, rng: np.random.Generator, at_boxes: float) -> tuple[int, int]:
+    def corner(
+        self, scene: EncodedScene, h: int, w: int, rng: np.random.Generator, at_boxes: float
+    ) -> tuple[int, int]:
         """Where a window begins, y and x in cells: anywhere, or with this probability so that it holds a random box's centre."""
         least, most = np.zeros(2), np.maximum(0, np.array(scene.latents.shape[1:]) - (h, w))
         if at_boxes and len(scene.boxes) and rng.random() < at_boxes:
@@ -129,7 +150,10 @@ class BoxedTrainee(WindowTrainee):
     def measure(self) -> dict[str, float]:
         """The loss of windows of held-out scenes, and the same if they are not told of their boxes."""
         batches = list(self.held_out())
-        told, untold = (float(np.mean([float(self(b)) for b in of])) for of in (batches, map(self.untold, batches)))
+        told, untold = (
+            float(np.mean([float(self(b)) for b in of]))
+            for of in (batches, map(self.untold, batches))
+        )
         return {"heldout_loss": round(told, 5), "heldout_loss_without_boxes": round(untold, 5)}
 
     @abstractmethod
@@ -146,7 +170,12 @@ class BoxedTrainee(WindowTrainee):
             [s.layout for s in scenes],
             background=[s.background for s in scenes],
             generator=[torch.Generator().manual_seed(i) for i in range(len(scenes))],
-            **{"num_inference_steps": 12, "guidance_scale": 2.5, "caption": self.spec.caption, **self.options},
+            **{
+                "num_inference_steps": 12,
+                "guidance_scale": 2.5,
+                "caption": self.spec.caption,
+                **self.options,
+            },
         )
         sheet = Image.new("RGB", (side * len(scenes), 2 * side))
         for i, (image, scene) in enumerate(zip(images, scenes, strict=True)):
@@ -162,7 +191,9 @@ def padded_boxes(layouts: Sequence[Layout], most: int) -> tuple[Tensor, Tensor]:
     """Boxes (B, most, 4) as shares of their windows, and a mask (B, most), 1 where there is a box."""
     boxes, mask = torch.zeros(len(layouts), most, 4), torch.zeros(len(layouts), most)
     for i, own in enumerate(layouts):
-        boxes[i, : len(own)] = torch.from_numpy(own.boxes / np.array([own.width, own.height] * 2, np.float32))
+        boxes[i, : len(own)] = torch.from_numpy(
+            own.boxes / np.array([own.width, own.height] * 2, np.float32)
+        )
         mask[i, : len(own)] = 1
     return boxes, mask
 
@@ -170,6 +201,8 @@ def padded_boxes(layouts: Sequence[Layout], most: int) -> tuple[Tensor, Tensor]:
 def sheet_scenes(side: int) -> list[Scene]:
     """One to four dogs on a canvas of `side` px."""
     size = (0.3 * side, 0.4 * side)
-    specs = [ScatterSpec(canvas=(side, side), objects={"dog": n}, size=size, gap=2) for n in (1, 2, 3, 4)]
+    specs = [
+        ScatterSpec(canvas=(side, side), objects={"dog": n}, size=size, gap=2) for n in (1, 2, 3, 4)
+    ]
     rngs = [np.random.default_rng(seed_sequence(0, i, Stream.SHEET)) for i in range(len(specs))]
     return [SHEET_SCENES.draw(spec.sample(rng), rng) for spec, rng in zip(specs, rngs, strict=True)]

@@ -121,13 +121,20 @@ class DatasetScenes(ABC):
                 continue
             rng = np.random.default_rng(seed_sequence(self.seed, k, Stream.TRAINING_CROP))
             return fitted(scene, picture, self.data.side, self.data.resizes, self.data.flip, rng)
-        raise BadDataError(f"{self.data.source}: not one entry can be used; the last: {self.place(i)}")
+        raise BadDataError(
+            f"{self.data.source}: not one entry can be used; the last: {self.place(i)}"
+        )
 
     def entry_at(self, k: int) -> int:
         """Which entry has number k."""
         epoch, at = divmod(k, len(self))
         if self.epoch[0] != epoch:
-            self.epoch = epoch, self.order(np.random.default_rng(seed_sequence(self.seed, epoch, Stream.TRAINING_ORDER)))
+            self.epoch = (
+                epoch,
+                self.order(
+                    np.random.default_rng(seed_sequence(self.seed, epoch, Stream.TRAINING_ORDER))
+                ),
+            )
         return int(self.epoch[1][at])
 
     def note(self, problems: Iterable[Problem]) -> None:
@@ -146,7 +153,14 @@ class DatasetScenes(ABC):
 
     def require_some(self) -> None:
         if not len(self):
-            raise BadDataError("\n".join([f"{self.data.source}: holds no entry that can be used", *list(self.skipped)[:LISTED]]))
+            raise BadDataError(
+                "\n".join(
+                    [
+                        f"{self.data.source}: holds no entry that can be used",
+                        *list(self.skipped)[:LISTED],
+                    ]
+                )
+            )
 
 
 class RecordScenes(DatasetScenes):
@@ -181,8 +195,12 @@ class RecordScenes(DatasetScenes):
         entry = self.entries[i]
         phrases = entry.phrases or tuple(map(default_phrase, entry.names))
         boxes = entry.boxes.astype(np.float32)
-        layout = Layout(entry.width, entry.height, boxes, entry.names, phrases, caption=entry.caption)
-        return Scene(layout, entry.caption or ""), pixels(read_bytes(entry.picture), (entry.width, entry.height), entry.picture)
+        layout = Layout(
+            entry.width, entry.height, boxes, entry.names, phrases, caption=entry.caption
+        )
+        return Scene(layout, entry.caption or ""), pixels(
+            read_bytes(entry.picture), (entry.width, entry.height), entry.picture
+        )
 
 
 def source_of(data: DataSpec) -> Source:
@@ -203,7 +221,9 @@ def usable(found: Entry | Problem) -> list[Entry]:
     if isinstance(found, Problem):
         return []
     if found.embedded is not None:  # all entries are at hand, their pictures must not be
-        raise BadEntryError("holds its picture itself: `synthgen import` it, and train on data.shards")
+        raise BadEntryError(
+            "holds its picture itself: `synthgen import` it, and train on data.shards"
+        )
     if found.picture is None or not found.picture.is_file():
         raise BadEntryError(f"{found.picture or 'file_name'}: the picture is not there")
     return [cleaned(found).entry]
@@ -218,7 +238,9 @@ class ShardScenes(DatasetScenes):
         held: the samples that `data.hold_out` keeps apart, instead of the others.
     """
 
-    def __init__(self, data: DataSpec, seed: int, held: bool = False, least: Least | None = None) -> None:
+    def __init__(
+        self, data: DataSpec, seed: int, held: bool = False, least: Least | None = None
+    ) -> None:
         super().__init__(data, seed, least)
         self.names = prompted_names(read_info(open_store(str(data.shards))))
         self.tars = sorted(Path(str(data.shards)).glob("shards/*.tar"))
@@ -228,7 +250,11 @@ class ShardScenes(DatasetScenes):
             self.note(lost if data.on_bad == "skip" else lost[:1])
         self.firsts = np.concatenate([[0], np.cumsum([readable for readable, _, _ in shards])])
         every = np.arange(self.firsts[-1])
-        self.used = np.ones(len(every), bool) if data.hold_out is None else is_held_out(every, data.hold_out) == held
+        self.used = (
+            np.ones(len(every), bool)
+            if data.hold_out is None
+            else is_held_out(every, data.hold_out) == held
+        )
         self.require_some()
         if data.on_bad == "refuse":
             self.note(self.too_small())
@@ -242,7 +268,10 @@ class ShardScenes(DatasetScenes):
             return
         for tar in self.tars:
             try:
-                with open_input(tar.with_suffix(".parquet")) as source, open_parquet(source) as file:
+                with (
+                    open_input(tar.with_suffix(".parquet")) as source,
+                    open_parquet(source) as file,
+                ):
                     table = file.read(columns=["key", "width", "height"], use_threads=False)
             except (OSError, ValueError, LookupError, pa.ArrowException):
                 continue
@@ -264,7 +293,9 @@ class ShardScenes(DatasetScenes):
         return f"{self.tars[shard]}: {samples[number][0] if number < len(samples) else f'sample {number}'}"
 
     def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        spans = [np.arange(self.firsts[s], self.firsts[s + 1]) for s in rng.permutation(len(self.tars))]
+        spans = [
+            np.arange(self.firsts[s], self.firsts[s + 1]) for s in rng.permutation(len(self.tars))
+        ]
         every: NDArray[np.int64] = np.concatenate(spans)
         return every[self.used[every]]
 
@@ -272,11 +303,15 @@ class ShardScenes(DatasetScenes):
         shard, number = self.at(i)
         samples = samples_in(self.tars[shard])
         if number >= len(samples):
-            raise BadEntryError(f"the archive is damaged: only {len(samples)} samples of it can be read")
+            raise BadEntryError(
+                f"the archive is damaged: only {len(samples)} samples of it can be read"
+            )
         members = samples[number][1]
         kind = next((kind for kind in ("jpg", "png", "webp") if kind in members), None)
         if kind is None or "json" not in members:
-            raise BadEntryError(f"has {', '.join(members) or 'nothing'}; a sample has a json, and a jpg, png or webp")
+            raise BadEntryError(
+                f"has {', '.join(members) or 'nothing'}; a sample has a json, and a jpg, png or webp"
+            )
         with self.tars[shard].open("rb") as file:
             record, data = (_part(file, members[name]) for name in ("json", kind))
         scene = scene_of(record, self.names)
@@ -312,7 +347,11 @@ def count_samples(tar: Path) -> tuple[int, int, str]:
     if size == right:
         return told, told, ""
     readable = min(told, len(samples_in(tar)))
-    return readable, max(told, readable + 1), f"the shard breaks off: it has {size} bytes, its marker says {right}"
+    return (
+        readable,
+        max(told, readable + 1),
+        f"the shard breaks off: it has {size} bytes, its marker says {right}",
+    )
 
 
 Members = list[tuple[str, dict[str, tuple[int, int]]]]
@@ -335,7 +374,10 @@ def _samples_in(tar: Path, changed: int) -> Members:
                     members.append((key, suffix.lower(), (member.offset_data, member.size)))
     except BROKEN:
         pass  # where it breaks off; how many were expected, `count_samples` knows
-    return [(key, {suffix: where for _, suffix, where in group}) for key, group in groupby(members, key=lambda m: m[0])]
+    return [
+        (key, {suffix: where for _, suffix, where in group})
+        for key, group in groupby(members, key=lambda m: m[0])
+    ]
 
 
 def prompted_names(info: DatasetInfo | None) -> frozenset[str] | None:
@@ -391,7 +433,14 @@ def scene_of(record: bytes, prompted: frozenset[str] | None = None) -> Scene:
         boxes = np.array([a["bbox"] for a in shown], np.float64).reshape(-1, 4)
         names = tuple(str(a["category"]) for a in shown)
         phrases = tuple(str(a.get("phrase") or default_phrase(a["category"])) for a in shown)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise BadEntryError(f"its json cannot be read: {type(error).__name__} {error}") from None
     boxes = xywh_to_xyxy(boxes)
     if not (np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()):

@@ -64,15 +64,23 @@ class Training:
         torch.manual_seed(spec.seed)
         self.spec, self.out = spec, Path(spec.output.path).absolute()
         precision = spec.mixed_precision if torch.cuda.is_available() else "no"
-        self.accelerator = Accelerator(mixed_precision=precision, log_with="tensorboard", project_dir=str(self.out))
+        self.accelerator = Accelerator(
+            mixed_precision=precision, log_with="tensorboard", project_dir=str(self.out)
+        )
         diffusers_logging.disable_progress_bar()  # of loading: it takes a second, and its bars cut through that of the steps
         transformers_logging.disable_progress_bar()
         trainee: Any = spec.load()
         self.trainee = trainee.to(self.accelerator.device)
         self.weights = [p for p in self.trainee.parameters() if p.requires_grad]
-        self.ema = EMAModel(self.weights, decay=spec.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75) if spec.ema else None
+        self.ema = (
+            EMAModel(self.weights, decay=spec.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+            if spec.ema
+            else None
+        )
         groups = trainee.groups() if hasattr(trainee, "groups") else [{"params": self.weights}]
-        optimiser = torch.optim.AdamW(groups, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99))
+        optimiser = torch.optim.AdamW(
+            groups, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99)
+        )
         self.model, self.optimiser = self.accelerator.prepare(self.trainee, optimiser)
         self.losses: list[float] = []
         self.figures: dict[str, float] = {}
@@ -98,11 +106,15 @@ class Training:
         self.part()
         self.finish(step)
         seconds, skipped = time.perf_counter() - began, self.note_skipped()
-        return TrainResult(step, self.mean_loss(), seconds, step < self.spec.steps, self.figures, skipped)
+        return TrainResult(
+            step, self.mean_loss(), seconds, step < self.spec.steps, self.figures, skipped
+        )
 
     def agreed(self, asked: list[int]) -> bool:
         """Whether any process was asked to stop: all of them stop after the same step, or the rest would wait for ever."""
-        return bool(self.accelerator.reduce(torch.tensor(len(asked), device=self.accelerator.device)))
+        return bool(
+            self.accelerator.reduce(torch.tensor(len(asked), device=self.accelerator.device))
+        )
 
     def part(self) -> None:
         """Leave the other processes: what exchanges gradients goes before their group; in the other order torch can hang."""
@@ -162,7 +174,13 @@ class Training:
         skipped = {entry["place"]: entry["why"] for entry in read_log(path)}
         skipped |= getattr(getattr(self.trainee, "scenes", None), "skipped", {})
         if skipped and self.is_main:
-            write_text(path, "".join(json.dumps({"place": place, "why": why}) + "\n" for place, why in sorted(skipped.items())))
+            write_text(
+                path,
+                "".join(
+                    json.dumps({"place": place, "why": why}) + "\n"
+                    for place, why in sorted(skipped.items())
+                ),
+            )
         return len(skipped)
 
     def mean_loss(self) -> float:
@@ -171,21 +189,33 @@ class Training:
     def save(self, step: int) -> None:
         """Write the state of every part; a kill leaves the old file or the new one."""
         if self.is_main:
-            parts = {"model": self.trainee.state_dict(), "optimiser": self.optimiser.state_dict(), "step": step}
+            parts = {
+                "model": self.trainee.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "step": step,
+            }
             with replacing(self.out / "state.pt") as temporary:
                 torch.save({**parts, "ema": self.ema.state_dict() if self.ema else None}, temporary)
 
     def resume(self) -> int:
         """Restore the folder's state and return the step to go on from; 0 if there is none."""
         path = self.out / "state.pt"
-        state = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else {"step": 0}
+        state = (
+            torch.load(path, weights_only=True, map_location="cpu")
+            if path.exists()
+            else {"step": 0}
+        )
         if state["step"]:
             self.trainee.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
                 self.ema.to(self.accelerator.device)
-        self.losses = [entry["loss"] for entry in read_log(self.out / "log.jsonl") if entry["step"] <= state["step"]]
+        self.losses = [
+            entry["loss"]
+            for entry in read_log(self.out / "log.jsonl")
+            if entry["step"] <= state["step"]
+        ]
         if self.is_main:
             for name in ("log.jsonl", "figures.jsonl"):
                 keep = [e for e in read_log(self.out / name) if e["step"] <= state["step"]]
@@ -251,7 +281,9 @@ def refuse_changed(spec: TaskSpec) -> None:
         if there.get(key) != here.get(key)
     ]
     if changed:
-        raise ChangedTrainingError(f"{spec.output.path} holds another training: {'; '.join(changed)}. Give another output.path")
+        raise ChangedTrainingError(
+            f"{spec.output.path} holds another training: {'; '.join(changed)}. Give another output.path"
+        )
 
 
 def train(spec: TaskSpec, report: Report | None = None) -> TrainResult:

@@ -20,7 +20,9 @@ def merged(unet: UNet2DConditionModel, beside: Path) -> UNet2DConditionModel:
     """A copy of a UNet with its LoRA in the weights, if it has one; the LoRA itself is then written to the folder `beside`."""
     unet = deepcopy(unet)
     if getattr(unet, "peft_config", None):
-        StableDiffusionPipeline.save_lora_weights(beside, unet_lora_layers=get_peft_model_state_dict(unet))
+        StableDiffusionPipeline.save_lora_weights(
+            beside, unet_lora_layers=get_peft_model_state_dict(unet)
+        )
         unet.fuse_lora()
         unet.unload_lora()
     return unet

@@ -22,7 +22,12 @@ def write_loss_plot(path: Path, losses: list[float], title: str) -> None:
     width = min(SMOOTH, len(losses))
     smooth = np.convolve(losses, np.full(width, 1 / width), "valid")
     axes.plot(steps[width - 1 :], smooth, linewidth=1.5, label=f"mean of {width} steps")
-    axes.set(xlabel="step", ylabel="loss", title=title, ylim=(0.8 * min(losses), 1.2 * float(np.percentile(losses, 98))))
+    axes.set(
+        xlabel="step",
+        ylabel="loss",
+        title=title,
+        ylim=(0.8 * min(losses), 1.2 * float(np.percentile(losses, 98))),
+    )
     axes.legend()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

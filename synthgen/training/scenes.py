@@ -17,7 +17,13 @@ from synthgen.randomness import Stream, seed_sequence
 from synthgen.scenes.scene import Scene
 from synthgen.training.augmentation import Picture
 from synthgen.training.base import DataSpec
-from synthgen.training.dataset_scenes import BadDataError, DatasetScenes, Least, RecordScenes, ShardScenes
+from synthgen.training.dataset_scenes import (
+    BadDataError,
+    DatasetScenes,
+    Least,
+    RecordScenes,
+    ShardScenes,
+)
 
 Item = TypeVar("Item")
 REFRESH = 50  # steps after which the pool takes new scenes
@@ -62,7 +68,9 @@ def open_scenes(data: DataSpec, seed: int, least: Least | None = None) -> Scenes
         scenes = PastedScenes(data.side, seed, data.pasted, data.sizes)
     if data.mixed_with is None:
         return scenes
-    second = data.model_copy(update={"shards": data.mixed_with, "coco": None, "jsonl": None, "hold_out": None})
+    second = data.model_copy(
+        update={"shards": data.mixed_with, "coco": None, "jsonl": None, "hold_out": None}
+    )
     return MixedScenes(scenes, ShardScenes(second, seed, least=least), data.mixed_share)
 
 
@@ -106,14 +114,21 @@ class PastedScenes:
         sizes: least and greatest side of a scene's boxes, px (others of the scene are up to 24 px longer); None: mostly 48-80.
     """
 
-    def __init__(self, side: int, seed: int, source: str = "train", sizes: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self, side: int, seed: int, source: str = "train", sizes: tuple[float, float] | None = None
+    ) -> None:
         self.side, self.seed, self.sizes = side, seed, sizes
         cutouts, grounds = Path(source) / "cutouts", Path(source) / "grounds"
         if source in ("train", "heldout"):
             cutouts, grounds = ASSETS / "cutouts" / source, ASSETS / "grounds" / source
         self.painter = PastePainter(cutouts, grounds)
-        self.colours = {name: sorted({_named(c.path.stem) for c in have}) for name, have in self.painter.cutouts.items()}
-        self.grounds = sorted({GROUND_WORDS.get(w, w) for w in (_named(p.stem) for p in self.painter.grounds)})
+        self.colours = {
+            name: sorted({_named(c.path.stem) for c in have})
+            for name, have in self.painter.cutouts.items()
+        }
+        self.grounds = sorted(
+            {GROUND_WORDS.get(w, w) for w in (_named(p.stem) for p in self.painter.grounds)}
+        )
 
     def from_number(self, start: int) -> Iterator[tuple[Scene, Picture]]:
         """The scenes from number `start` on."""
@@ -123,7 +138,10 @@ class PastedScenes:
         sizes, places, scene_seed, paint_seed, light_seed = (
             seed_sequence(self.seed, k, Stream.PASTED_SCENE, part) for part in range(5)
         )
-        spec, rng = self.layout_spec(np.random.default_rng(sizes)), np.random.default_rng(scene_seed)
+        spec, rng = (
+            self.layout_spec(np.random.default_rng(sizes)),
+            np.random.default_rng(scene_seed),
+        )
         layout = spec.sample(np.random.default_rng(places))
         phrases = tuple(self.phrase(name, rng) for name in layout.categories)
         ground = "a field of grass" if rng.random() < GRASS_SHARE else str(rng.choice(self.grounds))
@@ -133,7 +151,11 @@ class PastedScenes:
 
     def layout_spec(self, rng: np.random.Generator) -> ScatterSpec:
         """A sampler of boxes of one size class, small ones more often, that covers about a third of the canvas."""
-        small = float(np.exp(rng.uniform(*np.log(SIZES)))) if rng.random() < 0.35 else float(rng.uniform(*USUAL_SIZES))
+        small = (
+            float(np.exp(rng.uniform(*np.log(SIZES))))
+            if rng.random() < 0.35
+            else float(rng.uniform(*USUAL_SIZES))
+        )
         small = float(rng.uniform(*self.sizes)) if self.sizes else small
         small = max(8.0, min(small, SIZES[1] - 24, self.side / 2 - 24))
         room = int(self.side**2 * rng.uniform(0.15, 0.4) / (small + 12) ** 2)
@@ -142,7 +164,9 @@ class PastedScenes:
         counts = rng.multinomial(total, np.full(len(names), 1 / len(names)))
         objects = {name: int(n) for name, n in zip(names, counts, strict=True)}
         gap = float(rng.integers(4, 16))
-        return ScatterSpec(canvas=(self.side, self.side), objects=objects, size=(small, small + 24), gap=gap)
+        return ScatterSpec(
+            canvas=(self.side, self.side), objects=objects, size=(small, small + 24), gap=gap
+        )
 
     def phrase(self, category: str, rng: np.random.Generator) -> str:
         if rng.random() < PLAIN_SHARE:
@@ -159,7 +183,9 @@ class Pool(Generic[Item]):
         prepare: what is kept of a scene.
     """
 
-    def __init__(self, scenes: Scenes, data: DataSpec, prepare: Callable[[Scene, Picture], Item]) -> None:
+    def __init__(
+        self, scenes: Scenes, data: DataSpec, prepare: Callable[[Scene, Picture], Item]
+    ) -> None:
         self.scenes, self.data, self.prepare = scenes, data, prepare
 
     def steps(self, start: int) -> Iterator[deque[Item]]:
@@ -178,7 +204,9 @@ def loaded(scenes: Scenes, start: int, workers: int) -> Iterator[tuple[Scene, Pi
     if workers == 0:
         yield from scenes.from_number(start)
         return
-    for made in DataLoader(_Striped(scenes, start), batch_size=None, num_workers=workers, collate_fn=_as_it_is):
+    for made in DataLoader(
+        _Striped(scenes, start), batch_size=None, num_workers=workers, collate_fn=_as_it_is
+    ):
         if isinstance(made, BadDataError):
             raise made
         pair, skipped = made

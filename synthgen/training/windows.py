@@ -38,8 +38,15 @@ from synthgen.training.vae.trainee import to_tensor
 LEAST, MOST = 64, 256  # window sides, px
 CONTEXT = 0.1  # share of a box's side round it, as the mixture pipeline's default
 NAMED = 4  # objects that a scene window's caption names at most
-BATCH_AREA = 80 * 80  # px of a window at which a batch has its full size; a batch of larger windows is smaller
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
+BATCH_AREA = (
+    80 * 80
+)  # px of a window at which a batch has its full size; a batch of larger windows is smaller
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,12 @@ class WindowTrainee(nn.Module):
         solver: SchedulerMixin | None = None,
     ) -> None:
         super().__init__()
-        self.spec, self.unet, self.text, self.tokenizer = spec, unet.to(memory_format=torch.channels_last), text, tokenizer
+        self.spec, self.unet, self.text, self.tokenizer = (
+            spec,
+            unet.to(memory_format=torch.channels_last),
+            text,
+            tokenizer,
+        )
         self.vae = [vae.float().eval().requires_grad_(False)]  # in a list: not part of our state
         self.factor = vae_factor(vae.config)
         self.scenes = open_scenes(spec.data, spec.seed + 1, self.least)
@@ -98,12 +110,16 @@ class WindowTrainee(nn.Module):
     @property
     def least(self) -> Least:
         """The smallest image that a window can be cut out of."""
-        return Least(self.factor * unet_multiple(self.unet.config), "the smallest window of the checkpoint")
+        return Least(
+            self.factor * unet_multiple(self.unet.config), "the smallest window of the checkpoint"
+        )
 
     def batches(self, start: int, rank: int) -> Iterator[Any]:
         pool: Pool[EncodedScene] = Pool(self.scenes, self.spec.data, self.encode)
         for step, scenes in enumerate(pool.steps(start), start):
-            rng = np.random.default_rng(seed_sequence(self.spec.seed, step, Stream.TRAINING_STEP, rank))
+            rng = np.random.default_rng(
+                seed_sequence(self.spec.seed, step, Stream.TRAINING_STEP, rank)
+            )
             yield self.batch(list(scenes), rng)
 
     @abstractmethod
@@ -121,8 +137,13 @@ class WindowTrainee(nn.Module):
 
     def with_windows(self, scene: Scene, latents: Tensor) -> EncodedScene:
         """A scene of these latents (C, H, W), with the window of each box that a window may be as large as."""
-        size, least = (latents.shape[2] * self.factor, latents.shape[1] * self.factor), self.unet.config["sample_size"]
-        cells = object_windows(scene.layout.boxes, size, self.factor, unet_multiple(self.unet.config), least, CONTEXT)
+        size, least = (
+            (latents.shape[2] * self.factor, latents.shape[1] * self.factor),
+            self.unet.config["sample_size"],
+        )
+        cells = object_windows(
+            scene.layout.boxes, size, self.factor, unet_multiple(self.unet.config), least, CONTEXT
+        )
         windows = tuple(
             Window(y0, x0, y1 - y0, x1 - x0, region_prompt(phrase, scene.background))
             for (x0, y0, x1, y1), phrase in zip(cells.tolist(), scene.phrases, strict=True)
@@ -132,18 +153,26 @@ class WindowTrainee(nn.Module):
 
     def batch_size(self, h: int, w: int) -> int:
         area = h * w * self.factor**2
-        return max(4, min(2 * self.spec.batch_size, round(self.spec.batch_size * BATCH_AREA / area)))
+        return max(
+            4, min(2 * self.spec.batch_size, round(self.spec.batch_size * BATCH_AREA / area))
+        )
 
-    def anywhere(self, scenes: list[EncodedScene], rng: np.random.Generator) -> list[tuple[EncodedScene, Window]]:
+    def anywhere(
+        self, scenes: list[EncodedScene], rng: np.random.Generator
+    ) -> list[tuple[EncodedScene, Window]]:
         """Windows of one random size, anywhere."""
         multiple = unet_multiple(self.unet.config)
-        least = min(self.unet.config["sample_size"], *(n for s in scenes for n in s.latents.shape[1:]))
+        least = min(
+            self.unet.config["sample_size"], *(n for s in scenes for n in s.latents.shape[1:])
+        )
         most = min(least * MOST // LEAST, *(n for s in scenes for n in s.latents.shape[1:]))
         h, w = (int(v) * multiple for v in rng.integers(least // multiple, most // multiple + 1, 2))
         picked = [scenes[int(i)] for i in rng.integers(len(scenes), size=self.batch_size(h, w))]
         return [(s, scene_window(s, h, w, rng)) for s in picked]
 
-    def same_sized(self, scenes: list[EncodedScene], rng: np.random.Generator) -> list[tuple[EncodedScene, Window]]:
+    def same_sized(
+        self, scenes: list[EncodedScene], rng: np.random.Generator
+    ) -> list[tuple[EncodedScene, Window]]:
         """Windows of objects, all of the size of one.
 
         That one is drawn from a random scene: so scenes of few, large objects count as much as those of many.
@@ -154,7 +183,9 @@ class WindowTrainee(nn.Module):
         return [same[int(i)] for i in rng.integers(len(same), size=self.batch_size(like.h, like.w))]
 
     def tokens(self, prompts: list[str]) -> Tensor:
-        ids: Tensor = self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        ids: Tensor = self.tokenizer(
+            prompts, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
         return ids
 
     def noisy(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -175,18 +206,25 @@ class WindowTrainee(nn.Module):
         if gamma is None:
             return errors.mean()
         snr = compute_snr(self.noise_schedule, t)
-        return (snr.clamp(max=gamma) / (snr + 1 if velocity else snr.clamp(min=1e-8)) * errors).mean()
+        return (
+            snr.clamp(max=gamma) / (snr + 1 if velocity else snr.clamp(min=1e-8)) * errors
+        ).mean()
 
     def held_out(self, batches: int = 8) -> Iterator[Any]:
         """Batches of held-out scenes, always the same ones."""
-        scenes = [self.encode(*pair) for pair in islice(PastedScenes(384, 1, "heldout").from_number(0), 16)]
+        scenes = [
+            self.encode(*pair)
+            for pair in islice(PastedScenes(384, 1, "heldout").from_number(0), 16)
+        ]
         rngs = (np.random.default_rng(seed_sequence(0, k, Stream.HELD_OUT)) for k in range(batches))
         return (self.batch(scenes, rng) for rng in rngs)
 
     def export(self, folder: Path) -> None:
         """Write an fp16 Stable Diffusion checkpoint; a LoRA is merged into it, and stands beside it too."""
         unet = merged(self.unet, folder / "lora")
-        save_checkpoint(folder, self.spec.name, self.vae[0], self.text, self.tokenizer, unet, self.solver)
+        save_checkpoint(
+            folder, self.spec.name, self.vae[0], self.text, self.tokenizer, unet, self.solver
+        )
 
 
 def is_gated(name: str) -> bool:
@@ -236,4 +274,6 @@ def scene_window(scene: EncodedScene, h: int, w: int, rng: np.random.Generator) 
     whole = box_areas(scene.boxes)
     order = [int(i) for i in np.argsort(-shown, kind="stable") if shown[i] >= 0.5 * whole[i]]
     named = ", ".join(scene.scene.phrases[i] for i in order[:NAMED])
-    return Window(y, x, h, w, f"{scene.scene.background} with {named}" if named else scene.scene.background)
+    return Window(
+        y, x, h, w, f"{scene.scene.background} with {named}" if named else scene.scene.background
+    )

@@ -39,7 +39,9 @@ class Verdict:
 class Verifier(Protocol):
     """A loaded verifier."""
 
-    def __call__(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Verdict]:
+    def __call__(
+        self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]
+    ) -> list[Verdict]:
         """A verdict for each picture (H, W, 3)."""
 
 
@@ -55,16 +57,24 @@ class VerifierSpec(SpecModel):
     IMPLEMENTATION: ClassVar[str]
 
     verifier: str
-    threshold: Share | dict[str, Share] = Field(0.3, description="least score of a box that holds; or a number a category")
+    threshold: Share | dict[str, Share] = Field(
+        0.3, description="least score of a box that holds; or a number a category"
+    )
     on_failure: tuple[Action, ...] = Field(
         ("repair", "flag"),
         description="repair: paint its window again; redo: the image; tighten: the label moves to what was found; flag: keep it",
     )
-    max_repairs: int = Field(2, ge=1, description="times that the windows of an image are painted again")
+    max_repairs: int = Field(
+        2, ge=1, description="times that the windows of an image are painted again"
+    )
 
     def least(self, category: str) -> float:
         """The least score of a box of a category that holds."""
-        return self.threshold.get(category, 0.0) if isinstance(self.threshold, dict) else self.threshold
+        return (
+            self.threshold.get(category, 0.0)
+            if isinstance(self.threshold, dict)
+            else self.threshold
+        )
 
     def fails(self, verdict: Verdict, layout: Layout) -> NDArray[np.bool_]:
         """Which boxes (N,) do not hold."""
@@ -75,7 +85,11 @@ class VerifierSpec(SpecModel):
         """What stands against looking at these layouts, each as `key: reason`."""
         if not isinstance(self.threshold, dict):
             return []
-        return [f"threshold: no number for {n!r}, which the layout has" for n in sampler.names() if n not in self.threshold]
+        return [
+            f"threshold: no number for {n!r}, which the layout has"
+            for n in sampler.names()
+            if n not in self.threshold
+        ]
 
     @property
     def revision(self) -> int:

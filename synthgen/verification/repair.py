@@ -48,11 +48,19 @@ class Checked:
         """What the annotation of box i says of it."""
         ious = self.verdict.ious
         found = {} if ious is None else {"iou": round(float(ious[i]), 4)}
-        return {"score": round(float(self.verdict.scores[i]), 4), **found, "action": self.actions[i]}
+        return {
+            "score": round(float(self.verdict.scores[i]), 4),
+            **found,
+            "action": self.actions[i],
+        }
 
     def record(self) -> dict[str, int]:
         """What the sample says of the picture."""
-        return {"failed": int(self.failed.sum()), "unasked": len(self.verdict.unasked), "repairs": self.repairs}
+        return {
+            "failed": int(self.failed.sum()),
+            "unasked": len(self.verdict.unasked),
+            "repairs": self.repairs,
+        }
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,9 @@ class Inspection:
         """What is done about failures."""
         return self.spec.on_failure
 
-    def __call__(self, scenes: Sequence[Scene], paintings: Sequence[Painting], seeds: Seeds) -> list[Checked]:
+    def __call__(
+        self, scenes: Sequence[Scene], paintings: Sequence[Painting], seeds: Seeds
+    ) -> list[Checked]:
         """Look at a batch, and paint again what does not hold."""
         checked = self.look(paintings, [scene.layout for scene in scenes])
         if "repair" not in self.kinds or not hasattr(self.painter, "repaint"):
@@ -79,10 +89,15 @@ class Inspection:
                 break
             least = getattr(self.painter, "least_side", 1)
             parts = [faulty(scenes[k], checked[k], least) for k in todo]
-            images = self.painter.repaint([checked[k].painting.image for k in todo], parts, [seeds(k, number) for k in todo])
+            images = self.painter.repaint(
+                [checked[k].painting.image for k in todo], parts, [seeds(k, number) for k in todo]
+            )
             layouts = [scenes[k].layout for k in todo]
             again = self.look([Painting(image) for image in images], layouts)
-            best = [replace(new.painting, image=better(checked[k], new)) for k, new in zip(todo, again, strict=True)]
+            best = [
+                replace(new.painting, image=better(checked[k], new))
+                for k, new in zip(todo, again, strict=True)
+            ]
             for k, final in zip(todo, self.look(best, layouts), strict=True):
                 checked[k] = repaired(checked[k], final, number)
         return checked
@@ -93,7 +108,11 @@ class Inspection:
         looked = []
         for painting, layout, raw in zip(paintings, layouts, verdicts, strict=True):
             verdict = sound(raw, layout)
-            looked.append(Checked(painting, layout, verdict, self.spec.fails(verdict, layout), ("",) * len(layout)))
+            looked.append(
+                Checked(
+                    painting, layout, verdict, self.spec.fails(verdict, layout), ("",) * len(layout)
+                )
+            )
         return looked
 
     def finish(self, checked: Checked) -> Checked:
@@ -107,12 +126,16 @@ class Inspection:
                 boxes[i], actions[i], failed[i] = near[i], "tightened", False
             else:
                 actions[i] = "flagged"
-        return replace(checked, layout=replace(layout, boxes=boxes), actions=tuple(actions), failed=failed)
+        return replace(
+            checked, layout=replace(layout, boxes=boxes), actions=tuple(actions), failed=failed
+        )
 
 
 def sound(verdict: Verdict, layout: Layout) -> Verdict:
     """Return a verdict without anything that is no number: such a score, or IoU, is 0, and no box stands outside the image."""
-    none = Detections(verdict.unasked, np.ones(len(verdict.unasked), np.float32), ("",) * len(verdict.unasked))
+    none = Detections(
+        verdict.unasked, np.ones(len(verdict.unasked), np.float32), ("",) * len(verdict.unasked)
+    )
     return replace(
         verdict,
         scores=np.nan_to_num(verdict.scores, nan=0.0).clip(0, 1),
@@ -160,7 +183,9 @@ def faulty(scene: Scene, checked: Checked, least: float = 1) -> Scene:
     return replace(scene, layout=layout)
 
 
-def enlarged(boxes: NDArray[np.float32], least: float, size: tuple[int, int]) -> NDArray[np.float32]:
+def enlarged(
+    boxes: NDArray[np.float32], least: float, size: tuple[int, int]
+) -> NDArray[np.float32]:
     """Return boxes (N, 4) xyxy in px with sides of at least `least` px, about the same centres, inside width x height px."""
     room = np.array(size, np.float32)
     short = box_sides(boxes) < least
@@ -175,7 +200,9 @@ def better(old: Checked, new: Checked) -> NDArray[np.uint8]:
     Parts that touch are one: they were painted over each other.
     """
     parts, count = parts_of(old.painting.image, new.painting.image)
-    accepted = [part for part in range(1, count + 1) if cost(new, parts == part) < cost(old, parts == part)]
+    accepted = [
+        part for part in range(1, count + 1) if cost(new, parts == part) < cost(old, parts == part)
+    ]
     chosen = np.isin(parts, accepted).repeat(BLOCK, 0).repeat(BLOCK, 1)
     height, width = old.painting.image.shape[:2]
     return np.where(chosen[:height, :width, None], new.painting.image, old.painting.image)
@@ -195,7 +222,9 @@ def cost(checked: Checked, part: NDArray[np.bool_]) -> tuple[int, float]:
     """Faults of boxes and of objects that nobody asked for in a part, given in blocks, and the scores' negative sum."""
     boxes = np.array([touches(box, part) for box in checked.layout.boxes], bool).reshape(-1)
     unasked = sum(touches(box, part) for box in checked.verdict.unasked)
-    return int((checked.failed & boxes).sum()) + unasked, -float(checked.verdict.scores[boxes].sum())
+    return int((checked.failed & boxes).sum()) + unasked, -float(
+        checked.verdict.scores[boxes].sum()
+    )
 
 
 def total(checked: Checked) -> tuple[int, float]:

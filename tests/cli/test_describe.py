@@ -17,14 +17,28 @@ def test_describe_prints_and_refuses(capsys: pytest.CaptureFixture[str]) -> None
     assert (data["kind"], data["name"]) == ("sampler", "scatter")
     assert "  seed" in "\n".join(describe("train-tiny")[0].lines())
     assert "default 0\n" in "\n".join(describe("train-tiny")[0].lines())
-    assert {"name", "type", "default", "required", "range", "description"} == set(data["parameters"][0])
+    assert {"name", "type", "default", "required", "range", "description"} == set(
+        data["parameters"][0]
+    )
     assert cli.main(["describe", "scater"]) == 2
     assert "did you mean 'scatter'?" in capsys.readouterr().err
 
 
 def test_the_shell_is_told_what_could_come_next() -> None:
     line = "synthgen describe regional"
-    shell = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
+    shell = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "COMP_TYPE": "9",
+    }
     code = "import os,sys; sys.argv=['synthgen']; os.dup2(1, 8); from synthgen.cli.main import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **shell}, capture_output=True, text=True)
-    assert done.stdout.split("\n") == ["regional-attention-sd15", "regional-attention-tiny", "regional_attention"]
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **shell}, capture_output=True, text=True
+    )
+    assert done.stdout.split("\n") == [
+        "regional-attention-sd15",
+        "regional-attention-tiny",
+        "regional_attention",
+    ]

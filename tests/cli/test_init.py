@@ -27,8 +27,12 @@ def test_init_writes_a_job_that_is_valid_and_says_all_keys(
     assert set(written) == set(Job.model_fields) - {"spoken"}
     assert set(written["scene"]) == set(SceneSpec.model_fields)
     assert set(written["output"]) >= set(OutputSpec.model_fields) - {"shared"}
-    effects = "\n".join(line.strip().removeprefix("# ") for line in text.splitlines() if line.startswith("  #   "))
-    assert set(CameraSpec.model_validate(parse_yaml(effects, "camera").data).effects()) == set(CameraSpec.model_fields)
+    effects = "\n".join(
+        line.strip().removeprefix("# ") for line in text.splitlines() if line.startswith("  #   ")
+    )
+    assert set(CameraSpec.model_validate(parse_yaml(effects, "camera").data).effects()) == set(
+        CameraSpec.model_fields
+    )
     assert cli.main(["init", "zoo"]) == 2
     assert "is there already; give another name" in capsys.readouterr().err
     assert Path("jobs/zoo.yaml").read_text() == text

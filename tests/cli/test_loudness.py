@@ -17,10 +17,30 @@ from tests.formats.sources import write_coco
 from tests.speech.whisper import converted_whisper
 
 WAV = Path(__file__).parents[1] / "speech/data/one-hundred-dogs.wav"
-SMALL: dict[str, Any] = {"version": 1, "name": "x", "steps": 1, "batch_size": 2, "warmup": 1, "crop": 32}
+SMALL: dict[str, Any] = {
+    "version": 1,
+    "name": "x",
+    "steps": 1,
+    "batch_size": 2,
+    "warmup": 1,
+    "crop": 32,
+}
 DATA = {"side": 96, "scenes": 4, "fresh": 0}
-VAE = {**SMALL, "task": "vae", "data": DATA, "channels": [8, 16], "latent_channels": 2, "perceptual": 0}
-DETECTOR = {**SMALL, "task": "detector", "data": {"side": 128, "scenes": 4}, "channels": [8, 8, 16, 16], "crop": 64}
+VAE = {
+    **SMALL,
+    "task": "vae",
+    "data": DATA,
+    "channels": [8, 16],
+    "latent_channels": 2,
+    "perceptual": 0,
+}
+DETECTOR = {
+    **SMALL,
+    "task": "detector",
+    "data": {"side": 128, "scenes": 4},
+    "channels": [8, 8, 16, 16],
+    "crop": 64,
+}
 BENCHMARK = "benchmark --real real --synthetic synthetic --detector detector.yaml --seeds 1 --hold-out 3 -o out/benchmark"
 
 COMMANDS: dict[str, Callable[[], str]] = {
@@ -50,7 +70,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with small datasets, sources and jobs."""
     folder = tmp_path_factory.mktemp("place")
     job = SMALL_JOB | {"images": 4, "output": {"path": "x", "shard_size": 2}}
-    files = {"job": job, "vae": VAE | {"output": {"path": "x"}}, "detector": DETECTOR | {"output": {"path": "x"}}}
+    files = {
+        "job": job,
+        "vae": VAE | {"output": {"path": "x"}},
+        "detector": DETECTOR | {"output": {"path": "x"}},
+    }
     for name, content in files.items():
         (folder / f"{name}.yaml").write_text(json.dumps(content))
     for name, seed in (("real", 3), ("synthetic", 4)):
@@ -74,7 +98,11 @@ def test_every_command_is_here() -> None:
 @pytest.mark.parametrize("option", ["-q", "-v", "--json"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_how_loud_a_command_is(
-    name: str, option: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    option: str,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(place)
     argv = COMMANDS[name]().split()
@@ -98,5 +126,7 @@ def test_a_job_that_is_run_to_be_evaluated_is_as_quiet(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
-    assert cli.main(["evaluate", "job.yaml", "output.path=out/evaluated", "--limit", "1", "-q"]) == 0
+    assert (
+        cli.main(["evaluate", "job.yaml", "output.path=out/evaluated", "--limit", "1", "-q"]) == 0
+    )
     assert capsys.readouterr() == ("", "")

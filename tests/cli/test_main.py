@@ -27,10 +27,19 @@ def test_run_check_finalize(job_file: Path, capsys: pytest.CaptureFixture[str]) 
     assert status == 0
     figures = {"images", "boxes", "shards", "bytes", "verified", "complete", "coco_files"}
     assert set(data) == {"output", *figures, "made", "seconds", "interrupted", "failed"}
-    assert (data["output"], data["images"], data["boxes"], data["shards"], data["made"]) == (out, 6, 24, 3, 6)
+    assert (data["output"], data["images"], data["boxes"], data["shards"], data["made"]) == (
+        out,
+        6,
+        24,
+        3,
+        6,
+    )
     assert (data["complete"], data["interrupted"]) == (True, False)
     assert (Path(out) / "report.html").is_file()
-    assert run_json(capsys, "check", out) == (0, {"ok": True, "faults": [], "images": 6, "boxes": 24, "shards": 3})
+    assert run_json(capsys, "check", out) == (
+        0,
+        {"ok": True, "faults": [], "images": 6, "boxes": 24, "shards": 3},
+    )
     status, data = run_json(capsys, "finalize", out)
     assert (status, data["images"], data["complete"]) == (0, 6, True)
     assert cli.main(["run", str(job_file)]) == 0
@@ -46,15 +55,21 @@ def test_check_exits_1_with_the_list(dataset: Path, capsys: pytest.CaptureFixtur
     assert (status, data["ok"]) == (1, False)
 
 
-def test_a_changed_seed_exits_2_naming_it(job_file: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_seed_exits_2_naming_it(
+    job_file: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["run", str(job_file), "seed=9"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith(f"synthgen: {dataset} holds another job: seed: was 3, is 9. Give another output.path")
+    assert captured.err.startswith(
+        f"synthgen: {dataset} holds another job: seed: was 3, is 9. Give another output.path"
+    )
     assert captured.err.count("\n") == 1
 
 
-def test_a_model_that_is_nowhere_exits_2_with_one_line(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_is_nowhere_exits_2_with_one_line(
+    job_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["run", str(job_file), "pipeline={method: mixture, model: nosuchmodel}"]) == 2
     captured = capsys.readouterr()
     assert "pipeline.model: model 'nosuchmodel': no folder of that name" in captured.err
@@ -74,11 +89,20 @@ def test_preview(job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(("category", "doubts"), [("dog", 0), ("horse", 1)])
 def test_what_the_embedded_checkpoint_has_never_seen(
-    category: str, doubts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    category: str,
+    doubts: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["preview", "100dogs", f"layout.objects={{{category}: 2}}"]) == 0
-    assert capsys.readouterr().err.count("synthgen-tiny has never seen 'horse'; it knows dog, cat, ball, tree") == doubts
+    assert (
+        capsys.readouterr().err.count(
+            "synthgen-tiny has never seen 'horse'; it knows dog, cat, ball, tree"
+        )
+        == doubts
+    )
 
 
 def test_plan_writes_nothing(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +118,9 @@ def test_plan_writes_nothing(job_file: Path, capsys: pytest.CaptureFixture[str])
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     _, data = run_json(capsys, "list")
-    assert {"coco", "crowd", "file", "fit", "grid", "pack", "perspective", "scatter"} <= set(data["samplers"])
+    assert {"coco", "crowd", "file", "fit", "grid", "pack", "perspective", "scatter"} <= set(
+        data["samplers"]
+    )
     assert {"canvas", "layered", "mixture", "paste", "tiling"} <= set(data["methods"])
     assert all(data["methods"].values())
     assert "100dogs" in data["jobs"]
@@ -102,8 +128,16 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"mixture-tiny", "mixture-sd15", "paste"} <= set(data["pipelines"])
 
 
-@pytest.mark.parametrize("command", ["check", "evaluate", "export --to coco x", "finalize", "merge --to x", "repair", "report"])
-def test_no_dataset(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "command",
+    ["check", "evaluate", "export --to coco x", "finalize", "merge --to x", "repair", "report"],
+)
+def test_no_dataset(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     name, *options = command.split()
@@ -125,13 +159,19 @@ def test_help_and_config_errors_load_nothing_heavy(tmp_path: Path) -> None:
             "print([m for m in ('torch','ray','pyarrow','transformers','huggingface_hub') if m in sys.modules], file=sys.stderr)"
         )
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
         assert time.perf_counter() - began < 10
         assert done.stderr.endswith("[]\n")
 
 
-def test_overrides_may_stand_on_both_sides_of_options(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, data = run_json(capsys, "run", str(job_file), "images=2", "--overwrite", "output.shard_size=1")
+def test_overrides_may_stand_on_both_sides_of_options(
+    job_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, data = run_json(
+        capsys, "run", str(job_file), "images=2", "--overwrite", "output.shard_size=1"
+    )
     assert (status, data["images"], data["shards"]) == (0, 2, 2)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["run", str(job_file), "--overwrite", "nonsense"])
@@ -145,14 +185,21 @@ def test_alone_it_tells_its_commands(capsys: pytest.CaptureFixture[str]) -> None
     assert "make the dataset, or what is missing of it" in capsys.readouterr().err
 
 
-def test_after_numbers_of_an_option_an_override_may_follow(capsys: pytest.CaptureFixture[str]) -> None:
+def test_after_numbers_of_an_option_an_override_may_follow(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     where = ["benchmark", "--real", "a", "--synthetic", "b", "-o", "c"]
-    args = cli.parse([*where, "--ratios", "0.25", "0.5", "steps=1", "crop=64", "--seeds", "1", "steps=2"])
+    args = cli.parse(
+        [*where, "--ratios", "0.25", "0.5", "steps=1", "crop=64", "--seeds", "1", "steps=2"]
+    )
     assert (args.ratios, args.overrides) == ([0.25, 0.5], ["steps=1", "crop=64", "steps=2"])
     args = cli.parse([*where, "steps=3", "--ratios", "0.5", "steps=1"])
     assert (args.ratios, args.overrides) == ([0.5], ["steps=3", "steps=1"])
     assert cli.parse(where).ratios == [0.5]
-    for wrong, why in (("half", "invalid float value: 'half'"), ("steps=1", "expected at least one number")):
+    for wrong, why in (
+        ("half", "invalid float value: 'half'"),
+        ("steps=1", "expected at least one number"),
+    ):
         with pytest.raises(SystemExit, match="2"):
             cli.parse([*where, "--ratios", wrong])
         assert why in capsys.readouterr().err
@@ -176,17 +223,24 @@ def test_every_option_that_takes_several_values_leaves_overrides_alone() -> None
         ("export --to coco x --val nan", "--val: nan must be from 0 to 1"),
     ],
 )
-def test_numbers_of_options(command: str, why: str, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_of_options(
+    command: str, why: str, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     name, *options = command.split()
     assert cli.main([name, str(dataset), *options]) == 2
     assert why in capsys.readouterr().err
 
 
-def test_no_message_tells_an_address_in_memory(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_message_tells_an_address_in_memory(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     damage_first_image(dataset)
     assert cli.main(["report", str(dataset)]) == 2
     said = capsys.readouterr().err
-    assert said == "synthgen: sample '000000000': picture does not decode: cannot identify image file\n"
+    assert (
+        said
+        == "synthgen: sample '000000000': picture does not decode: cannot identify image file\n"
+    )
     faults = list(check_sample({"image_sha256": ""}, b"no image", b"{}"))
     assert faults[0] == "picture does not decode: cannot identify image file"
 

@@ -44,7 +44,12 @@ def texts(model: type[BaseModel], prefix: str, seen: tuple[Any, ...] = ()) -> It
         for kind in kinds(about.annotation):
             if kind in (str, Path):
                 yield f"{prefix}.{name}"
-            elif isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in seen and kind is not model:
+            elif (
+                isinstance(kind, type)
+                and issubclass(kind, BaseModel)
+                and kind not in seen
+                and kind is not model
+            ):
                 yield from texts(kind, f"{prefix}.{name}", (*seen, model))
 
 
@@ -60,14 +65,20 @@ def kinds(annotation: Any) -> Iterator[Any]:
 def test_every_text_of_a_recipe_is_known_to_be_words_or_a_path() -> None:
     found = set(texts(SceneSpec, "scene"))
     for kind in ("sampler", "method", "verifier"):
-        found |= {key for name in registry.names(kind) for key in texts(registry.spec_class(kind, name), f"{kind}.{name}")}
+        found |= {
+            key
+            for name in registry.names(kind)
+            for key in texts(registry.spec_class(kind, name), f"{kind}.{name}")
+        }
     assert found >= PATHS
     assert {key for key in found - PATHS if key.rpartition(".")[2] not in WORDS} == set()
 
 
 def save(path: Path, colour: int, size: int = 64) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(colour).integers(0, 256, (size, size, 4 if path.suffix == ".webp" else 3), np.uint8)
+    pixels = np.random.default_rng(colour).integers(
+        0, 256, (size, size, 4 if path.suffix == ".webp" else 3), np.uint8
+    )
     Image.fromarray(pixels).save(path)
     return path
 
@@ -106,33 +117,58 @@ def cases(folder: Path, checkpoint: Path) -> Iterator[Case]:
     changed = json.dumps({**json.loads(model.read_text()), "max_iou": 0.5}).encode()
     yield Case(("sampler.fit.model",), (fit,), model, changed)
     # other content that is no image would be refused first
-    red, blue = (save(folder / f"{name}.png", n).read_bytes() for n, name in enumerate(("red", "blue")))
+    red, blue = (
+        save(folder / f"{name}.png", n).read_bytes() for n, name in enumerate(("red", "blue"))
+    )
     cut, ground = save(folder / "cut/dog/brown_0.webp", 2), save(folder / "ground/deep/red.png", 3)
     cut_other = save(folder / "other.webp", 4).read_bytes()
     backgrounds = save(folder / "backgrounds/red.png", 5)
     yield Case(("method.paste.cutouts",), (f"pipeline.cutouts={folder}/cut",), cut, cut_other)
     yield Case(("method.paste.grounds",), (f"pipeline.grounds={folder}/ground",), ground, red)
-    yield Case(("scene.backgrounds",), (f"scene.backgrounds={folder}/backgrounds",), backgrounds, red)
+    yield Case(
+        ("scene.backgrounds",), (f"scene.backgrounds={folder}/backgrounds",), backgrounds, red
+    )
     mixture = ("pipeline=mixture-tiny", f"pipeline.model={checkpoint}")
-    yield Case(("scene.backgrounds",), (*mixture, f"scene.backgrounds={folder}/backgrounds"), backgrounds, blue)
+    yield Case(
+        ("scene.backgrounds",),
+        (*mixture, f"scene.backgrounds={folder}/backgrounds"),
+        backgrounds,
+        blue,
+    )
     reference = save(folder / "reference.png", 6)
     region = f"{{kind: image, row_init: 0, row_end: 64, col_init: 0, col_end: 64, reference_image: {reference}}}"
     text = "{prompt: sand, row_init: 0, row_end: 64, col_init: 0, col_end: 64}"
     empty = ("layout.objects={}", "layout.canvas=[64, 64]")
-    canvas = (f"pipeline={{method: canvas, model: {checkpoint}, regions: [{text}, {region}]}}", *empty)
+    canvas = (
+        f"pipeline={{method: canvas, model: {checkpoint}, regions: [{text}, {region}]}}",
+        *empty,
+    )
     yield Case(("method.canvas.regions.reference_image",), canvas, reference, red)
     lora = folder / "lora/lora.safetensors"
     lora.parent.mkdir()
     layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_"
-    save_file({f"{layer}A.weight": np.ones((2, 8), np.float32), f"{layer}B.weight": np.ones((8, 2), np.float32)}, lora)
+    save_file(
+        {
+            f"{layer}A.weight": np.ones((2, 8), np.float32),
+            f"{layer}B.weight": np.ones((8, 2), np.float32),
+        },
+        lora,
+    )
     for name in registry.names("method"):
         if name == "paste":
             continue
-        extra = {"tiling": "prompt: sand, tile_height: 64, tile_width: 64, tile_row_overlap: 32, tile_col_overlap: 32, "}
+        extra = {
+            "tiling": "prompt: sand, tile_height: 64, tile_width: 64, tile_row_overlap: 32, tile_col_overlap: 32, "
+        }
         extra |= {"canvas": f"regions: [{text}], "}
         start = f"pipeline={{method: {name}, {extra.get(name, '')}model: {checkpoint}"
         rest = empty if name in ("tiling", "canvas") else ()
-        for part in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json"):
+        for part in (
+            "model_index.json",
+            "unet/config.json",
+            "scheduler/scheduler_config.json",
+            "tokenizer/tokenizer.json",
+        ):
             yield Case((f"method.{name}.model",), (f"{start}}}", *rest), checkpoint / part)
         yield Case((f"method.{name}.lora",), (f"{start}, lora: {folder}/lora}}", *rest), lora)
     looks = folder / "looks"
@@ -143,7 +179,9 @@ def cases(folder: Path, checkpoint: Path) -> Iterator[Case]:
         for file in looks.iterdir():
             alone = f"{{verifier: {name}, model: {looks}}}"
             yield Case((f"verifier.{name}.model",), (f"verify={alone}",), file)
-            yield Case((f"verifier.{name}.model",), (f"verify={{verifier: panel, of: [{alone}]}}",), file)
+            yield Case(
+                (f"verifier.{name}.model",), (f"verify={{verifier: panel, of: [{alone}]}}",), file
+            )
 
 
 @pytest.fixture
@@ -156,7 +194,11 @@ def loaded(make_job: Callable[..., Job], case: Case) -> Job:
     """The job of a case; `grounded` and verifiers are not held against their models, which are not made for them."""
     if case.overrides[0].startswith("verify="):
         data = parse_yaml(case.overrides[0].removeprefix("verify="), "").data
-        return make_job().model_copy(update={"verify": registry.spec_class("verifier", data["verifier"]).model_validate(data)})
+        return make_job().model_copy(
+            update={
+                "verify": registry.spec_class("verifier", data["verifier"]).model_validate(data)
+            }
+        )
     if "method: grounded" in " ".join(case.overrides):
         spec = registry.spec_class("method", "grounded")
         lora = str(case.file.parent) if case.file.parent.name == "lora" else None
@@ -187,13 +229,17 @@ def test_a_change_of_any_file_that_a_recipe_names_changes_the_fingerprint(
     assert met == PATHS
 
 
-def test_names_and_places_of_images_count_but_not_where_their_folder_is(make_job: Callable[..., Job], tmp_path: Path) -> None:
+def test_names_and_places_of_images_count_but_not_where_their_folder_is(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
     save(tmp_path / "bg/a/red.png", 0)
     save(tmp_path / "bg/b/red.png", 1)
     key = "scene.backgrounds_sha256"
     before = make_job(f"scene.backgrounds={tmp_path}/bg").fingerprint()
     shutil.copytree(tmp_path / "bg", tmp_path / "elsewhere/other")
-    assert make_job(f"scene.backgrounds={tmp_path}/elsewhere/other").fingerprint()[key] == before[key]
+    assert (
+        make_job(f"scene.backgrounds={tmp_path}/elsewhere/other").fingerprint()[key] == before[key]
+    )
     (tmp_path / "bg/a/red.png").rename(tmp_path / "bg/a/green.png")
     assert make_job(f"scene.backgrounds={tmp_path}/bg").fingerprint()[key] != before[key]
     assert "pipeline.grounds_sha256" not in before  # they are not used then
@@ -233,8 +279,16 @@ def test_whatever_is_read_to_paint_is_in_the_fingerprint(
     make_job: Callable[..., Job], own_checkpoint: Path, tmp_path: Path, method: str
 ) -> None:
     """Not what recipes say but what is opened: each of these files is changed, and the fingerprint must notice."""
-    every = [c for c in cases(tmp_path, own_checkpoint) if not c.file.name.startswith(("config", "model.safe"))]
-    wanted = {"paste": "method.paste.cutouts", "mixture": "scene.backgrounds", "canvas": "method.canvas.regions.reference_image"}
+    every = [
+        c
+        for c in cases(tmp_path, own_checkpoint)
+        if not c.file.name.startswith(("config", "model.safe"))
+    ]
+    wanted = {
+        "paste": "method.paste.cutouts",
+        "mixture": "scene.backgrounds",
+        "canvas": "method.canvas.regions.reference_image",
+    }
     case = [c for c in every if wanted[method] in c.keys][-1]
     more = (f"pipeline.grounds={tmp_path}/ground",) if method == "paste" else ("pipeline.steps=1",)
     job = make_job(*case.overrides, *more)
@@ -276,14 +330,20 @@ def test_images_that_cannot_be_used_are_named_before_a_run(
     (tmp_path / "bg/a.jpg").write_bytes(cut[: len(cut) // 2])
     assert cli.main(["run", str(job_file), f"scene.backgrounds={tmp_path}/bg"]) == 2
     said = capsys.readouterr().err.strip()
-    assert said.startswith(f"synthgen: command line: scene.backgrounds: '{tmp_path}/bg/a.jpg' does not decode: ")
+    assert said.startswith(
+        f"synthgen: command line: scene.backgrounds: '{tmp_path}/bg/a.jpg' does not decode: "
+    )
     assert said.endswith("; mend or remove it")
     assert "\n" not in said
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match=r"command line: pipeline.grounds: '.*bg/a.jpg' does not decode"):
+    with pytest.raises(
+        ConfigError, match=r"command line: pipeline.grounds: '.*bg/a.jpg' does not decode"
+    ):
         make_job(f"pipeline.grounds={tmp_path}/bg")
     (tmp_path / "cut/dog/brown_1.webp").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"command line: pipeline.cutouts: '.*dog/brown_1.webp' does not decode"):
+    with pytest.raises(
+        ConfigError, match=r"command line: pipeline.cutouts: '.*dog/brown_1.webp' does not decode"
+    ):
         make_job(f"pipeline.cutouts={tmp_path}/cut")
     (tmp_path / "one.png").write_bytes((tmp_path / "one.png").read_bytes()[:200])
     region = f"{{kind: image, row_init: 0, row_end: 64, col_init: 0, col_end: 64, reference_image: {tmp_path}/one.png}}"
@@ -300,9 +360,12 @@ def test_damage_is_counted_and_files_of_macos_are_no_images(tmp_path: Path) -> N
     (tmp_path / "empty.jpg").write_bytes(b"")
     said = describe_damage(pictures(tmp_path))
     assert (
-        said == f"'{tmp_path}/deep.png' has mode I;16; save it with 8 bits a channel; and 1 more of 3 images; mend or remove it"
+        said
+        == f"'{tmp_path}/deep.png' has mode I;16; save it with 8 bits a channel; and 1 more of 3 images; mend or remove it"
     )
-    assert describe_damage([tmp_path / "gone.png"]).startswith(f"'{tmp_path}/gone.png' cannot be read: No such file")
+    assert describe_damage([tmp_path / "gone.png"]).startswith(
+        f"'{tmp_path}/gone.png' cannot be read: No such file"
+    )
 
 
 @pytest.mark.parametrize("method", ["tiling", "canvas"])

@@ -17,5 +17,9 @@ def test_fingerprint_ignores_how_many_where_and_how_fast(make_job: Callable[...,
     base = make_job().fingerprint()
     assert make_job("images=7", "output.path=elsewhere", "workers=3").fingerprint() == base
     changed = make_job("seed=4", "pipeline.shadow=0.1", "output.image_format=png").fingerprint()
-    assert {k for k in base if base[k] != changed[k]} == {"seed", "pipeline.shadow", "output.image_format"}
+    assert {k for k in base if base[k] != changed[k]} == {
+        "seed",
+        "pipeline.shadow",
+        "output.image_format",
+    }
     json.dumps(base)

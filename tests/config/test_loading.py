@@ -16,7 +16,13 @@ from tests.config.test_validation import GOOD
 
 
 def test_overrides_reach_into_recipes(make_job: Callable[..., Job]) -> None:
-    job = make_job("images=9", "layout.canvas=[256, 192]", "layout.objects.dog=2", "pipeline.shadow=0.1", "scene.background=sand")
+    job = make_job(
+        "images=9",
+        "layout.canvas=[256, 192]",
+        "layout.objects.dog=2",
+        "pipeline.shadow=0.1",
+        "scene.background=sand",
+    )
     assert (job.images, job.layout.canvas, job.layout.names()) == (9, (256, 192), {"dog": True})
     data = job.resolved()
     assert data["pipeline"]["shadow"] == 0.1
@@ -26,11 +32,17 @@ def test_overrides_reach_into_recipes(make_job: Callable[..., Job]) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("images", "command line: 'images': an override is key=value, such as images=1000 or pipeline.steps=12"),
+        (
+            "images",
+            "command line: 'images': an override is key=value, such as images=1000 or pipeline.steps=12",
+        ),
         ("images=-1", "command line: images: -1: input should be greater than or equal to 1"),
         ("layot.size=4", "command line: layot: unknown key; did you mean 'layout'?"),
         ("name.x=1", "command line: name.x: name is not a mapping"),
-        ("images=[1", "command line: images:1: not YAML: expected ',' or ']', but got '<stream end>'"),
+        (
+            "images=[1",
+            "command line: images:1: not YAML: expected ',' or ']', but got '<stream end>'",
+        ),
     ],
 )
 def test_bad_overrides(make_job: Callable[..., Job], override: str, message: str) -> None:
@@ -49,12 +61,21 @@ def test_unknown_recipe_lists_what_there_is(job_file: Path) -> None:
 
 def test_an_unknown_recipe_hides_no_other_problem(job_file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_job(str(job_file), ["pipeline=pastes", "pipeline.shadow=1", "images=0", "layout.size=[0, 9]"])
-    assert [problem.split(": ")[1] for problem in caught.value.problems] == ["pipeline", "layout.size", "images"]
+        load_job(
+            str(job_file),
+            ["pipeline=pastes", "pipeline.shadow=1", "images=0", "layout.size=[0, 9]"],
+        )
+    assert [problem.split(": ")[1] for problem in caught.value.problems] == [
+        "pipeline",
+        "layout.size",
+        "images",
+    ]
 
 
 def test_what_is_no_dataset_is_no_job_either() -> None:
-    with pytest.raises(ConfigError, match=r"^out/frist: no such job, and no such folder; there are: 100dogs"):
+    with pytest.raises(
+        ConfigError, match=r"^out/frist: no such job, and no such folder; there are: 100dogs"
+    ):
         load_job("out/frist")
 
 
@@ -81,7 +102,9 @@ def test_aliases_cannot_blow_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", recipe_names("job"))
 def test_shipped_jobs_are_valid(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"width": 64, "height": 64, "categories": ["ball"], "boxes": [[0, 0, 9, 9]]}
-    (tmp_path / "captions.jsonl").write_text(json.dumps(row))  # what `benchmarks/captions.py` writes
+    (tmp_path / "captions.jsonl").write_text(
+        json.dumps(row)
+    )  # what `benchmarks/captions.py` writes
     for folder in ("my/rex", "my/bud"):  # what train-dreambooth.yaml names
         (tmp_path / folder).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / folder / "1.png")
@@ -104,13 +127,20 @@ def test_a_config_error_imports_no_torch(tmp_path: Path) -> None:
         f"status = main(['run', {str(path)!r}])\n"
         "print(status, [m for m in ('torch', 'ray', 'diffusers', 'transformers') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
     assert done.stdout.strip() == "2 []"
-    assert done.stderr.strip() == f"synthgen: {path}:11: pipeline.stepz: unknown key; did you mean 'steps'?"
+    assert (
+        done.stderr.strip()
+        == f"synthgen: {path}:11: pipeline.stepz: unknown key; did you mean 'steps'?"
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["job.yaml"]
 
 
-def test_methods_are_asked_only_about_files_that_are_no_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_are_asked_only_about_files_that_are_no_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A job loads its own method alone."""
     loaded: list[str] = []
     spec_class = registry.spec_class

@@ -70,11 +70,18 @@ def test_bad_files(tmp_path: Path, old: str, new: str, expected: list[str]) -> N
 def test_all_errors_at_once(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(
-        GOOD.replace("images: 4", "images: x").replace("size:", "sise:").replace("method: paste", "method: paste\n  shadow: 9")
+        GOOD.replace("images: 4", "images: x")
+        .replace("size:", "sise:")
+        .replace("method: paste", "method: paste\n  shadow: 9")
     )
     with pytest.raises(ConfigError) as caught:
         load_job(str(path), ["seed=-1"])
-    assert [p.split(": ")[1] for p in caught.value.problems] == ["layout.sise", "pipeline.shadow", "images", "seed"]
+    assert [p.split(": ")[1] for p in caught.value.problems] == [
+        "layout.sise",
+        "pipeline.shadow",
+        "images",
+        "seed",
+    ]
 
 
 NUMBERS = [
@@ -83,7 +90,10 @@ NUMBERS = [
     ("layout.canvas=[true, 256]", "layout.canvas.0: true: input should be a number"),
     ("layout.size=[true, 88]", "layout.size.range.0: true: input should be a number"),
     ("layout.objects={dog: true}", "layout.objects.dog: True: input should be a valid dictionary"),
-    ("layout.objects={dog: {share: true}}", "layout.objects.dog.share: true: input should be a number"),
+    (
+        "layout.objects={dog: {share: true}}",
+        "layout.objects.dog.share: true: input should be a number",
+    ),
     ("output.shard_size=true", "output.shard_size: true: input should be a number"),
     ("workers=true", "workers: true: input should be a number"),
     ("workers=[true, 4]", "workers.0: true: input should be a number"),
@@ -91,10 +101,22 @@ NUMBERS = [
     ("categories={dog: true}", "categories.dog: true: input should be a number"),
     ("pipeline.steps=true", "pipeline.steps: true: input should be a number"),
     ("pipeline.guidance_scale=.nan", "pipeline.guidance_scale: nan: input should be a number"),
-    ("verify={verifier: detector, threshold: {dog: true}}", "verify.threshold.dog: true: input should be a number"),
-    ("verify={verifier: panel, of: [{verifier: detector, iou: true}]}", "iou: Value error, true: input should be a number"),
-    ("scene.camera={jpeg: {quality: true}}", "scene.camera.jpeg.quality.0: true: input should be a number"),
-    ("images=10.5", "images: 10.5: input should be a valid integer, got a number with a fractional part"),
+    (
+        "verify={verifier: detector, threshold: {dog: true}}",
+        "verify.threshold.dog: true: input should be a number",
+    ),
+    (
+        "verify={verifier: panel, of: [{verifier: detector, iou: true}]}",
+        "iou: Value error, true: input should be a number",
+    ),
+    (
+        "scene.camera={jpeg: {quality: true}}",
+        "scene.camera.jpeg.quality.0: true: input should be a number",
+    ),
+    (
+        "images=10.5",
+        "images: 10.5: input should be a valid integer, got a number with a fractional part",
+    ),
 ]
 
 
@@ -102,7 +124,10 @@ NUMBERS = [
 def test_true_and_false_are_not_numbers(override: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_job("100dogs", [override])
-    assert any(line.startswith("command line: ") and said in line for line in str(caught.value).splitlines())
+    assert any(
+        line.startswith("command line: ") and said in line
+        for line in str(caught.value).splitlines()
+    )
     assert "function-before" not in str(caught.value)
 
 
@@ -125,5 +150,9 @@ def test_every_mapping_of_a_job_tells_true_from_1() -> None:
     todo, own = [BaseModel], []
     while todo:
         todo += (found := todo.pop().__subclasses__())
-        own += [c for c in found if c.__module__.startswith("synthgen.") and not issubclass(c, SpecModel)]
+        own += [
+            c
+            for c in found
+            if c.__module__.startswith("synthgen.") and not issubclass(c, SpecModel)
+        ]
     assert own == []

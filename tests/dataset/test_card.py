@@ -16,13 +16,24 @@ def test_the_card_names_the_last_shard_and_has_a_schema(dataset: Path) -> None:
     text = (dataset / "README.md").read_text()
     assert 'wds.WebDataset("shards/{000000..000002}.tar")' in text
     header = YAML(typ="safe").load(text.split("---")[1])
-    assert [f["name"] for f in header["dataset_info"]["features"]] == ["jpg", "json", "__key__", "__url__"]
+    assert [f["name"] for f in header["dataset_info"]["features"]] == [
+        "jpg",
+        "json",
+        "__key__",
+        "__url__",
+    ]
     assert "| images | 6 |" in text
 
 
 def test_text_stays_in_its_cell(tmp_path: Path) -> None:
     info = DatasetInfo("x", 1, {}, {}, "jpg", "")
-    write_card(LocalStore(tmp_path), info, {"shards": 1, "prompt": "a | b\n# <script>"}, "annotations/instances.json", False)
+    write_card(
+        LocalStore(tmp_path),
+        info,
+        {"shards": 1, "prompt": "a | b\n# <script>"},
+        "annotations/instances.json",
+        False,
+    )
     assert "| prompt | a \\| b # &lt;script&gt; |" in (tmp_path / "README.md").read_text()
 
 

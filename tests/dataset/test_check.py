@@ -86,7 +86,9 @@ def test_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no dataset here; name the output folder"):
         check_dataset(open_store(tmp_path))
     (tmp_path / "dataset.json").write_text("{}")
-    assert check_dataset(open_store(tmp_path))[0] == [f"{tmp_path}: no dataset here (dataset.json is missing or damaged)"]
+    assert check_dataset(open_store(tmp_path))[0] == [
+        f"{tmp_path}: no dataset here (dataset.json is missing or damaged)"
+    ]
 
 
 @pytest.fixture
@@ -98,7 +100,9 @@ def two_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("two_a_file")
 @pytest.mark.parametrize("left", [[".tar"], [".tar", ".parquet"], [".json"]])
 @pytest.mark.parametrize("number", [0, 2, 4])
-def test_a_shard_that_was_not_finished_is_its_only_fault(tmp_path: Path, number: int, left: list[str]) -> None:
+def test_a_shard_that_was_not_finished_is_its_only_fault(
+    tmp_path: Path, number: int, left: list[str]
+) -> None:
     """The number of shards at which a dataset gets several COCO files is the same to `finalize` and to `check`."""
     out = write_dataset(tmp_path / "out", [1] * 10)
     for suffix in {".tar", ".parquet", ".json"}.difference(left):
@@ -110,7 +114,11 @@ def test_a_shard_that_was_not_finished_is_its_only_fault(tmp_path: Path, number:
     assert info is not None
     finalize(open_store(out), replace(info, asked=4))
     faults, _ = check_dataset(open_store(out))
-    assert [fault for fault in faults if not fault.startswith(("shards: ", f"shards/00000{number}.json: no valid marker"))] == []
+    assert [
+        fault
+        for fault in faults
+        if not fault.startswith(("shards: ", f"shards/00000{number}.json: no valid marker"))
+    ] == []
     assert any(fault.startswith(f"shards/00000{number}.json: no valid marker") for fault in faults)
 
 
@@ -119,7 +127,9 @@ def recommit(out: Path, **changes: object) -> None:
     table = read_table(open_store(out), 0)
     for name, value in changes.items():
         at = table.schema.get_field_index(name)
-        table = table.set_column(at, table.schema.field(at), pa.array(value, table.schema.field(at).type))
+        table = table.set_column(
+            at, table.schema.field(at), pa.array(value, table.schema.field(at).type)
+        )
     data = encode_table(table)
     (out / "shards/000000.parquet").write_bytes(data)
     marker = {"parquet_bytes": len(data), "parquet_sha256": hashlib.sha256(data).hexdigest()}
@@ -132,13 +142,22 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"area": [[NAN, 33.0], [33.0, 33.0, 33.0]]}, "sample 0: area nan of a box is no finite number"),
-        ({"score": [[None, None], [0.5, float("inf"), 0.5]]}, "sample 1: score inf of a box is no finite number"),
+        (
+            {"area": [[NAN, 33.0], [33.0, 33.0, 33.0]]},
+            "sample 0: area nan of a box is no finite number",
+        ),
+        (
+            {"score": [[None, None], [0.5, float("inf"), 0.5]]},
+            "sample 1: score inf of a box is no finite number",
+        ),
         (
             {"bbox": [[[1.0, NAN, 1.0, 1.0]] * 2, [[1.0] * 4] * 3]},
             "sample 0: bbox [1.0, nan, 1.0, 1.0] is not four finite numbers",
         ),
-        ({"source": ['{"image": {}, "annotations": [{"area": NaN}, {}]}', None]}, "source is no JSON: NaN is no number of JSON"),
+        (
+            {"source": ['{"image": {}, "annotations": [{"area": NaN}, {}]}', None]},
+            "source is no JSON: NaN is no number of JSON",
+        ),
     ],
 )
 def test_nan_in_a_table_is_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -147,7 +166,9 @@ def test_nan_in_a_table_is_named(tmp_path: Path, changes: dict[str, object], mes
     assert any(message in fault for fault in check_dataset(open_store(out))[0])
 
 
-@pytest.mark.parametrize("name", ["annotations/instances.json", "index.json", "dataset.json", "shards/000000.json"])
+@pytest.mark.parametrize(
+    "name", ["annotations/instances.json", "index.json", "dataset.json", "shards/000000.json"]
+)
 def test_what_is_no_json_for_others_is_a_fault(out: Path, name: str) -> None:
     path = out / name
     path.write_text(path.read_text().replace("{", '{"more": NaN, ', 1))

@@ -26,7 +26,12 @@ def average_precision(truth: COCO, kind: str) -> float:
     """AP of predictions that are the truth itself."""
     fields = {"bbox": "bbox", "segm": "segmentation"}[kind]
     found = [
-        {"image_id": a["image_id"], "category_id": a["category_id"], fields: a[fields], "score": 1.0}
+        {
+            "image_id": a["image_id"],
+            "category_id": a["category_id"],
+            fields: a[fields],
+            "score": 1.0,
+        }
         for a in truth.dataset["annotations"]
     ]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -50,7 +55,9 @@ def test_ids_files_and_licence(dataset: Path) -> None:
     assert [a["id"] for a in coco.dataset["annotations"]] == list(range(1, 25))
     assert coco.dataset["categories"] == [{"id": 18, "name": "dog", "supercategory": "dog"}]
     assert coco.dataset["licenses"][0]["name"] == "Apache-2.0"
-    assert json.loads((dataset / "annotations/instances.json").read_text())["info"]["description"].startswith("small: synthetic")
+    assert json.loads((dataset / "annotations/instances.json").read_text())["info"][
+        "description"
+    ].startswith("small: synthetic")
 
 
 def test_masks_lie_in_their_boxes(dataset: Path) -> None:
@@ -62,7 +69,9 @@ def test_masks_lie_in_their_boxes(dataset: Path) -> None:
         assert mask[y : y + h, x : x + w].sum() == mask.sum()
 
 
-def test_a_large_dataset_has_a_file_for_each_part(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_dataset_has_a_file_for_each_part(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = load(dataset / "annotations/instances.json")
     monkeypatch.setattr(coco, "SHARDS_A_FILE", 2)
     info = read_info(open_store(dataset))
@@ -88,4 +97,9 @@ def test_a_large_dataset_has_a_file_for_each_part(dataset: Path, monkeypatch: py
 
 def test_coco_ids() -> None:
     assert len(COCO_IDS) == 80
-    assert (COCO_IDS["person"], COCO_IDS["dog"], COCO_IDS["teddy bear"], COCO_IDS["toothbrush"]) == (1, 18, 88, 90)
+    assert (
+        COCO_IDS["person"],
+        COCO_IDS["dog"],
+        COCO_IDS["teddy bear"],
+        COCO_IDS["toothbrush"],
+    ) == (1, 18, 88, 90)

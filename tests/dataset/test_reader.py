@@ -33,12 +33,18 @@ from tests.s3 import S3
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine pictures with boxes, crowds and none, in five shards."""
     folder = tmp_path_factory.mktemp("data")
-    import_dataset(ImportSpec(Source("coco", write_rich_coco(folder / "source")), folder / "out", shard_size=2))
+    import_dataset(
+        ImportSpec(Source("coco", write_rich_coco(folder / "source")), folder / "out", shard_size=2)
+    )
     return folder / "out"
 
 
 def rows_of(out: Path) -> dict[str, dict[str, Any]]:
-    return {row["key"]: row for number in committed(open_store(out)) for row in read_rows(open_store(out), number)}
+    return {
+        row["key"]: row
+        for number in committed(open_store(out))
+        for row in read_rows(open_store(out), number)
+    }
 
 
 def keys(items: Iterable[tuple[Any, dict[str, Any]]]) -> list[str]:
@@ -53,7 +59,9 @@ def keys(items: Iterable[tuple[Any, dict[str, Any]]]) -> list[str]:
     shuffle=st.booleans(),
     epoch=st.integers(0, 3),
 )
-def test_no_sample_is_read_twice_or_never(counts: list[int], world_size: int, workers: int, shuffle: bool, epoch: int) -> None:
+def test_no_sample_is_read_twice_or_never(
+    counts: list[int], world_size: int, workers: int, shuffle: bool, epoch: int
+) -> None:
     shards = tuple(_Shard("x", number, count) for number, count in enumerate(counts))
     orders = [_Order(shards, shuffle, 0, 3, rank, world_size) for rank in range(world_size)]
     read = [
@@ -66,7 +74,9 @@ def test_no_sample_is_read_twice_or_never(counts: list[int], world_size: int, wo
         for order in orders
     ]
     every = [sample for of_rank in read for sample in of_rank]
-    assert sorted(every) == [(number, i) for number, count in enumerate(counts) for i in range(count)]
+    assert sorted(every) == [
+        (number, i) for number, count in enumerate(counts) for i in range(count)
+    ]
     assert max(map(len, read)) - min(map(len, read)) <= 1
 
 
@@ -86,17 +96,30 @@ def test_targets_are_what_the_rows_say(dataset: Path) -> None:
     data, rows = open_dataset(dataset, crowds=True), rows_of(dataset)
     assert data.id2label == {1: "traffic cone", 2: "cat", 3: "dog"}
     for (image, target), (key, row) in zip(data, rows.items(), strict=True):
-        assert (target["key"], target["image_id"], image.shape, image.dtype) == (key, row["index"] + 1, (3, 48, 64), torch.uint8)
+        assert (target["key"], target["image_id"], image.shape, image.dtype) == (
+            key,
+            row["index"] + 1,
+            (3, 48, 64),
+            torch.uint8,
+        )
         annotations = annotations_of(row)
         boxes = np.array([a.bbox for a in annotations]).reshape(-1, 4)
-        np.testing.assert_allclose(target["boxes"], np.c_[boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], atol=1e-5)
+        np.testing.assert_allclose(
+            target["boxes"], np.c_[boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], atol=1e-5
+        )
         assert target["boxes"].dtype == torch.float32
-        assert [data.id2label[i] for i in target["labels"].tolist()] == [a.category for a in annotations]
+        assert [data.id2label[i] for i in target["labels"].tolist()] == [
+            a.category for a in annotations
+        ]
         assert target["iscrowd"].tolist() == [a.iscrowd for a in annotations]
-        assert [a["bbox"] for a in as_coco(target)["annotations"]] == [pytest.approx(a.bbox, abs=1e-5) for a in annotations]
+        assert [a["bbox"] for a in as_coco(target)["annotations"]] == [
+            pytest.approx(a.bbox, abs=1e-5) for a in annotations
+        ]
     without = open_dataset(dataset)
     assert not any(target["iscrowd"].any() for _, target in without)
-    assert sum(len(t["boxes"]) for _, t in without) == sum(row["iscrowd"].count(0) for row in rows.values())
+    assert sum(len(t["boxes"]) for _, t in without) == sum(
+        row["iscrowd"].count(0) for row in rows.values()
+    )
 
 
 def test_shuffled_by_seed_and_epoch(dataset: Path) -> None:
@@ -120,7 +143,12 @@ def test_workers_that_persist_see_the_epoch(dataset: Path) -> None:
 
 
 def test_labels_and_transform(dataset: Path) -> None:
-    data = open_dataset(dataset, labels=["dog"], first_label=0, transform=lambda image, target: (image.float() / 255, target))
+    data = open_dataset(
+        dataset,
+        labels=["dog"],
+        first_label=0,
+        transform=lambda image, target: (image.float() / 255, target),
+    )
     rows = rows_of(dataset)
     assert data.label2id == {"dog": 0}
     for image, target in data:
@@ -130,11 +158,17 @@ def test_labels_and_transform(dataset: Path) -> None:
         assert target["labels"].tolist() == [0] * len(wanted)
 
 
-def test_patterns_and_several_datasets(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patterns_and_several_datasets(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(dataset, tmp_path / "one")
     shutil.copytree(dataset, tmp_path / "two")
-    assert len(open_dataset(str(tmp_path / "*"))) == len(list(open_dataset(str(tmp_path / "*")))) == 18
-    assert keys(open_dataset(str(dataset / "shards/00000[13].tar"))) == [f"00000000{i}" for i in (2, 3, 6, 7)]
+    assert (
+        len(open_dataset(str(tmp_path / "*"))) == len(list(open_dataset(str(tmp_path / "*")))) == 18
+    )
+    assert keys(open_dataset(str(dataset / "shards/00000[13].tar"))) == [
+        f"00000000{i}" for i in (2, 3, 6, 7)
+    ]
     monkeypatch.chdir(dataset)
     assert keys(open_dataset("shards/000001.tar")) == ["000000002", "000000003"]
 
@@ -197,7 +231,10 @@ def test_an_older_dataset_is_readable(dataset: Path, tmp_path: Path) -> None:
     assert check_dataset(open_store(out))[0] == []
     assert keys(open_dataset(out)) == list(rows_of(dataset))
     export_dataset(ExportSpec(out, "coco", tmp_path / "coco", val=0))
-    assert len(json.loads((tmp_path / "coco/annotations/instances_train.json").read_text())["images"]) == 9
+    assert (
+        len(json.loads((tmp_path / "coco/annotations/instances_train.json").read_text())["images"])
+        == 9
+    )
 
 
 @pytest.fixture
@@ -211,13 +248,21 @@ def url(dataset: Path, s3: S3) -> str:
 
 def test_from_an_object_store(dataset: Path, url: str) -> None:
     for workers in (0, 2):
-        there, here = (list(DataLoader(open_dataset(out), batch_size=None, num_workers=workers)) for out in (url, dataset))
+        there, here = (
+            list(DataLoader(open_dataset(out), batch_size=None, num_workers=workers))
+            for out in (url, dataset)
+        )
         assert keys(there) == keys(here)
         assert all(torch.equal(a, b) for (a, _), (b, _) in zip(there, here, strict=True))
     some = "shards/00000[13].tar"
     assert keys(open_dataset(f"{url}/{some}")) == keys(open_dataset(f"{dataset}/{some}"))
-    assert keys(open_dataset(f"{url}/shards/000001.tar")) == keys(open_dataset(f"{dataset}/shards/000001.tar"))
-    for wrong, message in ((f"{url}/nothing", "no dataset here"), ("s3://bucket/*/shards/0.tar", "only the names of shards")):
+    assert keys(open_dataset(f"{url}/shards/000001.tar")) == keys(
+        open_dataset(f"{dataset}/shards/000001.tar")
+    )
+    for wrong, message in (
+        (f"{url}/nothing", "no dataset here"),
+        ("s3://bucket/*/shards/0.tar", "only the names of shards"),
+    ):
         with pytest.raises(InputError, match=message):
             open_dataset(wrong)
 
@@ -225,6 +270,10 @@ def test_from_an_object_store(dataset: Path, url: str) -> None:
 def test_an_export_from_an_object_store(dataset: Path, url: str, tmp_path: Path) -> None:
     for name, out in (("there", url), ("here", dataset)):
         export_dataset(ExportSpec(out, "coco", tmp_path / name))
-    files = {p.relative_to(tmp_path / "here"): p.read_bytes() for p in (tmp_path / "here").rglob("*") if p.is_file()}
+    files = {
+        p.relative_to(tmp_path / "here"): p.read_bytes()
+        for p in (tmp_path / "here").rglob("*")
+        if p.is_file()
+    }
     assert len(files) > 10
     assert files == {p: (tmp_path / "there" / p).read_bytes() for p in files}

@@ -22,9 +22,14 @@ from synthgen.storage.location import open_store
 
 def sample(index: int, boxes: int = 2) -> Sample:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(index).integers(0, 255, (24, 32, 3), np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.random.default_rng(index).integers(0, 255, (24, 32, 3), np.uint8)).save(
+        buffer, "PNG"
+    )
     annotations = tuple(
-        Annotation(bbox=(1.0 + k, 2.0, 5.5, 6.0), category_id=18, category="dog", phrase="a dog", area=33.0) for k in range(boxes)
+        Annotation(
+            bbox=(1.0 + k, 2.0, 5.5, 6.0), category_id=18, category="dog", phrase="a dog", area=33.0
+        )
+        for k in range(boxes)
     )
     return Sample(index, 32, 24, "2 dog", 7, 0, annotations, buffer.getvalue(), "png")
 
@@ -42,13 +47,21 @@ def write_dataset(out: Path, counts: list[int]) -> Path:
 
 
 def test_bytes_depend_on_the_samples_alone(tmp_path: Path) -> None:
-    first, second = (stage(open_store(tmp_path), 0, [sample(0), sample(1)], {"threads": t}, float(t), 2) for t in (1, 2))
+    first, second = (
+        stage(open_store(tmp_path), 0, [sample(0), sample(1)], {"threads": t}, float(t), 2)
+        for t in (1, 2)
+    )
     assert (tmp_path / first.tar).read_bytes() == (tmp_path / second.tar).read_bytes()
     assert (tmp_path / first.parquet).read_bytes() == (tmp_path / second.parquet).read_bytes()
     assert first.marker.sha256 == second.marker.sha256
     with tarfile.open(tmp_path / first.tar) as tar:
         members = tar.getmembers()
-    assert [m.name for m in members] == ["000000000.png", "000000000.json", "000000001.png", "000000001.json"]
+    assert [m.name for m in members] == [
+        "000000000.png",
+        "000000000.json",
+        "000000001.png",
+        "000000001.json",
+    ]
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "", "")}
 
 
@@ -70,26 +83,35 @@ def test_a_shard_with_a_cut_file_does_not_exist(tmp_path: Path, suffix: str) -> 
 
 
 def test_rows_hold_what_the_json_holds(tmp_path: Path) -> None:
-    commit(open_store(tmp_path), stage(open_store(tmp_path), 0, [sample(0), sample(1, 0)], {}, 0.0, 2))
+    commit(
+        open_store(tmp_path), stage(open_store(tmp_path), 0, [sample(0), sample(1, 0)], {}, 0.0, 2)
+    )
     rows = read_rows(open_store(tmp_path), 0)
     assert list(rows[0]) == SCHEMA.names
     for row, original in zip(rows, (sample(0), sample(1, 0)), strict=True):
         record = json.loads(original.json())
         assert [annotation.to_coco() for annotation in annotations_of(row)] == record["annotations"]
-        assert all(row[k] == record[k] for k in ("index", "key", "width", "height", "prompt", "seed", "attempt"))
+        assert all(
+            row[k] == record[k]
+            for k in ("index", "key", "width", "height", "prompt", "seed", "attempt")
+        )
 
 
 @pytest.mark.parametrize("counts", [[2, 3, 1, 2], [0, 0, 2, 0, 0, 0, 1, 2], [2, 0, 1, 0]])
 def test_webdataset_and_datasets_load_every_box(tmp_path: Path, counts: list[int]) -> None:
     out = write_dataset(tmp_path / "out", counts)
     urls = [str(p) for p in sorted((out / "shards").glob("*.tar"))]
-    pairs = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("png", "json"))
+    pairs = list(
+        webdataset.WebDataset(urls, shardshuffle=False).decode("pil").to_tuple("png", "json")
+    )
     assert [len(record["annotations"]) for _, record in pairs] == counts
     assert {image.size for image, _ in pairs} == {(32, 24)}
     loaded = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     assert [len(record["annotations"]) for record in loaded["json"]] == counts
     for (_, record), row in zip(pairs, loaded, strict=True):
-        assert [a["bbox"] for a in row["json"]["annotations"]] == [a["bbox"] for a in record["annotations"]]
+        assert [a["bbox"] for a in row["json"]["annotations"]] == [
+            a["bbox"] for a in record["annotations"]
+        ]
         assert row["png"].size == (32, 24)
 
 

@@ -30,9 +30,16 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def smaller(job: Job) -> list[str]:
     """Overrides that make a job one of seconds, and leave all else as it is."""
-    changes: dict[str, Any] = {"images": min(2, -(-job.images // 8)), "workers": 0, "batch_size": 1, "output.shard_size": 1}
+    changes: dict[str, Any] = {
+        "images": min(2, -(-job.images // 8)),
+        "workers": 0,
+        "batch_size": 1,
+        "output.shard_size": 1,
+    }
     layout, pipeline = job.layout.model_dump(), job.pipeline.model_dump()
-    if (names := list(layout.get("objects") or ())) and layout["sampler"] != "perspective":  # whose sizes are metres
+    if (names := list(layout.get("objects") or ())) and layout[
+        "sampler"
+    ] != "perspective":  # whose sizes are metres
         changes |= {"layout.canvas": [128, 128], "layout.objects": dict.fromkeys(names, 1)}
         changes |= {"layout.size": [32, 40]} if "size" in layout else {}
         changes |= {"layout.total": "null"} if "total" in layout else {}
@@ -47,8 +54,17 @@ def smaller_training(job: TaskSpec) -> list[str]:
     changes: dict[str, Any] = {"steps": 1, "batch_size": 2, "output.every": 1}
     changes |= {"data.scenes": 2, "data.fresh": 0, "data.workers": 0, "data.side": 128}
     changes |= {"data.sizes": [24, 40]} if job.data.sizes else {}
-    small: dict[str, Any] = {"crop": 64, "windows": [32, 48], "rehearse": 1, "prior_images": 1, "prior_steps": 1, "text_dim": 16}
-    small |= {key: TINY for key in ("init", "vae") if given.get(key) and not Path(given[key]).is_dir()}
+    small: dict[str, Any] = {
+        "crop": 64,
+        "windows": [32, 48],
+        "rehearse": 1,
+        "prior_images": 1,
+        "prior_steps": 1,
+        "text_dim": 16,
+    }
+    small |= {
+        key: TINY for key in ("init", "vae") if given.get(key) and not Path(given[key]).is_dir()
+    }
     small["channels"] = [16] * (4 if job.task == "vae" else 2)
     if job.task == "detector":
         small = {"init": "centernet-tiny" if given["init"] else "null", "crop": 64}
@@ -61,7 +77,13 @@ def load(argv: list[str], overrides: list[str]) -> list[str]:
     if argv[0] == "train":
         return smaller_training(load_training(argv[1], overrides))
     if argv[0] == "benchmark":
-        return [*smaller_training(load_training("train-detector", overrides)), "--steps", "1", "--seeds", "1"]
+        return [
+            *smaller_training(load_training("train-detector", overrides)),
+            "--steps",
+            "1",
+            "--seeds",
+            "1",
+        ]
     if argv[0] in ("run", "preview", "plan") or (argv[0] == "evaluate" and argv[1][:4] != "out/"):
         return smaller(load_job(argv[1], overrides))
     return []

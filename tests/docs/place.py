@@ -14,7 +14,14 @@ from tests.formats.sources import picture, write_coco, write_lines, write_voc, w
 from tests.pipelines.test_tiling import FOREST
 from tests.training.test_dreambooth import draw_cutouts
 
-DOGS = ["images=4", "workers=0", "pipeline=paste", "layout.canvas=[256, 256]", "layout.objects={dog: 2}", "output.shard_size=2"]
+DOGS = [
+    "images=4",
+    "workers=0",
+    "pipeline=paste",
+    "layout.canvas=[256, 256]",
+    "layout.objects={dog: 2}",
+    "output.shard_size=2",
+]
 
 
 def furnish(place: Path) -> Path:
@@ -26,7 +33,9 @@ def furnish(place: Path) -> Path:
     (place / "my/pictures").mkdir()
     for k in range(4):
         picture(k, (160, 140)).save(place / f"my/pictures/{k}.jpg")
-    shutil.copytree(tiny_checkpoint(place / TINY, halvings=3), place / "my/checkpoint")  # 64 latents of a picture of 64 px
+    shutil.copytree(
+        tiny_checkpoint(place / TINY, halvings=3), place / "my/checkpoint"
+    )  # 64 latents of a picture of 64 px
     for name in ("PekingU/rtdetr_r18vd", "out/train/detector/checkpoint"):
         shutil.copytree(EMBEDDED / "centernet-tiny", place / name)
     shutil.copytree(ROOT / "jobs", place / "jobs")
@@ -39,7 +48,11 @@ def furnish(place: Path) -> Path:
 
 def make_dataset(out: Path, *overrides: str) -> None:
     """A dataset of four pictures, others than those of any other name."""
-    run(load_job("100dogs", [*DOGS, f"output.path={out}", f"seed={crc32(out.name.encode())}", *overrides]))
+    run(
+        load_job(
+            "100dogs", [*DOGS, f"output.path={out}", f"seed={crc32(out.name.encode())}", *overrides]
+        )
+    )
 
 
 def write_sources(place: Path) -> None:
@@ -54,7 +67,13 @@ def write_sources(place: Path) -> None:
     write_voc(place / "bccd")
     shutil.copy(ROOT / "tests/speech/data/one-hundred-dogs.wav", place / "prompt.wav")
     (place / "linearForest.json").write_text(json.dumps(FOREST))
-    row = {"caption": "a brown dog, gravel", "width": 128, "height": 128, "categories": ["dog"], "boxes": [[10, 10, 60, 70]]}
+    row = {
+        "caption": "a brown dog, gravel",
+        "width": 128,
+        "height": 128,
+        "categories": ["dog"],
+        "boxes": [[10, 10, 60, 70]],
+    }
     (place / "captions.jsonl").write_text(json.dumps(row))
 
 

@@ -32,7 +32,9 @@ PARSED = {
     "--address": "a running Ray cluster: tests/engine/test_faults.py has Ray on one machine",
     "://": "an object store: tests/engine/test_object_store.py",
 }
-PYTHON_ELSEWHERE = {"docs/loading"}  # complete trainings, run by the tests of synthgen.dataset.reader
+PYTHON_ELSEWHERE = {
+    "docs/loading"
+}  # complete trainings, run by the tests of synthgen.dataset.reader
 TOY = '"100dogs", ["layout.canvas=[64, 64]", "layout.objects={dog: 1}", "layout.size=[32, 40]"]'
 READS = ("check", "evaluate", "export", "finalize", "merge", "repair", "report")
 SLOW = {"docs/data", "docs/training"}
@@ -64,13 +66,19 @@ def each_command(page: Path) -> Iterator[tuple[list[str], bool]]:
         if words[0].removeprefix(".venv/bin/") == "synthgen":
             yield words[1:], not any(part in line for part in PARSED)
         else:
-            assert line.startswith(tuple(ELSEWHERE)), f"{page}: {line!r}: run it, or list it with the reason"
+            assert line.startswith(tuple(ELSEWHERE)), (
+                f"{page}: {line!r}: run it, or list it with the reason"
+            )
 
 
 def smaller_arguments(argv: list[str]) -> list[str]:
     """What makes a command one of seconds; its job is read as it is written."""
     small = load(argv, getattr(cli.parse(argv), "overrides", []))
-    return [*small, "--speech", str(converted_whisper())] if argv[0] == "transcribe" or "--voice" in argv else small
+    return (
+        [*small, "--speech", str(converted_whisper())]
+        if argv[0] == "transcribe" or "--voice" in argv
+        else small
+    )
 
 
 def make_datasets(argv: list[str]) -> None:
@@ -82,7 +90,11 @@ def make_datasets(argv: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(p, marks=pytest.mark.slow if name(p) in SLOW else (), id=name(p)) for p in WITH_COMMANDS]
+    "page",
+    [
+        pytest.param(p, marks=pytest.mark.slow if name(p) in SLOW else (), id=name(p))
+        for p in WITH_COMMANDS
+    ],
 )
 def test_commands_run(page: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_files(page, place)
@@ -94,7 +106,9 @@ def test_commands_run(page: Path, place: Path, capsys: pytest.CaptureFixture[str
             assert status == 0, f"{' '.join(argv)}\n{capsys.readouterr()}"
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python") and name(p) not in PYTHON_ELSEWHERE], ids=name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "python") and name(p) not in PYTHON_ELSEWHERE], ids=name
+)
 def test_python_runs(page: Path, place: Path) -> None:
     names: dict[str, object] = {}
     for block in blocks(page, "python"):
@@ -104,16 +118,24 @@ def test_python_runs(page: Path, place: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_shell_blocks_are_marked(page: Path) -> None:
     for language in ("bash", "shell", "console", "text"):
-        assert [b for b in blocks(page, language) if re.match(r"\$? ?(synthgen|pip|python3?|ray) ", b)] == []
+        assert [
+            b for b in blocks(page, language) if re.match(r"\$? ?(synthgen|pip|python3?|ray) ", b)
+        ] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_in_running_text_exist(page: Path) -> None:
     """`synthgen evaluate OUT --clip`: the command and its options."""
-    known = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    known = next(
+        a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)
+    ).choices
     for command, rest in IN_TEXT.findall(page.read_text()):
         assert command in known
-        assert [o for o in re.findall(r"--[a-z-]+", rest) if o not in known[command]._option_string_actions] == []
+        assert [
+            o
+            for o in re.findall(r"--[a-z-]+", rest)
+            if o not in known[command]._option_string_actions
+        ] == []
 
 
 @pytest.mark.parametrize("why", [*ELSEWHERE.values(), *PARSED.values()])

@@ -23,10 +23,18 @@ def test_every_method_has_a_page_with_a_picture(method: str) -> None:
 def test_it_is_built_without_warnings(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")]
     done = subprocess.run(
-        argv, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        argv,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
-    shown = {p.relative_to(tmp_path / "site").as_posix(): p.read_text() for p in (tmp_path / "site").rglob("*.html")}
+    shown = {
+        p.relative_to(tmp_path / "site").as_posix(): p.read_text()
+        for p in (tmp_path / "site").rglob("*.html")
+    }
     assert "0.62" in shown["methods/mixture.html"]  # its row of the measured table
     assert "background_window" in shown["methods/mixture.html"]
     assert "synthgen evaluate" in shown["reference/commands.html"]

@@ -43,7 +43,10 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def same_versions(name: str) -> bool:
     """Whether what pixels depend on is what the digests were made with."""
     made = json.loads((BEGUN / f"out/{name}/dataset.json").read_text())["versions"]
-    return all(made.get(package) == versions().get(package) for package in ("numpy", "pillow", "torch", "diffusers"))
+    return all(
+        made.get(package) == versions().get(package)
+        for package in ("numpy", "pillow", "torch", "diffusers")
+    )
 
 
 def events(out: Path) -> list[str]:
@@ -66,7 +69,9 @@ def test_a_dataset_that_an_older_version_began_is_finished(begun: Path, name: st
         if name == "mixture":  # another processor rounds otherwise
             tars = tars[:1]
         for file in tars:
-            assert hashlib.sha256((out / "shards" / file).read_bytes()).hexdigest() == digests[file], file
+            assert (
+                hashlib.sha256((out / "shards" / file).read_bytes()).hexdigest() == digests[file]
+            ), file
 
 
 @pytest.mark.parametrize("name", ["paste", "grounds"])
@@ -105,10 +110,17 @@ def test_where_a_default_has_changed_the_old_one_is_run(begun: Path, known: bool
     assert run(load_job("paste.yaml")).counts["complete"]
     digests = json.loads((BEGUN / "digests.json").read_text())["paste"]
     if same_versions("paste"):
-        assert hashlib.sha256((out / "shards/000002.tar").read_bytes()).hexdigest() == digests["000002.tar"]
+        assert (
+            hashlib.sha256((out / "shards/000002.tar").read_bytes()).hexdigest()
+            == digests["000002.tar"]
+        )
     assert json.loads((out / "dataset.json").read_text())["fingerprint"]["output.quality"] == 92
     assert load_job(str(out / "job.yaml")).output.quality == 92
-    assert [e for e in events(out) if "output.quality is 92, as when this dataset was begun; today's default is 40" in e]
+    assert [
+        e
+        for e in events(out)
+        if "output.quality is 92, as when this dataset was begun; today's default is 40" in e
+    ]
     before = len(events(out))
     assert run(load_job("paste.yaml")).made == 0  # nothing to make, nothing to say
     assert not [e for e in events(out)[before:] if "output.quality" in e]
@@ -154,7 +166,10 @@ def test_a_hash_that_was_not_recorded_is_accepted_and_said_once(begun: Path) -> 
     assert run(load_job("paste.yaml")).made == 4
     said = "pipeline.cutouts_sha256"
     assert len([event for event in events(out) if said in event and "not recorded" in event]) == 1
-    assert json.loads((out / "dataset.json").read_text())["fingerprint"]["pipeline.cutouts_sha256"] == recorded
+    assert (
+        json.loads((out / "dataset.json").read_text())["fingerprint"]["pipeline.cutouts_sha256"]
+        == recorded
+    )
     run(load_job("paste.yaml", ["images=8"]))
     assert len([event for event in events(out) if said in event and "not recorded" in event]) == 1
 
@@ -179,8 +194,24 @@ def add_keys(model: type[BaseModel], name: str, found: dict[str, dict[str, Any]]
             add_keys(nested, nested.__name__, found)
 
 
-UNRECORDED = {"SamplerSpec", "MethodSpec", "VerifierSpec", "Spoken"}  # bases, and what is not in the fingerprint
-FREE = {"version", "name", "images", "workers", "threads", "batch_size", "chunk", "gpus", "stall_timeout", "spoken"}
+UNRECORDED = {
+    "SamplerSpec",
+    "MethodSpec",
+    "VerifierSpec",
+    "Spoken",
+}  # bases, and what is not in the fingerprint
+FREE = {
+    "version",
+    "name",
+    "images",
+    "workers",
+    "threads",
+    "batch_size",
+    "chunk",
+    "gpus",
+    "stall_timeout",
+    "spoken",
+}
 FREE |= {"max_attempts", "max_shard_attempts", "on_reject", "path", "shared"}
 
 
@@ -200,7 +231,11 @@ def test_every_key_and_default_since_has_its_former_default() -> None:
                 continue
             if key not in then[spec] and key not in last:
                 missing.append(f"{spec}: {key} is new")
-            elif key in then[spec] and then[spec][key] != default and then[spec][key] not in last.get(key, ()):
+            elif (
+                key in then[spec]
+                and then[spec][key] != default
+                and then[spec][key] not in last.get(key, ())
+            ):
                 missing.append(f"{spec}: {key} was {then[spec][key]!r}, is {default!r}")
     assert missing == []
 
@@ -213,13 +248,21 @@ def test_former_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert complete(old, new) == {"a": 1, "layout.objects.dog.angle": 0, "b_sha256": "x"}
     assert begun_with(old, new, frozenset()) == {"layout.objects.dog.angle": 0}
     assert begun_with(old, new, frozenset({"layout.objects.dog.angle"})) == {}
-    assert begun_with({**old, "layout.objects.dog.angle": 5}, new, frozenset()) == {"layout.objects.dog.angle": 5}
+    assert begun_with({**old, "layout.objects.dog.angle": 5}, new, frozenset()) == {
+        "layout.objects.dog.angle": 5
+    }
     assert begun_with({**old, "layout.objects.dog.angle": 7}, new, frozenset()) == {}
 
 
 def test_what_the_owner_has_set(make_job: Callable[..., Job], tmp_path: Path) -> None:
     given = make_job("pipeline.shadow=0.4").given
-    assert {"pipeline.shadow", "layout.size.range", "layout.gap", "scene.background", "images"} <= given
+    assert {
+        "pipeline.shadow",
+        "layout.size.range",
+        "layout.gap",
+        "scene.background",
+        "images",
+    } <= given
     assert not {"output.quality", "pipeline.cutouts", "scene.negative", "layout.spread"} & given
     shipped = load_job("100dogs", ["scene.negative=fog", f"output.path={tmp_path}"]).given
     assert shipped == {"scene.negative", "output.path"}
@@ -242,7 +285,9 @@ def test_what_changed_without_a_key_has_a_revision(
     changes: list[str], revisions: dict[str, int], make_job: Callable[..., Job]
 ) -> None:
     fingerprint = make_job("layout.canvas=[512, 512]", *changes).fingerprint()
-    assert {key: value for key, value in fingerprint.items() if key.endswith(".revision")} == revisions
+    assert {
+        key: value for key, value in fingerprint.items() if key.endswith(".revision")
+    } == revisions
 
 
 def test_a_dataset_of_another_revision_is_refused_naming_it(make_job: Callable[..., Job]) -> None:
@@ -253,5 +298,7 @@ def test_a_dataset_of_another_revision_is_refused_naming_it(make_job: Callable[.
     begun = json.loads(about.read_text())
     del begun["fingerprint"]["pipeline.revision"]
     about.write_text(json.dumps(begun))
-    with pytest.raises(ChangedJobError, match=r"pipeline\.revision: was 1, is 2\. Give another output"):
+    with pytest.raises(
+        ChangedJobError, match=r"pipeline\.revision: was 1, is 2\. Give another output"
+    ):
         run(make_job("images=4", overlapping))

@@ -49,7 +49,10 @@ def closed_port() -> str:
 
 @pytest.mark.parametrize("option", [True, False], ids=["--address", "RAY_ADDRESS"])
 def test_a_cluster_that_is_gone_is_named_and_nothing_is_written(
-    job_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: bool
+    job_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: bool,
 ) -> None:
     address, began = closed_port(), time.monotonic()
     if not option:
@@ -58,13 +61,17 @@ def test_a_cluster_that_is_gone_is_named_and_nothing_is_written(
     assert main(["run", str(job_file), "workers=1", *more]) == 2
     assert time.monotonic() - began < 5
     told = capsys.readouterr().err
-    assert told.startswith(f"synthgen: no Ray cluster answers at {address}: connection refused; start it, or ")
+    assert told.startswith(
+        f"synthgen: no Ray cluster answers at {address}: connection refused; start it, or "
+    )
     assert "unset RAY_ADDRESS; workers=0 needs no Ray" in told
     assert len(told.splitlines()) == 1
     assert not (job_file.parent / "out").exists()
 
 
-def test_without_ray_and_with_nothing_to_make_nobody_asks(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_and_with_nothing_to_make_nobody_asks(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", closed_port())
     assert run(make_job("workers=0")).made == 6
     assert run(make_job("workers=1")).made == 0
@@ -122,7 +129,9 @@ def test_ray_gets_a_short_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     long = tmp_path / ("a_rather_long_folder_of_a_user_on_a_shared_cluster_" * 2)
     monkeypatch.setenv("RAY_TMPDIR", str(long))
     monkeypatch.setattr(cluster, "SHORT_FOLDER", str(tmp_path / "short"))
-    with pytest.raises(InputError, match=rf"{long}, is too long.* set RAY_TMPDIR to a folder of at most \d+ char"):
+    with pytest.raises(
+        InputError, match=rf"{long}, is too long.* set RAY_TMPDIR to a folder of at most \d+ char"
+    ):
         ray_folder()
     (tmp_path / "short").mkdir()
     assert ray_folder() == str(tmp_path / "short/ray")
@@ -131,7 +140,9 @@ def test_ray_gets_a_short_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert ray_folder() == str(tmp_path / f"short/ray-{os.getuid()}")
 
 
-def test_ray_gets_a_token_where_there_is_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_gets_a_token_where_there_is_no_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unset(monkeypatch, "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
     monkeypatch.setenv("HOME", str(tmp_path))
     provide_token()
@@ -147,13 +158,27 @@ def test_ray_gets_a_token_where_there_is_no_home(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-def test_ray_starts_with_a_long_temporary_folder_and_no_home(job_file: Path, tmp_path: Path) -> None:
+def test_ray_starts_with_a_long_temporary_folder_and_no_home(
+    job_file: Path, tmp_path: Path
+) -> None:
     """In a process of its own: Ray keeps the first token that it reads for as long as a process lives."""
-    long = tmp_path / "a_rather_long_folder_name_for_temporary_files/of_a_user_on_a_shared_cluster/job_1234567/tmp"
+    long = (
+        tmp_path
+        / "a_rather_long_folder_name_for_temporary_files/of_a_user_on_a_shared_cluster/job_1234567/tmp"
+    )
     long.mkdir(parents=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     environment = {**kept, "TMPDIR": str(long), "RAY_TMPDIR": str(long), "HOME": "/proc"}
-    command = [sys.executable, "-m", "synthgen", "run", str(job_file), "workers=1", "images=2", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "synthgen",
+        "run",
+        str(job_file),
+        "workers=1",
+        "images=2",
+        "--json",
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["complete"]

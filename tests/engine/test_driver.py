@@ -54,7 +54,16 @@ def test_a_dataset_holds_all_its_files(make_job: Callable[..., Job]) -> None:
     assert info["versions"]["synthgen-layouts"]
     manifest = pq.read_table(out / "manifest.parquet")
     assert manifest["index"].to_pylist() == list(range(6))
-    assert set(manifest.column_names) >= {"key", "shard", "seed", "attempt", "prompt", "n_boxes", "score", "image_sha256"}
+    assert set(manifest.column_names) >= {
+        "key",
+        "shard",
+        "seed",
+        "attempt",
+        "prompt",
+        "n_boxes",
+        "score",
+        "image_sha256",
+    }
     assert check_dataset(open_store(out))[0] == []
 
 
@@ -65,16 +74,23 @@ def test_a_finished_job_is_left_as_it_is(make_job: Callable[..., Job]) -> None:
     assert snapshot(Path(make_job().output.path)) == before
 
 
-def test_versions_are_not_mixed(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_are_not_mixed(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = make_job()
     made, out = run(job), Path(job.output.path)
     monkeypatch.setattr("synthgen.engine.driver.versions", lambda: {**versions(), "pillow": "99"})
     assert run(job).counts == made.counts  # nothing is to be made
     before = shard_bytes(out), (out / "dataset.json").read_bytes()
-    with pytest.raises(ChangedJobError, match=rf"was made with other versions: pillow: was {versions()['pillow']}, is 99\."):
+    with pytest.raises(
+        ChangedJobError,
+        match=rf"was made with other versions: pillow: was {versions()['pillow']}, is 99\.",
+    ):
         run(make_job("images=8"))
     assert (shard_bytes(out), (out / "dataset.json").read_bytes()) == before
-    with pytest.raises(StoppedError, match="a worker has other versions than this driver: pillow: was"):
+    with pytest.raises(
+        StoppedError, match="a worker has other versions than this driver: pillow: was"
+    ):
         run(make_job(f"output.path={out}-elsewhere"))
 
 
@@ -111,7 +127,9 @@ def test_extended_equals_fresh(make_job: Callable[..., Job], tmp_path: Path) -> 
         ("images=2", "images: was 6, is 2; a dataset can be extended, not shortened"),
     ],
 )
-def test_a_changed_job_is_refused_naming_the_key(make_job: Callable[..., Job], override: str, message: str) -> None:
+def test_a_changed_job_is_refused_naming_the_key(
+    make_job: Callable[..., Job], override: str, message: str
+) -> None:
     run(make_job())
     before = snapshot(Path(make_job().output.path))
     with pytest.raises(ChangedJobError, match=message):
@@ -166,7 +184,9 @@ def test_what_a_killed_run_left_is_removed(make_job: Callable[..., Job]) -> None
     assert not [p for p in out.rglob("*") if p.name.startswith(".")]
 
 
-def test_ctrl_c_keeps_what_was_committed(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_what_was_committed(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = LocalPool.run
 
     def interrupted(self: LocalPool, shards: Iterator[int]):  # type: ignore[no-untyped-def]
@@ -200,7 +220,10 @@ def test_shards_that_cannot_be_made_are_named_and_the_rest_is_kept(
 
 
 def test_a_shard_that_fails_is_tried_again_then_named_and_the_rest_is_made(
-    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], job_file: Path
+    make_job: Callable[..., Job],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    job_file: Path,
 ) -> None:
     encode, calls = Worker.encode, []
 
@@ -217,9 +240,13 @@ def test_a_shard_that_fails_is_tried_again_then_named_and_the_rest_is_made(
     said = json.loads(capsys.readouterr().out)
     out = Path(make_job().output.path)
     assert calls == [0, 0, 2, 2, 2, 4]
-    assert [(f["shard"], f["attempts"], f["error"]) for f in said["failed"]] == [(1, 3, "ValueError: always")]
+    assert [(f["shard"], f["attempts"], f["error"]) for f in said["failed"]] == [
+        (1, 3, "ValueError: always")
+    ]
     assert "in sometimes" in said["failed"][0]["traceback"]
-    assert [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()] == said["failed"]
+    assert [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()] == said[
+        "failed"
+    ]
     assert (said["images"], said["complete"]) == (4, False)
     assert main(["run", str(job_file), "max_shard_attempts=1"]) == 1
     text = capsys.readouterr().out
@@ -234,13 +261,17 @@ def test_a_shard_that_fails_is_tried_again_then_named_and_the_rest_is_made(
     assert check_dataset(open_store(out))[0] == []
 
 
-def test_a_job_whose_every_shard_fails_ends(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_whose_every_shard_fails_ends(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("synthgen.engine.driver.MOST_FAILED", 2)
     monkeypatch.setattr("synthgen.engine.worker.is_picture", lambda painting: False)
     assert [f.shard for f in run(make_job("on_reject=fail", "images=20")).failed] == [0, 1]
 
 
-def test_a_lost_store_ends_the_run_at_the_first_shard(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_store_ends_the_run_at_the_first_shard(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     def lost(*args: object) -> None:
@@ -258,7 +289,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """A disk whose size can be set."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], capture_output=True
+    ).returncode:
         pytest.skip("may not mount a disk here")
 
     def resize(size: str) -> Path:
@@ -270,14 +303,19 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
-    make_job: Callable[..., Job], job_file: Path, small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+    make_job: Callable[..., Job],
+    job_file: Path,
+    small_disk: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run(make_job("images=20"))
     out = small_disk("200k") / "out"
     assert main(["run", str(job_file), "images=20", f"output.path={out}"]) == 1
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 1
-    assert said[0].startswith(f"{out}: No space left on device: make room, or give another output.path.")
+    assert said[0].startswith(
+        f"{out}: No space left on device: make room, or give another output.path."
+    )
     kept = committed(open_store(out))
     assert 1 < len(kept) < 10
     small_disk("10m")
@@ -288,18 +326,29 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
 
 
 def test_at_sigterm_the_shard_in_work_is_finished(
-    make_job: Callable[..., Job], job_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_job: Callable[..., Job],
+    job_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("synthgen.cli.run._ProgressBar.advance", lambda self, images: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(
+        "synthgen.cli.run._ProgressBar.advance",
+        lambda self, images: os.kill(os.getpid(), signal.SIGTERM),
+    )
     before = signal.getsignal(signal.SIGTERM)
     assert main(["run", str(job_file)]) == 143
-    assert f"stopped; 2 of 6 images are done. To go on: synthgen run {job_file}" in capsys.readouterr().out
+    assert (
+        f"stopped; 2 of 6 images are done. To go on: synthgen run {job_file}"
+        in capsys.readouterr().out
+    )
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGTERM) == before
     assert run(make_job()).made == 4
 
 
-def test_at_sigterm_a_long_shard_is_dropped(make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_sigterm_a_long_shard_is_dropped(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("synthgen.engine.termination.FINISH_SECONDS", 0.2)
     paint = Worker.paint
 
@@ -310,13 +359,22 @@ def test_at_sigterm_a_long_shard_is_dropped(make_job: Callable[..., Job], monkey
 
     monkeypatch.setattr(Worker, "paint", slowly)
     result = run(make_job())
-    assert (result.made, result.interrupted, result.terminated, result.counts["images"]) == (0, True, True, 0)
+    assert (result.made, result.interrupted, result.terminated, result.counts["images"]) == (
+        0,
+        True,
+        True,
+        0,
+    )
     assert result.seconds < 20
     assert not [p for p in Path(make_job().output.path).rglob("*") if p.name.startswith(".")]
 
 
-@pytest.mark.parametrize(("workers", "count"), [("1", 1), ("2", 2), ("9", 3), ("[1, 2]", 2), ("null", 3)])
-def test_never_more_workers_than_shards(make_job: Callable[..., Job], workers: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "count"), [("1", 1), ("2", 2), ("9", 3), ("[1, 2]", 2), ("null", 3)]
+)
+def test_never_more_workers_than_shards(
+    make_job: Callable[..., Job], workers: str, count: int
+) -> None:
     assert worker_count(make_job(f"workers={workers}"), room=5) == count
 
 
@@ -346,9 +404,14 @@ def test_a_damaged_shard_still_belongs_to_its_job(make_job: Callable[..., Job]) 
         run(make_job("seed=4", "images=2"))
 
 
-@pytest.mark.parametrize("package", ["ray", "synthgen-layouts", "torch", "diffusers", "transformers"])
+@pytest.mark.parametrize(
+    "package", ["ray", "synthgen-layouts", "torch", "diffusers", "transformers"]
+)
 def test_versions_that_no_pixel_depends_on_do_not_block(
-    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, package: str
+    make_job: Callable[..., Job],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    package: str,
 ) -> None:
     run(make_job("images=2"))
     other = {**versions(), package: "99"}
@@ -360,16 +423,29 @@ def test_versions_that_no_pixel_depends_on_do_not_block(
     assert run(make_job("images=8")).counts["complete"]
     assert caplog.text.count(said) == 1
     out = Path(make_job().output.path)
-    markers = [json.loads(file.read_text())["numerics"]["versions"][package] for file in sorted(out.glob("shards/*.json"))]
+    markers = [
+        json.loads(file.read_text())["numerics"]["versions"][package]
+        for file in sorted(out.glob("shards/*.json"))
+    ]
     assert markers == [versions()[package], "99", "99", "99"]
 
 
 def test_where_a_network_generates_its_versions_count(make_job: Callable[..., Job]) -> None:
-    old = {"numpy": versions()["numpy"], "torch": "1.0", "ray": "1.0"}  # as a marker of another machine may say
+    old = {
+        "numpy": versions()["numpy"],
+        "torch": "1.0",
+        "ray": "1.0",
+    }  # as a marker of another machine may say
     marker = Marker(2, 0, 0, "", "", 0, "", {"versions": old})
     assert difference(marker, make_job()) == ""
-    assert difference(marker, make_job("verify={verifier: detector}")) == f"torch: was 1.0, is {versions()['torch']}"
-    assert difference(marker, make_job("pipeline=mixture-tiny")) == f"torch: was 1.0, is {versions()['torch']}"
+    assert (
+        difference(marker, make_job("verify={verifier: detector}"))
+        == f"torch: was 1.0, is {versions()['torch']}"
+    )
+    assert (
+        difference(marker, make_job("pipeline=mixture-tiny"))
+        == f"torch: was 1.0, is {versions()['torch']}"
+    )
     unknown = replace(marker, numerics={})
     assert difference(unknown, make_job("pipeline=mixture-tiny")) == ""
 
@@ -383,8 +459,14 @@ def test_a_run_that_loses_its_lock_commits_and_removes_nothing_more(
     def overtaken(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
         for event in original(self, shards):
             yield event
-            if committed(open_store(out)) == [0] and not taken:  # another run takes over, and commits the next shard
-                (out / ".lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": time.time(), "token": "other"}))
+            if (
+                committed(open_store(out)) == [0] and not taken
+            ):  # another run takes over, and commits the next shard
+                (out / ".lock").write_text(
+                    json.dumps(
+                        {"host": "elsewhere", "pid": 1, "time": time.time(), "token": "other"}
+                    )
+                )
                 taken.update(snapshot(out))
 
     monkeypatch.setattr(LocalPool, "run", overtaken)
@@ -408,7 +490,11 @@ def test_a_run_that_loses_its_lock_removes_no_shard_of_the_other(
     def overtaken(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
         for event in original(self, shards):
             if isinstance(event, StagedShard):  # another run takes over, and finishes the dataset
-                (out / ".lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": time.time(), "token": "other"}))
+                (out / ".lock").write_text(
+                    json.dumps(
+                        {"host": "elsewhere", "pid": 1, "time": time.time(), "token": "other"}
+                    )
+                )
                 (out / "shards/000002.json").write_bytes(marker)
                 next(shards, None)
             yield event
@@ -426,7 +512,9 @@ def test_a_run_that_loses_its_lock_and_is_interrupted_does_not_tidy_up(
 
     def overtaken(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
         yield from ()
-        (out / ".lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": time.time(), "token": "other"}))
+        (out / ".lock").write_text(
+            json.dumps({"host": "elsewhere", "pid": 1, "time": time.time(), "token": "other"})
+        )
         (out / ".staging").mkdir(exist_ok=True)
         (out / ".staging/other").write_bytes(b"a shard of the other run")
         raise KeyboardInterrupt

@@ -20,14 +20,20 @@ from tests.s3 import S3
 
 pytestmark = pytest.mark.slow
 IMAGES = 40
-LONG = [f"images={IMAGES}", "layout.canvas=[384, 384]", "layout.objects.dog=20"]  # long enough to be killed in
+LONG = [
+    f"images={IMAGES}",
+    "layout.canvas=[384, 384]",
+    "layout.objects.dog=20",
+]  # long enough to be killed in
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The bytes of the long job, made in this process."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    (folder / "small.yaml").write_text(json.dumps({**SMALL_JOB, "output": {**SMALL_JOB["output"], "path": str(folder / "out")}}))
+    (folder / "small.yaml").write_text(
+        json.dumps({**SMALL_JOB, "output": {**SMALL_JOB["output"], "path": str(folder / "out")}})
+    )
     run(load_job(str(folder / "small.yaml"), LONG))
     return shard_bytes(folder / "out")
 
@@ -39,7 +45,9 @@ def start(job_file: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 
     def begin(*overrides: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "synthgen", "run", str(job_file), *overrides, "--json"]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        started.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
         return started[-1]
 
     yield begin
@@ -48,7 +56,9 @@ def start(job_file: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
         process.communicate()
 
 
-def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+def wait_for(
+    condition: Callable[[], object], process: "subprocess.Popen[str]", seconds: float = 120
+) -> None:
     deadline = time.time() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -65,7 +75,9 @@ def workers_of(driver: int) -> list[int]:
     parent, name = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parent[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            parent[int(folder.name)] = int(
+                (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            )
             name[int(folder.name)] = (folder / "cmdline").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -83,19 +95,28 @@ def test_two_workers_give_the_same_bytes_as_one_here(
     make_job: Callable[..., Job], checkpoint: Path, tmp_path: Path, s3: S3
 ) -> None:
     """And stage them straight to an object store."""
-    job = [f"pipeline={{method: mixture, model: {checkpoint}, steps: 2}}", "layout.canvas=[96, 96]", "layout.objects.dog=2"]
+    job = [
+        f"pipeline={{method: mixture, model: {checkpoint}, steps: 2}}",
+        "layout.canvas=[96, 96]",
+        "layout.objects.dog=2",
+    ]
     here, there = tmp_path / "here", s3.url("two-workers")
     for workers, out in ((0, here), (2, there)):
         assert run(make_job(*job, f"workers={workers}", f"output.path={out}")).made == 6
     made, store = shard_bytes(here), open_store(there)
-    assert {name for name, _ in store.sizes("shards")} == {p.name for p in (here / "shards").iterdir()}
+    assert {name for name, _ in store.sizes("shards")} == {
+        p.name for p in (here / "shards").iterdir()
+    }
     assert {name: store.read(f"shards/{name}") for name in made} == made
     assert list(store.sizes(".staging")) == []
     assert len(made) == 6
 
 
 def test_a_killed_driver_is_resumed_and_a_terminated_one_too(
-    job_file: Path, start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]
+    job_file: Path,
+    start: Callable[..., "subprocess.Popen[str]"],
+    make_job: Callable[..., Job],
+    undisturbed: dict[str, bytes],
 ) -> None:
     out = Path(make_job().output.path)
     first = start(*LONG, "workers=2")
@@ -118,12 +139,19 @@ def test_a_killed_driver_is_resumed_and_a_terminated_one_too(
 
 
 def test_a_killed_actor_is_replaced_and_ctrl_c_says_how_to_go_on(
-    job_file: Path, start: Callable[..., "subprocess.Popen[str]"], make_job: Callable[..., Job], undisturbed: dict[str, bytes]
+    job_file: Path,
+    start: Callable[..., "subprocess.Popen[str]"],
+    make_job: Callable[..., Job],
+    undisturbed: dict[str, bytes],
 ) -> None:
     out = Path(make_job().output.path)
     command = [sys.executable, "-m", "synthgen", "run", str(job_file), *LONG, "workers=2"]
-    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a test run in the background ignores it
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heed)  # type: ignore[call-overload]
+    heed = {
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    }  # a test run in the background ignores it
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **heed
+    )  # type: ignore[call-overload]
     wait_for(lambda: markers(out) >= 2, process)
     actors = workers_of(process.pid)
     os.kill(actors[0], signal.SIGKILL)
@@ -140,7 +168,9 @@ def test_a_killed_actor_is_replaced_and_ctrl_c_says_how_to_go_on(
     assert process.returncode == 130, stderr
     assert f"To go on: synthgen run {job_file} {LONG[0]} 'layout.canvas=[384, 384]'" in stdout
     assert not [p for p in out.rglob("*") if p.name.startswith(".")]
-    faults = check_dataset(open_store(out))[0]  # where the killed actor's shard is a gap, it is named as well
+    faults = check_dataset(open_store(out))[
+        0
+    ]  # where the killed actor's shard is a gap, it is named as well
     assert any(f"images, the job asks for {IMAGES}" in fault for fault in faults)
     run(load_job(str(job_file), LONG))
     assert shard_bytes(out) == undisturbed

@@ -46,9 +46,16 @@ def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, dict[st
 
 
 @pytest.mark.parametrize("form", ["coco", "jsonl", "yolo", "voc", "labelme"])
-def test_every_form_becomes_a_dataset(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_form_becomes_a_dataset(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
-    write: dict[str, Any] = {"coco": write_coco, "jsonl": write_lines, "yolo": write_yolo, "voc": write_voc}
+    write: dict[str, Any] = {
+        "coco": write_coco,
+        "jsonl": write_lines,
+        "yolo": write_yolo,
+        "voc": write_voc,
+    }
     (write | {"labelme": write_labelme})[form](source)
     split = ("--split", "all") if form == "yolo" else ()
     status, data = run(capsys, "import", source, out, "--shard-size", 2, *split)
@@ -59,7 +66,11 @@ def test_every_form_becomes_a_dataset(form: str, tmp_path: Path, capsys: pytest.
     assert data["categories"] == {"dog": 18, "cat": 17}
     assert check_dataset(open_store(out))[0] == []
     assert (out / "report.html").is_file()
-    members = {name: part for tar in sorted((out / "shards").glob("*.tar")) for name, part in read_members(tar)}
+    members = {
+        name: part
+        for tar in sorted((out / "shards").glob("*.tar"))
+        for name, part in read_members(tar)
+    }
     for k in range(3):
         original = next(source.rglob(f"{k}.jpg"))
         assert members[f"00000000{k}.jpg"] == original.read_bytes()
@@ -67,7 +78,11 @@ def test_every_form_becomes_a_dataset(form: str, tmp_path: Path, capsys: pytest.
         np.testing.assert_allclose([a["bbox"] for a in record["annotations"]], BOXES[k], atol=1e-5)
         assert [a["category"] for a in record["annotations"]] == NAMES[k]
     prompts = [json.loads(members[f"00000000{k}.json"])["prompt"] for k in range(3)]
-    assert prompts == (["picture 0", "picture 1", "picture 2"] if form == "jsonl" else ["1 dog, 1 cat", "", "1 dog"])
+    assert prompts == (
+        ["picture 0", "picture 1", "picture 2"]
+        if form == "jsonl"
+        else ["1 dog, 1 cat", "", "1 dog"]
+    )
 
 
 def test_other_programs_read_it(tmp_path: Path) -> None:
@@ -84,15 +99,28 @@ def test_other_programs_read_it(tmp_path: Path) -> None:
     assert check_dataset(open_store(out))[0] == []
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(out / "annotations/instances.json"))
-    assert [(a["iscrowd"], a["area"]) for a in coco.dataset["annotations"]] == [(0, 1210.0), (1, 400), (0, 2000)]
+    assert [(a["iscrowd"], a["area"]) for a in coco.dataset["annotations"]] == [
+        (0, 1210.0),
+        (1, 400),
+        (0, 2000),
+    ]
     assert coco.annToMask(coco.anns[1]).sum() == 400
-    assert coco.dataset["info"]["description"] == "out: pictures and labels imported by synthgen (coco: instances.json)"
+    assert (
+        coco.dataset["info"]["description"]
+        == "out: pictures and labels imported by synthgen (coco: instances.json)"
+    )
     assert coco.dataset["licenses"][0]["name"] == "CC0"
     rows = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     assert [row["json"]["width"] for row in rows] == [80, 64, 50]
-    assert [(row["jpg"] is None, row["png"] is None) for row in rows] == [(False, True), (True, False), (False, True)]
+    assert [(row["jpg"] is None, row["png"] is None) for row in rows] == [
+        (False, True),
+        (True, False),
+        (False, True),
+    ]
     tars = sorted(map(str, (out / "shards").glob("*.tar")))
-    pairs = list(webdataset.WebDataset(tars, shardshuffle=False).decode("pil").to_tuple("jpg;png", "json"))
+    pairs = list(
+        webdataset.WebDataset(tars, shardshuffle=False).decode("pil").to_tuple("jpg;png", "json")
+    )
     assert [image.size for image, _ in pairs] == [(80, 60), (64, 48), (50, 70)]
     assert 'to_tuple("jpg;png", "json")' in (out / "README.md").read_text()
     assert "- synthetic\n" not in (out / "README.md").read_text()
@@ -115,7 +143,11 @@ def bad_source(folder: Path) -> Path:
         {**first, "file_name": "none.jpg"},
         {**first, "file_name": "broken.jpg"},
         {**first, "file_name": "a.jpg", "width": 90, "height": 60},
-        {**first, "file_name": "b.jpg", "custom_annotation": ["label_18_bbox_70_0_20_20", "label_18_bbox_0_0_20_61.5"]},
+        {
+            **first,
+            "file_name": "b.jpg",
+            "custom_annotation": ["label_18_bbox_70_0_20_20", "label_18_bbox_0_0_20_61.5"],
+        },
         second,
         {**first, "file_name": "c.jpg", "custom_annotation": ["label_999_bbox_0_0_2_2"]},
         {"caption": "x", "custom_annotation": []},
@@ -137,7 +169,9 @@ EXPECTED = (
 )
 
 
-def test_all_that_is_bad_is_listed_and_nothing_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_that_is_bad_is_listed_and_nothing_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = bad_source(tmp_path / "source")
     assert cli.main(["import", str(path), str(tmp_path / "out")]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("synthgen: ")]
@@ -145,14 +179,24 @@ def test_all_that_is_bad_is_listed_and_nothing_written(tmp_path: Path, capsys: p
     for line, (place, why) in zip(lines, EXPECTED, strict=False):
         assert line.startswith(f"synthgen: {path}{place}")
         assert why in line
-    assert lines[-1].endswith("8 problems; --skip-bad imports the other 3; --clip clips boxes that stand out")
+    assert lines[-1].endswith(
+        "8 problems; --skip-bad imports the other 3; --clip clips boxes that stand out"
+    )
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_bad_is_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_bad_is_left_out_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, out = bad_source(tmp_path / "source"), tmp_path / "out"
     status, data = run(capsys, "import", path, out, "--skip-bad")
-    assert (status, data["images"], data["skipped"], data["clipped"], data["complete"]) == (0, 3, 7, 1, True)
+    assert (status, data["images"], data["skipped"], data["clipped"], data["complete"]) == (
+        0,
+        3,
+        7,
+        1,
+        True,
+    )
     listed = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
     assert listed == data["problems"]
     assert [p["place"] for p in listed] == [f"{path}{place[:-2]}" for place, _ in EXPECTED]
@@ -165,8 +209,12 @@ def test_what_is_bad_is_left_out_and_counted(tmp_path: Path, capsys: pytest.Capt
     assert f"{path}:2: " in printed
 
 
-def test_an_import_that_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = ImportSpec(Source("jsonl", write_lines(tmp_path / "source")), tmp_path / "out", shard_size=1)
+def test_an_import_that_was_interrupted_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ImportSpec(
+        Source("jsonl", write_lines(tmp_path / "source")), tmp_path / "out", shard_size=1
+    )
     whole = ImportSpec(spec.source, tmp_path / "whole", shard_size=1)
     import_dataset(whole)
 
@@ -195,7 +243,10 @@ def test_a_killed_import_does_not_look_complete(tmp_path: Path) -> None:
         "spec = importing.ImportSpec(Source('jsonl', Path(sys.argv[1])), Path(sys.argv[2]), shard_size=1)\n"
         "importing.import_dataset(spec, report=kill)"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(source), str(out)], check=False).returncode == 9
+    assert (
+        subprocess.run([sys.executable, "-c", code, str(source), str(out)], check=False).returncode
+        == 9
+    )
     assert len(committed(open_store(out))) == 1
     assert not json.loads((out / "dataset.json").read_text())["complete"]
     assert check_dataset(open_store(out))[0] != []
@@ -213,7 +264,9 @@ def test_another_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert check_dataset(open_store(out))[0] == []
 
 
-def test_the_output_never_lies_over_the_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_output_never_lies_over_the_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_coco(tmp_path / "source")
     before = path.read_bytes()
     for out in (tmp_path / "source", tmp_path):
@@ -229,23 +282,49 @@ def test_category_names_and_ids(tmp_path: Path, capsys: pytest.CaptureFixture[st
         annotation["category_id"] = {18: 1, 17: 5}[annotation["category_id"]]
     source, out = tmp_path / "source", tmp_path / "out"
     write_coco(source, data)
-    assert run(capsys, "import", source, out)[1]["categories"] == {"Dog": 1, "fox": 5}  # COCO's names do not use these here
+    assert run(capsys, "import", source, out)[1]["categories"] == {
+        "Dog": 1,
+        "fox": 5,
+    }  # COCO's names do not use these here
     (tmp_path / "map.yaml").write_text("Dog: dog\n")
-    status, found = run(capsys, "import", source, out, "--overwrite", "--categories", tmp_path / "map.yaml")
+    status, found = run(
+        capsys, "import", source, out, "--overwrite", "--categories", tmp_path / "map.yaml"
+    )
     assert (status, found["categories"]) == (0, {"dog": 18, "fox": 5})
-    assert run(capsys, "import", source, out, "--overwrite", "--ids", "fox=18", "--categories", "Dog=dog")[0] == 2
-    assert run(capsys, "import", source, out, "--overwrite", "--ids", "fox=101")[1]["categories"] == {"Dog": 1, "fox": 101}
+    assert (
+        run(
+            capsys,
+            "import",
+            source,
+            out,
+            "--overwrite",
+            "--ids",
+            "fox=18",
+            "--categories",
+            "Dog=dog",
+        )[0]
+        == 2
+    )
+    assert run(capsys, "import", source, out, "--overwrite", "--ids", "fox=101")[1][
+        "categories"
+    ] == {"Dog": 1, "fox": 101}
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--categories", "pup=dog"], "--categories: 'pup' is not in"),
-        (["--categories", "dog=Fox"], "'Fox' is not a COCO category; give it an id: --ids 'Fox'=101"),
+        (
+            ["--categories", "dog=Fox"],
+            "'Fox' is not a COCO category; give it an id: --ids 'Fox'=101",
+        ),
         (["--categories", "dog=Cat"], "or is it --categories 'Cat'='cat'?"),
         (["--categories", "none.yaml"], "none.yaml: cannot be read"),
         (["--ids", "fox"], "command line: --ids: 'fox': give name=id, such as fox=101"),
-        (["--ids", "dog=17"], "'cat' and 'dog' have the same id 17; give one of them another with --ids"),
+        (
+            ["--ids", "dog=17"],
+            "'cat' and 'dog' have the same id 17; give one of them another with --ids",
+        ),
         (["--shard-size", "0"], "command line: --shard-size: 0 must be from 1 to 100000"),
         (["--images", "nowhere"], "command line: --images: nowhere: no such folder"),
         (["--format", "yolo"], "no yolo here"),
@@ -256,7 +335,9 @@ def test_category_names_and_ids(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ),
     ],
 )
-def test_mistakes_are_named(argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_named(
+    argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_lines(tmp_path / "source")
     assert cli.main(["import", str(tmp_path / "source"), str(tmp_path / "out"), *argv]) == 2
     errors = capsys.readouterr().err
@@ -270,7 +351,12 @@ def test_coco_pictures_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "source/images").rename(tmp_path / "pictures")
     assert cli.main(["import", str(path), str(tmp_path / "out")]) == 2
     assert "none of its pictures (0.jpg, 1.jpg, …) is in" in capsys.readouterr().err
-    assert cli.main(["import", str(path), str(tmp_path / "out"), "--images", str(tmp_path / "pictures")]) == 0
+    assert (
+        cli.main(
+            ["import", str(path), str(tmp_path / "out"), "--images", str(tmp_path / "pictures")]
+        )
+        == 0
+    )
     with Image.open(tmp_path / "out/contact_sheet.jpg") as sheet:
         assert sheet.width > 400
 
@@ -282,20 +368,31 @@ def faulty(folder: Path, **changes: Any) -> Path:
     return write_coco(folder, data)
 
 
-def test_a_box_of_no_area_costs_itself_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_box_of_no_area_costs_itself_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, out = faulty(tmp_path / "source", bbox=[5, 5, 0, 20]), tmp_path / "out"
     assert cli.main(["import", str(path), str(out)]) == 2
-    assert "--skip-bad imports the other 2; --drop-empty drops boxes of no area" in capsys.readouterr().err
+    assert (
+        "--skip-bad imports the other 2; --drop-empty drops boxes of no area"
+        in capsys.readouterr().err
+    )
     assert not out.exists()
     status, data = run(capsys, "import", path, out, "--drop-empty")
     assert (status, data["images"], data["boxes"], data["dropped"]) == (0, 3, 2, 1)
-    assert [layout.categories for _, _, layout in read_labelled_images(open_store(out))] == [("cat",), (), ("dog",)]
+    assert [layout.categories for _, _, layout in read_labelled_images(open_store(out))] == [
+        ("cat",),
+        (),
+        ("dog",),
+    ]
     assert check_dataset(open_store(out))[0] == []
     assert cli.main(["import", str(path), str(out), "--drop-empty"]) == 0
     assert "3 images, 2 boxes, 1 shards; 1 boxes of no area dropped" in capsys.readouterr().out
 
 
-def test_a_box_that_stands_out_is_clipped_also_in_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_box_that_stands_out_is_clipped_also_in_an_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     polygon = [[-4.0, 5, 36, 5, 36, 45, -4, 45]]
     path = faulty(tmp_path / "source", bbox=[-4, 5, 40, 40], area=1600, segmentation=polygon)
     out = tmp_path / "out"
@@ -304,11 +401,15 @@ def test_a_box_that_stands_out_is_clipped_also_in_an_export(tmp_path: Path, caps
     status, data = run(capsys, "import", path, out, "--clip")
     assert (status, data["boxes"], data["cut"], data["clipped"]) == (0, 3, 1, 0)
     assert cli.main(["export", str(out), "--to", "coco", str(tmp_path / "coco"), "--val", "0"]) == 0
-    first = json.loads((tmp_path / "coco/annotations/instances_train.json").read_text())["annotations"][0]
+    first = json.loads((tmp_path / "coco/annotations/instances_train.json").read_text())[
+        "annotations"
+    ][0]
     assert (first["bbox"], first["area"], first["segmentation"]) == ([0, 5, 36, 40], 1440, polygon)
 
 
-def test_crowds_are_told_and_can_be_taken_as_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_crowds_are_told_and_can_be_taken_as_objects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """CVAT writes every mask as a crowd."""
     data = coco_data()
     for annotation in data["annotations"]:
@@ -316,7 +417,10 @@ def test_crowds_are_told_and_can_be_taken_as_objects(tmp_path: Path, capsys: pyt
     path, out = write_coco(tmp_path / "source", data), tmp_path / "out"
     assert cli.main(["import", str(path), str(out)]) == 0
     told = capsys.readouterr()
-    assert "crowds (iscrowd: 1) are all that 2 of 3 images and the categories cat, dog have" in told.err
+    assert (
+        "crowds (iscrowd: 1) are all that 2 of 3 images and the categories cat, dog have"
+        in told.err
+    )
     assert "--crowds objects takes them as objects" in told.err
     assert "3 images, 3 boxes, 1 shards; 3 of the boxes are crowds" in told.out
     argv = ["export", str(out), "--to", "yolo", str(tmp_path / "yolo"), "--val", "0"]
@@ -327,27 +431,48 @@ def test_crowds_are_told_and_can_be_taken_as_objects(tmp_path: Path, capsys: pyt
     assert "2 images and the classes cat, dog have nothing but crowds" in told.err
     status, found = run(capsys, "import", path, tmp_path / "objects", "--crowds", "objects")
     assert (status, found["boxes"], found["crowds"]) == (0, 3, 0)
-    assert [len(layout.categories) for _, _, layout in read_labelled_images(open_store(tmp_path / "objects"))] == [2, 0, 1]
+    assert [
+        len(layout.categories)
+        for _, _, layout in read_labelled_images(open_store(tmp_path / "objects"))
+    ] == [2, 0, 1]
     for form, name in (("yolo", "y"), ("coco", "c")):
-        status, found = run(capsys, "export", tmp_path / "objects", "--to", form, tmp_path / name, "--val", 0)
-        assert (found["boxes"], found["crowds"], found["crowd_labels"]) == ({"train": 3, "val": 0}, 0, [])
+        status, found = run(
+            capsys, "export", tmp_path / "objects", "--to", form, tmp_path / name, "--val", 0
+        )
+        assert (found["boxes"], found["crowds"], found["crowd_labels"]) == (
+            {"train": 3, "val": 0},
+            0,
+            [],
+        )
     assert sum(len(p.read_text().splitlines()) for p in (tmp_path / "y").rglob("0*.txt")) == 3
-    written = json.loads((tmp_path / "c/annotations/instances_train.json").read_text())["annotations"]
+    written = json.loads((tmp_path / "c/annotations/instances_train.json").read_text())[
+        "annotations"
+    ]
     assert [a["iscrowd"] for a in written] == [0, 0, 0]
 
 
 def test_a_mask_that_is_none_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = faulty(tmp_path / "source", segmentation=[[]])
     assert cli.main(["import", str(path), str(tmp_path / "out")]) == 0
-    assert f"3 boxes, 1 shards; 1 masks dropped, the first: {path}: annotations[0]: seg" in capsys.readouterr().out
+    assert (
+        f"3 boxes, 1 shards; 1 masks dropped, the first: {path}: annotations[0]: seg"
+        in capsys.readouterr().out
+    )
     assert run(capsys, "import", path, tmp_path / "out")[1]["masks_dropped"] == 1
 
 
-def test_what_is_no_number_never_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_number_never_comes_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """JavaScript, Go and jq read no NaN, and pycocotools asks for info."""
     path = faulty(tmp_path / "source", area=float("nan"), score=float("inf"))
     assert cli.main(["import", str(path), str(tmp_path / "out")]) == 0
-    assert cli.main(["export", str(tmp_path / "out"), "--to", "coco", str(tmp_path / "coco"), "--val", "0"]) == 0
+    assert (
+        cli.main(
+            ["export", str(tmp_path / "out"), "--to", "coco", str(tmp_path / "coco"), "--val", "0"]
+        )
+        == 0
+    )
     text = (tmp_path / "coco/annotations/instances_train.json").read_text()
     data = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in the export"))
     assert data["annotations"][0]["area"] == 30.25 * 40
@@ -359,7 +484,10 @@ def test_what_is_no_number_never_comes_back(tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("shown", ["-q", "-v", "--json"])
 def test_quiet_and_loud(shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["import", str(write_lines(tmp_path / "source")), str(tmp_path / "out"), shown]) == 0
+    assert (
+        cli.main(["import", str(write_lines(tmp_path / "source")), str(tmp_path / "out"), shown])
+        == 0
+    )
     assert (capsys.readouterr().out == "") == (shown == "-q")
     assert check_dataset(open_store(tmp_path / "out"))[0] == []
 
@@ -367,9 +495,15 @@ def test_quiet_and_loud(shown: str, tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"<html>404</html>", "0.jpg: the picture does not decode: cannot identify image file: it begins with b'<html>404</h'"),
+        (
+            b"<html>404</html>",
+            "0.jpg: the picture does not decode: cannot identify image file: it begins with b'<html>404</h'",
+        ),
         (b"", "0.jpg: the picture does not decode: the file is empty"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "0.jpg: HEIC is not read: convert it to JPEG or PNG"),
+        (
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99),
+            "0.jpg: HEIC is not read: convert it to JPEG or PNG",
+        ),
     ],
 )
 def test_a_file_that_is_no_picture_is_named(
@@ -379,7 +513,9 @@ def test_a_file_that_is_no_picture_is_named(
     (tmp_path / "source/images/0.jpg").write_bytes(data)
     for sized in (True, False):
         if not sized:
-            without = [{key: image[key] for key in ("id", "file_name")} for image in coco_data()["images"]]
+            without = [
+                {key: image[key] for key in ("id", "file_name")} for image in coco_data()["images"]
+            ]
             path.write_text(json.dumps({**coco_data(), "images": without}))
         assert cli.main(["import", str(path), str(tmp_path / "out")]) == 2
         told = capsys.readouterr().err

@@ -21,7 +21,13 @@ from synthgen.storage.location import open_store
 from synthgen.storage.lock import LockedError
 from tests.s3 import S3, Fault
 
-WHOLE = ["annotations/instances.json", "manifest.parquet", "index.json", "README.md", "contact_sheet.jpg"]
+WHOLE = [
+    "annotations/instances.json",
+    "manifest.parquet",
+    "index.json",
+    "README.md",
+    "contact_sheet.jpg",
+]
 SHARDS = [f"shards/00000{n}.{suffix}" for n in range(3) for suffix in ("tar", "parquet")]
 DISTURBED = [
     Fault("cut", r"PUT .*\.staging", times=3, every=3),
@@ -42,11 +48,19 @@ def assert_same(store: Store, local: Path) -> None:
     """All files that have no time in them are the same, and nothing is left over."""
     for name in (*WHOLE, *SHARDS):
         assert store.read(name) == (local / name).read_bytes(), name
-    assert sorted(name for name, _ in store.sizes("shards")) == sorted(p.name for p in (local / "shards").iterdir())
-    assert [name for name, _ in (*store.sizes(""), *store.sizes(".staging")) if name.startswith(".") or "-" in name] == []
+    assert sorted(name for name, _ in store.sizes("shards")) == sorted(
+        p.name for p in (local / "shards").iterdir()
+    )
+    assert [
+        name
+        for name, _ in (*store.sizes(""), *store.sizes(".staging"))
+        if name.startswith(".") or "-" in name
+    ] == []
 
 
-def test_a_disturbed_run_equals_an_undisturbed_one(make_job: Callable[..., Job], dataset: Path, url: str, s3: S3) -> None:
+def test_a_disturbed_run_equals_an_undisturbed_one(
+    make_job: Callable[..., Job], dataset: Path, url: str, s3: S3
+) -> None:
     s3.fail(*DISTURBED)
     job = make_job(f"output.path={url}")
     result = run(job)
@@ -60,9 +74,13 @@ def test_a_disturbed_run_equals_an_undisturbed_one(make_job: Callable[..., Job],
     assert_same(store, dataset)
 
 
-def test_a_killed_run_is_resumed(job_file: Path, make_job: Callable[..., Job], dataset: Path, url: str, s3: S3) -> None:
+def test_a_killed_run_is_resumed(
+    job_file: Path, make_job: Callable[..., Job], dataset: Path, url: str, s3: S3
+) -> None:
     s3.fail(Fault("hang", "PUT .*shards/000001.json", times=9))
-    process = subprocess.Popen([sys.executable, "-m", "synthgen", "run", str(job_file), f"output.path={url}"])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "synthgen", "run", str(job_file), f"output.path={url}"]
+    )
     try:
         deadline = time.monotonic() + 240
         while not any("PUT /bucket/runs" in r and "000001.json" in r for r in s3.requests()):
@@ -84,7 +102,11 @@ def test_a_killed_run_is_resumed(job_file: Path, make_job: Callable[..., Job], d
 
 
 def test_the_commands_take_a_url(
-    job_file: Path, url: str, s3: S3, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    job_file: Path,
+    url: str,
+    s3: S3,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert cli.main(["run", str(job_file), f"output.path={url}"]) == 0
     assert cli.main(["check", url, "--json"]) == 0
@@ -92,19 +114,33 @@ def test_the_commands_take_a_url(
     assert cli.main(["finalize", url]) == 0
     assert cli.main(["report", url]) == 0
     store = open_store(url)
-    told = [json.loads(line) for name, _ in store.sizes("log.jsonl") for line in store.read(f"log.jsonl/{name}").splitlines()]
-    assert [line["event"] for line in told] == ["run started", *["shard committed"] * 3, "run ended"]
-    assert b"AKIATESTKEY" not in store.read("job.yaml") + store.read("dataset.json") + store.read("report.html")
+    told = [
+        json.loads(line)
+        for name, _ in store.sizes("log.jsonl")
+        for line in store.read(f"log.jsonl/{name}").splitlines()
+    ]
+    assert [line["event"] for line in told] == [
+        "run started",
+        *["shard committed"] * 3,
+        "run ended",
+    ]
+    assert b"AKIATESTKEY" not in store.read("job.yaml") + store.read("dataset.json") + store.read(
+        "report.html"
+    )
     store.write("shards/000001.tar", b"cut")
     assert cli.main(["check", url]) == 1
     capsys.readouterr()
     s3.fail(Fault(500, "GET|HEAD", times=99))
     monkeypatch.setattr(object_store, "WAITS", (0.01,))
     assert cli.main(["check", url]) == 1
-    assert capsys.readouterr().err.startswith(f"synthgen: {url}/dataset.json: the store failed 2 times: ")
+    assert capsys.readouterr().err.startswith(
+        f"synthgen: {url}/dataset.json: the store failed 2 times: "
+    )
 
 
-def test_a_store_that_refuses_is_told_in_one_line(job_file: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_refuses_is_told_in_one_line(
+    job_file: Path, s3: S3, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["run", str(job_file), "output.path=s3://no-such-bucket/out"]) == 2
     told = capsys.readouterr().err
     assert told.startswith("synthgen: s3://no-such-bucket/out/")

@@ -23,13 +23,22 @@ pytestmark = pytest.mark.slow
 
 def node_args(cpus: int) -> dict[str, Any]:
     """Of a small node; with ports that are known beforehand it does not give up where the machine is busy."""
-    ports = ("metrics_agent_port", "runtime_env_agent_port", "dashboard_agent_listen_port", "metrics_export_port")
+    ports = (
+        "metrics_agent_port",
+        "runtime_env_agent_port",
+        "dashboard_agent_listen_port",
+        "metrics_export_port",
+    )
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in ports]
         for s in sockets:
             s.bind(("", 0))
         numbers = [s.getsockname()[1] for s in sockets]
-    return {"num_cpus": cpus, "object_store_memory": 80 * 2**20, **dict(zip(ports, numbers, strict=True))}
+    return {
+        "num_cpus": cpus,
+        "object_store_memory": 80 * 2**20,
+        **dict(zip(ports, numbers, strict=True)),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +47,14 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    quick = {"health_check_initial_delay_ms": 100, "health_check_period_ms": 200, "health_check_failure_threshold": 3}
-    cluster = Cluster(initialize_head=True, head_node_args={**node_args(0), "_system_config": quick})
+    quick = {
+        "health_check_initial_delay_ms": 100,
+        "health_check_period_ms": 200,
+        "health_check_failure_threshold": 3,
+    }
+    cluster = Cluster(
+        initialize_head=True, head_node_args={**node_args(0), "_system_config": quick}
+    )
     ray.init(address=cluster.address, log_to_driver=False)
     cluster.first = cluster.add_node(**node_args(2))
     yield cluster
@@ -51,15 +66,23 @@ def test_a_cluster_that_is_there_answers(cluster: Any) -> None:
     refuse_unreachable(cluster.address)
 
 
-def test_a_bad_day(cluster: Any, make_job: Callable[..., Job], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bad_day(
+    cluster: Any, make_job: Callable[..., Job], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Each shard comes once, staged or given up, whatever happens to the actors."""
     plans = {0: "stop 1", 1: "fail", 2: "fail 2", 3: "work", 4: "die 1", 5: "reject"}
     for number, plan in plans.items():
         (tmp_path / str(number)).write_text(plan)
-    pool = RayPool(make_job("images=24", "workers=2", "stall_timeout=1.5"), open_store(tmp_path), load=Stub)
+    pool = RayPool(
+        make_job("images=24", "workers=2", "stall_timeout=1.5"), open_store(tmp_path), load=Stub
+    )
     events = list(pool.run(range(12)))
     pool.close()
-    staged = [e.shard if isinstance(e, FailedShard) else e.number for e in events if not isinstance(e, Progress)]
+    staged = [
+        e.shard if isinstance(e, FailedShard) else e.number
+        for e in events
+        if not isinstance(e, Progress)
+    ]
     assert sorted(staged) == list(range(12))
     failed = {e.shard: e for e in events if isinstance(e, FailedShard)}
     assert {shard: f.attempts for shard, f in failed.items()} == {1: 3, 5: 1}
@@ -71,7 +94,9 @@ def test_a_bad_day(cluster: Any, make_job: Callable[..., Job], tmp_path: Path, c
     assert shown == 10, "the progress of failed attempts is taken back"
     tried = {n: (tmp_path / f"{n}.tried").read_text().split() for n in range(12)}
     assert {n: len(pids) for n, pids in tried.items() if len(pids) > 1} == {0: 2, 1: 3, 2: 3, 4: 2}
-    assert all(len(set(pids)) == len(pids) for pids in tried.values()), "a shard is tried again on another actor"
+    assert all(len(set(pids)) == len(pids) for pids in tried.values()), (
+        "a shard is tried again on another actor"
+    )
     assert "shard 000000: no progress for 1.5 s" in caplog.text
 
 
@@ -88,7 +113,11 @@ def test_nodes_come_and_go(cluster: Any, make_job: Callable[..., Job], tmp_path:
             if not more:
                 return
 
-    pool = RayPool(make_job("images=4000", "workers=[1, 4]", "max_shard_attempts=1"), open_store(tmp_path), load=Stub)
+    pool = RayPool(
+        make_job("images=4000", "workers=[1, 4]", "max_shard_attempts=1"),
+        open_store(tmp_path),
+        load=Stub,
+    )
     numbers, nodes, added = [], [], False
     for event in pool.run(shards()):
         assert not isinstance(event, FailedShard)
@@ -115,6 +144,8 @@ def test_workers_that_do_not_start_end_the_run(
 ) -> None:
     monkeypatch.setattr(ray_pool, "FAILED_STARTS", 2)
     pool = RayPool(make_job("workers=1"), open_store(tmp_path), load=Unloadable)
-    with pytest.raises(StoppedError, match="workers do not start: FileNotFoundError: no such model"):
+    with pytest.raises(
+        StoppedError, match="workers do not start: FileNotFoundError: no such model"
+    ):
         list(pool.run(range(3)))
     pool.close()

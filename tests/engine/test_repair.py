@@ -62,7 +62,9 @@ def remove(out: Path, number: int) -> None:
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "bit of a picture": lambda out: flip(out / "shards/000000.tar", 1500),
-    "cut tar": lambda out: (out / "shards/000001.tar").write_bytes((out / "shards/000001.tar").read_bytes()[:-3000]),
+    "cut tar": lambda out: (out / "shards/000001.tar").write_bytes(
+        (out / "shards/000001.tar").read_bytes()[:-3000]
+    ),
     "empty tar": lambda out: (out / "shards/000001.tar").write_bytes(b""),
     "bit of a table": lambda out: flip(out / "shards/000002.parquet"),
     "no table": lambda out: (out / "shards/000002.parquet").unlink(),
@@ -78,19 +80,31 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("harm", DAMAGE.values(), ids=DAMAGE)
-def test_what_was_damaged_is_as_it_was(out: Path, harm: Callable[[Path], object], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_damaged_is_as_it_was(
+    out: Path, harm: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
     before = snapshot(out)
     harm(out)
     assert cli.main(["check", str(out)]) == 1
     capsys.readouterr()
     assert cli.main(["repair", str(out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["ok"], told["faults"], told["left"], told["changed"], told["finalized"]) == (True, [], {}, {}, True)
+    assert (told["ok"], told["faults"], told["left"], told["changed"], told["finalized"]) == (
+        True,
+        [],
+        {},
+        {},
+        True,
+    )
     now = snapshot(out)
     markers = {name for name in before if name.startswith("shards/") and name.endswith(".json")}
-    assert {n for n in {*before, *now} if before.get(n) != now.get(n)} <= markers  # of a lost one its time is not known
+    assert {
+        n for n in {*before, *now} if before.get(n) != now.get(n)
+    } <= markers  # of a lost one its time is not known
     for name in markers:
-        assert {**json.loads(before[name]), **json.loads(now[name])}["sha256"] == json.loads(before[name])["sha256"]
+        assert {**json.loads(before[name]), **json.loads(now[name])}["sha256"] == json.loads(
+            before[name]
+        )["sha256"]
 
 
 def test_on_an_object_store(whole: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,7 +112,10 @@ def test_on_an_object_store(whole: Path, s3: S3, capsys: pytest.CaptureFixture[s
     store = open_store(url)
     for name, data in before.items():
         store.write(name, data)
-    store.write("shards/000000.tar", before["shards/000000.tar"][:1500] + b"?" + before["shards/000000.tar"][1501:])
+    store.write(
+        "shards/000000.tar",
+        before["shards/000000.tar"][:1500] + b"?" + before["shards/000000.tar"][1501:],
+    )
     store.delete("shards/000001.parquet")
     store.delete("shards/000002.json")
     store.delete("manifest.parquet")
@@ -107,7 +124,10 @@ def test_on_an_object_store(whole: Path, s3: S3, capsys: pytest.CaptureFixture[s
     assert cli.main(["repair", url, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (sorted(told["restored"]), told["faults"], told["finalized"]) == ([0, 1, 2], [], True)
-    assert {name for name in before if store.read(name) != before[name]} <= {"shards/000002.json", "report.html"}
+    assert {name for name in before if store.read(name) != before[name]} <= {
+        "shards/000002.json",
+        "report.html",
+    }
     assert list(store.sizes(".staging")) == []
     log = [store.read(f"log.jsonl/{name}") for name, _ in store.sizes("log.jsonl")]
     assert json.loads(log[0])["event"] == "repair ended"
@@ -136,7 +156,9 @@ def lose_lock(out: Path) -> None:
     (out / ".staging/other").write_bytes(b"a shard of the other driver")
 
 
-def test_a_repair_that_loses_its_lock_commits_nothing(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repair_that_loses_its_lock_commits_nothing(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flip(out / "shards/000001.tar", 1500)
     damaged, make_shard = (out / "shards/000001.tar").read_bytes(), Worker.make_shard
 
@@ -153,7 +175,9 @@ def test_a_repair_that_loses_its_lock_commits_nothing(out: Path, monkeypatch: py
     assert (out / ".staging/other").exists()
 
 
-def test_a_repair_that_loses_its_lock_does_not_tidy_up(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repair_that_loses_its_lock_does_not_tidy_up(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flip(out / "shards/000001.tar", 1500)
 
     def overtaken(self: Worker, number: int) -> Iterator[Any]:
@@ -167,7 +191,9 @@ def test_a_repair_that_loses_its_lock_does_not_tidy_up(out: Path, monkeypatch: p
     assert (out / ".staging/other").exists()
 
 
-def test_the_numerics_of_the_marker_are_replayed(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_numerics_of_the_marker_are_replayed(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[int, ...]] = []
 
     def watched(job: Job, store: Store, device: str) -> Worker:
@@ -177,7 +203,10 @@ def test_the_numerics_of_the_marker_are_replayed(out: Path, monkeypatch: pytest.
     monkeypatch.setattr("synthgen.engine.repair.Worker", watched)
     for number, chunk in ((0, 7), (1, 5), (2, 7)):
         path = out / f"shards/00000{number}.json"
-        edit(path, numerics={**json.loads(path.read_text())["numerics"], "chunk": chunk, "batch_size": 1})
+        edit(
+            path,
+            numerics={**json.loads(path.read_text())["numerics"], "chunk": chunk, "batch_size": 1},
+        )
         flip(out / f"shards/00000{number}.tar", 1500)
     assert sorted(repair(open_store(out)).restored) == [0, 1, 2]
     assert sorted(seen) == [(1, 5, 1), (1, 7, 1)]  # one worker for each setting
@@ -198,7 +227,10 @@ def test_other_bytes_are_told_and_taken_only_if_asked_for(
     before = snapshot(out)
     assert cli.main(["repair", str(out)]) == 1
     printed = capsys.readouterr().out
-    assert "shards/000001: left as it is: its bytes differ from the old ones: pillow 0.1 then, " in printed
+    assert (
+        "shards/000001: left as it is: its bytes differ from the old ones: pillow 0.1 then, "
+        in printed
+    )
     assert "annotations, manifest" not in printed
     assert snapshot(out) == before
     done = repair(open_store(out), accept=True)
@@ -211,8 +243,12 @@ def test_what_was_painted_on_a_gpu_is_not_painted_here(out: Path) -> None:
     path = out / "shards/000002.json"
     edit(path, numerics={**json.loads(path.read_text())["numerics"], "device": "cuda"})
     flip(out / "shards/000002.tar", 1500)
-    assert repair(open_store(out)).left == {2: "it was painted on a GPU, and there is none here: its bytes would differ"}
-    assert repair(open_store(out), accept=True).restored == [2]  # cut-outs are pasted alike everywhere
+    assert repair(open_store(out)).left == {
+        2: "it was painted on a GPU, and there is none here: its bytes would differ"
+    }
+    assert repair(open_store(out), accept=True).restored == [
+        2
+    ]  # cut-outs are pasted alike everywhere
 
 
 def test_a_dataset_that_was_extended_in_vain_is_finished(out: Path) -> None:
@@ -228,8 +264,14 @@ def test_shards_of_other_versions_are_not_mixed_in_unasked(out: Path) -> None:
     edit(out / "dataset.json", asked=7)
     (out / "job.yaml").write_text(json.dumps(job.resolved()))
     numerics = json.loads((out / "shards/000000.json").read_text())["numerics"]
-    edit(out / "shards/000000.json", numerics={**numerics, "versions": {**numerics["versions"], "pillow": "0.1"}})
-    assert "other shards were made with other versions: pillow: was 0.1, is " in repair(open_store(out)).left[3]
+    edit(
+        out / "shards/000000.json",
+        numerics={**numerics, "versions": {**numerics["versions"], "pillow": "0.1"}},
+    )
+    assert (
+        "other shards were made with other versions: pillow: was 0.1, is "
+        in repair(open_store(out)).left[3]
+    )
     done = repair(open_store(out), accept=True)
     assert (list(done.changed), done.faults) == ([3], [])
 
@@ -250,12 +292,17 @@ def test_without_a_job_tables_come_back_and_pictures_do_not(out: Path) -> None:
     flip(out / "shards/000001.tar", 1500)
     done = repair(open_store(out))
     assert done.restored == [0]
-    assert "the dataset was imported (coco: instances.json), so it cannot be painted again" in done.left[1]
+    assert (
+        "the dataset was imported (coco: instances.json), so it cannot be painted again"
+        in done.left[1]
+    )
     assert any("000001.tar: its bytes are not those" in fault for fault in done.faults)
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "job.yaml"])
-def test_a_folder_of_something_else(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_something_else(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / name).write_text("[")
     assert cli.main(["repair", str(tmp_path)]) == 2
     assert "no dataset here" in capsys.readouterr().err
@@ -266,4 +313,7 @@ def test_a_shard_of_another_model_is_found(out: Path) -> None:
     path = out / "shards/000001.json"
     numerics = json.loads(path.read_text())["numerics"]
     edit(path, numerics={**numerics, "files": {"pipeline.cutouts_sha256": "00"}})
-    assert "shards/000001.json: made with another file: pipeline.cutouts_sha256 is '00'" in check_dataset(open_store(out))[0][0]
+    assert (
+        "shards/000001.json: made with another file: pipeline.cutouts_sha256 is '00'"
+        in check_dataset(open_store(out))[0][0]
+    )

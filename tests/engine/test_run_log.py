@@ -40,7 +40,11 @@ def test_a_run_and_its_continuation_are_told(make_job: Callable[..., Job]) -> No
         "run ended",
     ]
     assert [e["shard"] for e in events if e["event"] == committed] == [0, 1, 2]
-    assert all(e["seconds"] > 0 and e["attempts"] == 2 and e["images"] == 2 for e in events if e["event"] == committed)
+    assert all(
+        e["seconds"] > 0 and e["attempts"] == 2 and e["images"] == 2
+        for e in events
+        if e["event"] == committed
+    )
     assert (events[-1]["images"], events[-1]["made"], events[4]["missing_shards"]) == (6, 2, 1)
 
 
@@ -49,7 +53,10 @@ def test_warnings_errors_and_no_secrets(tmp_path: Path) -> None:
 
     def fails() -> None:
         with journal(open_store(tmp_path)):
-            log.warning("shard 000001: attempt 1 of 3 failed", extra=facts(url="https://me:pass@host/x?token=abc&y=1"))
+            log.warning(
+                "shard 000001: attempt 1 of 3 failed",
+                extra=facts(url="https://me:pass@host/x?token=abc&y=1"),
+            )
             log.debug("nothing for the log")
             raise ValueError("hf_abcdefghij was refused")
 

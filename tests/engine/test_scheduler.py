@@ -55,7 +55,9 @@ def test_a_shard_is_given_up_after_so_many_failures(caplog: pytest.LogCaptureFix
     schedule = begun(range(1), attempts=2)
     with caplog.at_level(logging.WARNING):
         assert list(schedule.failed(taken(schedule.take()), "first", "trace")) == []
-        assert list(schedule.failed(taken(schedule.take()), "second", "trace")) == [FailedShard(0, 2, "second", "trace")]
+        assert list(schedule.failed(taken(schedule.take()), "second", "trace")) == [
+            FailedShard(0, 2, "second", "trace")
+        ]
     assert caplog.messages == ["shard 000000: first; attempt 2 of 2 follows"]
     assert schedule.waiting(1) == 0
 

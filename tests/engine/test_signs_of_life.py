@@ -29,14 +29,22 @@ class Worker:
 
 
 def test_work_within_a_batch_gives_signs_of_life() -> None:
-    images = [e.images for e in Actor(partial(Worker, True), 0.05).make_shard(7) if isinstance(e, Progress)]
+    images = [
+        e.images
+        for e in Actor(partial(Worker, True), 0.05).make_shard(7)
+        if isinstance(e, Progress)
+    ]
     assert [n for n in images if n] == [2, 3]
     assert images[:2] == [0, 2], "the first says that the model is loaded"
     assert 0 in images[2:-1]
 
 
 def test_a_hang_gives_none() -> None:
-    assert [e.images for e in Actor(partial(Worker, False), 0.05).make_shard(7) if isinstance(e, Progress)] == [0, 2, 3]
+    assert [
+        e.images
+        for e in Actor(partial(Worker, False), 0.05).make_shard(7)
+        if isinstance(e, Progress)
+    ] == [0, 2, 3]
 
 
 def test_an_error_comes_after_what_was_said_before_it() -> None:

@@ -37,7 +37,9 @@ def words(checkpoint: Path) -> tuple[str, ...]:
     )
 
 
-def test_the_words_follow_the_background_and_are_recorded(make_job: Callable[..., Job], words: tuple[str, ...]) -> None:
+def test_the_words_follow_the_background_and_are_recorded(
+    make_job: Callable[..., Job], words: tuple[str, ...]
+) -> None:
     job = make_job(*words, CAMERA, "images=4")
     run(job)
     out = Path(job.output.path)
@@ -47,20 +49,31 @@ def test_the_words_follow_the_background_and_are_recorded(make_job: Callable[...
         weather = record["conditions"]["weather"]
         said = f", {weather}" if weather else ""
         assert record["prompt"] == f"1 dog, a field of grass{said}, in autumn"
-        assert list(record["conditions"]) == ["weather", "season", "camera_gaussian_blur_sigma", "camera_jpeg_quality"]
+        assert list(record["conditions"]) == [
+            "weather",
+            "season",
+            "camera_gaussian_blur_sigma",
+            "camera_jpeg_quality",
+        ]
         assert 20 <= record["conditions"]["camera_jpeg_quality"] <= 60
     manifest = pq.read_table(out / "manifest.parquet").to_pylist()
     rows = [row for number in range(2) for row in read_rows(open_store(out), number)]
     for table in (manifest, rows):
-        assert [{key: row[key] for key in seen[0]["conditions"]} for row in table] == [r["conditions"] for r in seen]
+        assert [{key: row[key] for key in seen[0]["conditions"]} for row in table] == [
+            r["conditions"] for r in seen
+        ]
     loaded = pytest.importorskip("datasets").load_dataset(str(out), split="train", streaming=True)
     assert [sample["json"]["conditions"] for sample in loaded] == [r["conditions"] for r in seen]
-    again = make_job(*words, CAMERA, "images=4", f"output.path={out.with_name('again')}", "output.shard_size=2")
+    again = make_job(
+        *words, CAMERA, "images=4", f"output.path={out.with_name('again')}", "output.shard_size=2"
+    )
     run(again)
     assert shard_bytes(out) == shard_bytes(Path(again.output.path))
 
 
-def test_the_lists_are_drawn_from_by_the_index_alone(make_job: Callable[..., Job], words: tuple[str, ...]) -> None:
+def test_the_lists_are_drawn_from_by_the_index_alone(
+    make_job: Callable[..., Job], words: tuple[str, ...]
+) -> None:
     job, plain = make_job(*words), make_job(*words[:-2])
     drawn = [draw_scene(job, i) for i in range(60)]
     assert {scene.atmosphere["weather"] for scene in drawn} == {"", "in fog", "in rain"}
@@ -69,7 +82,9 @@ def test_the_lists_are_drawn_from_by_the_index_alone(make_job: Callable[..., Job
         assert (scene.layout.boxes == draw_scene(plain, i).layout.boxes).all()
 
 
-def test_the_camera_changes_pixels_and_no_label(make_job: Callable[..., Job], dataset: Path) -> None:
+def test_the_camera_changes_pixels_and_no_label(
+    make_job: Callable[..., Job], dataset: Path
+) -> None:
     job = make_job(CAMERA, f"output.path={dataset.with_name('taken')}")
     run(job)
     plain, taken = records(dataset), records(Path(job.output.path))
@@ -78,15 +93,23 @@ def test_the_camera_changes_pixels_and_no_label(make_job: Callable[..., Job], da
         assert after == before
     assert all(
         a["image_sha256"] != b["image_sha256"]
-        for a, b in zip(read_rows(open_store(dataset), 0), read_rows(open_store(Path(job.output.path)), 0), strict=True)
+        for a, b in zip(
+            read_rows(open_store(dataset), 0),
+            read_rows(open_store(Path(job.output.path)), 0),
+            strict=True,
+        )
     )
 
 
-def test_jobs_that_do_not_ask_have_the_bytes_they_always_had(make_job: Callable[..., Job], dataset: Path) -> None:
+def test_jobs_that_do_not_ask_have_the_bytes_they_always_had(
+    make_job: Callable[..., Job], dataset: Path
+) -> None:
     """As a dataset of before: no column, no key, and goes on with a fingerprint that has none of the new keys."""
     assert pq.read_schema(dataset / "shards/000000.parquet").names == SCHEMA.names
     assert all("conditions" not in record for record in records(dataset))
-    spared = make_job("scene.camera={jpeg: {probability: 0}}", f"output.path={dataset.with_name('spared')}")
+    spared = make_job(
+        "scene.camera={jpeg: {probability: 0}}", f"output.path={dataset.with_name('spared')}"
+    )
     run(spared)
     hashes = [
         [row["image_sha256"] for n in range(3) for row in read_rows(open_store(out), n)]
@@ -96,12 +119,16 @@ def test_jobs_that_do_not_ask_have_the_bytes_they_always_had(make_job: Callable[
     info = json.loads((dataset / "dataset.json").read_text())
     new = {"scene.weather", "scene.light", "scene.season", "scene.style", "scene.camera"}
     assert new <= set(info["fingerprint"])
-    info["fingerprint"] = {key: value for key, value in info["fingerprint"].items() if key not in new}
+    info["fingerprint"] = {
+        key: value for key, value in info["fingerprint"].items() if key not in new
+    }
     (dataset / "dataset.json").write_text(json.dumps(info))
     assert run(make_job("images=8")).made == 2
 
 
-def test_a_camera_is_part_of_the_job(job_file: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_camera_is_part_of_the_job(
+    job_file: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["run", str(job_file), "scene.camera={jpeg: {quality: 50}}"]) == 2
     assert "scene.camera.jpeg.quality: was not set, is [50, 50]" in capsys.readouterr().err
 
@@ -114,7 +141,14 @@ def test_mistakes_are_told(job_file: Path, capsys: pytest.CaptureFixture[str]) -
         "scene.light=[]",
     ]
     for override, said in zip(
-        [*wrong], ["paste paints no weather", "did you mean 'weather'?", "did you mean 'jpeg'?", "the list is empty"], strict=True
+        [*wrong],
+        [
+            "paste paints no weather",
+            "did you mean 'weather'?",
+            "did you mean 'jpeg'?",
+            "the list is empty",
+        ],
+        strict=True,
     ):
         assert cli.main(["run", str(job_file), override]) == 2
         assert said in capsys.readouterr().err

@@ -39,7 +39,11 @@ from synthgen.verification.repair import Inspection
 
 
 def test_layout_and_scene_are_functions_of_the_index(make_job: Callable[..., Job]) -> None:
-    first, again, other = draw_scene(make_job(), 5), draw_scene(make_job("images=99"), 5), draw_scene(make_job(), 4)
+    first, again, other = (
+        draw_scene(make_job(), 5),
+        draw_scene(make_job("images=99"), 5),
+        draw_scene(make_job(), 4),
+    )
     np.testing.assert_array_equal(first.layout.boxes, again.layout.boxes)
     assert first.phrases == again.phrases
     assert not np.array_equal(first.layout.boxes, other.layout.boxes)
@@ -54,7 +58,11 @@ def test_a_shard_with_progress(make_job: Callable[..., Job], tmp_path: Path) -> 
     assert {k: staged.marker.numerics[k] for k in ("batch_size", "chunk", "threads", "device")} == {
         "batch_size": 2, "chunk": 32, "threads": 1, "device": "cpu",
     }  # fmt: skip
-    records = [json.loads(data) for name, data in read_members(tmp_path / staged.tar) if name.endswith(".json")]
+    records = [
+        json.loads(data)
+        for name, data in read_members(tmp_path / staged.tar)
+        if name.endswith(".json")
+    ]
     assert [r["index"] for r in records] == [3, 4]
     assert records[0]["prompt"] == "4 dog, a field of grass"
     for annotation in records[0]["annotations"]:
@@ -68,7 +76,9 @@ class Flaky:
     def __init__(self, bad: int) -> None:
         self.bad, self.calls = bad, 0
 
-    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+    def __call__(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[Painting]:
         self.calls += 1
         good = np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)
         black = [seed.spawn_key[0] % 2 == 1 and seed.spawn_key[2] < self.bad for seed in seeds]
@@ -97,7 +107,9 @@ def test_an_object_without_a_visible_pixel_has_no_annotation() -> None:
 
 
 def test_labels_are_not_rounded() -> None:
-    layout = Layout(128, 128, np.array([[10.25, 10.5, 40.75, 41]], np.float32), ("dog",), ("a dog",))
+    layout = Layout(
+        128, 128, np.array([[10.25, 10.5, 40.75, 41]], np.float32), ("dog",), ("a dog",)
+    )
     (annotation,) = annotations(Scene(layout, ""), Painting(NOISE), {"dog": 18})
     assert (annotation.bbox, annotation.area) == ((10.25, 10.5, 30.5, 30.5), 30.5 * 30.5)
 
@@ -111,7 +123,9 @@ class Attempts:
     def __init__(self, faults: Sequence[int | None]) -> None:
         self.faults = faults
 
-    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+    def __call__(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[Painting]:
         images = []
         for seed in seeds:
             attempt = seed.spawn_key[2]
@@ -165,7 +179,9 @@ def test_the_best_attempt_is_kept(
     assert painted.checked.faults == (faults[kept] or 0)
 
 
-@pytest.mark.parametrize(("faults", "kept"), [([None, 0, 0], 1), ([None, None, 0], 2), ([None, None, None], 0)])
+@pytest.mark.parametrize(
+    ("faults", "kept"), [([None, 0, 0], 1), ([None, None, 0], 2), ([None, None, None], 0)]
+)
 def test_of_blank_images_the_first_is_kept(
     make_job: Callable[..., Job], tmp_path: Path, faults: list[int | None], kept: int
 ) -> None:
@@ -182,7 +198,9 @@ class Hungry(Flaky):
         super().__init__(0)
         self.chunk, self.most = chunk, most
 
-    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+    def __call__(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[Painting]:
         if self.calls == 2 and self.chunk > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().__call__(scenes, seeds)
@@ -190,24 +208,36 @@ class Hungry(Flaky):
 
 @pytest.mark.parametrize(("most", "chunk"), [(8, 8), (31, 16), (32, 32)])
 def test_where_memory_runs_out_the_shard_is_made_again_with_half_the_chunk(
-    make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, chunk: int
+    make_job: Callable[..., Job],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    chunk: int,
 ) -> None:
-    monkeypatch.setattr(PasteSpec, "load", lambda self, scene, numerics: Hungry(numerics.chunk, most))
+    monkeypatch.setattr(
+        PasteSpec, "load", lambda self, scene, numerics: Hungry(numerics.chunk, most)
+    )
     worker = Worker(make_job("images=6", "output.shard_size=6"), open_store(tmp_path))
     *progress, staged = worker.make_shard(0)
     assert isinstance(staged, StagedShard)
     assert staged.marker.numerics["chunk"] == chunk
     assert sum(p.images for p in progress if isinstance(p, Progress)) == 6
-    whole = Worker(make_job("images=6", "output.shard_size=6", f"chunk={chunk}"), open_store(tmp_path))
+    whole = Worker(
+        make_job("images=6", "output.shard_size=6", f"chunk={chunk}"), open_store(tmp_path)
+    )
     *_, again = whole.make_shard(0)
     assert isinstance(again, StagedShard)
     assert again.marker.sha256 == staged.marker.sha256
 
 
-def test_what_does_not_fit_at_all_is_told(make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_at_all_is_told(
+    make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(PasteSpec, "load", lambda self, scene, numerics: Hungry(numerics.chunk, 0))
     with pytest.raises(torch.OutOfMemoryError):
-        list(Worker(make_job("images=6", "output.shard_size=6"), open_store(tmp_path)).make_shard(0))
+        list(
+            Worker(make_job("images=6", "output.shard_size=6"), open_store(tmp_path)).make_shard(0)
+        )
 
 
 class Counted(Hungry):
@@ -243,7 +273,10 @@ def test_where_memory_runs_out_there_are_never_two_models(
     monkeypatch.setattr(Counted, "made", 0)
     monkeypatch.setattr(Counted, "most_alive", 0)
     monkeypatch.setattr(PasteSpec, "load", lambda self, scene, numerics: painter(numerics.chunk, 8))
-    worker = Worker(make_job("images=6", "output.shard_size=6", "verify={verifier: detector}"), open_store(tmp_path))
+    worker = Worker(
+        make_job("images=6", "output.shard_size=6", "verify={verifier: detector}"),
+        open_store(tmp_path),
+    )
     *_, staged = worker.make_shard(0)
     assert isinstance(staged, StagedShard)
     assert staged.marker.numerics["chunk"] == 8
@@ -252,7 +285,9 @@ def test_where_memory_runs_out_there_are_never_two_models(
     assert worker.inspection.painter is worker.painter
 
 
-def test_images_wait_for_the_encoder(make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_wait_for_the_encoder(
+    make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker = Worker(make_job("images=40", "output.shard_size=40"), open_store(tmp_path))
     worker.painter = Flaky(0)
     encode, paint, painted, encoded, waiting = worker.encode, worker.paint, [0], [0], [0]
@@ -307,7 +342,9 @@ def test_an_impossible_layout_names_index_and_seed(make_job: Callable[..., Job])
         draw_scene(job.model_copy(update={"layout": full}), 2)
 
 
-@pytest.mark.parametrize(("image_format", "magic"), [("jpg", b"\xff\xd8"), ("png", b"\x89PNG"), ("webp", b"RIFF")])
+@pytest.mark.parametrize(
+    ("image_format", "magic"), [("jpg", b"\xff\xd8"), ("png", b"\x89PNG"), ("webp", b"RIFF")]
+)
 def test_encode_image(image_format: str, magic: bytes) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
     output = OutputSpec.model_validate({"path": "out", "image_format": image_format, "quality": 90})
@@ -316,17 +353,25 @@ def test_encode_image(image_format: str, magic: bytes) -> None:
 
 
 @pytest.mark.parametrize(("subsampling", "factors"), [("4:4:4", (1, 1)), ("4:2:0", (2, 2))])
-def test_the_chroma_of_a_jpg_is_sampled_as_asked(subsampling: str, factors: tuple[int, int]) -> None:
+def test_the_chroma_of_a_jpg_is_sampled_as_asked(
+    subsampling: str, factors: tuple[int, int]
+) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
     output = OutputSpec.model_validate({"path": "out", "subsampling": subsampling})
     with Image.open(io.BytesIO(encode_image(pixels, output))) as image:
         assert isinstance(image, JpegImageFile)
-        assert image.layer[0][1:3] == factors  # horizontal and vertical sampling of luma against chroma
+        assert (
+            image.layer[0][1:3] == factors
+        )  # horizontal and vertical sampling of luma against chroma
 
 
 @pytest.mark.parametrize(
     ("image_format", "expected"),
-    [("jpg", ("JPEG", {"quality": 90, "subsampling": "4:4:4"})), ("png", ("PNG", {})), ("webp", ("WEBP", {"quality": 90}))],
+    [
+        ("jpg", ("JPEG", {"quality": 90, "subsampling": "4:4:4"})),
+        ("png", ("PNG", {})),
+        ("webp", ("WEBP", {"quality": 90})),
+    ],
 )
 def test_no_other_option_of_an_encoder_is_set(
     monkeypatch: pytest.MonkeyPatch, image_format: str, expected: tuple[str, dict[str, Any]]
@@ -343,7 +388,9 @@ def test_no_other_option_of_an_encoder_is_set(
     assert asked == [expected]
 
 
-def test_distractors_are_painted_but_not_labelled(make_job: Callable[..., Job], tmp_path: Path) -> None:
+def test_distractors_are_painted_but_not_labelled(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
     job = make_job("layout.objects={dog: 2, ball: {count: 2, label: false}}", "output.shard_size=1")
     *_, staged = Worker(job, open_store(tmp_path)).make_shard(0)
     assert isinstance(staged, StagedShard)

@@ -32,9 +32,20 @@ DETECTOR: dict[str, Any] = {
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a real and a synthetic dataset, one of cats, and the detector's job."""
     folder = tmp_path_factory.mktemp("datasets")
-    (folder / "job.yaml").write_text(json.dumps(SMALL_JOB | {"output": {"path": "x", "shard_size": 2}}))
-    for name, seed, objects in (("real", 3, "{dog: 4}"), ("synthetic", 4, "{dog: 4}"), ("cats", 5, "{cat: 2}")):
-        run(load_job(str(folder / "job.yaml"), [f"seed={seed}", f"layout.objects={objects}", f"output.path={folder / name}"]))
+    (folder / "job.yaml").write_text(
+        json.dumps(SMALL_JOB | {"output": {"path": "x", "shard_size": 2}})
+    )
+    for name, seed, objects in (
+        ("real", 3, "{dog: 4}"),
+        ("synthetic", 4, "{dog: 4}"),
+        ("cats", 5, "{cat: 2}"),
+    ):
+        run(
+            load_job(
+                str(folder / "job.yaml"),
+                [f"seed={seed}", f"layout.objects={objects}", f"output.path={folder / name}"],
+            )
+        )
     (folder / "detector.yaml").write_text(json.dumps({**DETECTOR, **SMALL}))
     return folder
 
@@ -46,7 +57,16 @@ def files(datasets: Path, tmp_path: Path) -> dict[str, str]:
 
 
 def command(files: dict[str, str], *more: str) -> list[str]:
-    where = ["--real", files["real"], "--synthetic", files["synthetic"], "--detector", files["detector.yaml"], "-o", files["out"]]
+    where = [
+        "--real",
+        files["real"],
+        "--synthetic",
+        files["synthetic"],
+        "--detector",
+        files["detector.yaml"],
+        "-o",
+        files["out"],
+    ]
     return ["benchmark", *where, "--hold-out", "3", "--json", *more]
 
 
@@ -59,12 +79,21 @@ def test_it_compares_and_goes_on(files: dict[str, str], capsys: pytest.CaptureFi
     def stop_at_once(name: str, done: int, loss: float) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    assert benchmark(spec_of(files, hold_out=3, seeds=1), stop_at_once, print) == {"interrupted": True, "runs": []}
-    assert [e["step"] for e in read_log(Path(files["out"]) / "runs" / "real-seed0" / "log.jsonl")] == [1]
+    assert benchmark(spec_of(files, hold_out=3, seeds=1), stop_at_once, print) == {
+        "interrupted": True,
+        "runs": [],
+    }
+    assert [
+        e["step"] for e in read_log(Path(files["out"]) / "runs" / "real-seed0" / "log.jsonl")
+    ] == [1]
     assert cli.main(command(files, "--seeds", "1")) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["images"] == {"real": 4, "synthetic": 6, "test": 2}
-    assert [(row["name"], row["share"]) for row in told["rows"]] == [("real", 0), ("synthetic", 1), ("mixed 0.5", 0.5)]
+    assert [(row["name"], row["share"]) for row in told["rows"]] == [
+        ("real", 0),
+        ("synthetic", 1),
+        ("mixed 0.5", 0.5),
+    ]
     out = Path(files["out"])
     assert json.loads((out / "results.json").read_text()) == told
     assert Image.open(out / "benchmark.png").width > 400
@@ -84,7 +113,12 @@ def test_it_compares_and_goes_on(files: dict[str, str], capsys: pytest.CaptureFi
 def test_all_rows_have_one_job_but_for_their_data(files: dict[str, str]) -> None:
     spec = spec_of(files, ratios=(0.25, 0.5), seeds=2)
     runs = list(spec.runs())
-    assert [r.name for r in runs[:4]] == ["real-seed0", "synthetic-seed0", "mixed-0.25-seed0", "mixed-0.5-seed0"]
+    assert [r.name for r in runs[:4]] == [
+        "real-seed0",
+        "synthetic-seed0",
+        "mixed-0.25-seed0",
+        "mixed-0.5-seed0",
+    ]
     jobs = [spec.training(r).model_dump(exclude={"data", "seed", "name", "output"}) for r in runs]
     assert all(job == jobs[0] for job in jobs)
     assert jobs[0]["categories"] == ("dog",)
@@ -111,7 +145,9 @@ def test_intervals_are_students() -> None:
 
 def test_ratios_are_of_equal_seeds() -> None:
     def runs(name: str, *aps: float) -> list[dict[str, Any]]:
-        return [{"row": name, "seed": k, "ap": ap, "ap50": 1.0, "ap75": 0.0} for k, ap in enumerate(aps)]
+        return [
+            {"row": name, "seed": k, "ap": ap, "ap50": 1.0, "ap75": 0.0} for k, ap in enumerate(aps)
+        ]
 
     rows = [Row("real", 0), Row("synthetic", 1)]
     told = summary(rows, [*runs("real", 0.5, 0.4), *runs("synthetic", 0.25, 0.4)])
@@ -135,8 +171,15 @@ def test_ratios_are_of_equal_seeds() -> None:
         (["cropp=3"], "cropp: unknown key; did you mean 'crop'?"),
     ],
 )
-def test_mistakes_are_named(files: dict[str, str], capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
-    assert cli.main(command(files, *(files[part.lower()] if part.isupper() else part for part in more))) == 2
+def test_mistakes_are_named(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert (
+        cli.main(
+            command(files, *(files[part.lower()] if part.isupper() else part for part in more))
+        )
+        == 2
+    )
     assert message in capsys.readouterr().err
     assert not Path(files["out"]).exists()
 

@@ -16,11 +16,22 @@ IDS = {"dog": 18, "cat": 17}
 
 
 def grid(n: int, side: int = 8, step: int = 10) -> np.ndarray:
-    return np.array([(x, y, x + side, y + side) for y in range(0, n * step, step) for x in range(0, n * step, step)], np.float32)
+    return np.array(
+        [
+            (x, y, x + side, y + side)
+            for y in range(0, n * step, step)
+            for x in range(0, n * step, step)
+        ],
+        np.float32,
+    )
 
 
-def found(boxes: np.ndarray, scores: float | np.ndarray = 0.9, names: tuple[str, ...] | None = None) -> Detections:
-    return Detections(boxes, np.broadcast_to(np.float32(scores), len(boxes)), names or ("dog",) * len(boxes))
+def found(
+    boxes: np.ndarray, scores: float | np.ndarray = 0.9, names: tuple[str, ...] | None = None
+) -> Detections:
+    return Detections(
+        boxes, np.broadcast_to(np.float32(scores), len(boxes)), names or ("dog",) * len(boxes)
+    )
 
 
 def test_perfect_detections_of_400_boxes_have_an_ap_of_1() -> None:
@@ -31,16 +42,18 @@ def test_perfect_detections_of_400_boxes_have_an_ap_of_1() -> None:
     assert {k: told[k] for k in ("ap", "ap50", "ap75", "iou", "held", "scale_x")} == pytest.approx(
         {"ap": 1, "ap50": 1, "ap75": 1, "iou": 1, "held": 1, "scale_x": 1}
     )
-    assert {k: told[k] for k in ("offset_x", "offset_y", "count_error", "unasked")} == pytest.approx(
-        {"offset_x": 0, "offset_y": 0, "count_error": 0, "unasked": 0}, abs=1e-6
-    )
+    assert {
+        k: told[k] for k in ("offset_x", "offset_y", "count_error", "unasked")
+    } == pytest.approx({"offset_x": 0, "offset_y": 0, "count_error": 0, "unasked": 0}, abs=1e-6)
 
 
 def test_offsets_and_sizes() -> None:
     """Detections that are a quarter wider, and so an eighth of a side to the right: IoU 0.8."""
     figures = DetectionFigures(IDS)
     boxes = grid(3)
-    figures.add(Layout(200, 200, boxes, ("dog",) * 9), found(boxes + np.array([0, 0, 2, 0], np.float32)))
+    figures.add(
+        Layout(200, 200, boxes, ("dog",) * 9), found(boxes + np.array([0, 0, 2, 0], np.float32))
+    )
     told = figures.figures()
     names = ("iou", "offset_x", "offset_y", "scale_x", "scale_y", "ap50", "ap75")
     assert [told[k] for k in names] == pytest.approx([0.8, 0.125, 0, 1.25, 1, 1, 1], abs=1e-5)
@@ -50,7 +63,9 @@ def test_offsets_and_sizes() -> None:
 def test_counts_and_strays() -> None:
     figures = DetectionFigures(IDS, threshold=0.5)
     asked = Layout(200, 200, grid(2), ("dog", "dog", "cat", "cat"))
-    boxes = np.concatenate([grid(2)[:3], [[100, 100, 120, 120], [150, 150, 170, 170]]]).astype(np.float32)
+    boxes = np.concatenate([grid(2)[:3], [[100, 100, 120, 120], [150, 150, 170, 170]]]).astype(
+        np.float32
+    )
     seen = found(boxes, np.array([0.9, 0.8, 0.7, 0.6, 0.2]), ("dog", "dog", "dog", "dog", "dog"))
     figures.add(asked, seen)
     figures.add(Layout(200, 200, grid(0).reshape(-1, 4), ()), found(grid(0).reshape(-1, 4)))
@@ -69,7 +84,13 @@ def test_no_detections_and_no_boxes() -> None:
 
 
 def test_a_dataset_is_evaluated(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    big = ["layout.canvas=[256, 256]", "layout.size=[52, 68]", "layout.objects={dog: 5}", "pipeline.cutouts=heldout", "images=4"]
+    big = [
+        "layout.canvas=[256, 256]",
+        "layout.size=[52, 68]",
+        "layout.objects={dog: 5}",
+        "pipeline.cutouts=heldout",
+        "images=4",
+    ]
     assert cli.main(["run", str(job_file), *big, "--json"]) == 0
     out = json.loads(capsys.readouterr().out)["output"]
     assert cli.main(["evaluate", out, "--json"]) == 0

@@ -22,7 +22,9 @@ def by_hand(fake: Array, real: Array, k: int) -> dict[str, float]:
     m, n = len(fake), len(real)
 
     def radius(points: Array, i: int) -> float:
-        return float(sorted(np.linalg.norm(points[i] - p) for j, p in enumerate(points) if j != i)[k - 1])
+        return float(
+            sorted(np.linalg.norm(points[i] - p) for j, p in enumerate(points) if j != i)[k - 1]
+        )
 
     r_real, r_fake = ([radius(p, i) for i in range(len(p))] for p in (real, fake))
     d = np.array([[np.linalg.norm(f - r) for r in real] for f in fake])
@@ -30,8 +32,14 @@ def by_hand(fake: Array, real: Array, k: int) -> dict[str, float]:
     in_fake = np.array([[d[j, i] <= r_fake[j] for i in range(n)] for j in range(m)])
     shift, covariances = fake.mean(0) - real.mean(0), [np.cov(x.T) for x in (fake, real)]
     root = linalg.sqrtm(covariances[0] @ covariances[1]).real
-    xx, yy, xy = ((a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((fake, fake), (real, real), (fake, real)))
-    mmd = (xx.sum() - np.trace(xx)) / (m * (m - 1)) + (yy.sum() - np.trace(yy)) / (n * (n - 1)) - 2 * xy.mean()
+    xx, yy, xy = (
+        (a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((fake, fake), (real, real), (fake, real))
+    )
+    mmd = (
+        (xx.sum() - np.trace(xx)) / (m * (m - 1))
+        + (yy.sum() - np.trace(yy)) / (n * (n - 1))
+        - 2 * xy.mean()
+    )
     return {
         "nearest": float(d.min(1).mean()),
         "precision": float(in_real.any(1).mean()),

@@ -23,10 +23,16 @@ Picture = NDArray[np.uint8]
 @pytest.fixture(scope="module")
 def painted() -> tuple[Any, list[Scene], list[Picture]]:
     """Two pictures of jobs/100dogs.yaml, of cut-outs that no detector of ours was trained on."""
-    job = load_job("100dogs", ["pipeline=paste", "pipeline.cutouts=heldout", "pipeline.grounds=heldout"])
+    job = load_job(
+        "100dogs", ["pipeline=paste", "pipeline.cutouts=heldout", "pipeline.grounds=heldout"]
+    )
     painter: Any = job.pipeline.load(job.scene, Numerics())
     scenes = [draw_scene(job, i) for i in range(2)]
-    return painter, scenes, [p.image for p in painter(scenes, [np.random.SeedSequence(i) for i in range(2)])]
+    return (
+        painter,
+        scenes,
+        [p.image for p in painter(scenes, [np.random.SeedSequence(i) for i in range(2)])],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,9 @@ def test_a_dog_between_the_boxes_is_unasked(painted: Any, verifier: DetectorVeri
     layout = scenes[1].layout
     (before,) = verifier([pictures[1]], [layout])
     (verdict,) = verifier([pictures[1]], [layout.select([i for i in range(100) if i != 50])])
-    found = {tuple(b) for b in verdict.unasked.tolist()} - {tuple(b) for b in before.unasked.tolist()}
+    found = {tuple(b) for b in verdict.unasked.tolist()} - {
+        tuple(b) for b in before.unasked.tolist()
+    }
     assert len(found) == 1
     centre = np.array(found.pop()).reshape(2, 2).mean(0)
     assert (centre > layout.boxes[50, :2]).all()
@@ -66,11 +74,15 @@ def ap75(verifier: DetectorVerifier, pictures: list[Picture], layouts: list[Layo
     return figures.figures()["ap75"]
 
 
-def test_swapped_pictures_and_shifted_labels_drop_ap75(painted: Any, verifier: DetectorVerifier) -> None:
+def test_swapped_pictures_and_shifted_labels_drop_ap75(
+    painted: Any, verifier: DetectorVerifier
+) -> None:
     _, scenes, pictures = painted
     layouts = [scene.layout for scene in scenes]
     right = ap75(verifier, pictures, layouts)
-    shifted = [replace(of, boxes=(of.boxes + 20).clip(0, of.width).astype(np.float32)) for of in layouts]
+    shifted = [
+        replace(of, boxes=(of.boxes + 20).clip(0, of.width).astype(np.float32)) for of in layouts
+    ]
     assert right > 0.5
     assert ap75(verifier, pictures[::-1], layouts) < 0.1 * right
     assert ap75(verifier, pictures, shifted) < 0.1 * right

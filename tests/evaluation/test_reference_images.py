@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, ResNetConfig, ResNetModel, ViTImageProcessor
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTImageProcessor,
+)
 
 from synthgen import cli
 from synthgen.dataset.shard import read_rows
@@ -20,14 +27,19 @@ from synthgen.evaluation.reference_images import Reference
 from synthgen.layouts.base import Layout
 from synthgen.storage.location import open_store
 
-PICTURES = [Image.fromarray(p) for p in np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)]
+PICTURES = [
+    Image.fromarray(p)
+    for p in np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)
+]
 
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resnet")
     torch.manual_seed(0)
-    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")).save_pretrained(folder)
+    ResNetModel(
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
+    ).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
 
@@ -35,9 +47,18 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_features_are_the_pooled_ones(resnet: Path, tmp_path: Path) -> None:
     processor = ViTImageProcessor.from_pretrained(resnet)
-    wanted = ResNetModel.from_pretrained(resnet).eval()(**processor(PICTURES, return_tensors="pt")).pooler_output.flatten(1)
+    wanted = (
+        ResNetModel.from_pretrained(resnet)
+        .eval()(**processor(PICTURES, return_tensors="pt"))
+        .pooler_output.flatten(1)
+    )
     torch.testing.assert_close(Encoder(resnet, "cpu")(PICTURES), wanted, rtol=1e-4, atol=1e-5)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     vision = CLIPVisionModel(CLIPVisionConfig(**size, image_size=32, patch_size=8)).eval()
     vision.save_pretrained(tmp_path)
     clip = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
@@ -53,14 +74,19 @@ def test_the_packaged_encoder_has_1280_features() -> None:
 
 def test_boxes_or_whole_pictures(resnet: Path, tmp_path: Path) -> None:
     image = np.asarray(PICTURES[0])
-    layout = Layout(64, 48, np.array([[0, 0, 20, 20], [20, 20, 40, 40]], np.float32), ("dog", "dog"))
-    whole, boxes = (Comparison(Reference(tmp_path, str(resnet), objects), "cpu") for objects in (False, True))
+    layout = Layout(
+        64, 48, np.array([[0, 0, 20, 20], [20, 20, 40, 40]], np.float32), ("dog", "dog")
+    )
+    whole, boxes = (
+        Comparison(Reference(tmp_path, str(resnet), objects), "cpu") for objects in (False, True)
+    )
     for compared in (whole, boxes):
         compared.add(image, layout)
         compared.add(image, Layout(64, 48, layout.boxes[:0], ()))
     assert [sum(len(f) for f in c.features) for c in (whole, boxes)] == [2, 2]
     torch.testing.assert_close(
-        boxes.features[0], boxes.encoder([Image.fromarray(image[:20, :20]), Image.fromarray(image[20:40, 20:40])])
+        boxes.features[0],
+        boxes.encoder([Image.fromarray(image[:20, :20]), Image.fromarray(image[20:40, 20:40])]),
     )
 
 
@@ -74,9 +100,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_dataset_is_compared(job_file: Path, folder: Path, resnet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_is_compared(
+    job_file: Path, folder: Path, resnet: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def evaluate(*options: str) -> dict[str, float | str]:
-        assert cli.main(["evaluate", str(job_file), "images=8", *options, "--encoder", str(resnet), "--json"]) == 0
+        assert (
+            cli.main(
+                [
+                    "evaluate",
+                    str(job_file),
+                    "images=8",
+                    *options,
+                    "--encoder",
+                    str(resnet),
+                    "--json",
+                ]
+            )
+            == 0
+        )
         told: dict[str, float | str] = json.loads(capsys.readouterr().out)
         return told
 
@@ -93,13 +134,26 @@ def test_a_dataset_is_compared(job_file: Path, folder: Path, resnet: Path, capsy
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--reference", "nowhere"], "--reference: 'nowhere' is neither a synthgen dataset nor a folder of pictures"),
-        (["--reference", "{folder}", "--objects"], "is a folder of pictures; boxes are known in a dataset alone"),
-        (["--reference", "{folder}", "--encoder", "nothing"], "'nothing': no folder of that name holds a config.json"),
+        (
+            ["--reference", "nowhere"],
+            "--reference: 'nowhere' is neither a synthgen dataset nor a folder of pictures",
+        ),
+        (
+            ["--reference", "{folder}", "--objects"],
+            "is a folder of pictures; boxes are known in a dataset alone",
+        ),
+        (
+            ["--reference", "{folder}", "--encoder", "nothing"],
+            "'nothing': no folder of that name holds a config.json",
+        ),
     ],
 )
 def test_what_cannot_be_compared(
-    options: list[str], message: str, folder: Path, job_file: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    message: str,
+    folder: Path,
+    job_file: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.main(["evaluate", str(job_file), *(o.format(folder=folder) for o in options)]) == 2
     assert message in capsys.readouterr().err
@@ -109,11 +163,17 @@ def test_captions_with_boxes_or_masks_are_painted_and_measured_in_one_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "captions.py"
-    subprocess.run([sys.executable, script, tmp_path / "captions.jsonl", "--entries", "6"], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, script, tmp_path / "captions.jsonl", "--entries", "6"],
+        check=True,
+        capture_output=True,
+    )
     entries = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
     assert ["boxes" in e for e in entries] == [False, True] * 3
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["evaluate", "captions", "pipeline=paste", "images=6", "workers=0", "--json"]) == 0
+    assert (
+        cli.main(["evaluate", "captions", "pipeline=paste", "images=6", "workers=0", "--json"]) == 0
+    )
     told = json.loads(capsys.readouterr().out)
     assert (told["images"], told["boxes"]) == (6, sum(len(e["categories"]) for e in entries))
     assert told["held"] > 0.5

@@ -28,7 +28,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("made") / "out"
     layout = {**SMALL_JOB["layout"], "objects": {"dog": 2, "cat": 2}}
-    job = {**SMALL_JOB, "images": 10, "layout": layout, "output": {"shard_size": 2, "path": str(out)}}
+    job = {
+        **SMALL_JOB,
+        "images": 10,
+        "layout": layout,
+        "output": {"shard_size": 2, "path": str(out)},
+    }
     (out.parent / "job.yaml").write_text(json.dumps(job))
     run(load_job(str(out.parent / "job.yaml"), []))
     return out

@@ -12,7 +12,11 @@ from synthgen.formats.entries import Entry, Problem
 from synthgen.formats.yolo import reader as yolo
 
 SIZES = ((80, 60), (64, 48), (50, 70))
-BOXES: tuple[list[list[float]], ...] = ([[10.5, 5.0, 30.25, 40.0], [0, 0, 20, 20]], [], [[5, 10, 40, 50]])  # xywh in px
+BOXES: tuple[list[list[float]], ...] = (
+    [[10.5, 5.0, 30.25, 40.0], [0, 0, 20, 20]],
+    [],
+    [[5, 10, 40, 50]],
+)  # xywh in px
 NAMES: tuple[list[str], ...] = (["dog", "cat"], [], ["dog"])
 IDS = {"dog": 18, "cat": 17}
 
@@ -30,13 +34,27 @@ def write_pictures(folder: Path, suffix: str = "jpg") -> None:
 
 
 def coco_data() -> dict[str, Any]:
-    images = [{"id": 7 + k, "file_name": f"{k}.jpg", "width": w, "height": h} for k, (w, h) in enumerate(SIZES)]
+    images = [
+        {"id": 7 + k, "file_name": f"{k}.jpg", "width": w, "height": h}
+        for k, (w, h) in enumerate(SIZES)
+    ]
     pairs = [(k, box, name) for k in range(3) for box, name in zip(BOXES[k], NAMES[k], strict=True)]
     annotations = [
-        {"id": i, "image_id": 7 + k, "category_id": IDS[name], "bbox": list(box), "iscrowd": 0, "area": box[2] * box[3]}
+        {
+            "id": i,
+            "image_id": 7 + k,
+            "category_id": IDS[name],
+            "bbox": list(box),
+            "iscrowd": 0,
+            "area": box[2] * box[3],
+        }
         for i, (k, box, name) in enumerate(pairs)
     ]
-    return {"images": images, "annotations": annotations, "categories": [{"id": i, "name": n} for n, i in IDS.items()]}
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": n} for n, i in IDS.items()],
+    }
 
 
 def write_coco(folder: Path, data: dict[str, Any] | None = None) -> Path:
@@ -50,10 +68,16 @@ def write_coco(folder: Path, data: dict[str, Any] | None = None) -> Path:
 def document_rows() -> list[dict[str, Any]]:
     """Rows as document 001 has them."""
     strings = [
-        [f"label_{IDS[name]}_bbox_" + "_".join(map(str, box)) for box, name in zip(BOXES[k], NAMES[k], strict=True)]
+        [
+            f"label_{IDS[name]}_bbox_" + "_".join(map(str, box))
+            for box, name in zip(BOXES[k], NAMES[k], strict=True)
+        ]
         for k in range(3)
     ]
-    return [{"file_name": f"{k}.jpg", "caption": f"picture {k}", "custom_annotation": strings[k]} for k in range(3)]
+    return [
+        {"file_name": f"{k}.jpg", "caption": f"picture {k}", "custom_annotation": strings[k]}
+        for k in range(3)
+    ]
 
 
 def write_lines(folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:
@@ -76,7 +100,9 @@ def write_yolo(folder: Path) -> Path:
         ]
         if lines:
             (folder / "labels" / split / f"{k}.txt").write_text("".join(lines))
-    (folder / "data.yaml").write_text("path: ../elsewhere\ntrain: ../images/train\nval: images/val\nnames: [cat, dog]\n")
+    (folder / "data.yaml").write_text(
+        "path: ../elsewhere\ntrain: ../images/train\nval: images/val\nnames: [cat, dog]\n"
+    )
     return folder
 
 
@@ -102,7 +128,13 @@ def write_labelme(folder: Path) -> Path:
             {"label": name, "points": [[x, y], [x + w, y + h]], "shape_type": "rectangle"}
             for (x, y, w, h), name in zip(BOXES[k], NAMES[k], strict=True)
         ]
-        data = {"shapes": shapes, "imagePath": f"{k}.jpg", "imageData": None, "imageHeight": height, "imageWidth": width}
+        data = {
+            "shapes": shapes,
+            "imagePath": f"{k}.jpg",
+            "imageData": None,
+            "imageHeight": height,
+            "imageWidth": width,
+        }
         (folder / f"{k}.json").write_text(json.dumps(data))
     return folder
 
@@ -117,7 +149,13 @@ def rich_coco() -> dict[str, Any]:
 
     rng = np.random.default_rng(5)
     compressed = mask.frPyObjects(POLYGON[:1], 48, 64)[0]
-    masks: list[Any] = [POLYGON, UNCOMPRESSED, {"size": [48, 64], "counts": compressed["counts"].decode()}, [], None]
+    masks: list[Any] = [
+        POLYGON,
+        UNCOMPRESSED,
+        {"size": [48, 64], "counts": compressed["counts"].decode()},
+        [],
+        None,
+    ]
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for k in range(9):
@@ -142,9 +180,16 @@ def rich_coco() -> dict[str, Any]:
                 "segmentation": masks[(k + n) % 5],
             }
             annotations.append(
-                annotation | ({"attributes": {"occluded": True}, "num_keypoints": 0, "category": "dog"} if n == 2 else {})
+                annotation
+                | (
+                    {"attributes": {"occluded": True}, "num_keypoints": 0, "category": "dog"}
+                    if n == 2
+                    else {}
+                )
             )
-    annotations = [{key: value for key, value in a.items() if value is not None} for a in annotations]
+    annotations = [
+        {key: value for key, value in a.items() if value is not None} for a in annotations
+    ]
     annotations[0]["bbox"] = [-0.25, 4, 20, 44.5]  # sticks out by less than a pixel
     return {
         "info": {"description": "rich", "year": 2017, "url": "http://example.org"},
@@ -173,6 +218,8 @@ def write_rich_coco(folder: Path) -> Path:
     return path
 
 
-def read_yolo(source: Path, split: str | None = None, whole: bool = False, task: str | None = None) -> Iterator[Entry | Problem]:
+def read_yolo(
+    source: Path, split: str | None = None, whole: bool = False, task: str | None = None
+) -> Iterator[Entry | Problem]:
     """The annotated images of a YOLO dataset."""
     return yolo.open_dataset(source, split, task).entries(whole)

@@ -55,7 +55,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text(TOY)
     (folder / "reader.py").write_text(READER)
-    monkeypatch.setattr(synthgen.formats, "__path__", [*synthgen.formats.__path__, str(folder.parent)])
+    monkeypatch.setattr(
+        synthgen.formats, "__path__", [*synthgen.formats.__path__, str(folder.parent)]
+    )
     formats.cache_clear()
     yield
     formats.cache_clear()
@@ -81,7 +83,12 @@ def test_their_names_are_known_without_what_they_need() -> None:
         "import sys\nimport synthgen.cli.main\nfrom synthgen.formats.base import formats\nassert formats()\n"
         "print({'numpy', 'PIL', 'pyarrow', 'pycocotools', 'pydantic', 'torch'} & set(sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
+        == "set()\n"
+    )
 
 
 @pytest.mark.usefixtures("toy")

@@ -17,7 +17,9 @@ from tests.formats.sources import coco_data, picture, write_coco
 ALL = slice(None)
 
 
-def found(data: dict[str, Any], images: Path = Path(), whole: bool = True) -> tuple[list[Entry], list[Problem]]:
+def found(
+    data: dict[str, Any], images: Path = Path(), whole: bool = True
+) -> tuple[list[Entry], list[Problem]]:
     """The entries and the problems of a file."""
     every = list(coco.entries(data, Path("i.json"), images, whole))
     return [e for e in every if isinstance(e, Entry)], [p for p in every if isinstance(p, Problem)]
@@ -46,11 +48,17 @@ def changed(part: str, which: slice = ALL, **changes: Any) -> dict[str, Any]:
         changed("annotations", iscrowd=str),
     ],
 )
-def test_numbers_that_are_written_as_texts_or_decimals(data: dict[str, Any], tmp_path: Path) -> None:
+def test_numbers_that_are_written_as_texts_or_decimals(
+    data: dict[str, Any], tmp_path: Path
+) -> None:
     path = write_coco(tmp_path, data)
     for whole in (False, True):
         entries = [e for e in Source("coco", path).entries(whole) if isinstance(e, Entry)]
-        assert [(e.names, e.width) for e in entries] == [(("dog", "cat"), 80), ((), 64), (("dog",), 50)]
+        assert [(e.names, e.width) for e in entries] == [
+            (("dog", "cat"), 80),
+            ((), 64),
+            (("dog",), 50),
+        ]
         json.dumps([e.source for e in entries], allow_nan=False)
         if whole:
             assert [m["iscrowd"] for e in entries for m in e.more or ()] == [0, 0, 0]
@@ -66,8 +74,13 @@ def test_ids_that_may_be_those_of_two_images() -> None:
     for annotation, own in zip(data["annotations"], (7, "7", "007"), strict=True):
         annotation["image_id"] = own
     entries, problems = found(data)
-    assert [e.place for e in entries] == ["i.json: images[2]"]  # it has another id than the label may mean
-    assert str(problems[0]) == "i.json: annotations[2]: image_id '007' may be any of the images [7, '7']"
+    assert [e.place for e in entries] == [
+        "i.json: images[2]"
+    ]  # it has another id than the label may mean
+    assert (
+        str(problems[0])
+        == "i.json: annotations[2]: image_id '007' may be any of the images [7, '7']"
+    )
     assert {p.entry for p in problems} == {None, "i.json: images[0]", "i.json: images[1]"}
 
 
@@ -162,19 +175,29 @@ def test_compressed_counts_are_read_as_pycocotools_writes_them(seed: int) -> Non
     mask = coco_mask.encode(np.asfortranarray(pixels.astype(np.uint8)))
     given = {"size": [60, 80], "counts": mask["counts"].decode()}
     assert run_length(given, 80, 60) == given
-    assert run_length({**given, "counts": mask["counts"]}, 80, 60) == given  # as a table of ours holds it
+    assert (
+        run_length({**given, "counts": mask["counts"]}, 80, 60) == given
+    )  # as a table of ours holds it
 
 
 def test_counts_that_are_decimals_or_texts() -> None:
     mask = {"size": [60, 80], "counts": [4700.0, "60", 40]}
     (first, *_), _ = found(changed("annotations", slice(0, 1), segmentation=mask))
     assert first.more is not None
-    assert run_length({"size": [60, 80], "counts": [4700, 60, 40]}, 80, 60) == first.more[0]["segmentation"]
+    assert (
+        run_length({"size": [60, 80], "counts": [4700, 60, 40]}, 80, 60)
+        == first.more[0]["segmentation"]
+    )
 
 
 @pytest.mark.parametrize("area", [float("nan"), float("inf"), "12", True, None])
 def test_an_area_that_is_none_is_left_out(area: Any) -> None:
-    data = changed("annotations", slice(0, 1), area=area, note={"score": float("nan"), "list": [1.5, float("-inf")]})
+    data = changed(
+        "annotations",
+        slice(0, 1),
+        area=area,
+        note={"score": float("nan"), "list": [1.5, float("-inf")]},
+    )
     (first, *_), problems = found(data)
     assert problems == []
     assert first.more is not None
@@ -197,10 +220,23 @@ def test_names_with_backslashes_and_absolute_names(tmp_path: Path) -> None:
     path.write_text(json.dumps(data))
     for source in (Source("coco", path), Source("coco", path, images)):
         entries = [e for e in source.entries(whole=True) if isinstance(e, Entry)]
-        assert [e.picture for e in entries] == [images / "deep/0.jpg", images / "1.jpg", images / "2.jpg"]
-        assert [(e.source or [{}])[0]["file_name"] for e in entries] == ["deep/0.jpg", "1.jpg", "2.jpg"]
+        assert [e.picture for e in entries] == [
+            images / "deep/0.jpg",
+            images / "1.jpg",
+            images / "2.jpg",
+        ]
+        assert [(e.source or [{}])[0]["file_name"] for e in entries] == [
+            "deep/0.jpg",
+            "1.jpg",
+            "2.jpg",
+        ]
     picture(1).save(tmp_path / "1.jpg")
-    for name in (str(tmp_path / "1.jpg"), "..\\..\\1.jpg", "C:\\1.jpg", str(images / "../../1.jpg")):
+    for name in (
+        str(tmp_path / "1.jpg"),
+        "..\\..\\1.jpg",
+        "C:\\1.jpg",
+        str(images / "../../1.jpg"),
+    ):
         data["images"][1]["file_name"] = name
         entries, problems = found(data, images)
         if problems:
@@ -222,12 +258,16 @@ def test_the_size_of_an_image_where_the_file_does_not_say_it(tmp_path: Path) -> 
     data["images"][1] |= {"width": 0, "height": 0}
     assert found(data, tmp_path / "images")[1] == []
     data["images"][1] |= {"width": 0.5, "height": 48}
-    assert [p.why for p in found(data, tmp_path / "images")[1]] == ["width: 0.5 is not a whole number from 1 to 1e+06"]
+    assert [p.why for p in found(data, tmp_path / "images")[1]] == [
+        "width: 0.5 is not a whole number from 1 to 1e+06"
+    ]
 
 
 def test_a_byte_order_mark_and_text_of_another_code(tmp_path: Path) -> None:
     path = write_coco(tmp_path)
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(coco_data(), indent=1).replace("\n", "\r\n").encode())
+    path.write_bytes(
+        b"\xef\xbb\xbf" + json.dumps(coco_data(), indent=1).replace("\n", "\r\n").encode()
+    )
     assert len(list(Source("coco", path).entries())) == 3
     path.write_bytes(json.dumps(coco_data()).encode("utf-16"))
     with pytest.raises(UnreadableSourceError, match=r"instances.json: is not UTF-8 text"):

@@ -48,7 +48,9 @@ def library(name: str) -> Any:
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    return [row for number in committed(open_store(out)) for row in read_rows(open_store(out), number)]
+    return [
+        row for number in committed(open_store(out)) for row in read_rows(open_store(out), number)
+    ]
 
 
 def corners(bbox: Any) -> list[float]:
@@ -58,7 +60,9 @@ def corners(bbox: Any) -> list[float]:
 
 def expected(out: Path, crowds: bool = True) -> Found:
     return {
-        row["key"]: [(a.category, corners(a.bbox)) for a in annotations_of(row) if crowds or not a.iscrowd]
+        row["key"]: [
+            (a.category, corners(a.bbox)) for a in annotations_of(row) if crowds or not a.iscrowd
+        ]
         for row in rows_of(out)
     }
 
@@ -116,7 +120,9 @@ def test_datasets_webdataset(imported: Path, tmp_path: Path) -> None:
 
     rows = load_dataset(str(imported), split="train", cache_dir=str(tmp_path))
     found = {
-        row["__key__"].rpartition("/")[2]: [(a["category"], corners(a["bbox"])) for a in row["json"]["annotations"]]
+        row["__key__"].rpartition("/")[2]: [
+            (a["category"], corners(a["bbox"])) for a in row["json"]["annotations"]
+        ]
         for row in rows
     }
     same(found, expected(imported), 1e-9)
@@ -140,10 +146,15 @@ def test_datasets_parquet(imported: Path, export: Callable[[str], Path], tmp_pat
             assert split_of(key, VAL) == split
             assert row["image"].size == (row["width"], row["height"]) == (64, 48)
             names = [category.int2str(i) for i in row["objects"]["category"]]
-            found[key] = [(name, corners(box)) for name, box in zip(names, row["objects"]["bbox"], strict=True)]
+            found[key] = [
+                (name, corners(box))
+                for name, box in zip(names, row["objects"]["bbox"], strict=True)
+            ]
     same(found, expected(imported), 1e-9)
     path = next((folder / "data").glob("train-*.parquet"))
-    alone = load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "file"))
+    alone = load_dataset(
+        "parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "file")
+    )
     assert alone.features == features  # each file says it itself
 
 
@@ -156,21 +167,31 @@ def test_transformers_image_processor(imported: Path) -> None:
     found: Found = {}
     for image, target in data:
         out = processor(
-            images=image.numpy(), annotations=as_coco(target), return_tensors="pt", input_data_format="channels_first"
+            images=image.numpy(),
+            annotations=as_coco(target),
+            return_tensors="pt",
+            input_data_format="channels_first",
         )
         assert out["pixel_values"].shape == (1, 3, 96, 128)
         (labels,) = out["labels"]
         cx, cy, w, h = (labels["boxes"].double().numpy().reshape(-1, 4) * (64, 48, 64, 48)).T
         names = [data.id2label[int(i)] for i in labels["class_labels"]]
         found[target["key"]] = list(
-            zip(names, np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 1).tolist(), strict=True)
+            zip(
+                names,
+                np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 1).tolist(),
+                strict=True,
+            )
         )
     same(found, expected(imported, crowds=False), 1e-4)
 
 
 def from_supervision(dataset: Any, keys: Callable[[str], str]) -> Found:
     return {
-        keys(path): [(dataset.classes[c], b) for c, b in zip(detections.class_id, detections.xyxy.tolist(), strict=True)]
+        keys(path): [
+            (dataset.classes[c], b)
+            for c, b in zip(detections.class_id, detections.xyxy.tolist(), strict=True)
+        ]
         for path, _, detections in dataset
     }
 
@@ -180,8 +201,12 @@ def test_supervision_coco(imported: Path, export: Callable[[str], Path]) -> None
     folder, names = export("coco"), file_names(imported)
     found: Found = {}
     for split in SPLITS:
-        dataset = supervision.DetectionDataset.from_coco(str(folder / split), str(instances(folder, split)))
-        found |= from_supervision(dataset, lambda path, root=folder / split: names[str(Path(path).relative_to(root))])  # type: ignore[misc]
+        dataset = supervision.DetectionDataset.from_coco(
+            str(folder / split), str(instances(folder, split))
+        )
+        found |= from_supervision(
+            dataset, lambda path, root=folder / split: names[str(Path(path).relative_to(root))]
+        )  # type: ignore[misc]
     same(found, unclipped(imported), 1e-4)
 
 
@@ -199,8 +224,12 @@ def test_supervision_yolo(imported: Path, export: Callable[[str], Path]) -> None
 def test_supervision_voc(imported: Path, export: Callable[[str], Path]) -> None:
     supervision = library("supervision")
     folder = export("voc")
-    dataset = supervision.DetectionDataset.from_pascal_voc(str(folder / "JPEGImages"), str(folder / "Annotations"))
-    same(from_supervision(dataset, lambda path: Path(path).stem), expected(imported), 1.01)  # it takes 1 from all four
+    dataset = supervision.DetectionDataset.from_pascal_voc(
+        str(folder / "JPEGImages"), str(folder / "Annotations")
+    )
+    same(
+        from_supervision(dataset, lambda path: Path(path).stem), expected(imported), 1.01
+    )  # it takes 1 from all four
 
 
 def test_torchvision(imported: Path, export: Callable[[str], Path]) -> None:
@@ -208,8 +237,12 @@ def test_torchvision(imported: Path, export: Callable[[str], Path]) -> None:
     folder, names = export("coco"), file_names(imported)
     found: Found = {}
     for split in SPLITS:
-        coco = torchvision.datasets.CocoDetection(str(folder / split), str(instances(folder, split)))
-        coco = torchvision.datasets.wrap_dataset_for_transforms_v2(coco, target_keys=["image_id", "boxes", "labels"])
+        coco = torchvision.datasets.CocoDetection(
+            str(folder / split), str(instances(folder, split))
+        )
+        coco = torchvision.datasets.wrap_dataset_for_transforms_v2(
+            coco, target_keys=["image_id", "boxes", "labels"]
+        )
         files = {image["id"]: image["file_name"] for image in coco.coco.dataset["images"]}
         category = {c["id"]: c["name"] for c in coco.coco.dataset["categories"]}
         for _, target in coco:
@@ -219,7 +252,9 @@ def test_torchvision(imported: Path, export: Callable[[str], Path]) -> None:
     same(found, unclipped(imported), 1e-4)
 
 
-def test_ultralytics(imported: Path, export: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ultralytics(
+    imported: Path, export: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """In a process of its own: Ultralytics exchanges functions of pillow and torch when it is imported."""
     ultralytics_or_skip()
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
@@ -259,7 +294,9 @@ def test_fiftyone(imported: Path, export: Callable[[str], Path]) -> None:
     found: Found = {}
     for split in SPLITS:
         importer = COCODetectionDatasetImporter(
-            data_path=str(folder / split), labels_path=str(instances(folder, split)), label_types="detections"
+            data_path=str(folder / split),
+            labels_path=str(instances(folder, split)),
+            label_types="detections",
         )
         with importer:
             for path, metadata, detections in importer:
@@ -272,5 +309,7 @@ def test_fiftyone(imported: Path, export: Callable[[str], Path]) -> None:
                     else detections.detections
                 )
                 key = names[str(Path(path).relative_to(folder / split))]
-                found[key] = [(o.label, corners(np.array(o.bounding_box) * (w, h, w, h))) for o in objects]
+                found[key] = [
+                    (o.label, corners(np.array(o.bounding_box) * (w, h, w, h))) for o in objects
+                ]
     same(found, unclipped(imported), 1e-4)

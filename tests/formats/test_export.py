@@ -38,7 +38,9 @@ VAL = 0.4
 
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
-    return [row for number in committed(open_store(out)) for row in read_rows(open_store(out), number)]
+    return [
+        row for number in committed(open_store(out)) for row in read_rows(open_store(out), number)
+    ]
 
 
 def exported(out: Path, form: str, folder: Path, **more: Any) -> Path:
@@ -56,14 +58,20 @@ def picture_digests(folder: Path, form: str) -> list[str]:
     """Digests of all pictures of an export."""
     if form == "hf":
         tables = [pq.read_table(p) for p in sorted(folder.glob("data/*.parquet"))]
-        return [hashlib.sha256(i["bytes"]).hexdigest() for t in tables for i in t["image"].to_pylist()]
+        return [
+            hashlib.sha256(i["bytes"]).hexdigest() for t in tables for i in t["image"].to_pylist()
+        ]
     return [d for name, d in tree(folder).items() if name.endswith((".jpg", ".png"))]
 
 
 @pytest.mark.parametrize("form", writable_formats())
-def test_every_picture_is_there_once_byte_by_byte(form: str, imported: Path, tmp_path: Path) -> None:
+def test_every_picture_is_there_once_byte_by_byte(
+    form: str, imported: Path, tmp_path: Path
+) -> None:
     folder = exported(imported, form, tmp_path / form)
-    assert sorted(picture_digests(folder, form)) == sorted(row["image_sha256"] for row in rows_of(imported))
+    assert sorted(picture_digests(folder, form)) == sorted(
+        row["image_sha256"] for row in rows_of(imported)
+    )
     assert not [name for name in tree(folder) if name.endswith(".tmp")]
 
 
@@ -74,16 +82,23 @@ def by_id(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_coco_to_coco_loses_nothing(imported: Path, tmp_path: Path) -> None:
     assert check_dataset(open_store(imported))[0] == []
     folder, original = exported(imported, "coco", tmp_path / "coco"), rich_coco()
-    parts = {split: json.loads((folder / f"annotations/instances_{split}.json").read_text()) for split in ("train", "val")}
+    parts = {
+        split: json.loads((folder / f"annotations/instances_{split}.json").read_text())
+        for split in ("train", "val")
+    }
     for split, part in parts.items():
         assert part["images"], split
         assert all((folder / split / image["file_name"]).is_file() for image in part["images"])
-        assert {a["image_id"] for a in part["annotations"]} <= {image["id"] for image in part["images"]}
+        assert {a["image_id"] for a in part["annotations"]} <= {
+            image["id"] for image in part["images"]
+        }
         assert {k: v for k, v in part.items() if k not in ("images", "annotations")} == {
             k: v for k, v in original.items() if k not in ("images", "annotations")
         }
     for records in ("images", "annotations"):
-        assert by_id([r for part in parts.values() for r in part[records]]) == by_id(original[records])
+        assert by_id([r for part in parts.values() for r in part[records]]) == by_id(
+            original[records]
+        )
 
 
 def test_coco_survives_a_second_round(imported: Path, tmp_path: Path) -> None:
@@ -116,7 +131,9 @@ def test_pictures_of_one_name_do_not_meet(tmp_path: Path) -> None:
     source = Source("coco", write_coco(tmp_path / "source", data), tmp_path / "source/images")
     import_dataset(ImportSpec(source, tmp_path / "out"))
     folder = exported(tmp_path / "out", "coco", tmp_path / "coco", val=0)
-    assert sorted(p.name for p in (folder / "train").iterdir()) == [f"00000000{k}.jpg" for k in range(3)]
+    assert sorted(p.name for p in (folder / "train").iterdir()) == [
+        f"00000000{k}.jpg" for k in range(3)
+    ]
 
 
 def test_a_made_dataset_as_coco(made: Path, tmp_path: Path) -> None:
@@ -124,7 +141,9 @@ def test_a_made_dataset_as_coco(made: Path, tmp_path: Path) -> None:
     ids: list[int] = []
     for split in ("train", "val"):
         data = json.loads((folder / f"annotations/instances_{split}.json").read_text())
-        rows = {row["index"] + 1: row for row in rows_of(made) if split_of(row["key"], VAL) == split}
+        rows = {
+            row["index"] + 1: row for row in rows_of(made) if split_of(row["key"], VAL) == split
+        }
         assert sorted(i["id"] for i in data["images"]) == sorted(rows)
         assert all(a["bbox"] in rows[a["image_id"]]["bbox"] for a in data["annotations"])
         ids += [a["id"] for a in data["annotations"]]
@@ -135,7 +154,9 @@ def test_yolo(imported: Path, tmp_path: Path) -> None:
     """Read by Ultralytics' documented rules: labels/ for images/, class from 0 and centre and size in shares; no crowds."""
     folder = exported(imported, "yolo", tmp_path / "yolo")
     text = (folder / "data.yaml").read_text()
-    assert 'names:\n  0: "traffic cone"\n  1: "cat"\n  2: "dog"\n' in text  # ascending ids: 5 of its own, 17, 18
+    assert (
+        'names:\n  0: "traffic cone"\n  1: "cat"\n  2: "dog"\n' in text
+    )  # ascending ids: 5 of its own, 17, 18
     names = ["traffic cone", "cat", "dog"]
     for row in rows_of(imported):
         split = split_of(row["key"], VAL)
@@ -151,7 +172,10 @@ def test_yolo(imported: Path, tmp_path: Path) -> None:
 
 def test_voc(imported: Path, tmp_path: Path) -> None:
     folder = exported(imported, "voc", tmp_path / "voc")
-    listed = {split: (folder / f"ImageSets/Main/{split}.txt").read_text().split() for split in ("train", "val")}
+    listed = {
+        split: (folder / f"ImageSets/Main/{split}.txt").read_text().split()
+        for split in ("train", "val")
+    }
     for row in rows_of(imported):
         assert row["key"] in listed[split_of(row["key"], VAL)]
         root = ElementTree.parse(folder / f"Annotations/{row['key']}.xml").getroot()
@@ -160,8 +184,13 @@ def test_voc(imported: Path, tmp_path: Path) -> None:
         assert [o.findtext("name") for o in objects] == row["category"]
         assert [int(o.findtext("difficult") or 9) for o in objects] == row["iscrowd"]
         for item, (x, y, w, h) in zip(objects, row["bbox"], strict=True):
-            ends = [int(item.findtext(f"bndbox/{name}") or -1) for name in ("xmin", "ymin", "xmax", "ymax")]
-            np.testing.assert_allclose([ends[0] - 1, ends[1] - 1, ends[2], ends[3]], [x, y, x + w, y + h], atol=0.501)
+            ends = [
+                int(item.findtext(f"bndbox/{name}") or -1)
+                for name in ("xmin", "ymin", "xmax", "ymax")
+            ]
+            np.testing.assert_allclose(
+                [ends[0] - 1, ends[1] - 1, ends[2], ends[3]], [x, y, x + w, y + h], atol=0.501
+            )
     assert sum(map(len, listed.values())) == 9
 
 
@@ -170,12 +199,17 @@ def test_voc_comes_back_as_it_was(tmp_path: Path) -> None:
     data = coco_data()
     data["annotations"][0]["bbox"], data["annotations"][1]["bbox"] = [7, 5, 1, 1], [0, 0, 80, 60]
     data["annotations"][1]["iscrowd"] = 1
-    first = import_dataset(ImportSpec(Source("coco", write_coco(tmp_path / "coco", data)), tmp_path / "first"))
+    first = import_dataset(
+        ImportSpec(Source("coco", write_coco(tmp_path / "coco", data)), tmp_path / "first")
+    )
     folder = exported(tmp_path / "first", "voc", tmp_path / "voc", val=0)
     last = import_dataset(ImportSpec(Source(*locate(folder)), tmp_path / "last"))
     assert (first.survey.count, last.survey.problems) == (3, [])
     keys = ("width", "height", "bbox", "category", "category_id", "iscrowd")
-    one, other = ([{key: row[key] for key in keys} for row in rows_of(tmp_path / name)] for name in ("first", "last"))
+    one, other = (
+        [{key: row[key] for key in keys} for row in rows_of(tmp_path / name)]
+        for name in ("first", "last")
+    )
     assert one == other
 
 
@@ -201,7 +235,9 @@ def test_the_share_is_what_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("form", writable_formats())
-def test_a_stopped_export_goes_on_and_a_grown_dataset_is_taken_along(form: str, made: Path, tmp_path: Path) -> None:
+def test_a_stopped_export_goes_on_and_a_grown_dataset_is_taken_along(
+    form: str, made: Path, tmp_path: Path
+) -> None:
     """Killed while it writes; and the dataset gets more images: what is there then is what one export writes."""
     out, folder = tmp_path / "out", tmp_path / "export"
     shutil.copytree(made, out)
@@ -210,7 +246,9 @@ def test_a_stopped_export_goes_on_and_a_grown_dataset_is_taken_along(form: str, 
         "def kill(done, total):\n    if done == 2: os._exit(9)\n"
         f"export_dataset(ExportSpec(Path(sys.argv[1]), {form!r}, Path(sys.argv[2]), {VAL}, workers=1), kill)"
     )
-    killed = subprocess.run([sys.executable, "-c", code, str(out), str(folder)], check=False, env=os.environ)
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(out), str(folder)], check=False, env=os.environ
+    )
     assert killed.returncode == 9
     assert len(list((folder / ".export").iterdir())) >= 2
     result = export_dataset(ExportSpec(out, form, folder, VAL))
@@ -236,7 +274,9 @@ def test_an_interrupted_export_says_so(made: Path, tmp_path: Path) -> None:
 def test_what_else_is_in_the_folder_is_refused(made: Path, imported: Path, tmp_path: Path) -> None:
     folder = exported(made, "yolo", tmp_path / "yolo")
     before = tree(folder)
-    with pytest.raises(InputError, match=r"holds another export: val: was 0\.4, is 0\.2; give another folder"):
+    with pytest.raises(
+        InputError, match=r"holds another export: val: was 0\.4, is 0\.2; give another folder"
+    ):
         exported(made, "yolo", folder, val=0.2)
     with pytest.raises(InputError, match="form: was 'yolo', is 'coco'"):
         exported(made, "coco", folder)
@@ -258,7 +298,10 @@ def test_a_damaged_shard_is_named(made: Path, tmp_path: Path) -> None:
     data = bytearray(tar.read_bytes())
     data[2000] ^= 255
     tar.write_bytes(data)
-    with pytest.raises(InputError, match=r"000001.tar: 000000002.jpg differs from its row \(sha256\); see `synthgen check"):
+    with pytest.raises(
+        InputError,
+        match=r"000001.tar: 000000002.jpg differs from its row \(sha256\); see `synthgen check",
+    ):
         exported(out, "coco", tmp_path / "coco")
     tar.write_bytes(data[:-1024])
     with pytest.raises(InputError, match="000001: differs from its marker"):
@@ -289,7 +332,11 @@ def test_the_command(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         "output", "form", "images", "boxes", "labels", "shards", "written", "interrupted", "missing",
         "crowds", "crowd_images", "crowd_labels",
     }  # fmt: skip
-    assert (sum(data["images"].values()), sum(data["boxes"].values()), data["labels"]) == (10, 40, ["dog"])
+    assert (sum(data["images"].values()), sum(data["boxes"].values()), data["labels"]) == (
+        10,
+        40,
+        ["dog"],
+    )
     assert {line[0] for p in folder.rglob("0*.txt") for line in p.read_text().splitlines()} == {"0"}
     assert cli.main(argv) == 0
     assert "1 classes" in capsys.readouterr().out

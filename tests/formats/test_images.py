@@ -40,7 +40,9 @@ def test_what_readers_see_differently_is_encoded_anew() -> None:
         with Image.open(io.BytesIO(new)) as again:
             assert again.mode == "RGB"
             difference = np.abs(np.asarray(again, float) - pixels(data, (80, 60)))
-        assert difference.mean() < (12 if suffix == "jpg" else 1e-9)  # jpg: noise is what it keeps worst
+        assert difference.mean() < (
+            12 if suffix == "jpg" else 1e-9
+        )  # jpg: noise is what it keeps worst
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
@@ -74,7 +76,11 @@ def test_damaged_and_other_pictures_are_named(tmp_path: Path) -> None:
         (good[:-300], (80, 60), "does not decode: image file is truncated"),
         (b"no picture", (80, 60), "does not decode: cannot identify image file"),
         (good, (60, 80), "the picture has 80 x 60 px, its entry says 60 x 80"),
-        (encoded(Image.new("I;16", (8, 8)), "PNG"), (8, 8), "has mode I;16; save it with 8 bits a channel"),
+        (
+            encoded(Image.new("I;16", (8, 8)), "PNG"),
+            (8, 8),
+            "has mode I;16; save it with 8 bits a channel",
+        ),
     ):
         with pytest.raises(BadEntryError, match=message):
             taken_over(data, size, verify=True)

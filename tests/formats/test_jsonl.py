@@ -16,7 +16,8 @@ from synthgen.formats.source import Source
 from tests.formats.sources import BOXES, NAMES, SIZES, document_rows, write_lines, write_pictures
 
 OBJECTS: list[dict[str, Any]] = [
-    {"file_name": f"{k}.jpg", "objects": {"bbox": BOXES[k], "categories": NAMES[k]}} for k in range(3)
+    {"file_name": f"{k}.jpg", "objects": {"bbox": BOXES[k], "categories": NAMES[k]}}
+    for k in range(3)
 ]
 
 
@@ -33,13 +34,18 @@ def test_objects_of_hugging_face(rows: list[dict[str, Any]], tmp_path: Path) -> 
         entries = [e for e in Source("jsonl", path).entries(whole=True) if isinstance(e, Entry)]
         assert [e.names for e in entries] == list(map(tuple, NAMES))
         assert [(e.width, e.height) for e in entries] == list(SIZES)
-        np.testing.assert_allclose(entries[0].boxes, np.array([[10.5, 5, 40.75, 45], [0, 0, 20, 20]]))
+        np.testing.assert_allclose(
+            entries[0].boxes, np.array([[10.5, 5, 40.75, 45], [0, 0, 20, 20]])
+        )
 
 
 def test_pictures_that_a_table_holds(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     rows = [
-        {"image": {"bytes": (tmp_path / f"{k}.jpg").read_bytes(), "path": None}, "objects": row["objects"]}
+        {
+            "image": {"bytes": (tmp_path / f"{k}.jpg").read_bytes(), "path": None},
+            "objects": row["objects"],
+        }
         for k, row in enumerate(OBJECTS)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
@@ -56,21 +62,33 @@ def test_numbers_of_classes(tmp_path: Path) -> None:
     assert entry.names == ("1", "0")
     classes = {"feature": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "_type": "Sequence"}
     features = {"info": {"features": {"objects": {"categories": classes}}}}
-    for number, wanted in ((0, ("dog", "cat")), (2, "2 is not the number of a class; there are 0 to 1")):
+    for number, wanted in (
+        (0, ("dog", "cat")),
+        (2, "2 is not the number of a class; there are 0 to 1"),
+    ):
         row["objects"]["categories"][1] = number  # type: ignore[index]
-        table = pa.Table.from_pylist([row]).replace_schema_metadata({"huggingface": json.dumps(features)})
+        table = pa.Table.from_pylist([row]).replace_schema_metadata(
+            {"huggingface": json.dumps(features)}
+        )
         pq.write_table(table, tmp_path / "m.parquet")
         (found,) = jsonl.read(tmp_path / "m.parquet")
         assert wanted in (found.names,) if isinstance(found, Entry) else str(wanted) in found.why
 
 
 def test_crowds_of_objects(tmp_path: Path) -> None:
-    row = {"file_name": "0.jpg", "objects": {"bbox": BOXES[0], "categories": NAMES[0], "iscrowd": [0, "1"]}}
+    row = {
+        "file_name": "0.jpg",
+        "objects": {"bbox": BOXES[0], "categories": NAMES[0], "iscrowd": [0, "1"]},
+    }
     path = write_lines(tmp_path, [row])
     (plain,), (whole,) = jsonl.read(path), jsonl.read(path, whole=True)
     assert isinstance(plain, Entry)
     assert isinstance(whole, Entry)
-    assert (plain.names, whole.names, whole.more) == (("dog",), ("dog", "cat"), ({}, {"iscrowd": 1}))
+    assert (plain.names, whole.names, whole.more) == (
+        ("dog",),
+        ("dog", "cat"),
+        ({}, {"iscrowd": 1}),
+    )
     assert plain.boxes.shape == (1, 4)
 
 
@@ -79,7 +97,10 @@ def test_crowds_of_objects(tmp_path: Path) -> None:
     [
         ({"categories": [None, "dog"]}, "categories[0]: None is not a name"),
         ({"categories": [True, "dog"]}, "categories[0]: True is not a name"),
-        ({"boxes": [[True, 0, 5, 5], [0, 0, 5, 5]]}, "boxes[0]: [True, 0, 5, 5] is not x0, y0, x1, y1"),
+        (
+            {"boxes": [[True, 0, 5, 5], [0, 0, 5, 5]]},
+            "boxes[0]: [True, 0, 5, 5] is not x0, y0, x1, y1",
+        ),
         ({"depth": [float("nan"), 1]}, "depth: [nan, 1]: not of the kind"),
         ({"depth": [True, 1]}, "depth: [True, 1]: not of the kind"),
         ({"iscrowd": [0]}, "iscrowd: 1 given for 2 boxes"),
@@ -88,15 +109,27 @@ def test_crowds_of_objects(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_label(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    row = {"file_name": "0.jpg", "categories": ["cat", "dog"], "boxes": [[0, 0, 5, 5], [1, 1, 9, 9]], **changes}
-    (problem,) = jsonl.read(write_lines(tmp_path, [{k: v for k, v in row.items() if v is not None}]))
+    row = {
+        "file_name": "0.jpg",
+        "categories": ["cat", "dog"],
+        "boxes": [[0, 0, 5, 5], [1, 1, 9, 9]],
+        **changes,
+    }
+    (problem,) = jsonl.read(
+        write_lines(tmp_path, [{k: v for k, v in row.items() if v is not None}])
+    )
     assert isinstance(problem, Problem)
     assert message in problem.why
 
 
 def test_a_mask_that_is_none_costs_itself_alone(tmp_path: Path) -> None:
     masks = [{"size": [60, 80], "counts": [1, 2]}, {"size": [60, 80], "counts": [4790, 10]}]
-    row = {"file_name": "0.jpg", "categories": ["cat", "dog"], "boxes": [[0, 0, 5, 5], [1, 1, 9, 9]], "masks": masks}
+    row = {
+        "file_name": "0.jpg",
+        "categories": ["cat", "dog"],
+        "boxes": [[0, 0, 5, 5], [1, 1, 9, 9]],
+        "masks": masks,
+    }
     path = write_lines(tmp_path, [row])
     (entry,) = jsonl.read(path, whole=True)
     assert isinstance(entry, Entry)
@@ -110,7 +143,10 @@ def test_a_mask_that_is_none_costs_itself_alone(tmp_path: Path) -> None:
 def test_rows_that_tear_the_labels_of_a_picture_apart(tmp_path: Path) -> None:
     """A row a box, as tables often are: each row alone says that the other boxes are not there."""
     first, second, third = document_rows()
-    rows = [{**first, "custom_annotation": [label]} for label in first["custom_annotation"]] + [second, third]
+    rows = [{**first, "custom_annotation": [label]} for label in first["custom_annotation"]] + [
+        second,
+        third,
+    ]
     path = write_lines(tmp_path, rows)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
     for file in (path, tmp_path / "m.parquet"):
@@ -125,7 +161,9 @@ def test_rows_that_tear_the_labels_of_a_picture_apart(tmp_path: Path) -> None:
 def test_a_byte_order_mark_and_lines_of_windows(tmp_path: Path) -> None:
     path = write_lines(tmp_path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert [f.place for f in jsonl.read(path) if isinstance(f, Entry)] == [f"{path}:{n}" for n in (1, 2, 3)]
+    assert [f.place for f in jsonl.read(path) if isinstance(f, Entry)] == [
+        f"{path}:{n}" for n in (1, 2, 3)
+    ]
 
 
 def test_names_with_backslashes(tmp_path: Path) -> None:

@@ -19,22 +19,44 @@ from synthgen.formats.source import Source, locate
 from tests.formats.sources import coco_data, picture, write_coco, write_lines
 
 
-def shape(kind: str | None = "rectangle", points: Any = ((20, 30), (60, 80)), label: Any = "dog", **more: Any) -> dict[str, Any]:
-    return {"label": label, "points": points, "shape_type": kind, "group_id": None, "flags": {}, **more}
+def shape(
+    kind: str | None = "rectangle",
+    points: Any = ((20, 30), (60, 80)),
+    label: Any = "dog",
+    **more: Any,
+) -> dict[str, Any]:
+    return {
+        "label": label,
+        "points": points,
+        "shape_type": kind,
+        "group_id": None,
+        "flags": {},
+        **more,
+    }
 
 
 def write(folder: Path, *shapes: dict[str, Any], name: str = "0", **more: Any) -> Path:
     """An image of 160 x 120 px and its file."""
     folder.mkdir(parents=True, exist_ok=True)
     picture(0, (160, 120)).save(folder / f"{name}.jpg")
-    data: dict[str, Any] = {"version": "5.2.1", "flags": {}, "shapes": shapes, "imagePath": f"{name}.jpg", "imageData": None}
-    (folder / f"{name}.json").write_text(json.dumps(data | {"imageHeight": 120, "imageWidth": 160} | more))
+    data: dict[str, Any] = {
+        "version": "5.2.1",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": f"{name}.jpg",
+        "imageData": None,
+    }
+    (folder / f"{name}.json").write_text(
+        json.dumps(data | {"imageHeight": 120, "imageWidth": 160} | more)
+    )
     return folder
 
 
 def read(folder: Path, images: Path | None = None) -> tuple[list[Entry], list[str]]:
     found = list(labelme.open_dataset(folder, images).entries(True))
-    return [f for f in found if isinstance(f, Entry)], [str(f) for f in found if isinstance(f, Problem)]
+    return [f for f in found if isinstance(f, Entry)], [
+        str(f) for f in found if isinstance(f, Problem)
+    ]
 
 
 def area(entry: Entry, i: int) -> int:
@@ -107,7 +129,10 @@ def test_masks_of_labelme_fill_pixels(tmp_path: Path) -> None:
         ({"points": [[1, 2, 3], [4, 5, 6]]}, "points: [1, 2, 3] is not x, y"),
         ({"points": [[1, True], [4, 5]]}, "points: [1, True] is not x, y"),
         ({"points": [[1, 1e9], [4, 5]]}, "points: [1, 1000000000.0] is not x, y"),
-        ({"shape_type": "cuboid"}, "shape_type: 'cuboid' with 2 points; what is read: rectangle, circle, mask, polygon"),
+        (
+            {"shape_type": "cuboid"},
+            "shape_type: 'cuboid' with 2 points; what is read: rectangle, circle, mask, polygon",
+        ),
         ({"shape_type": "polygon"}, "shape_type: 'polygon' with 2 points"),
         ({"shape_type": "mask", "mask": "!"}, "mask: not a PNG in base64"),
         (
@@ -129,13 +154,19 @@ def test_what_is_wrong_in_a_shape(wrong: dict[str, Any], why: str, tmp_path: Pat
         ("[1]", "not labelme: it needs shapes, a list"),
         ('{"shapes": {}}', "not labelme: it needs shapes, a list"),
         ("{", "not JSON"),
-        ('{"shapes": [], "imagePath": "none.jpg"}', "imagePath: 'none.jpg': the picture is not there, and imageData is empty"),
+        (
+            '{"shapes": [], "imagePath": "none.jpg"}',
+            "imagePath: 'none.jpg': the picture is not there, and imageData is empty",
+        ),
         ('{"shapes": [], "imagePath": "none.jpg", "imageData": "?"}', "imageData: not base64"),
         (
             '{"shapes": [], "imagePath": "none.jpg", "imageData": "AAAA"}',
             "the picture does not decode: cannot identify image file",
         ),
-        ('{"shapes": [], "imagePath": "0.jpg", "imageWidth": "x", "imageHeight": 3}', "imageWidth: 'x' is not a whole number"),
+        (
+            '{"shapes": [], "imagePath": "0.jpg", "imageWidth": "x", "imageHeight": 3}',
+            "imageWidth: 'x' is not a whole number",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_file(text: str, why: str, tmp_path: Path) -> None:
@@ -146,7 +177,9 @@ def test_what_is_wrong_in_a_file(text: str, why: str, tmp_path: Path) -> None:
     assert problem.startswith(f"{folder}/0.json: {why}")
 
 
-@pytest.mark.parametrize("name", ["../images/0.jpg", "..\\images\\0.jpg", "C:\\x\\0.jpg", "/home/someone/0.jpg", "0.jpg"])
+@pytest.mark.parametrize(
+    "name", ["../images/0.jpg", "..\\images\\0.jpg", "C:\\x\\0.jpg", "/home/someone/0.jpg", "0.jpg"]
+)
 def test_images_are_found_by_path_or_name(name: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "labels", shape(), imagePath=name)
     wanted = tmp_path / "images" if "images" in name else folder
@@ -164,20 +197,33 @@ def test_the_image_of_two_files_is_nobodys(tmp_path: Path) -> None:
     write(tmp_path, shape(), name="1", imagePath="0.jpg")
     entries, problems = read(tmp_path)
     assert entries == []
-    assert [p.partition(": ")[2] for p in problems] == [f"imagePath: {tmp_path}/0.jpg is the picture of another file too"] * 2
+    assert [p.partition(": ")[2] for p in problems] == [
+        f"imagePath: {tmp_path}/0.jpg is the picture of another file too"
+    ] * 2
 
 
-def test_an_image_that_stands_in_its_file_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_that_stands_in_its_file_is_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     more = {"imageWidth": None, "imageHeight": None}
     write(folder, shape(), shape("point", [[1, 1]]), name="0", **more)
     original = (folder / "0.jpg").read_bytes()
     (folder / "0.jpg").unlink()
     path = folder / "0.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"imageData": base64.b64encode(original).decode()}))
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text()) | {"imageData": base64.b64encode(original).decode()}
+        )
+    )
     assert cli.main(["import", str(folder), str(out), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert (data["format"], data["images"], data["boxes"], data["left_out"]) == ("labelme", 1, 1, {"point": 1})
+    assert (data["format"], data["images"], data["boxes"], data["left_out"]) == (
+        "labelme",
+        1,
+        1,
+        {"point": 1},
+    )
     members = dict(read_members(out / "shards/000000.tar"))
     assert members["000000000.jpg"] == original
     assert json.loads(members["000000000.json"])["annotations"][0]["bbox"] == [20, 30, 40, 50]
@@ -188,7 +234,10 @@ def test_an_image_that_stands_in_its_file_is_imported(tmp_path: Path, capsys: py
 def test_forms_side_by_side_are_named(tmp_path: Path) -> None:
     write_coco(tmp_path / "a")
     write(tmp_path / "a", shape(), name="9")
-    with pytest.raises(UnreadableSourceError, match=r"more than one source: .*instances.json \(coco\), .*a \(labelme\)"):
+    with pytest.raises(
+        UnreadableSourceError,
+        match=r"more than one source: .*instances.json \(coco\), .*a \(labelme\)",
+    ):
         locate(tmp_path / "a")
     assert locate(tmp_path / "a", "labelme")[0] == "labelme"
     data = coco_data()
@@ -204,14 +253,33 @@ def test_what_is_read_is_said_where_nothing_is(tmp_path: Path) -> None:
     message = r"nothing here that is read; .*: COCO \(.*JSON lines.*YOLO.*Pascal VOC \(Annotations/\*.xml.*labelme"
     with pytest.raises(UnreadableSourceError, match=message):
         locate(tmp_path)
-    with pytest.raises(UnreadableSourceError, match=r"which form has it\? --format coco \| jsonl \| yolo \| voc \| labelme"):
+    with pytest.raises(
+        UnreadableSourceError,
+        match=r"which form has it\? --format coco \| jsonl \| yolo \| voc \| labelme",
+    ):
         locate(tmp_path / "x.csv")
     for form in ("voc", "labelme", "yolo"):
         with pytest.raises(UnreadableSourceError):
             list(Source(form, tmp_path).entries())
 
 
-ODD: list[Any] = [None, True, -1, 1.5, 10**400, float("nan"), "", "x", "x" * 5000, "a\0b", [], [[]], {}, [None], {"a": 1}]
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    1.5,
+    10**400,
+    float("nan"),
+    "",
+    "x",
+    "x" * 5000,
+    "a\0b",
+    [],
+    [[]],
+    {},
+    [None],
+    {"a": 1},
+]
 
 
 def test_no_value_breaks_the_reader(tmp_path: Path) -> None:
@@ -219,8 +287,21 @@ def test_no_value_breaks_the_reader(tmp_path: Path) -> None:
     folder = write(tmp_path, shape("mask", [[1, 2], [3, 4]], mask=bitmap(3, 3)))
     path = folder / "0.json"
     data = json.loads(path.read_text())
-    for key in ("shapes", "imagePath", "imageData", "imageWidth", "imageHeight", *data["shapes"][0]):
+    for key in (
+        "shapes",
+        "imagePath",
+        "imageData",
+        "imageWidth",
+        "imageHeight",
+        *data["shapes"][0],
+    ):
         for value in ODD:
             part = data["shapes"][0] if key in data["shapes"][0] else data
-            path.write_text(json.dumps(data | {"shapes": [{**part, key: value}]} if part is not data else {**data, key: value}))
+            path.write_text(
+                json.dumps(
+                    data | {"shapes": [{**part, key: value}]}
+                    if part is not data
+                    else {**data, key: value}
+                )
+            )
             assert list(labelme.open_dataset(folder).entries(True))

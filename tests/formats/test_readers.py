@@ -58,7 +58,9 @@ def test_every_form_gives_the_same_entries(tmp_path: Path, form: str) -> None:
 
 
 def coco_problems(data: dict[str, Any]) -> list[str]:
-    return [str(p) for p in coco.entries(data, Path("i.json"), Path(), True) if not isinstance(p, Entry)]
+    return [
+        str(p) for p in coco.entries(data, Path("i.json"), Path(), True) if not isinstance(p, Entry)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,9 @@ def coco_problems(data: dict[str, Any]) -> list[str]:
         ("images", 0, {"file_name": "/etc/0.jpg"}, "i.json: images[0]: file_name: '/etc/0.jpg' leads out of"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_in_a_coco_file(part: str, index: int, changes: dict[str, Any], message: str) -> None:
+def test_what_is_wrong_in_a_coco_file(
+    part: str, index: int, changes: dict[str, Any], message: str
+) -> None:
     data = coco_data()
     data[part][index].update(changes)
     (problem,) = coco_problems(data)
@@ -117,11 +121,17 @@ def test_masks_of_a_coco_file_are_run_length_encodings() -> None:
     plain = [60 * 80 - 5, 5]
     for annotation, segmentation in zip(
         data["annotations"],
-        ([[10, 5, 30, 5, 30, 25, 10, 25]], {"size": [60, 80], "counts": counts["counts"].decode()}, []),
+        (
+            [[10, 5, 30, 5, 30, 25, 10, 25]],
+            {"size": [60, 80], "counts": counts["counts"].decode()},
+            [],
+        ),
         strict=True,
     ):
         annotation["segmentation"] = segmentation
-    first, *_ = (e for e in coco.entries(data, Path("i.json"), Path(), True) if isinstance(e, Entry))
+    first, *_ = (
+        e for e in coco.entries(data, Path("i.json"), Path(), True) if isinstance(e, Entry)
+    )
     assert first.more is not None
     assert [int(coco_mask.area(m["segmentation"])) for m in first.more] == [400, 60]
     assert coco_mask.area(run_length({"size": [60, 80], "counts": plain}, 80, 60)) == 5
@@ -131,28 +141,47 @@ def test_crowds_are_kept_only_where_they_are_asked_for() -> None:
     data = coco_data()
     data["annotations"][1]["iscrowd"] = 1
     names = [
-        [e.names for e in coco.entries(data, Path("i.json"), Path(), whole) if isinstance(e, Entry)] for whole in (False, True)
+        [e.names for e in coco.entries(data, Path("i.json"), Path(), whole) if isinstance(e, Entry)]
+        for whole in (False, True)
     ]
     assert [of[0] for of in names] == [("dog",), ("dog", "cat")]
 
 
 def test_columns_have_the_names_that_the_user_gives_them(tmp_path: Path) -> None:
-    rows = [{"photo": r["file_name"], "text": [r["caption"], "x"], "labels": r["custom_annotation"]} for r in document_rows()]
+    rows = [
+        {"photo": r["file_name"], "text": [r["caption"], "x"], "labels": r["custom_annotation"]}
+        for r in document_rows()
+    ]
     path = write_lines(tmp_path, rows)
     entries = list(jsonl.read(path, columns=Columns("text", "photo", "labels")))
     assert all(isinstance(e, Entry) for e in entries)
-    assert [e.caption for e in entries if isinstance(e, Entry)] == ["picture 0, x", "picture 1, x", "picture 2, x"]
+    assert [e.caption for e in entries if isinstance(e, Entry)] == [
+        "picture 0, x",
+        "picture 1, x",
+        "picture 2, x",
+    ]
     for columns, message in (
-        (Columns("words", "photo", "labels"), ":1: words: no such column for a caption; there are: photo, text, labels"),
-        (Columns("text", "pic", "labels"), ":1: pic: no such column for the picture; there are: photo, text, labels"),
-        (Columns("text", "photo", "boxes"), ":1: boxes: no such column for annotations; there are: photo, text, labels"),
+        (
+            Columns("words", "photo", "labels"),
+            ":1: words: no such column for a caption; there are: photo, text, labels",
+        ),
+        (
+            Columns("text", "pic", "labels"),
+            ":1: pic: no such column for the picture; there are: photo, text, labels",
+        ),
+        (
+            Columns("text", "photo", "boxes"),
+            ":1: boxes: no such column for annotations; there are: photo, text, labels",
+        ),
     ):
         assert message in str(next(iter(jsonl.read(path, columns=columns))))
 
 
 def test_the_columns_of_document_001(tmp_path: Path) -> None:
     """`image` is what `datasets` makes of file_name; the caption is the list of annotations."""
-    (first, *_) = jsonl.read(write_lines(tmp_path), columns=Columns("custom_annotation", "image", "custom_annotation"))
+    (first, *_) = jsonl.read(
+        write_lines(tmp_path), columns=Columns("custom_annotation", "image", "custom_annotation")
+    )
     assert isinstance(first, Entry)
     assert first.caption == "label_18_bbox_10.5_5.0_30.25_40.0, label_17_bbox_0_0_20_20"
     assert first.picture == tmp_path / "0.jpg"
@@ -187,7 +216,9 @@ def test_what_is_wrong_in_a_line(tmp_path: Path, row: str, message: str) -> None
 
 
 def test_annotation_strings_of_categories_that_coco_lacks(tmp_path: Path) -> None:
-    path = write_lines(tmp_path, [{"file_name": "0.jpg", "custom_annotation": ["label_101_bbox_1_2_3_4"]}])
+    path = write_lines(
+        tmp_path, [{"file_name": "0.jpg", "custom_annotation": ["label_101_bbox_1_2_3_4"]}]
+    )
     (entry,) = jsonl.read(path, ids={"fox": 101})
     assert isinstance(entry, Entry)
     assert entry.names == ("fox",)
@@ -213,7 +244,9 @@ def test_yolo_labels_without_a_picture_are_named(tmp_path: Path) -> None:
     (write_yolo(tmp_path) / "labels/train/9.txt").write_text("0 0.5 0.5 0.1 0.1\n")
     problem, doubt = (p for p in read_yolo(tmp_path, "train") if not isinstance(p, Entry))
     assert str(problem).endswith("labels/train/9.txt: there is no picture of this name")
-    assert doubt.entry == str(tmp_path / "images/train/1.jpg")  # the labels may be those of the picture that has none
+    assert doubt.entry == str(
+        tmp_path / "images/train/1.jpg"
+    )  # the labels may be those of the picture that has none
 
 
 def test_yolo_polygons_and_classes_txt(tmp_path: Path) -> None:
@@ -250,7 +283,8 @@ def test_more_than_one_source_in_a_folder(tmp_path: Path) -> None:
     write_coco(tmp_path)
     write_lines(tmp_path)
     with pytest.raises(
-        UnreadableSourceError, match=r"more than one source: .*instances.json \(coco\), .*metadata.jsonl \(jsonl\)"
+        UnreadableSourceError,
+        match=r"more than one source: .*instances.json \(coco\), .*metadata.jsonl \(jsonl\)",
     ):
         locate(tmp_path)
     assert locate(tmp_path, "jsonl") == ("jsonl", tmp_path / "metadata.jsonl")
@@ -268,10 +302,16 @@ def test_boxes_are_clipped_by_a_pixel_at_most() -> None:
     np.testing.assert_array_equal(inside.entry.boxes[1], [0, 20, 100, 50])
     assert cleaned(entry([0, 0, 100, 50])).clipped == 0
     for box in ([-1.2, 0, 20, 20], [90, 0, 101.5, 20]):
-        with pytest.raises(BadEntryError, match=r"box 1 \(cat\), x .* y 0 to 20: outside the picture of 100 x 50 px"):
+        with pytest.raises(
+            BadEntryError,
+            match=r"box 1 \(cat\), x .* y 0 to 20: outside the picture of 100 x 50 px",
+        ):
             cleaned(entry(box))
     for box in ([100.0, 0, 100.5, 20], [-0.9, 0, 0, 20]):
-        with pytest.raises(BadEntryError, match=r"box 1 \(cat\), x .* y 0 to 20: has no area in the picture of 100 x 50 px"):
+        with pytest.raises(
+            BadEntryError,
+            match=r"box 1 \(cat\), x .* y 0 to 20: has no area in the picture of 100 x 50 px",
+        ):
             cleaned(entry(box))
 
 
@@ -281,7 +321,12 @@ def test_boxes_of_no_area_are_dropped_where_that_is_asked_for() -> None:
         with pytest.raises(BadEntryError, match=r"box 1 \(cat\), .*: has no area"):
             cleaned(entry(box))
         result = cleaned(entry(box), policy)
-        assert (result.entry.names, result.dropped, result.clipped, result.cut) == (("dog",), 1, 0, 0)
+        assert (result.entry.names, result.dropped, result.clipped, result.cut) == (
+            ("dog",),
+            1,
+            0,
+            0,
+        )
         np.testing.assert_array_equal(result.entry.boxes, [[0, 0, 10, 10]])
     with pytest.raises(BadEntryError, match="outside the picture"):
         cleaned(entry([90, 0, 120, 20]), policy)  # it has an area: what stands out is another fault
@@ -300,12 +345,29 @@ def test_boxes_that_stand_out_are_clipped_where_that_is_asked_for() -> None:
 def test_what_is_known_of_a_box_goes_with_it() -> None:
     boxes = np.array([[0, 0, 0, 9], [1, 1, 5, 5], [90, 10, 130, 20]], float)
     lists = {"phrases": ("p", "q", "r"), "depth": (0.1, 0.2, 0.3), "places": ("f:1", "f:2", "f:3")}
-    more: tuple[dict[str, Any], ...] = ({}, {"iscrowd": 1, "area": 3.0}, {"iscrowd": 0, "area": 400.0})
-    source = ({"id": 1}, {"id": 10}, {"id": 20, "iscrowd": 1}, {"id": 30, "bbox": [90, 10, 40, 10], "area": 400.0})
+    more: tuple[dict[str, Any], ...] = (
+        {},
+        {"iscrowd": 1, "area": 3.0},
+        {"iscrowd": 0, "area": 400.0},
+    )
+    source = (
+        {"id": 1},
+        {"id": 10},
+        {"id": 20, "iscrowd": 1},
+        {"id": 30, "bbox": [90, 10, 40, 10], "area": 400.0},
+    )
     whole = Entry("x", 100, 50, boxes, ("a", "b", "c"), more=more, source=source, **lists)  # type: ignore[arg-type]
     kept = cleaned(whole, Policy(True, True, True)).entry
-    assert (kept.names, kept.phrases, kept.depth, kept.places) == (("b", "c"), ("q", "r"), (0.2, 0.3), ("f:2", "f:3"))
-    assert kept.more == ({"iscrowd": 0, "area": 3.0}, {"iscrowd": 0})  # an area of 400 px would be that of the whole box
+    assert (kept.names, kept.phrases, kept.depth, kept.places) == (
+        ("b", "c"),
+        ("q", "r"),
+        (0.2, 0.3),
+        ("f:2", "f:3"),
+    )
+    assert kept.more == (
+        {"iscrowd": 0, "area": 3.0},
+        {"iscrowd": 0},
+    )  # an area of 400 px would be that of the whole box
     assert kept.source == ({"id": 1}, {"id": 20}, {"id": 30})
     with pytest.raises(BadEntryError) as caught:
         cleaned(whole)
@@ -344,8 +406,20 @@ def test_no_value_in_a_coco_file_breaks_the_reader(part: str) -> None:
 @pytest.mark.parametrize("left_out", ["custom_annotation", "boxes", "width"])
 def test_no_value_in_a_line_breaks_the_reader(tmp_path: Path, left_out: str) -> None:
     row = {
-        **{"file_name": "0.jpg", "width": 80, "height": 60, "caption": "x", "custom_annotation": ["label_1_bbox_1_2_3_4"]},
-        **{"categories": ["dog"], "boxes": [[1, 2, 3, 4]], "masks": [RLE], "phrases": ["a dog"], "depth": [1.0]},
+        **{
+            "file_name": "0.jpg",
+            "width": 80,
+            "height": 60,
+            "caption": "x",
+            "custom_annotation": ["label_1_bbox_1_2_3_4"],
+        },
+        **{
+            "categories": ["dog"],
+            "boxes": [[1, 2, 3, 4]],
+            "masks": [RLE],
+            "phrases": ["a dog"],
+            "depth": [1.0],
+        },
     }
     del row[left_out]
     rows = [{**row, key: value} for key in row for odd in ODD for value in (odd, [odd])]

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from synthgen import cli
-from synthgen.formats.entries import BadEntryError, Entry, Policy, Problem, UnreadableSourceError, cleaned
+from synthgen.formats.entries import (
+    BadEntryError,
+    Entry,
+    Policy,
+    Problem,
+    UnreadableSourceError,
+    cleaned,
+)
 from synthgen.formats.source import locate
 from synthgen.formats.voc import reader as voc
 from tests.formats.sources import picture
@@ -23,7 +30,11 @@ def item(ends: tuple[object, ...] = (20, 30, 60, 80), name: str = "dog", more: s
 
 
 def annotation(body: str, filename: str = "0.jpg", writer: str = "", size: str = SIZE) -> str:
-    source = f"<source><database>x</database><annotation>{writer}</annotation></source>" if writer else ""
+    source = (
+        f"<source><database>x</database><annotation>{writer}</annotation></source>"
+        if writer
+        else ""
+    )
     return f"<annotation><filename>{filename}</filename>{source}{size}{body}</annotation>"
 
 
@@ -39,14 +50,23 @@ def write(folder: Path, *files: str, names: str = "JPEGImages", xml: str = "Anno
 
 def read(folder: Path, **options: Any) -> tuple[list[Entry], list[str]]:
     found = list(voc.open_dataset(folder, **options).entries(True))
-    return [f for f in found if isinstance(f, Entry)], [str(f) for f in found if isinstance(f, Problem)]
+    return [f for f in found if isinstance(f, Entry)], [
+        str(f) for f in found if isinstance(f, Problem)
+    ]
 
 
 @pytest.mark.parametrize(
-    ("names", "xml"), [("JPEGImages", "Annotations"), ("images", "annotations"), (".", "."), ("images", "xml")]
+    ("names", "xml"),
+    [("JPEGImages", "Annotations"), ("images", "annotations"), (".", "."), ("images", "xml")],
 )
 def test_folders_as_others_call_them(names: str, xml: str, tmp_path: Path) -> None:
-    folder = write(tmp_path, annotation(item(name="dog") + item(name="cat")), annotation("", "1.jpg"), names=names, xml=xml)
+    folder = write(
+        tmp_path,
+        annotation(item(name="dog") + item(name="cat")),
+        annotation("", "1.jpg"),
+        names=names,
+        xml=xml,
+    )
     folder = folder / "xml" if xml == "xml" else folder  # a folder of any name is named itself
     assert locate(folder) == ("voc", folder)
     (first, last), problems = read(folder)
@@ -77,7 +97,9 @@ def test_who_wrote_a_file_says_what_its_numbers_mean(tmp_path: Path) -> None:
 
 def test_a_click_is_a_box_of_no_area_and_a_pixel_is_none(tmp_path: Path) -> None:
     body = item((20, 30, 20, 30)) + item()
-    clicked, pixel = read(write(tmp_path, annotation(body), annotation(body, "1.jpg", "synthgen")))[0]
+    clicked, pixel = read(write(tmp_path, annotation(body), annotation(body, "1.jpg", "synthgen")))[
+        0
+    ]
     with pytest.raises(BadEntryError, match="has no area"):
         cleaned(clicked)
     assert cleaned(clicked, Policy(drop_empty=True)).dropped == 1
@@ -112,34 +134,64 @@ def test_the_filename_counts_where_it_alone_is_there(tmp_path: Path) -> None:
 
 
 def test_whose_labels_these_are_must_be_certain(tmp_path: Path) -> None:
-    folder = write(tmp_path, annotation(item()), annotation(item(), "0.jpg"), annotation(item(), "2.jpg"))
+    folder = write(
+        tmp_path, annotation(item()), annotation(item(), "0.jpg"), annotation(item(), "2.jpg")
+    )
     entries, (doubt, problem) = read(folder)
-    assert doubt == f"{folder}/Annotations/0.xml: its picture {folder}/JPEGImages/0.jpg may be that of another file"
+    assert (
+        doubt
+        == f"{folder}/Annotations/0.xml: its picture {folder}/JPEGImages/0.jpg may be that of another file"
+    )
     both = f"{folder}/JPEGImages/0.jpg or {folder}/JPEGImages/1.jpg"
-    assert problem == f"{folder}/Annotations/1.xml: filename: '0.jpg' may be {both}; keep one of them"
+    assert (
+        problem == f"{folder}/Annotations/1.xml: filename: '0.jpg' may be {both}; keep one of them"
+    )
     assert [e.picture for e in entries] == [folder / "JPEGImages/2.jpg"]
     (folder / "JPEGImages/1.jpg").unlink()
     entries, problems = read(folder)  # now 1.xml and 0.xml name the same
-    assert [p.partition(": ")[2] for p in problems] == [f"its picture {folder}/JPEGImages/0.jpg is that of another file too"] * 2
+    assert [p.partition(": ")[2] for p in problems] == [
+        f"its picture {folder}/JPEGImages/0.jpg is that of another file too"
+    ] * 2
     assert [e.picture for e in entries] == [folder / "JPEGImages/2.jpg"]
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('<!DOCTYPE a [<!ENTITY b "x"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>', "holds a DOCTYPE, which is not read"),
-        ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "holds a DOCTYPE, which is not read"),
+        (
+            '<!DOCTYPE a [<!ENTITY b "x"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>',
+            "holds a DOCTYPE, which is not read",
+        ),
+        (
+            '<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>',
+            "holds a DOCTYPE, which is not read",
+        ),
         ("<annotation>&xxe;</annotation>", "not XML: undefined entity"),
         ("<annotation>", "not XML: no element found"),
-        ("<annotations/>", "CVAT's own XML is not read; export it as COCO 1.0, YOLO 1.1 or Pascal VOC"),
+        (
+            "<annotations/>",
+            "CVAT's own XML is not read; export it as COCO 1.0, YOLO 1.1 or Pascal VOC",
+        ),
         ("<html/>", "not Pascal VOC: its root is <html>, not <annotation>"),
         (annotation("<object><name>dog</name></object>"), "object[0]: has no <bndbox>"),
         (annotation(item() + item((1, 2, "x", 4))), "object[1]: xmax: 'x' is not a number"),
-        (annotation(item((1, 2, "nan", 4))), "object[0]: [1.0, 2.0, nan, 4.0]: all four must be finite"),
-        (annotation(item((60, 30, 20, 80))), "xmin must be no greater than xmax, and ymin than ymax"),
+        (
+            annotation(item((1, 2, "nan", 4))),
+            "object[0]: [1.0, 2.0, nan, 4.0]: all four must be finite",
+        ),
+        (
+            annotation(item((60, 30, 20, 80))),
+            "xmin must be no greater than xmax, and ymin than ymax",
+        ),
         (annotation(item(name=" ")), "object[0]: name: missing"),
-        (annotation(item(), size="<size><width>a</width></size>"), "size/width: 'a' is not a number"),
-        (annotation(item(), size="<size><width>1.5</width><height>9</height></size>"), "size/width: 1.5 is not a whole number"),
+        (
+            annotation(item(), size="<size><width>a</width></size>"),
+            "size/width: 'a' is not a number",
+        ),
+        (
+            annotation(item(), size="<size><width>1.5</width><height>9</height></size>"),
+            "size/width: 1.5 is not a whole number",
+        ),
         (annotation(item(), "none.jpg"), "filename: 'none.jpg': no such picture"),
     ],
 )
@@ -164,10 +216,17 @@ def test_a_doctype_is_found_in_every_encoding(tmp_path: Path) -> None:
 
 def test_parts_of_an_object_are_not_its_box_and_flags_are_kept(tmp_path: Path) -> None:
     part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox></part>"
-    flags = "<pose>Left</pose><truncated>1</truncated><difficult>1</difficult><occluded>0</occluded>"
-    ((entry,), _) = read(write(tmp_path, annotation(item((20.25, 30, 60.5, 80), more=flags + part))))
+    flags = (
+        "<pose>Left</pose><truncated>1</truncated><difficult>1</difficult><occluded>0</occluded>"
+    )
+    ((entry,), _) = read(
+        write(tmp_path, annotation(item((20.25, 30, 60.5, 80), more=flags + part)))
+    )
     assert entry.boxes.tolist() == [[20.25, 30, 60.5, 80]]
-    assert entry.source == ({"file_name": "0.jpg"}, {"pose": "Left", "truncated": "1", "difficult": "1"})
+    assert entry.source == (
+        {"file_name": "0.jpg"},
+        {"pose": "Left", "truncated": "1", "difficult": "1"},
+    )
     assert entry.more == ({"iscrowd": 0},)  # difficult is a crowd in exports of synthgen alone
 
 
@@ -179,28 +238,42 @@ def test_splits_are_lists_or_folders(tmp_path: Path) -> None:
     (folder / "ImageSets/Main/bad.txt").write_text("../../etc/x\n")
     (folder / "ImageSets/Main/gone.txt").write_text("7\n")
     for split, expected in ((None, "012"), ("all", "012"), ("train", "20"), ("dog_val", "1")):
-        assert "".join(e.picture.stem for e in read(folder, split=split)[0] if e.picture) == expected
-    with pytest.raises(UnreadableSourceError, match=r"bad.txt:1: name: '../../etc/x.xml' leads out of"):
+        assert (
+            "".join(e.picture.stem for e in read(folder, split=split)[0] if e.picture) == expected
+        )
+    with pytest.raises(
+        UnreadableSourceError, match=r"bad.txt:1: name: '../../etc/x.xml' leads out of"
+    ):
         read(folder, split="bad")
-    with pytest.raises(UnreadableSourceError, match="has no split 'val'; it has bad, dog_val, gone, train"):
+    with pytest.raises(
+        UnreadableSourceError, match="has no split 'val'; it has bad, dog_val, gone, train"
+    ):
         read(folder, split="val")
-    assert read(folder, split="gone")[1] == [f"{folder}/Annotations/7.xml: cannot be read: No such file or directory"]
+    assert read(folder, split="gone")[1] == [
+        f"{folder}/Annotations/7.xml: cannot be read: No such file or directory"
+    ]
     folder = tmp_path / "b"
     for split in ("train", "valid"):
         write(folder, annotation(item()), names=split, xml=split)
     assert locate(folder) == ("voc", folder)
     assert [len(read(folder, split=s)[0]) for s in ("train", "val", "all")] == [1, 1, 2]
-    with pytest.raises(UnreadableSourceError, match="has train, val; name one, or all: --split train"):
+    with pytest.raises(
+        UnreadableSourceError, match="has train, val; name one, or all: --split train"
+    ):
         read(folder)
 
 
 def test_images_that_nobody_annotated_are_told(tmp_path: Path) -> None:
     folder = write(tmp_path, annotation(item()))
     picture(1).save(folder / "JPEGImages/9.jpg")
-    assert voc.open_dataset(folder).remarks == (f"{folder}: 1 pictures without a file of annotations; left out",)
+    assert voc.open_dataset(folder).remarks == (
+        f"{folder}: 1 pictures without a file of annotations; left out",
+    )
 
 
-def test_import_gives_ids_to_names_that_coco_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_gives_ids_to_names_that_coco_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     body = item(name="zebu") + item(name="dog") + item((3, 3, 3, 3), "cell")
     folder, out = write(tmp_path / "in", annotation(body)), tmp_path / "out"
     assert cli.main(["import", str(folder), str(out)]) == 2
@@ -211,7 +284,11 @@ def test_import_gives_ids_to_names_that_coco_lacks(tmp_path: Path, capsys: pytes
     argv = ["import", str(folder), str(out), "--overwrite", "--drop-empty", "--json"]
     assert cli.main(argv) == 0
     data = json.loads(capsys.readouterr().out)
-    assert (data["format"], data["boxes"], data["categories"]) == ("voc", 2, {"zebu": 101, "dog": 18})
+    assert (data["format"], data["boxes"], data["categories"]) == (
+        "voc",
+        2,
+        {"zebu": 101, "dog": 18},
+    )
     assert cli.main([*argv[:-1], "--split", "val"]) == 2
     assert cli.main([*argv[:-1], "--task", "pose"]) == 2
     assert f"--task: not for voc, which {folder} is" in capsys.readouterr().err
@@ -220,4 +297,7 @@ def test_import_gives_ids_to_names_that_coco_lacks(tmp_path: Path, capsys: pytes
     assert "is it --categories 'Dog'='dog'?" in capsys.readouterr().err
     (folder / "Annotations/0.xml").write_text(annotation(item(name="b") + item(name="a")))
     assert cli.main(argv[:-1]) == 0
-    assert "ids of names that COCO lacks: a=101, b=102 (others: --ids NAME=ID)" in capsys.readouterr().out
+    assert (
+        "ids of names that COCO lacks: a=101, b=102 (others: --ids NAME=ID)"
+        in capsys.readouterr().out
+    )

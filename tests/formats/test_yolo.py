@@ -37,9 +37,15 @@ def problems(folder: Path, task: str | None = None) -> list[str]:
 
 
 @pytest.mark.parametrize("shape", [(24, 3), (12, 2), (17, 3), (1, 2)])
-def test_poses_are_boxes_and_their_keypoints_are_counted(shape: tuple[int, int], tmp_path: Path) -> None:
+def test_poses_are_boxes_and_their_keypoints_are_counted(
+    shape: tuple[int, int], tmp_path: Path
+) -> None:
     line = f"1 {BOX}" + " 0.3" * (shape[0] * shape[1])
-    first, last = entries(write(tmp_path, [f"{line}\n{line}\n", f"1 {BOX}\n"], f"kpt_shape: [{shape[0]}, {shape[1]}]\n"))
+    first, last = entries(
+        write(
+            tmp_path, [f"{line}\n{line}\n", f"1 {BOX}\n"], f"kpt_shape: [{shape[0]}, {shape[1]}]\n"
+        )
+    )
     np.testing.assert_allclose(first.boxes, [[20, 30, 60, 60]] * 2)
     assert (first.names, first.left_out) == (("dog", "dog"), ("keypoints", "keypoints"))
     assert first.more == ({}, {})  # no mask
@@ -53,7 +59,9 @@ def test_a_line_of_another_pose_is_named(tmp_path: Path) -> None:
         f"{folder}/labels/train/0.txt:1: 6 numbers after the class; a box has 4, with its keypoints (kpt_shape) 8"
     ]
     (folder / "data.yaml").write_text("train: images/train\nkpt_shape: 3\nnames: [cat, dog]\n")
-    with pytest.raises(UnreadableSourceError, match=r"data.yaml: kpt_shape: 3: give how many keypoints"):
+    with pytest.raises(
+        UnreadableSourceError, match=r"data.yaml: kpt_shape: 3: give how many keypoints"
+    ):
         problems(folder)
 
 
@@ -79,26 +87,38 @@ def test_lines_of_several_lengths_are_polygons(tmp_path: Path) -> None:
     assert [len(e.more or ()) for e in (first, last)] == [1, 2]
 
 
-def test_boxes_and_polygons_in_one_dataset_are_refused_until_the_user_says_so(tmp_path: Path) -> None:
+def test_boxes_and_polygons_in_one_dataset_are_refused_until_the_user_says_so(
+    tmp_path: Path,
+) -> None:
     folder = write(tmp_path, [f"1 {SQUARE}\n0 {TRIANGLE}\n", f"0 {BOX}\n"])
-    with pytest.raises(UnreadableSourceError, match=r"1.txt:1 has 4 numbers after the class, .*0.txt:1 8: .*--task mixed"):
+    with pytest.raises(
+        UnreadableSourceError,
+        match=r"1.txt:1 has 4 numbers after the class, .*0.txt:1 8: .*--task mixed",
+    ):
         entries(folder)
     first, last = entries(folder, task="mixed")
     assert [[bool(m) for m in e.more or ()] for e in (first, last)] == [[True, True], [False]]
     np.testing.assert_allclose(last.boxes, [[20, 30, 60, 60]])
-    assert problems(folder, "segment")[0].endswith("4 numbers after the class; a polygon has 6 or more, two a point")
+    assert problems(folder, "segment")[0].endswith(
+        "4 numbers after the class; a polygon has 6 or more, two a point"
+    )
 
 
 def test_odd_numbers_are_no_polygons(tmp_path: Path) -> None:
     folder = write(tmp_path, [f"1 {BOX} 0.1 0.2 2\n", f"1 {SQUARE}\n"])
-    with pytest.raises(UnreadableSourceError, match=r"0.txt:1 has 7 numbers after the class: no box and no polygon; say which"):
+    with pytest.raises(
+        UnreadableSourceError,
+        match=r"0.txt:1 has 7 numbers after the class: no box and no polygon; say which",
+    ):
         entries(folder)
 
 
 def test_a_fifth_number_is_a_confidence_only_if_the_user_says_boxes(tmp_path: Path) -> None:
     folder = write(tmp_path, [f"1 {BOX} 0.87\n"])
     (why,) = problems(folder)
-    assert why.endswith("5 numbers after the class; a box has 4; if the fifth is a confidence, --task detect leaves it out")
+    assert why.endswith(
+        "5 numbers after the class; a box has 4; if the fifth is a confidence, --task detect leaves it out"
+    )
     (entry,) = entries(folder, task="detect")
     np.testing.assert_allclose(entry.boxes, [[20, 30, 60, 60]])
     assert entry.left_out == ("confidence",)
@@ -114,7 +134,11 @@ def test_a_mask_that_is_none_costs_no_box(tmp_path: Path) -> None:
 def test_classes_may_be_written_as_decimals(tmp_path: Path) -> None:
     folder = write(tmp_path, [f"0.0 {BOX}\n1.000000000000000000e+00 {BOX}\n"])
     assert entries(folder)[0].names == ("cat", "dog")
-    for word, why in (("0.5", "class 0.5 is not a whole number"), ("inf", "class inf is not"), ("nan", "class nan is not")):
+    for word, why in (
+        ("0.5", "class 0.5 is not a whole number"),
+        ("inf", "class inf is not"),
+        ("nan", "class nan is not"),
+    ):
         (folder / "labels/train/0.txt").write_text(f"{word} {BOX}\n")
         assert why in problems(folder)[0]
     (folder / "labels/train/0.txt").write_text("0 0.1 nan 0.2 0.1\n")
@@ -132,7 +156,9 @@ def test_byte_order_marks_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_split_that_is_not_there_costs_no_other(tmp_path: Path) -> None:
-    folder = write(tmp_path, [f"1 {BOX}\n"], "val: ../valid/images\ntest: ../test/images\n", "../images/train")
+    folder = write(
+        tmp_path, [f"1 {BOX}\n"], "val: ../valid/images\ntest: ../test/images\n", "../images/train"
+    )
     why = "'../valid/images': no such folder or list"
     assert len(entries(folder, "train")) == 1
     assert yolo.open_dataset(folder, "train").remarks == ()
@@ -146,12 +172,16 @@ def test_a_split_that_is_not_there_costs_no_other(tmp_path: Path) -> None:
     with pytest.raises(UnreadableSourceError, match=f"data.yaml: val: {why}"):
         entries(folder, "val")
     (folder / "data.yaml").write_text("train: nowhere\nval: neither\nnames: [cat, dog]\n")
-    with pytest.raises(UnreadableSourceError, match=r"data.yaml: train: 'nowhere': no such folder or list"):
+    with pytest.raises(
+        UnreadableSourceError, match=r"data.yaml: train: 'nowhere': no such folder or list"
+    ):
         entries(folder, "train")
 
 
 def test_an_image_of_two_splits_is_read_once(tmp_path: Path) -> None:
-    assert len(entries(write(tmp_path, [f"1 {BOX}\n"], "val: ./images/../images/train\n"), "all")) == 1
+    assert (
+        len(entries(write(tmp_path, [f"1 {BOX}\n"], "val: ./images/../images/train\n"), "all")) == 1
+    )
 
 
 def test_the_path_of_data_yaml_is_followed(tmp_path: Path) -> None:
@@ -178,23 +208,32 @@ def test_a_path_of_another_machine_is_told(tmp_path: Path) -> None:
 def test_two_places_that_may_be_meant_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "inner", [f"1 {BOX}\n"], train="../images/train")
     (tmp_path / "images/train").mkdir(parents=True)
-    with pytest.raises(UnreadableSourceError, match=r"'../images/train' may be .*inner/images/train or .*; write it in full"):
+    with pytest.raises(
+        UnreadableSourceError,
+        match=r"'../images/train' may be .*inner/images/train or .*; write it in full",
+    ):
         entries(folder)
 
 
 def test_lists_name_images_for_another_folder_or_machine(tmp_path: Path) -> None:
     folder = write(tmp_path / "here", [f"1 {BOX}\n", f"0 {BOX}\n"], train="train.txt")
     for leading in ("", "./", "data/", "/home/someone/yolo/", str(folder) + "/", "C:\\yolo\\"):
-        (folder / "train.txt").write_text("".join(f"{leading}images/train/{k}.jpg\n" for k in (1, 0)))
+        (folder / "train.txt").write_text(
+            "".join(f"{leading}images/train/{k}.jpg\n" for k in (1, 0))
+        )
         assert [e.names for e in entries(folder)] == [("cat",), ("dog",)]
         said = yolo.open_dataset(folder).remarks
         assert bool(said) == (leading in ("data/", "/home/someone/yolo/", "C:\\yolo\\"))
     picture(3, (160, 120)).save(tmp_path / "9.jpg")
     (tmp_path / "9.txt").write_text(f"1 {BOX}\n")
-    (folder / "train.txt").write_text(f"{tmp_path}/9.jpg\n{folder}/images/train/0.jpg\n{folder}/images/train/none.jpg\n")
+    (folder / "train.txt").write_text(
+        f"{tmp_path}/9.jpg\n{folder}/images/train/0.jpg\n{folder}/images/train/none.jpg\n"
+    )
     found = list(read_yolo(folder))
     assert [e.names for e in found if isinstance(e, Entry)] == [("dog",), ("dog",)]
-    assert [str(p) for p in found if isinstance(p, Problem)] == [f"{folder}/images/train/none.jpg: the picture is not there"]
+    assert [str(p) for p in found if isinstance(p, Problem)] == [
+        f"{folder}/images/train/none.jpg: the picture is not there"
+    ]
     assert yolo.open_dataset(folder).remarks == (
         f"{folder}/train.txt: names lead to {tmp_path}; read from there, outside of {folder}",
     )
@@ -206,7 +245,9 @@ def cvat(folder: Path) -> Path:
     for k in range(2):
         picture(k, (160, 120)).save(folder / f"obj_train_data/{k}.jpg")
         (folder / f"obj_train_data/{k}.txt").write_text(f"{k} {BOX}\n")
-    (folder / "obj.data").write_text("classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n")
+    (folder / "obj.data").write_text(
+        "classes = 2\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n"
+    )
     (folder / "obj.names").write_text("cat\ndog\n")
     (folder / "train.txt").write_text("data/obj_train_data/1.jpg\ndata/obj_train_data/0.jpg\n")
     return folder
@@ -219,10 +260,14 @@ def test_yolo_of_cvat_and_darknet(tmp_path: Path) -> None:
     with (folder / "obj.data").open("a") as file:
         file.write("valid = data/valid.txt\n")
     assert len(entries(folder, "train")) == 2
-    with pytest.raises(UnreadableSourceError, match=r"obj.data: valid: 'data/valid.txt': no such list"):
+    with pytest.raises(
+        UnreadableSourceError, match=r"obj.data: valid: 'data/valid.txt': no such list"
+    ):
         entries(folder, "val")
     (folder / "obj.names").unlink()
-    with pytest.raises(UnreadableSourceError, match=r"obj.data: names: 'data/obj.names': no such file"):
+    with pytest.raises(
+        UnreadableSourceError, match=r"obj.data: names: 'data/obj.names': no such file"
+    ):
         entries(folder)
 
 
@@ -255,7 +300,9 @@ def test_two_images_of_one_file_of_labels_are_both_bad(tmp_path: Path) -> None:
     picture(5, (160, 120)).save(folder / "images/train/0.png")
     found = list(read_yolo(folder))
     assert [f.names for f in found if isinstance(f, Entry)] == [("cat",)]
-    assert [f.entry for f in found if isinstance(f, Problem)] == [f"{folder}/images/train/0.{s}" for s in ("jpg", "png")]
+    assert [f.entry for f in found if isinstance(f, Problem)] == [
+        f"{folder}/images/train/0.{s}" for s in ("jpg", "png")
+    ]
     assert "0.txt with another picture; which one is it of?" in str(found[0])
 
 
@@ -271,7 +318,10 @@ def test_files_that_may_all_describe_a_dataset(tmp_path: Path) -> None:
     (folder / "other.yaml").write_text((folder / "data.yaml").read_text())
     assert locate(folder) == ("yolo", folder / "data.yaml")
     (folder / "data.yaml").rename(folder / "mine.yaml")
-    with pytest.raises(UnreadableSourceError, match=r"more than one source: .*mine.yaml \(yolo\), .*other.yaml \(yolo\)"):
+    with pytest.raises(
+        UnreadableSourceError,
+        match=r"more than one source: .*mine.yaml \(yolo\), .*other.yaml \(yolo\)",
+    ):
         locate(folder)
 
 
@@ -289,7 +339,15 @@ def test_no_line_breaks_the_reader(tmp_path: Path) -> None:
         (folder / "train.txt").write_text(f"images/train/0.jpg\n{line}\n")
         first, last = read_yolo(folder)
         assert (type(first), type(last)) == (Entry, Problem)
-    for line in ("1e400 0 0 0 0", "-1 0.1 0.1 0.1 0.1", "0 1e300 0 1 1", "0", "a", "\0", "0 " + "1 " * 9999):
+    for line in (
+        "1e400 0 0 0 0",
+        "-1 0.1 0.1 0.1 0.1",
+        "0 1e300 0 1 1",
+        "0",
+        "a",
+        "\0",
+        "0 " + "1 " * 9999,
+    ):
         (folder / "train.txt").write_text("images/train/0.jpg\nimages/train/1.jpg\n")
         (folder / "labels/train/1.txt").write_text(line)
         first, last = read_yolo(folder, task="detect")

@@ -8,4 +8,8 @@ from hypothesis import HealthCheck, settings
 def tries(count: int) -> settings:
     """So many examples, or a multiple of them."""
     slow = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
-    return settings(max_examples=count * int(os.environ.get("SYNTHGEN_FUZZ", "1")), deadline=None, suppress_health_check=slow)
+    return settings(
+        max_examples=count * int(os.environ.get("SYNTHGEN_FUZZ", "1")),
+        deadline=None,
+        suppress_health_check=slow,
+    )

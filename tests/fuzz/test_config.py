@@ -20,10 +20,19 @@ ODD = ["", "~", "null", ".nan", "-.inf", "1e999", "-1", "0", "9" * 5000, "true",
        "!!python/object/apply:os.system [echo]", "!!bool maybe", "2001-01-01", "'{category!r}'", "'{category.__class__}'", "'{0}'", "'{'",
        "../../etc/passwd", "/dev/null", '"\\ud800"', '"\\0"', "s3://a:b@c", "- a", "|\n  x", "[1, 2, 3, 4, 5]", "[.nan, .nan]", "[1e308, 1e308]"]  # fmt: skip
 scalars = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from(["dog", "paste", "scatter"])
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=12)
+    | st.sampled_from(["dog", "paste", "scatter"])
 )
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=8
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=8,
 )
 
 
@@ -51,7 +60,10 @@ def both(folder: Path, data: bytes, overrides: tuple[str, ...] = ()) -> None:
     outcome(lambda: load_training(str(path), overrides))
 
 
-@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass")))
+@given(
+    st.binary(max_size=200)
+    | st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass"))
+)
 @tries(30)
 def test_any_bytes(folder: Path, data: bytes) -> None:
     both(folder, data)
@@ -64,7 +76,9 @@ def test_shipped_jobs_with_a_line_changed(folder: Path, job: Path, data: st.Data
     at = data.draw(st.integers(0, len(lines) - 1))
     key, colon, _ = lines[at].partition(":")
     value = data.draw(st.sampled_from(ODD) | st.text(max_size=20))
-    lines[at] = data.draw(st.sampled_from([f"{key}{colon} {value}", value, f" {lines[at]}", "", lines[at] * 2]))
+    lines[at] = data.draw(
+        st.sampled_from([f"{key}{colon} {value}", value, f" {lines[at]}", "", lines[at] * 2])
+    )
     both(folder, "\n".join(lines).encode("utf-8", "surrogatepass"))
 
 
@@ -87,7 +101,9 @@ KEYS = ["images", "layout", "layout.size", "layout.objects.dog", "scene.object",
 
 @given(
     st.lists(
-        (st.sampled_from(KEYS) | st.text(max_size=8)).flatmap(lambda k: st.sampled_from(ODD).map(lambda v: f"{k}={v}")),
+        (st.sampled_from(KEYS) | st.text(max_size=8)).flatmap(
+            lambda k: st.sampled_from(ODD).map(lambda v: f"{k}={v}")
+        ),
         max_size=3,
     )
 )
@@ -98,7 +114,18 @@ def test_any_overrides(folder: Path, overrides: list[str]) -> None:
 
 @given(
     st.text(max_size=12)
-    | st.sampled_from(["../jobs/100dogs", "/etc/passwd", "a\0.yaml", ".yaml", "x" * 5000 + ".yaml", "x" * 5000, "con:", "jobs"])
+    | st.sampled_from(
+        [
+            "../jobs/100dogs",
+            "/etc/passwd",
+            "a\0.yaml",
+            ".yaml",
+            "x" * 5000 + ".yaml",
+            "x" * 5000,
+            "con:",
+            "jobs",
+        ]
+    )
 )
 @tries(25)
 def test_any_name(name: str) -> None:

@@ -65,10 +65,18 @@ def test_rows_are_replayed_by_index_and_stretched(lines: Path) -> None:
 
 def test_parquet_is_the_same(lines: Path, tmp_path: Path) -> None:
     pq.write_table(
-        pa.Table.from_pylist([{k: row.get(k) for k in ("width", "height", "categories", "boxes")} for row in ROWS[::2]]),
+        pa.Table.from_pylist(
+            [
+                {k: row.get(k) for k in ("width", "height", "categories", "boxes")}
+                for row in ROWS[::2]
+            ]
+        ),
         tmp_path / "t.parquet",
     )
-    a, b = (file.Spec(source=str(p), canvas=(200, 200)).sample(np.random.default_rng(0)) for p in (lines, tmp_path / "t.parquet"))
+    a, b = (
+        file.Spec(source=str(p), canvas=(200, 200)).sample(np.random.default_rng(0))
+        for p in (lines, tmp_path / "t.parquet")
+    )
     np.testing.assert_array_equal(a.boxes, b.boxes)
 
 
@@ -78,9 +86,16 @@ def test_masks_give_boxes_and_follow_the_canvas(tmp_path: Path) -> None:
     mask = np.zeros((50, 100), np.uint8, order="F")
     mask[10:30, 20:60] = 1
     rle = coco_mask.encode(mask)
-    row = {"width": 100, "height": 50, "categories": ["dog"], "masks": [{"size": [50, 100], "counts": rle["counts"].decode()}]}
+    row = {
+        "width": 100,
+        "height": 50,
+        "categories": ["dog"],
+        "masks": [{"size": [50, 100], "counts": rle["counts"].decode()}],
+    }
     (tmp_path / "m.jsonl").write_text(json.dumps(row))
-    layout = file.Spec(source=str(tmp_path / "m.jsonl"), canvas=(200, 100)).sample(np.random.default_rng(0))
+    layout = file.Spec(source=str(tmp_path / "m.jsonl"), canvas=(200, 100)).sample(
+        np.random.default_rng(0)
+    )
     np.testing.assert_array_equal(layout.boxes, [[40, 20, 120, 60]])
     assert layout.masks is not None
     assert coco_mask.area(layout.masks[0]) == 80 * 40
@@ -91,7 +106,11 @@ def test_document_strings(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (640, 480)).save(tmp_path / "a.jpg")
-    row = {"file_name": "a.jpg", "caption": "x", "custom_annotation": ["label_18_bbox_359.17_146.17_112.45_213.57"]}
+    row = {
+        "file_name": "a.jpg",
+        "caption": "x",
+        "custom_annotation": ["label_18_bbox_359.17_146.17_112.45_213.57"],
+    }
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
     (entry,) = read_entries(str(tmp_path / "metadata.jsonl"))
     assert (entry.width, entry.height, entry.names) == (640, 480, ("dog",))
@@ -149,29 +168,54 @@ def test_unknown_and_empty_filters_are_named(tmp_path: Path) -> None:
 
 def test_replay_without_variation_is_the_original(tmp_path: Path) -> None:
     source = str(coco_file(tmp_path / "instances.json"))
-    still = coco.Spec(source=source, canvas=(200, 100), jitter=0, flip=0).sample(np.random.default_rng(0))
+    still = coco.Spec(source=source, canvas=(200, 100), jitter=0, flip=0).sample(
+        np.random.default_rng(0)
+    )
     np.testing.assert_array_equal(still.boxes, [[20, 20, 60, 80]])
-    mirrored = coco.Spec(source=source, canvas=(200, 100), jitter=0, flip=1).sample(np.random.default_rng(0))
+    mirrored = coco.Spec(source=source, canvas=(200, 100), jitter=0, flip=1).sample(
+        np.random.default_rng(0)
+    )
     np.testing.assert_array_equal(mirrored.boxes, [[140, 20, 180, 80]])
-    moved = [coco.Spec(source=source, canvas=(200, 100), jitter=0.1).sample(np.random.default_rng(k)).boxes for k in range(20)]
+    moved = [
+        coco.Spec(source=source, canvas=(200, 100), jitter=0.1)
+        .sample(np.random.default_rng(k))
+        .boxes
+        for k in range(20)
+    ]
     assert len({m.tobytes() for m in moved}) == 20
     assert all((m >= 0).all() and (m <= [200, 100, 200, 100]).all() for m in moved)
 
 
-def test_fit_is_like_what_it_learnt_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_is_like_what_it_learnt_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     real = ScatterSpec.model_validate(
-        {"objects": {"dog": [5, 15], "cat": {"count": 3, "probability": 0.5}}, "size": [40, 100], "gap": 4}
+        {
+            "objects": {"dog": [5, 15], "cat": {"count": 3, "probability": 0.5}},
+            "size": [40, 100],
+            "gap": 4,
+        }
     )
     layouts = [real.sample(np.random.default_rng(k)) for k in range(120)]
-    rows = [{"width": 1024, "height": 1024, "boxes": x.boxes.tolist(), "categories": list(x.categories)} for x in layouts]
+    rows = [
+        {"width": 1024, "height": 1024, "boxes": x.boxes.tolist(), "categories": list(x.categories)}
+        for x in layouts
+    ]
     (tmp_path / "real.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert cli.main(["fit", str(tmp_path / "real.jsonl"), "-o", str(tmp_path / "fit.json"), "--json"]) == 0
+    assert (
+        cli.main(["fit", str(tmp_path / "real.jsonl"), "-o", str(tmp_path / "fit.json"), "--json"])
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["pictures"] == 120
     assert (tmp_path / "fit.json").stat().st_size < 200_000
     spec = fit.Spec(model=str(tmp_path / "fit.json"))
     spec.check_feasible()
     drawn = [spec.sample(np.random.default_rng((1, k))) for k in range(240)]
-    for what in (lambda x: [len(x)], lambda x: (x.boxes[:, 2] - x.boxes[:, 0]).tolist(), lambda x: x.boxes[:, 0].tolist()):
+    for what in (
+        lambda x: [len(x)],
+        lambda x: (x.boxes[:, 2] - x.boxes[:, 0]).tolist(),
+        lambda x: x.boxes[:, 0].tolist(),
+    ):
         a, b = ([v for x in group for v in what(x)] for group in (layouts, drawn))
         assert stats.ks_2samp(a, b).pvalue > 1e-3
     share = np.mean(["cat" in x.categories for x in layouts])
@@ -211,13 +255,21 @@ def random_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
         for _ in range(draw(st.integers(0, 6))):
             x0, y0 = draw(st.floats(0, width - 10)), draw(st.floats(0, height - 10))
             boxes.append([x0, y0, draw(st.floats(x0 + 2, width)), draw(st.floats(y0 + 2, height))])
-        names = draw(st.lists(st.sampled_from(["dog", "cat", "cow"]), min_size=len(boxes), max_size=len(boxes)))
+        names = draw(
+            st.lists(
+                st.sampled_from(["dog", "cat", "cow"]), min_size=len(boxes), max_size=len(boxes)
+            )
+        )
         rows.append({"width": width, "height": height, "boxes": boxes, "categories": names})
-    rows.append({"width": 100, "height": 100, "boxes": [[10.0, 10.0, 60.0, 70.0]], "categories": ["dog"]})
+    rows.append(
+        {"width": 100, "height": 100, "boxes": [[10.0, 10.0, 60.0, 70.0]], "categories": ["dog"]}
+    )
     return rows
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(random_rows(), st.integers(0, 2**32), st.tuples(st.integers(64, 600), st.integers(64, 600)))
 def test_any_data_gives_layouts_on_the_canvas(
     tmp_path: Path, rows: list[dict[str, Any]], seed: int, canvas: tuple[int, int]
@@ -244,12 +296,16 @@ def test_any_data_gives_layouts_on_the_canvas(
 
 
 @pytest.mark.parametrize("write", [write_yolo, write_voc])
-def test_fit_learns_of_every_form_that_import_reads(write: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_fit_learns_of_every_form_that_import_reads(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
     """All splits of it; what is wrong with it is told."""
     folder, model = write(tmp_path / "source"), tmp_path / "fit.json"
     assert cli.main(["fit", str(folder), "-o", str(model)]) == 0
     learnt = json.loads(model.read_text())
     assert learnt["pictures"] == 3
     assert set(learnt["boxes"]) == {"dog", "cat"}
-    next(path for path in folder.rglob("0.*") if path.suffix in (".txt", ".xml")).write_text("nonsense")
+    next(path for path in folder.rglob("0.*") if path.suffix in (".txt", ".xml")).write_text(
+        "nonsense"
+    )
     assert cli.main(["fit", str(folder), "-o", str(model)]) == 2

@@ -22,7 +22,9 @@ def test_ranges_are_uniform_and_reach_both_ends() -> None:
 
 
 def test_shares_divide_what_counts_leave() -> None:
-    spec = Spec.model_validate({"total": 30, "objects": {"dog": {"share": 3}, "cat": {"share": 1}, "cow": 6}})
+    spec = Spec.model_validate(
+        {"total": 30, "objects": {"dog": {"share": 3}, "cat": {"share": 1}, "cow": 6}}
+    )
     found = draws(spec)
     assert all(len(names) == 30 and names.count("cow") == 6 for names in found)
     assert np.mean([names.count("dog") for names in found]) == pytest.approx(18, abs=0.5)
@@ -37,7 +39,10 @@ def test_probability_of_a_category() -> None:
 
 def test_categories_have_sizes_of_their_own() -> None:
     spec = Spec.model_validate(
-        {"objects": {"dog": 3, "ball": {"count": 3, "size": [10, 12], "aspect": [1, 1]}}, "size": [50, 60]}
+        {
+            "objects": {"dog": 3, "ball": {"count": 3, "size": [10, 12], "aspect": [1, 1]}},
+            "size": [50, 60],
+        }
     )
     sides = spec.draw_sides(["dog", "ball", "dog", "ball"], np.random.default_rng(0))
     assert (sides[[0, 2]].max(1) >= 50).all()
@@ -69,10 +74,19 @@ def test_coco_mix_has_the_asked_shares() -> None:
         ({"objects": {"dog": [5, 2]}}, "[5, 2] must be [least, most]"),
         ({"objects": {"dog": {"share": 1}}}, "total: missing; dog has a share of it"),
         ({"objects": {"dog": 1}, "total": 5}, "total: no category has a share of it"),
-        ({"objects": {"dog": 9, "cat": {"share": 1}}, "total": 5}, "total: 5 is less than the 9 boxes"),
+        (
+            {"objects": {"dog": 9, "cat": {"share": 1}}, "total": 5},
+            "total: 5 is less than the 9 boxes",
+        ),
         ({"objects": {"dog": {"count": 1, "share": 1}}}, "count: give either count or share"),
-        ({"objects": {"dog": {"count": 1, "size": [10, 2000]}}}, "objects.dog.size: 2000 px is larger than the canvas"),
-        ({"objects": {"dog": 1}, "size": [30, 20]}, "[30, 20] must be two positive numbers, least first"),
+        (
+            {"objects": {"dog": {"count": 1, "size": [10, 2000]}}},
+            "objects.dog.size: 2000 px is larger than the canvas",
+        ),
+        (
+            {"objects": {"dog": 1}, "size": [30, 20]},
+            "[30, 20] must be two positive numbers, least first",
+        ),
         (
             {"objects": {"dog": 1}, "size": {"range": [40, 90], "distribution": "coco"}},
             "has no room for every class with a share",

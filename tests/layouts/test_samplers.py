@@ -23,7 +23,11 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     counts = st.one_of(st.integers(0, 20), st.tuples(st.integers(0, 5), st.integers(5, 20)))
     objects: dict[str, Any] = {"dog": draw(counts)}
     if draw(st.booleans()):
-        objects["cat"] = {"count": draw(counts), "probability": draw(st.sampled_from([0.5, 1.0])), "label": draw(st.booleans())}
+        objects["cat"] = {
+            "count": draw(counts),
+            "probability": draw(st.sampled_from([0.5, 1.0])),
+            "label": draw(st.booleans()),
+        }
     total = {}
     if draw(st.booleans()):
         objects["cow"] = {"share": 1.5}
@@ -34,13 +38,27 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         "objects": objects,
         **total,
     }
-    sizes: dict[str, Any] = {"size": draw(st.sampled_from([[12, 30], {"range": [8, 120], "distribution": "coco"}]))}
+    sizes: dict[str, Any] = {
+        "size": draw(st.sampled_from([[12, 30], {"range": [8, 120], "distribution": "coco"}]))
+    }
     own: dict[str, dict[str, Any]] = {
-        "scatter": {"spread": draw(st.sampled_from(["even", "blue-noise", "random"])), "gap": draw(st.integers(0, 6)), **sizes},
+        "scatter": {
+            "spread": draw(st.sampled_from(["even", "blue-noise", "random"])),
+            "gap": draw(st.integers(0, 6)),
+            **sizes,
+        },
         "grid": {"jitter": draw(st.floats(0, 1)), "gap": draw(st.integers(0, 4)), **sizes},
-        "pack": {"coverage": draw(st.floats(0.05, 0.85)), "variety": draw(st.floats(0, 1)), "gap": draw(st.integers(0, 2))},
+        "pack": {
+            "coverage": draw(st.floats(0.05, 0.85)),
+            "variety": draw(st.floats(0, 1)),
+            "gap": draw(st.integers(0, 2)),
+        },
         "perspective": {"max_iou": draw(st.sampled_from([0.0, 0.3])), "least": 4},
-        "crowd": {"max_iou": draw(st.sampled_from([0.0, 0.3])), "clusters": draw(st.integers(1, 4)), **sizes},
+        "crowd": {
+            "max_iou": draw(st.sampled_from([0.0, 0.3])),
+            "clusters": draw(st.integers(1, 4)),
+            **sizes,
+        },
     }
     return {**recipe, **own[name]}
 
@@ -52,7 +70,9 @@ def build(recipe: dict[str, Any]) -> Any:
 def holds_counts(spec: ObjectsSpec, layout: Layout) -> bool:
     for name, o in spec.objects.items():
         n = layout.categories.count(name)
-        if o.count is not None and not (o.count[0] <= n <= o.count[1] or (n == 0 and o.probability < 1)):
+        if o.count is not None and not (
+            o.count[0] <= n <= o.count[1] or (n == 0 and o.probability < 1)
+        ):
             return False
     certain = all(o.probability == 1 for o in spec.objects.values())
     return spec.total is None or not certain or spec.total[0] <= len(layout) <= spec.total[1]
@@ -71,7 +91,9 @@ def refused(call: Callable[[], object]) -> str:
 @given(recipes(), st.integers(0, 2**32))
 def test_exact_inside_and_apart_or_refused(recipe: dict[str, Any], seed: int) -> None:
     spec = build(recipe)
-    refusal = refused(spec.check_feasible) or refused(lambda: spec.sample(np.random.default_rng(seed)))
+    refusal = refused(spec.check_feasible) or refused(
+        lambda: spec.sample(np.random.default_rng(seed))
+    )
     if refusal:
         assert any(c.isdigit() for c in refusal)
         # what scatter and grid take on, they can do
@@ -83,7 +105,12 @@ def test_exact_inside_and_apart_or_refused(recipe: dict[str, Any], seed: int) ->
     assert (layout.boxes[:, 2:] <= spec.canvas).all()
     assert (layout.boxes[:, 2:] > layout.boxes[:, :2]).all()
     if getattr(spec, "max_iou", 0) == 0:
-        assert overlapping_pairs(layout.boxes, getattr(spec, "gap", 0) if recipe["sampler"] != "pack" else 0) == 0
+        assert (
+            overlapping_pairs(
+                layout.boxes, getattr(spec, "gap", 0) if recipe["sampler"] != "pack" else 0
+            )
+            == 0
+        )
     else:
         overlap = box_iou(layout.boxes.astype(float), layout.boxes.astype(float))
         np.fill_diagonal(overlap, 0)
@@ -98,7 +125,16 @@ def test_exact_inside_and_apart_or_refused(recipe: dict[str, Any], seed: int) ->
 
 def test_pack_makes_no_box_of_less_than_a_pixel() -> None:
     """A recipe and seed whose first treemap has a cell narrower than a pixel."""
-    spec = build({"sampler": "pack", "canvas": (200, 200), "objects": {"dog": 40}, "coverage": 0.5, "variety": 1.0, "gap": 0})
+    spec = build(
+        {
+            "sampler": "pack",
+            "canvas": (200, 200),
+            "objects": {"dog": 40},
+            "coverage": 0.5,
+            "variety": 1.0,
+            "gap": 0,
+        }
+    )
     for seed in range(300):
         boxes = spec.sample(np.random.default_rng(seed)).boxes
         assert (boxes[:, 2:] > boxes[:, :2]).all()
@@ -106,7 +142,9 @@ def test_pack_makes_no_box_of_less_than_a_pixel() -> None:
 
 @pytest.mark.parametrize("coverage", [0.1, 0.5, 0.85])
 def test_pack_meets_the_coverage(coverage: float) -> None:
-    spec = build({"sampler": "pack", "objects": {"dog": 100}, "coverage": coverage, "aspect": [0.5, 2]})
+    spec = build(
+        {"sampler": "pack", "objects": {"dog": 100}, "coverage": coverage, "aspect": [0.5, 2]}
+    )
     spec.check_feasible()
     for seed in range(5):
         layout = spec.sample(np.random.default_rng(seed))
@@ -117,7 +155,10 @@ def test_pack_meets_the_coverage(coverage: float) -> None:
 
 def test_pack_refuses_with_the_largest_coverage() -> None:
     spec = build({"sampler": "pack", "objects": {"dog": 200}, "coverage": 0.85, "gap": 20})
-    with pytest.raises(InfeasibleLayoutError, match=r"200 boxes with gap 20 .* cover \d+% of 1024 x 1024 at most; 85% is asked"):
+    with pytest.raises(
+        InfeasibleLayoutError,
+        match=r"200 boxes with gap 20 .* cover \d+% of 1024 x 1024 at most; 85% is asked",
+    ):
         spec.check_feasible()
 
 
@@ -143,7 +184,15 @@ def test_perspective_is_a_pinhole_camera() -> None:
 
 
 def test_crowd_overlaps_and_says_how_much_is_hidden() -> None:
-    spec = build({"sampler": "crowd", "objects": {"dog": 80}, "size": [80, 120], "clusters": 2, "max_iou": 0.3})
+    spec = build(
+        {
+            "sampler": "crowd",
+            "objects": {"dog": 80},
+            "size": [80, 120],
+            "clusters": 2,
+            "max_iou": 0.3,
+        }
+    )
     layout = spec.sample(np.random.default_rng(0))
     assert layout.depth is not None
     assert layout.occluded is not None
@@ -155,7 +204,12 @@ def test_crowd_overlaps_and_says_how_much_is_hidden() -> None:
 
 @pytest.mark.parametrize("sampler", ["crowd", "perspective"])
 def test_what_finds_no_room_is_refused_with_a_number_that_does(sampler: str) -> None:
-    recipe: dict[str, Any] = {"sampler": sampler, "canvas": [300, 300], "objects": {"dog": 400}, "max_iou": 0}
+    recipe: dict[str, Any] = {
+        "sampler": sampler,
+        "canvas": [300, 300],
+        "objects": {"dog": 400},
+        "max_iou": 0,
+    }
     if sampler == "crowd":
         recipe["size"] = [40, 60]
     with pytest.raises(InfeasibleLayoutError, match=r"the largest number found is \d+") as caught:
@@ -166,7 +220,10 @@ def test_what_finds_no_room_is_refused_with_a_number_that_does(sampler: str) -> 
 
 
 def test_grid_says_which_constraint_binds() -> None:
-    with pytest.raises(InfeasibleLayoutError, match="7 boxes need more than the 2 x 3 cells; the largest number is 6"):
+    with pytest.raises(
+        InfeasibleLayoutError,
+        match="7 boxes need more than the 2 x 3 cells; the largest number is 6",
+    ):
         build({"sampler": "grid", "objects": {"dog": 7}, "rows": 2, "columns": 3}).check_feasible()
     with pytest.raises(InfeasibleLayoutError, match="boxes may be 99 px long, 120 px is asked"):
         build({"sampler": "grid", "objects": {"dog": 100}, "size": [50, 120]}).check_feasible()
@@ -174,7 +231,15 @@ def test_grid_says_which_constraint_binds() -> None:
 
 def test_blue_noise_is_farther_apart_than_random() -> None:
     def nearest(spread: str) -> float:
-        spec = build({"sampler": "scatter", "objects": {"dog": 60}, "size": [8, 10], "gap": 0, "spread": spread})
+        spec = build(
+            {
+                "sampler": "scatter",
+                "objects": {"dog": 60},
+                "size": [8, 10],
+                "gap": 0,
+                "spread": spread,
+            }
+        )
         found = []
         for seed in range(10):
             boxes = spec.sample(np.random.default_rng(seed)).boxes

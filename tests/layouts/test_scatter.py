@@ -23,7 +23,13 @@ def specs(draw: st.DrawFn) -> Spec:
     room = int((canvas[0] + gap) // (size[1] + gap)) * int((canvas[1] + gap) // (size[1] + gap))
     count = draw(st.integers(0, room))
     aspect = (draw(st.floats(0.3, 1)), draw(st.floats(1, 3)))
-    return Spec(canvas=canvas, objects={"dog": count // 2, "cat": count - count // 2}, size=size, aspect=aspect, gap=gap)
+    return Spec(
+        canvas=canvas,
+        objects={"dog": count // 2, "cat": count - count // 2},
+        size=size,
+        aspect=aspect,
+        gap=gap,
+    )
 
 
 @settings(max_examples=80, deadline=None)
@@ -56,7 +62,9 @@ def test_100_boxes_always_succeed_and_differ() -> None:
 
 
 def test_longest_sides_are_uniform_in_size() -> None:
-    sides = np.concatenate([HUNDRED.draw_sides(["dog"] * 100, np.random.default_rng(i)).max(1) for i in range(20)])
+    sides = np.concatenate(
+        [HUNDRED.draw_sides(["dog"] * 100, np.random.default_rng(i)).max(1) for i in range(20)]
+    )
     assert stats.kstest(sides + 0.5, stats.uniform(56, 32).cdf).pvalue > 0.01
     placed = np.concatenate([HUNDRED.sample(np.random.default_rng(i)).boxes for i in range(20)])
     longest = (placed[:, 2:] - placed[:, :2]).max(1)
@@ -83,12 +91,18 @@ def test_evenly_spread() -> None:
     for i in range(60):
         boxes = spec.sample(np.random.default_rng(i)).boxes
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-        counts.append(np.histogram2d(centre[:, 0], centre[:, 1], bins=2, range=[[0, 1024], [0, 1024]])[0].ravel())
+        counts.append(
+            np.histogram2d(centre[:, 0], centre[:, 1], bins=2, range=[[0, 1024], [0, 1024]])[
+                0
+            ].ravel()
+        )
     assert np.var(counts) < 0.5 * 100 * 0.25 * 0.75
 
 
 def test_what_cannot_fit_is_refused_with_the_largest_number() -> None:
-    with pytest.raises(InfeasibleLayoutError, match=r"300 boxes of 56-88 px with gap 8 do not fit 1024 x 1024") as caught:
+    with pytest.raises(
+        InfeasibleLayoutError, match=r"300 boxes of 56-88 px with gap 8 do not fit 1024 x 1024"
+    ) as caught:
         Spec(objects={"dog": 300}).check_feasible()
     most = int(str(caught.value).rsplit(" ", 1)[1])
     assert 100 <= most < 300
@@ -102,7 +116,9 @@ def test_dense_layouts_fall_back_to_shelves() -> None:
     sides = np.full((81, 2), 100.0)
     corners = shelves(sides, np.array([908.0, 908.0]), 1, np.random.default_rng(0))
     assert corners is not None
-    assert overlapping_pairs(np.concatenate([corners, corners + sides], 1).astype(np.float32), 1) == 0
+    assert (
+        overlapping_pairs(np.concatenate([corners, corners + sides], 1).astype(np.float32), 1) == 0
+    )
     assert shelves(sides, np.array([900.0, 908.0]), 1, np.random.default_rng(0)) is None
 
 

@@ -21,7 +21,10 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, t: Any, encoder_hidden_states: Tensor) -> Any:
         a, b = self.a.to(x.dtype), self.b.to(x.dtype)
-        out = torch.einsum("ij,njhw->nihw", a, x) + (encoder_hidden_states.mean(1) @ b.T)[..., None, None]
+        out = (
+            torch.einsum("ij,njhw->nihw", a, x)
+            + (encoder_hidden_states.mean(1) @ b.T)[..., None, None]
+        )
         return type("Output", (), {"sample": out})()
 
     def exact(self, x: np.ndarray, embedding: np.ndarray) -> np.ndarray:

@@ -38,9 +38,16 @@ def layout(seed: int, boxes: int = 3) -> Layout:
     return Layout(SIDE, SIDE, corners, ("dog",) * boxes)
 
 
-def latents(pipeline: AnnotationMaskPipeline, batch: list[Layout], *seeds: int, **options: Any) -> Tensor:
+def latents(
+    pipeline: AnnotationMaskPipeline, batch: list[Layout], *seeds: int, **options: Any
+) -> Tensor:
     generator = [torch.Generator().manual_seed(s) for s in seeds]
-    defaults = {"background": "sand", "num_inference_steps": STEPS, "generator": generator, "output_type": "latent"}
+    defaults = {
+        "background": "sand",
+        "num_inference_steps": STEPS,
+        "generator": generator,
+        "output_type": "latent",
+    }
     got = pipeline(batch, **{**defaults, **options})
     assert isinstance(got, Tensor)
     return got
@@ -48,7 +55,9 @@ def latents(pipeline: AnnotationMaskPipeline, batch: list[Layout], *seeds: int, 
 
 def mask_latents(pipeline: AnnotationMaskPipeline, of: Layout) -> Tensor:
     with torch.no_grad():
-        return pipeline.encode_pictures(paint_annotations([corners_of(of, {})], (SIDE, SIDE), 90))[0]
+        return pipeline.encode_pictures(paint_annotations([corners_of(of, {})], (SIDE, SIDE), 90))[
+            0
+        ]
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
@@ -59,10 +68,18 @@ def test_denoising_starts_from_the_noised_mask(
     """Against DDIM in float64: z = sqrt(a) mask + sqrt(1 - a) noise at the first step that runs."""
     of = layout(0)
     with stub_unet(pipeline) as stub:
-        got = latents(pipeline, [of], 5, strength=strength, guidance_scale=guidance)[0].double().numpy()
-        noise = torch.randn((3, 24, 24), generator=torch.Generator().manual_seed(5)).double().numpy()
+        got = (
+            latents(pipeline, [of], 5, strength=strength, guidance_scale=guidance)[0]
+            .double()
+            .numpy()
+        )
+        noise = (
+            torch.randn((3, 24, 24), generator=torch.Generator().manual_seed(5)).double().numpy()
+        )
         pipeline.scheduler.set_timesteps(STEPS)
-        a = float(pipeline.scheduler.alphas_cumprod.double()[int(pipeline.scheduler.timesteps[first])])
+        a = float(
+            pipeline.scheduler.alphas_cumprod.double()[int(pipeline.scheduler.timesteps[first])]
+        )
         start = np.sqrt(a) * mask_latents(pipeline, of).double().numpy() + np.sqrt(1 - a) * noise
 
         def guided(z: np.ndarray, i: int, t: int) -> np.ndarray:
@@ -97,14 +114,18 @@ def test_a_trained_checkpoint_reads_the_mask_beside_its_latents(checkpoint: Path
     seen: list[Tensor] = []
     pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     latents(pipeline, [layout(0), layout(1)], 0, 1)
-    torch.testing.assert_close(seen[0][:1, 3:], mask_latents(pipeline, layout(0))[None], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        seen[0][:1, 3:], mask_latents(pipeline, layout(0))[None], atol=1e-5, rtol=1e-4
+    )
     noise = torch.randn((3, 24, 24), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(seen[0][0, :3], noise)  # it starts from noise
     assert len(seen) == STEPS * 2  # and runs every step: one chunk for two images of both branches
 
 
 def test_tiles_are_the_whole_where_there_is_one(pipeline: AnnotationMaskPipeline) -> None:
-    whole, one, four = (latents(pipeline, [layout(0)], 0, tile=tile) for tile in (None, SIDE, SIDE // 2))
+    whole, one, four = (
+        latents(pipeline, [layout(0)], 0, tile=tile) for tile in (None, SIDE, SIDE // 2)
+    )
     assert torch.equal(whole, one)
     assert not torch.equal(whole, four)
 
@@ -123,5 +144,7 @@ def test_strength_is_a_share(pipeline: AnnotationMaskPipeline, strength: float) 
 
 
 def test_mistakes_in_a_recipe_are_named() -> None:
-    with pytest.raises(ConfigError, match="label_range: 10 must be at least 18, the category id of 'dog'"):
+    with pytest.raises(
+        ConfigError, match="label_range: 10 must be at least 18, the category id of 'dog'"
+    ):
         load_job("100dogs", ["pipeline=annotation-mask-tiny", "pipeline.label_range=10"])

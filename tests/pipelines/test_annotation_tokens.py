@@ -36,14 +36,23 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(s) for s in seeds]
 
 
-def latents(pipeline: AnnotationTokensPipeline, batch: list[Layout], *seeds: int, **options: Any) -> Tensor:
-    defaults = {"background": "sand", "num_inference_steps": 3, "generator": generators(*seeds), "output_type": "latent"}
+def latents(
+    pipeline: AnnotationTokensPipeline, batch: list[Layout], *seeds: int, **options: Any
+) -> Tensor:
+    defaults = {
+        "background": "sand",
+        "num_inference_steps": 3,
+        "generator": generators(*seeds),
+        "output_type": "latent",
+    }
     got = pipeline(batch, **{**defaults, **options})
     assert isinstance(got, Tensor)
     return got
 
 
-def test_all_annotations_are_joined_along_the_sequence_and_padding_is_masked(pipeline: AnnotationTokensPipeline) -> None:
+def test_all_annotations_are_joined_along_the_sequence_and_padding_is_masked(
+    pipeline: AnnotationTokensPipeline,
+) -> None:
     with torch.no_grad():
         own = [pipeline.encode_annotations(DOCUMENT[:n]) for n in (1, 2)]
         found = pipeline.conditions(["grass", "sand", "snow", ""], [DOCUMENT, [], DOCUMENT[:1]])
@@ -62,7 +71,9 @@ def test_long_annotations_lose_nothing(pipeline: AnnotationTokensPipeline) -> No
     ids = pipeline.tokenizer(DOCUMENT[0], add_special_tokens=False).input_ids
     assert len(ids) > pipeline.tokenizer.model_max_length - 2
     with torch.no_grad():
-        one, other = (pipeline.encode_annotations([text]) for text in (DOCUMENT[0], DOCUMENT[0][:-1] + "7"))
+        one, other = (
+            pipeline.encode_annotations([text]) for text in (DOCUMENT[0], DOCUMENT[0][:-1] + "7")
+        )
     assert len(one) == len(ids)
     assert torch.equal(one[:-1], other[:-1])
     assert not torch.equal(one[-1], other[-1])
@@ -72,15 +83,22 @@ def test_masked_tokens_do_not_count(pipeline: AnnotationTokensPipeline) -> None:
     """The UNet's prediction for a prompt is the same, however much padding another image of the batch brings."""
     z = torch.randn(1, 3, 24, 24)
     with torch.no_grad():
-        short, long = (pipeline.conditions(["grass", "sand"], [DOCUMENT[:1], DOCUMENT * n]) for n in (0, 9))
+        short, long = (
+            pipeline.conditions(["grass", "sand"], [DOCUMENT[:1], DOCUMENT * n]) for n in (0, 9)
+        )
         one, other = (
-            pipeline.predict(torch.tensor(500), z, {name: table[:1] for name, table in found.items()}) for found in (short, long)
+            pipeline.predict(
+                torch.tensor(500), z, {name: table[:1] for name, table in found.items()}
+            )
+            for found in (short, long)
         )
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
-def test_a_batch_of_four_is_the_four_alone(pipeline: AnnotationTokensPipeline, guidance: float) -> None:
+def test_a_batch_of_four_is_the_four_alone(
+    pipeline: AnnotationTokensPipeline, guidance: float
+) -> None:
     batch = [layout(i, n) for i, n in enumerate((3, 0, 7, 1))]
     together = latents(pipeline, batch, 0, 1, 2, 3, guidance_scale=guidance)
     for i in range(4):
@@ -89,12 +107,23 @@ def test_a_batch_of_four_is_the_four_alone(pipeline: AnnotationTokensPipeline, g
 
 
 def test_tiles_are_told_of_the_boxes_they_hold(pipeline: AnnotationTokensPipeline) -> None:
-    whole = Layout(48, 48, np.array([[2, 2, 12, 14], [30, 28, 46, 44]], np.float32), ("dog", "cat"), ("a brown dog", "a cat"))
+    whole = Layout(
+        48,
+        48,
+        np.array([[2, 2, 12, 14], [30, 28, 46, 44]], np.float32),
+        ("dog", "cat"),
+        ("a brown dog", "a cat"),
+    )
     tiles = pipeline.tiles(whole, 24, 0.0)
     assert [layout.phrases for _, layout in tiles] == [("a brown dog",), (), (), ("a cat",)]
     np.testing.assert_allclose(tiles[3][1].boxes, [[6, 4, 22, 20]])
     assert {(layout.width, layout.height) for _, layout in tiles} == {(24, 24)}
-    options: dict[str, Any] = {"tile": 24, "overlap": 0.0, "num_inference_steps": 1, "caption": "sand"}
+    options: dict[str, Any] = {
+        "tile": 24,
+        "overlap": 0.0,
+        "num_inference_steps": 1,
+        "caption": "sand",
+    }
     one, other = (latents(pipeline, [of], 0, **options) for of in (whole, whole.select([0])))
     changed = ((one - other).abs() > 1e-5).any(1)[0]
     assert changed[12:, 12:].any()
@@ -116,7 +145,9 @@ def test_the_documents_strings_are_accepted(pipeline: AnnotationTokensPipeline) 
     assert not torch.equal(given, latents(pipeline, [layout(0, 0)], 0))
     with pytest.raises(ValueError, match="annotation 'dog': must be label_ID_bbox_X_Y_W_H"):
         latents(pipeline, [layout(0, 0)], 0, annotations=[["dog"]])
-    with pytest.raises(ValueError, match="annotations: strings are of the whole canvas; leave tile out"):
+    with pytest.raises(
+        ValueError, match="annotations: strings are of the whole canvas; leave tile out"
+    ):
         latents(pipeline, [layout(0, 0)], 0, annotations=[DOCUMENT], tile=24)
     with pytest.raises(ValueError, match="annotations: 2 sequences given for 1 layouts"):
         latents(pipeline, [layout(0, 0)], 0, annotations=[[], []])
@@ -130,7 +161,10 @@ def test_location_tokens_make_annotations_compact(checkpoint: Path, tmp_path: Pa
     pipeline.add_location_tokens(32)
     assert pipeline.bins == 32
     (texts,) = pipeline.texts([layout(0, 2)], "auto", {})
-    assert len(pipeline.tokenizer(texts[0], add_special_tokens=False).input_ids) == len(["a", "brown", "dog"]) + 2
+    assert (
+        len(pipeline.tokenizer(texts[0], add_special_tokens=False).input_ids)
+        == len(["a", "brown", "dog"]) + 2
+    )
     base = latents(pipeline, [layout(0, 2)], 0)
     assert not torch.equal(base, latents(pipeline, [layout(1, 2)], 0))
     pipeline.save_pretrained(tmp_path)
@@ -143,11 +177,19 @@ def test_location_tokens_make_annotations_compact(checkpoint: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("of", "message"),
     [
-        (Layout(47, 48, np.zeros((0, 4), np.float32), ()), "canvas width 47 px must be a multiple of 2"),
-        (Layout(48, 48, np.array([[-4, 0, 8, 8]], np.float32), ("dog",)), r"boxes\[0\]: \[-4.0, 0.0, 8.0, 8.0\] is not inside"),
+        (
+            Layout(47, 48, np.zeros((0, 4), np.float32), ()),
+            "canvas width 47 px must be a multiple of 2",
+        ),
+        (
+            Layout(48, 48, np.array([[-4, 0, 8, 8]], np.float32), ("dog",)),
+            r"boxes\[0\]: \[-4.0, 0.0, 8.0, 8.0\] is not inside",
+        ),
     ],
 )
-def test_what_cannot_be_painted_is_named(pipeline: AnnotationTokensPipeline, of: Layout, message: str) -> None:
+def test_what_cannot_be_painted_is_named(
+    pipeline: AnnotationTokensPipeline, of: Layout, message: str
+) -> None:
     with pytest.raises(IncompatibleLayoutError, match=message):
         pipeline([of])
 
@@ -163,7 +205,16 @@ def test_prompts_beyond_the_text_encoder_are_cut_with_a_warning(
 
 def test_a_recipe_paints_and_its_mistakes_are_named(checkpoint: Path) -> None:
     spec = Spec(model=str(checkpoint), steps=2)
-    painted = spec.load(SceneSpec(), Numerics())([Scene(layout(0, 3), "sand")], [np.random.SeedSequence(0)])
+    painted = spec.load(SceneSpec(), Numerics())(
+        [Scene(layout(0, 3), "sand")], [np.random.SeedSequence(0)]
+    )
     assert painted[0].image.shape == (48, 48, 3)
     with pytest.raises(ConfigError, match="categories: 'tree' is not a COCO category"):
-        load_job("100dogs", ["pipeline=annotation-tokens-tiny", "layout.objects={tree: 3}", "categories={tree: 101}"])
+        load_job(
+            "100dogs",
+            [
+                "pipeline=annotation-tokens-tiny",
+                "layout.objects={tree: 3}",
+                "categories={tree: 101}",
+            ],
+        )

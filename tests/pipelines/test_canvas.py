@@ -38,7 +38,13 @@ def box(row_init: int, row_end: int, col_init: int, col_end: int) -> dict[str, i
 
 
 def latents(pipeline: CanvasPipeline, regions: Any, **options: Any) -> Tensor:
-    got = pipeline(SIZE, SIZE, regions, output_type="latent", **{"seed": 0, "num_inference_steps": 3, **options})
+    got = pipeline(
+        SIZE,
+        SIZE,
+        regions,
+        output_type="latent",
+        **{"seed": 0, "num_inference_steps": 3, **options},
+    )
     assert isinstance(got, Tensor)
     return got
 
@@ -67,10 +73,14 @@ def axis(kind: str, n: int) -> np.ndarray:
     if kind == "gaussian":
         x = np.arange(n)
         return np.exp(-((x - (n - 1) / 2) ** 2) / (n * n * 2 * 0.01)) / np.sqrt(2 * np.pi * 0.01)
-    return 15 / 16 * (1 - np.linspace(-0.995, 0.995, n) ** 2) ** 2 if kind == "quartic" else np.ones(n)
+    return (
+        15 / 16 * (1 - np.linspace(-0.995, 0.995, n) ** 2) ** 2 if kind == "quartic" else np.ones(n)
+    )
 
 
-def exact(pipeline: CanvasPipeline, stub: Linear, regions: list[Any], steps: int, rerolls: Any = ()) -> np.ndarray:
+def exact(
+    pipeline: CanvasPipeline, stub: Linear, regions: list[Any], steps: int, rerolls: Any = ()
+) -> np.ndarray:
     """The published algorithm in float64 with the stub's map."""
     cells = SIZE // pipeline.factor
     z = torch.randn((3, cells, cells), generator=torch.Generator().manual_seed(0)).double().numpy()
@@ -81,7 +91,11 @@ def exact(pipeline: CanvasPipeline, stub: Linear, regions: list[Any], steps: int
     def own(r: Any) -> np.ndarray:
         ys, xs = part(r)
         shape = (3, ys.stop - ys.start, xs.stop - xs.start)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(r.region_seed)).double().numpy()
+        return (
+            torch.randn(shape, generator=torch.Generator().manual_seed(r.region_seed))
+            .double()
+            .numpy()
+        )
 
     for r in rerolls:
         if r.reroll_mode == "reset":
@@ -110,7 +124,10 @@ def exact(pipeline: CanvasPipeline, stub: Linear, regions: list[Any], steps: int
                 pixels = np.array(r.reference_image.resize(size, Image.Resampling.LANCZOS))
                 x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
                 with torch.no_grad():
-                    latent = pipeline.vae.encode(x).latent_dist.mode()[0].double().numpy() * pipeline.vae.config.scaling_factor
+                    latent = (
+                        pipeline.vae.encode(x).latent_dist.mode()[0].double().numpy()
+                        * pipeline.vae.config.scaling_factor
+                    )
                 z[:, *part(r)] = np.sqrt(alpha) * latent + np.sqrt(1 - alpha) * initial[:, *part(r)]
         return z
 
@@ -121,14 +138,28 @@ def exact(pipeline: CanvasPipeline, stub: Linear, regions: list[Any], steps: int
 def test_agrees_with_the_formulas_in_float64(pipeline: CanvasPipeline, seed: int) -> None:
     rng = np.random.default_rng(seed)
     regions: list[Any] = random_regions(rng, 6)
-    regions.append(ImageRegion(**box(8, 40, 10, 42), reference_image=picture(), strength=float(rng.choice([0.3, 0.8, 1.0]))))
+    regions.append(
+        ImageRegion(
+            **box(8, 40, 10, 42),
+            reference_image=picture(),
+            strength=float(rng.choice([0.3, 0.8, 1.0])),
+        )
+    )
     rerolls = [
         RerollRegion(**box(0, 16, 0, 48), region_seed=5),
         RerollRegion(**box(8, 48, 8, 48), region_seed=6, reroll_mode="epsilon", noise_eps=0.4),
     ]
     with stub_unet(pipeline) as stub:
         got = (
-            latents(pipeline, regions, reroll_regions=rerolls, num_inference_steps=5, negative_prompt="soil")[0].double().numpy()
+            latents(
+                pipeline,
+                regions,
+                reroll_regions=rerolls,
+                num_inference_steps=5,
+                negative_prompt="soil",
+            )[0]
+            .double()
+            .numpy()
         )
         wanted = exact(pipeline, stub, regions, 5, rerolls)
     assert np.linalg.norm(got - wanted) / np.linalg.norm(wanted) < 1e-5
@@ -136,7 +167,9 @@ def test_agrees_with_the_formulas_in_float64(pipeline: CanvasPipeline, seed: int
 
 def test_a_batch_of_four_canvases_is_the_four_alone(pipeline: CanvasPipeline) -> None:
     rng = np.random.default_rng(9)
-    each: list[Any] = [[*random_regions(rng, 3), TextRegion(**box(0, 48, 0, 48), prompt="grass")] for _ in range(4)]
+    each: list[Any] = [
+        [*random_regions(rng, 3), TextRegion(**box(0, 48, 0, 48), prompt="grass")] for _ in range(4)
+    ]
     each[2].append(ImageRegion(**box(8, 40, 10, 42), reference_image=picture(), strength=0.5))
     together = latents(pipeline, each, seed=[0, 1, 2, 3])
     for i in range(4):
@@ -145,9 +178,12 @@ def test_a_batch_of_four_canvases_is_the_four_alone(pipeline: CanvasPipeline) ->
 
 
 @pytest.mark.parametrize(
-    ("strength", "steps", "followed"), [(0.8, 50, 40), (0.0, 50, 0), (1.0, 50, 49), (0.5, 5, 3), (0.9, 10, 9)]
+    ("strength", "steps", "followed"),
+    [(0.8, 50, 40), (0.0, 50, 0), (1.0, 50, 49), (0.5, 5, 3), (0.9, 10, 9)],
 )
-def test_strength_is_the_share_of_the_steps_that_follow_the_picture(strength: float, steps: int, followed: int) -> None:
+def test_strength_is_the_share_of_the_steps_that_follow_the_picture(
+    strength: float, steps: int, followed: int
+) -> None:
     assert steps_of(strength, steps) == followed
 
 
@@ -159,7 +195,9 @@ def test_a_region_without_a_seed_follows_the_generator(pipeline: CanvasPipeline)
 
 def test_decode_steps_shows_the_canvas_after_each_step(pipeline: CanvasPipeline) -> None:
     regions = [TextRegion(**box(0, 48, 0, 48), prompt="grass")]
-    images, seen = pipeline(SIZE, SIZE, regions, num_inference_steps=3, seed=0, decode_steps=True, output_type="np")
+    images, seen = pipeline(
+        SIZE, SIZE, regions, num_inference_steps=3, seed=0, decode_steps=True, output_type="np"
+    )
     assert [np.asarray(s).shape for s in seen] == [(1, SIZE, SIZE, 3)] * 3
     np.testing.assert_array_equal(np.asarray(seen[-1]), np.asarray(images))
 
@@ -167,12 +205,20 @@ def test_decode_steps_shows_the_canvas_after_each_step(pipeline: CanvasPipeline)
 @pytest.mark.parametrize(
     ("region", "message"),
     [
-        (box(0, 49, 0, 48), "regions: row_end 49 of number 0 must be a multiple of 2 and at most 48"),
-        (box(0, 48, 0, 50), "regions: col_end 50 of number 0 must be a multiple of 2 and at most 48"),
+        (
+            box(0, 49, 0, 48),
+            "regions: row_end 49 of number 0 must be a multiple of 2 and at most 48",
+        ),
+        (
+            box(0, 48, 0, 50),
+            "regions: col_end 50 of number 0 must be a multiple of 2 and at most 48",
+        ),
         (box(1, 48, 0, 48), "regions: row_init 1 of number 0 must be a multiple of 2"),
     ],
 )
-def test_regions_must_lie_on_the_canvas_and_its_cells(pipeline: CanvasPipeline, region: dict[str, int], message: str) -> None:
+def test_regions_must_lie_on_the_canvas_and_its_cells(
+    pipeline: CanvasPipeline, region: dict[str, int], message: str
+) -> None:
     with pytest.raises(IncompatibleLayoutError, match=message):
         latents(pipeline, [TextRegion(**region, prompt="grass")])
 
@@ -210,8 +256,14 @@ def test_a_job_paints_a_canvas_without_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("region", "message"),
     [
-        ({"kind": "image", "reference_image": "nowhere.png"}, r"canvas.json:\d+: pipeline.regions.1.*nowhere.png' is not a file"),
-        ({"prompt": "a", "row_end": 47}, "regions: row_end 47 of number 1 must be a multiple of 4 and at most 64"),
+        (
+            {"kind": "image", "reference_image": "nowhere.png"},
+            r"canvas.json:\d+: pipeline.regions.1.*nowhere.png' is not a file",
+        ),
+        (
+            {"prompt": "a", "row_end": 47},
+            "regions: row_end 47 of number 1 must be a multiple of 4 and at most 64",
+        ),
         ({"prompt": "a", "row_end": 12}, "row_end: 12 must be more than row_init, 16"),
     ],
 )

@@ -29,7 +29,9 @@ SIDE = 48
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random checkpoint with gated layers that act; diffusers' own pipeline knows 4 latent channels alone."""
     path = tmp_path_factory.mktemp("gligen")
-    pipeline = MixturePipeline.from_pretrained(tiny_checkpoint(path / "plain", 4, 1), use_safetensors=True)
+    pipeline = MixturePipeline.from_pretrained(
+        tiny_checkpoint(path / "plain", 4, 1), use_safetensors=True
+    )
     pipeline.unet = gated_unet(4)
     pipeline.save_pretrained(path / "gated")
     return path / "gated"
@@ -56,7 +58,12 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 
 def latents(pipeline: GroundedPipeline, batch: list[Layout], *seeds: int, **options: Any) -> Tensor:
-    defaults = {"background": "sand", "num_inference_steps": 4, "generator": generators(*seeds), "output_type": "latent"}
+    defaults = {
+        "background": "sand",
+        "num_inference_steps": 4,
+        "generator": generators(*seeds),
+        "output_type": "latent",
+    }
     got = pipeline(batch, **{**defaults, **options})
     assert isinstance(got, Tensor)
     return got
@@ -64,7 +71,9 @@ def latents(pipeline: GroundedPipeline, batch: list[Layout], *seeds: int, **opti
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(("beta", "steps"), [(1.0, 4), (0.5, 4), (0.3, 4), (0.7, 6)])
-def test_one_window_is_diffusers_own_pipeline(pipeline: GroundedPipeline, beta: float, steps: int) -> None:
+def test_one_window_is_diffusers_own_pipeline(
+    pipeline: GroundedPipeline, beta: float, steps: int
+) -> None:
     theirs = StableDiffusionGLIGENPipeline(
         vae=pipeline.vae, text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer, unet=pipeline.unet,
         scheduler=DDIMScheduler(clip_sample=False), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -78,7 +87,12 @@ def test_one_window_is_diffusers_own_pipeline(pipeline: GroundedPipeline, beta: 
             gligen_phrases=list(of.phrases or ()), gligen_boxes=(of.boxes / SIDE).tolist(), gligen_scheduled_sampling_beta=beta,
             output_type="latent",
         ).images  # fmt: skip
-    options: dict[str, Any] = {"guidance_scale": 3.0, "window": SIDE, "stages": (beta, 0.0), "num_inference_steps": steps}
+    options: dict[str, Any] = {
+        "guidance_scale": 3.0,
+        "window": SIDE,
+        "stages": (beta, 0.0),
+        "num_inference_steps": steps,
+    }
     got, up = (latents(pipeline, [of], 3, stages_rounding=way, **options) for way in ("down", "up"))
     assert (got - wanted).norm() / wanted.norm() < 1e-5
     assert torch.equal(got, up) == (beta * steps == round(beta * steps))
@@ -87,37 +101,70 @@ def test_one_window_is_diffusers_own_pipeline(pipeline: GroundedPipeline, beta: 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
 def test_a_batch_of_four_is_the_four_alone(pipeline: GroundedPipeline, guidance: float) -> None:
     batch = [layout(i, n) for i, n in enumerate((3, 0, 40, 1))]
-    options: dict[str, Any] = {"guidance_scale": guidance, "window": 24, "max_boxes": 8, "stages": (0.5, 0.5)}
+    options: dict[str, Any] = {
+        "guidance_scale": guidance,
+        "window": 24,
+        "max_boxes": 8,
+        "stages": (0.5, 0.5),
+    }
     together = latents(pipeline, batch, 0, 1, 2, 3, **options)
     for i in range(4):
         alone = latents(pipeline, [batch[i]], i, **options)
         assert (together[i] - alone[0]).norm() / alone.norm() < 1e-4
 
 
-def test_boxes_act_where_they_are_and_only_while_the_gates_are_on(pipeline: GroundedPipeline) -> None:
-    bare, one = layout(0, 0), Layout(SIDE, SIDE, np.array([[2, 2, 14, 14]], np.float32), ("dog",), ("a white dog",))
-    options: dict[str, Any] = {"caption": "sand", "window": 16, "overlap": 0.0, "num_inference_steps": 1, "stages": (1.0, 0.0)}
-    changed = ((latents(pipeline, [one], 0, **options) - latents(pipeline, [bare], 0, **options)).abs() > 1e-5).any(1)[0]
+def test_boxes_act_where_they_are_and_only_while_the_gates_are_on(
+    pipeline: GroundedPipeline,
+) -> None:
+    bare, one = (
+        layout(0, 0),
+        Layout(SIDE, SIDE, np.array([[2, 2, 14, 14]], np.float32), ("dog",), ("a white dog",)),
+    )
+    options: dict[str, Any] = {
+        "caption": "sand",
+        "window": 16,
+        "overlap": 0.0,
+        "num_inference_steps": 1,
+        "stages": (1.0, 0.0),
+    }
+    changed = (
+        (latents(pipeline, [one], 0, **options) - latents(pipeline, [bare], 0, **options)).abs()
+        > 1e-5
+    ).any(1)[0]
     assert changed[:8, :8].any()
     assert not changed[8:].any()
     assert not changed[:, 8:].any()
     off = {**options, "stages": (0.0, 0.0)}
-    torch.testing.assert_close(latents(pipeline, [one], 0, **off), latents(pipeline, [bare], 0, **off))
+    torch.testing.assert_close(
+        latents(pipeline, [one], 0, **off), latents(pipeline, [bare], 0, **off)
+    )
 
 
-def test_a_window_without_boxes_is_the_checkpoint_without_gated_layers(pipeline: GroundedPipeline) -> None:
+def test_a_window_without_boxes_is_the_checkpoint_without_gated_layers(
+    pipeline: GroundedPipeline,
+) -> None:
     """At guidance 1 all of it; the negative prompt goes through the gated layers, as in diffusers."""
     options: dict[str, Any] = {"window": 24, "stages": (1.0, 0.0), "guidance_scale": 1.0}
     on = latents(pipeline, [layout(0, 0)], 0, **options)
-    assert torch.equal(on, latents(pipeline, [layout(0, 0)], 0, **{**options, "stages": (0.0, 0.0)}))
+    assert torch.equal(
+        on, latents(pipeline, [layout(0, 0)], 0, **{**options, "stages": (0.0, 0.0)})
+    )
     options["guidance_scale"] = 2.0
     on = latents(pipeline, [layout(0, 0)], 0, **options)
-    assert not torch.equal(on, latents(pipeline, [layout(0, 0)], 0, **{**options, "stages": (0.0, 0.0)}))
+    assert not torch.equal(
+        on, latents(pipeline, [layout(0, 0)], 0, **{**options, "stages": (0.0, 0.0)})
+    )
 
 
 @pytest.mark.parametrize("boxes", [0, 1, 100])
 def test_any_number_of_boxes(pipeline: GroundedPipeline, boxes: int) -> None:
-    images = pipeline([layout(0, boxes, 100)], num_inference_steps=1, generator=generators(0), max_boxes=4, output_type="np")
+    images = pipeline(
+        [layout(0, boxes, 100)],
+        num_inference_steps=1,
+        generator=generators(0),
+        max_boxes=4,
+        output_type="np",
+    )
     assert np.asarray(images).shape == (1, 100, 100, 3)
 
 
@@ -131,22 +178,45 @@ def test_what_cannot_be_painted_is_named(pipeline: GroundedPipeline, checkpoint:
 
 def test_a_recipe_paints_and_its_mistakes_are_named(folder: Path, checkpoint: Path) -> None:
     spec = Spec(model=str(folder), steps=2)
-    painted = spec.load(SceneSpec(), Numerics())([Scene(layout(0, 3), "sand")], [np.random.SeedSequence(0)])
+    painted = spec.load(SceneSpec(), Numerics())(
+        [Scene(layout(0, 3), "sand")], [np.random.SeedSequence(0)]
+    )
     assert painted[0].image.shape == (SIDE, SIDE, 3)
     with pytest.raises(ConfigError, match=r"model: .* has no gated layers"):
         load_job("100dogs", ["pipeline=grounded-tiny", f"pipeline.model={checkpoint}"])
-    with pytest.raises(ConfigError, match=r"pipeline.stages: 0.3 of 3 steps is less than a step, so no box would be read"):
-        load_job("100dogs", ["pipeline=grounded-tiny", "pipeline.stages=[0.3, 0]", "pipeline.steps=3"])
-    load_job("100dogs", ["pipeline=grounded-tiny", "pipeline.stages=[0.3, 0]", "pipeline.steps=3", "pipeline.stages_rounding=up"])
+    with pytest.raises(
+        ConfigError,
+        match=r"pipeline.stages: 0.3 of 3 steps is less than a step, so no box would be read",
+    ):
+        load_job(
+            "100dogs", ["pipeline=grounded-tiny", "pipeline.stages=[0.3, 0]", "pipeline.steps=3"]
+        )
+    load_job(
+        "100dogs",
+        [
+            "pipeline=grounded-tiny",
+            "pipeline.stages=[0.3, 0]",
+            "pipeline.steps=3",
+            "pipeline.stages_rounding=up",
+        ],
+    )
     load_job("100dogs", ["pipeline=grounded-tiny", "pipeline.stages=[0, 0]", "pipeline.steps=3"])
-    with pytest.raises(ConfigError, match=r"stages: \[0.7, 0.7\] must be two shares of the steps, together at most 1"):
+    with pytest.raises(
+        ConfigError,
+        match=r"stages: \[0.7, 0.7\] must be two shares of the steps, together at most 1",
+    ):
         load_job("100dogs", ["pipeline=grounded-tiny", "pipeline.stages=[0.7, 0.7]"])
 
 
 @pytest.mark.slow
 def test_the_embedded_checkpoint_puts_dogs_into_their_boxes() -> None:
     """And not only into boxes: those of another picture hold fewer of them."""
-    small = ["layout.canvas=[224, 224]", "layout.objects={dog: 5}", "layout.size=[56, 72]", "layout.gap=6"]
+    small = [
+        "layout.canvas=[224, 224]",
+        "layout.objects={dog: 5}",
+        "layout.size=[56, 72]",
+        "layout.gap=6",
+    ]
     job = load_job("100dogs", ["pipeline=grounded-tiny", *small])
     scenes = [draw_scene(job, i) for i in range(4)]
     painter: Any = job.pipeline.load(job.scene, Numerics())
@@ -160,4 +230,8 @@ def test_the_embedded_checkpoint_puts_dogs_into_their_boxes() -> None:
 def held_share(images: list[Any], layouts: list[Layout]) -> float:
     spec = DetectorSpec()
     verdicts = DetectorVerifier(spec, "cpu")(images, layouts)
-    return 1 - float(np.mean(np.concatenate([spec.fails(v, of) for v, of in zip(verdicts, layouts, strict=True)])))
+    return 1 - float(
+        np.mean(
+            np.concatenate([spec.fails(v, of) for v, of in zip(verdicts, layouts, strict=True)])
+        )
+    )

@@ -46,8 +46,18 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 
 def latents(pipeline: LayeredPipeline, batch: list[Layout], *seeds: int, **options: Any) -> Tensor:
-    defaults: dict[str, Any] = {"num_inference_steps": STEPS, "layer_share": T0 / STEPS, "vision_guidance": "constant"}
-    got = pipeline(batch, background="sand", generator=generators(*seeds), output_type="latent", **{**defaults, **options})
+    defaults: dict[str, Any] = {
+        "num_inference_steps": STEPS,
+        "layer_share": T0 / STEPS,
+        "vision_guidance": "constant",
+    }
+    got = pipeline(
+        batch,
+        background="sand",
+        generator=generators(*seeds),
+        output_type="latent",
+        **{**defaults, **options},
+    )
     assert isinstance(got, Tensor)
     return got
 
@@ -63,12 +73,20 @@ def delta(pipeline: LayeredPipeline, rgb: tuple[int, int, int]) -> np.ndarray:
 def mask_of(box: np.ndarray) -> np.ndarray:
     centres = (np.arange(CELLS) + 0.5) * 2
     x0, y0, x1, y1 = box
-    return np.outer((centres >= y0) & (centres < y1), (centres >= x0) & (centres < x1)).astype(float)
+    return np.outer((centres >= y0) & (centres < y1), (centres >= x0) & (centres < x1)).astype(
+        float
+    )
 
 
-def exact(pipeline: LayeredPipeline, stub: Linear, of: Layout, seed: int, guidance: float, variant: str) -> np.ndarray:
+def exact(
+    pipeline: LayeredPipeline, stub: Linear, of: Layout, seed: int, guidance: float, variant: str
+) -> np.ndarray:
     """The published algorithm for one image in float64 with the stub's map."""
-    z_t = torch.randn((3, CELLS, CELLS), generator=torch.Generator().manual_seed(seed)).double().numpy()
+    z_t = (
+        torch.randn((3, CELLS, CELLS), generator=torch.Generator().manual_seed(seed))
+        .double()
+        .numpy()
+    )
     white = delta(pipeline, (255, 255, 255))
     masks = [mask_of(box) for box in of.boxes.astype(np.float64)]
     xis = [-0.2 * white + m * (0.2 + 0.05) * white for m in masks]
@@ -89,7 +107,10 @@ def exact(pipeline: LayeredPipeline, stub: Linear, of: Layout, seed: int, guidan
                 return guided(z, caption)
             uncond = stub.exact(z, embedding(pipeline, "gravel"))
             layers = zip(shares, xis, PHRASES, strict=True)
-            cond = 0.2 * sum(a * stub.exact(z + xi, embedding(pipeline, p)) for a, xi, p in layers) + 0.8 * uncond
+            cond = (
+                0.2 * sum(a * stub.exact(z + xi, embedding(pipeline, p)) for a, xi, p in layers)
+                + 0.8 * uncond
+            )
             return uncond + guidance * (cond - uncond)
 
         return run(z_t, mixed, lambda z, i, a: z, 0, None)
@@ -108,10 +129,18 @@ def exact(pipeline: LayeredPipeline, stub: Linear, of: Layout, seed: int, guidan
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
 @pytest.mark.parametrize("variant", ["paper", "mixed"])
-def test_agrees_with_the_formulas_in_float64(pipeline: LayeredPipeline, guidance: float, variant: str) -> None:
+def test_agrees_with_the_formulas_in_float64(
+    pipeline: LayeredPipeline, guidance: float, variant: str
+) -> None:
     batch = [layout(0), layout(1)]
     with stub_unet(pipeline) as stub:
-        options = {"guidance_scale": guidance, "variant": variant, "negative_prompt": "gravel", "guided_steps": 2, "until": 600}
+        options = {
+            "guidance_scale": guidance,
+            "variant": variant,
+            "negative_prompt": "gravel",
+            "guided_steps": 2,
+            "until": 600,
+        }
         got = latents(pipeline, batch, 3, 4, **options).double().numpy()
         for i, of in enumerate(batch):
             wanted = exact(pipeline, stub, of, 3 + i, guidance, variant)
@@ -124,7 +153,12 @@ def test_agrees_with_the_formulas_in_float64(pipeline: LayeredPipeline, guidance
 def test_a_batch_of_four_is_the_four_alone(
     pipeline: LayeredPipeline, variant: str, vision_guidance: str, context: float | None
 ) -> None:
-    options = {"variant": variant, "vision_guidance": vision_guidance, "context": context, "top_k": 4}
+    options = {
+        "variant": variant,
+        "vision_guidance": vision_guidance,
+        "context": context,
+        "top_k": 4,
+    }
     batch = [layout(i, n) for i, n in enumerate((3, 1, 0, 2))]
     together = latents(pipeline, batch, 0, 1, 2, 3, **options)
     for i in range(4):
@@ -138,9 +172,15 @@ def test_guidance_is_added_to_unscaled_latents(checkpoint: Path) -> None:
     ours.set_progress_bar_config(disable=True)
     changes = []
     with stub_unet(ours):
-        for scheduler in (DDIMScheduler(clip_sample=False), EulerDiscreteScheduler(timestep_spacing="leading")):
+        for scheduler in (
+            DDIMScheduler(clip_sample=False),
+            EulerDiscreteScheduler(timestep_spacing="leading"),
+        ):
             ours.scheduler = scheduler
-            plain, guided = (latents(ours, [layout(0)], 0, lambda_1=s, lambda_2=s, guidance_scale=2.0) for s in (0.0, 5.0))
+            plain, guided = (
+                latents(ours, [layout(0)], 0, lambda_1=s, lambda_2=s, guidance_scale=2.0)
+                for s in (0.0, 5.0)
+            )
             changes.append(guided - plain)
     assert (changes[0] - changes[1]).norm() / changes[0].norm() < 2e-2
 
@@ -168,8 +208,13 @@ def test_small_objects_lie_over_large_ones(pipeline: LayeredPipeline) -> None:
         wanted[..., y0:y1, x0:x1] = i + 1
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
         of = Layout(SIDE, SIDE, boxes[order], ("dog",) * 3)
-        group = Group(list(pipeline.layers(of, 0, ["a dog"] * 3, Prompts(), 0, None)), torch.zeros(1, 3, CELLS, CELLS))
-        values = torch.tensor([float(i + 1) for i in order]).view(3, 1, 1, 1).expand(3, 3, CELLS, CELLS)
+        group = Group(
+            list(pipeline.layers(of, 0, ["a dog"] * 3, Prompts(), 0, None)),
+            torch.zeros(1, 3, CELLS, CELLS),
+        )
+        values = (
+            torch.tensor([float(i + 1) for i in order]).view(3, 1, 1, 1).expand(3, 3, CELLS, CELLS)
+        )
         assert torch.equal(composite(torch.zeros(1, 3, CELLS, CELLS), [group], [values]), wanted)
 
 
@@ -184,7 +229,9 @@ def test_dynamic_colour_is_that_of_the_cells_that_read_the_name(pipeline: Layere
         probe = TokenProbe(torch.tensor([tokens_of(pipeline.tokenizer, "a brown dog", "dog")]))
         t = pipeline.scheduler.timesteps[0]
         with probed(pipeline.unet, probe):
-            out = pipeline.predict(t, noise, {"encoder_hidden_states": conditions["encoder_hidden_states"][:1]})
+            out = pipeline.predict(
+                t, noise, {"encoder_hidden_states": conditions["encoder_hidden_states"][:1]}
+            )
         best = probe.maps(CELLS, CELLS)[0].flatten().topk(4).indices
         a = pipeline.scheduler.alphas_cumprod[int(t)]
         picture = pipeline.decode((noise - (1 - a).sqrt() * out) / a.sqrt())[0].astype(np.float64)
@@ -194,8 +241,16 @@ def test_dynamic_colour_is_that_of_the_cells_that_read_the_name(pipeline: Layere
 
 
 def test_a_probe_sees_the_usual_attention_and_changes_nothing(pipeline: LayeredPipeline) -> None:
-    z, text = torch.randn(2, 3, 16, 12), pipeline.encode_prompts(["a brown dog", "a white cat"]).detach()
-    tokens = torch.tensor([tokens_of(pipeline.tokenizer, p, w) for p, w in (("a brown dog", "dog"), ("a white cat", "cat"))])
+    z, text = (
+        torch.randn(2, 3, 16, 12),
+        pipeline.encode_prompts(["a brown dog", "a white cat"]).detach(),
+    )
+    tokens = torch.tensor(
+        [
+            tokens_of(pipeline.tokenizer, p, w)
+            for p, w in (("a brown dog", "dog"), ("a white cat", "cat"))
+        ]
+    )
     assert tokens.sum(1).tolist() == [1, 1]
     with torch.no_grad():
         usual = pipeline.unet(z, 500, encoder_hidden_states=text).sample
@@ -213,9 +268,12 @@ def test_a_probe_sees_the_usual_attention_and_changes_nothing(pipeline: LayeredP
 
 
 @pytest.mark.parametrize(
-    ("prompt", "words", "marked"), [("a brown dog", "dog", [3]), ("a dog dog", "dog", [2, 3]), ("a cat", "dog", [1, 2])]
+    ("prompt", "words", "marked"),
+    [("a brown dog", "dog", [3]), ("a dog dog", "dog", [2, 3]), ("a cat", "dog", [1, 2])],
 )
-def test_tokens_of_a_name(pipeline: LayeredPipeline, prompt: str, words: str, marked: list[int]) -> None:
+def test_tokens_of_a_name(
+    pipeline: LayeredPipeline, prompt: str, words: str, marked: list[int]
+) -> None:
     found = tokens_of(pipeline.tokenizer, prompt, words)
     assert [i for i, m in enumerate(found) if m] == marked
     assert any(tokens_of(pipeline.tokenizer, "", "dog"))
@@ -223,27 +281,38 @@ def test_tokens_of_a_name(pipeline: LayeredPipeline, prompt: str, words: str, ma
 
 @pytest.mark.parametrize("boxes", [0, 1, 100])
 def test_any_number_of_boxes(pipeline: LayeredPipeline, boxes: int) -> None:
-    grid = np.array([(x, y, x + 8, y + 8) for y in range(0, 100, 10) for x in range(0, 100, 10)], np.float32)[:boxes]
+    grid = np.array(
+        [(x, y, x + 8, y + 8) for y in range(0, 100, 10) for x in range(0, 100, 10)], np.float32
+    )[:boxes]
     of = Layout(100, 100, grid, ("dog",) * boxes)
-    images = pipeline([of], num_inference_steps=2, context=0.1, generator=generators(0), output_type="np")
+    images = pipeline(
+        [of], num_inference_steps=2, context=0.1, generator=generators(0), output_type="np"
+    )
     assert np.asarray(images).shape == (1, 100, 100, 3)
 
 
 def test_what_cannot_be_painted_is_named(pipeline: LayeredPipeline, checkpoint: Path) -> None:
     with pytest.raises(
-        IncompatibleLayoutError, match=r"layouts\[0\].boxes\[0\]: \[40.0, 0.0, 60.0, 20.0\] is not inside the canvas"
+        IncompatibleLayoutError,
+        match=r"layouts\[0\].boxes\[0\]: \[40.0, 0.0, 60.0, 20.0\] is not inside the canvas",
     ):
         pipeline([Layout(SIDE, SIDE, np.array([[40, 0, 60, 20]], np.float32), ("dog",))])
-    lms = LayeredPipeline.from_pretrained(checkpoint, use_safetensors=True, scheduler=LMSDiscreteScheduler())
+    lms = LayeredPipeline.from_pretrained(
+        checkpoint, use_safetensors=True, scheduler=LMSDiscreteScheduler()
+    )
     with pytest.raises(ValueError, match="lms cannot start within its schedule"):
         lms([layout(0)])
 
 
 @pytest.mark.parametrize("scheduler", ["dpm++", "unipc", "ddim", "euler"])
 def test_a_recipe_paints(checkpoint: Path, scheduler: str) -> None:
-    spec = Spec.model_validate({"model": str(checkpoint), "steps": 4, "scheduler": scheduler, "context": 0.1, "tile": 24})
+    spec = Spec.model_validate(
+        {"model": str(checkpoint), "steps": 4, "scheduler": scheduler, "context": 0.1, "tile": 24}
+    )
     painter = spec.load(SceneSpec(), Numerics())
-    first, second = (painter([Scene(layout(0), "sand")], [np.random.SeedSequence(0)])[0].image for _ in range(2))
+    first, second = (
+        painter([Scene(layout(0), "sand")], [np.random.SeedSequence(0)])[0].image for _ in range(2)
+    )
     np.testing.assert_array_equal(first, second)
     assert first.std() > 0
 

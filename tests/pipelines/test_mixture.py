@@ -19,7 +19,9 @@ from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.scenes.scene import SceneSpec
 from tests.conftest import tiny_checkpoint
 
-SCENES = SceneSpec(object=("a brown {category}", "a white {category}"), background="a field of grass")
+SCENES = SceneSpec(
+    object=("a brown {category}", "a white {category}"), background="a field of grass"
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +41,16 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(s) for s in seeds]
 
 
-def latents(pipeline: MixturePipeline, batch: list[Layout], *seeds: int, steps: int = 3, **options: Any) -> Tensor:
+def latents(
+    pipeline: MixturePipeline, batch: list[Layout], *seeds: int, steps: int = 3, **options: Any
+) -> Tensor:
     got = pipeline(
-        batch, background="sand", num_inference_steps=steps, generator=generators(*seeds), output_type="latent", **options
+        batch,
+        background="sand",
+        num_inference_steps=steps,
+        generator=generators(*seeds),
+        output_type="latent",
+        **options,
     )
     assert isinstance(got, Tensor)
     return got
@@ -65,7 +74,9 @@ def test_guidance_only_in_its_interval(pipeline: MixturePipeline) -> None:
     assert torch.equal(painted(guidance_scale=5.0, guidance_interval=(0.0, 1.0)), guided)
     rows: list[int] = []
     hook = pipeline.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    half = painted(guidance_scale=5.0, guidance_interval=(0.25, 0.75), chunk=1000, background_window=64)
+    half = painted(
+        guidance_scale=5.0, guidance_interval=(0.25, 0.75), chunk=1000, background_window=64
+    )
     hook.remove()
     assert not torch.equal(half, plain)
     assert not torch.equal(half, guided)
@@ -83,9 +94,19 @@ def test_pictures_stay_as_they_are_outside_the_windows(checkpoint: Path, schedul
     pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     batch, own = layouts(2, boxes=1), pictures(2)
-    images = pipeline(batch, num_inference_steps=3, pictures=own, window=16, generator=generators(0, 1), output_type="np")
+    images = pipeline(
+        batch,
+        num_inference_steps=3,
+        pictures=own,
+        window=16,
+        generator=generators(0, 1),
+        output_type="np",
+    )
     for image, picture, layout in zip(images, own, batch, strict=True):
-        ((x0, y0, x1, y1),) = object_windows(layout.boxes, (64, 64), pipeline.factor, pipeline.multiple, 8, 0.1) * pipeline.factor
+        ((x0, y0, x1, y1),) = (
+            object_windows(layout.boxes, (64, 64), pipeline.factor, pipeline.multiple, 8, 0.1)
+            * pipeline.factor
+        )
         outside = np.ones((64, 64), bool)
         outside[y0:y1, x0:x1] = False
         assert outside.sum() > 1000
@@ -96,12 +117,20 @@ def test_pictures_stay_as_they_are_outside_the_windows(checkpoint: Path, schedul
 
 def test_a_layout_without_boxes_is_the_picture(pipeline: MixturePipeline) -> None:
     own = pictures(1)
-    images = pipeline(layouts(1, boxes=0), num_inference_steps=2, pictures=own, generator=generators(0), output_type="np")
+    images = pipeline(
+        layouts(1, boxes=0),
+        num_inference_steps=2,
+        pictures=own,
+        generator=generators(0),
+        output_type="np",
+    )
     np.testing.assert_array_equal(images, own)
 
 
 def test_pictures_must_match_the_layouts(pipeline: MixturePipeline) -> None:
-    with pytest.raises(IncompatibleLayoutError, match=r"pictures: shape \(1, 64, 64, 3\) must be \(2, 64, 64, 3\)"):
+    with pytest.raises(
+        IncompatibleLayoutError, match=r"pictures: shape \(1, 64, 64, 3\) must be \(2, 64, 64, 3\)"
+    ):
         pipeline(layouts(2), pictures=pictures(1))
 
 
@@ -132,7 +161,12 @@ def test_a_box_changes_only_its_window(pipeline: MixturePipeline) -> None:
 @pytest.mark.parametrize("count", [0, 1, 100])
 def test_any_number_of_boxes(pipeline: MixturePipeline, count: int) -> None:
     spec = ScatterSpec(canvas=(256, 256), objects={"dog": count}, size=(8, 16), gap=1)
-    images = pipeline([spec.sample(np.random.default_rng(0))], num_inference_steps=1, generator=generators(0), output_type="pil")
+    images = pipeline(
+        [spec.sample(np.random.default_rng(0))],
+        num_inference_steps=1,
+        generator=generators(0),
+        output_type="pil",
+    )
     assert isinstance(images, list)
     assert isinstance(images[0], Image.Image)
     assert images[0].size == (256, 256)
@@ -158,13 +192,17 @@ def test_callback_sees_and_changes_latents(pipeline: MixturePipeline) -> None:
         (Layout(64, 64, np.array([[1, 1, 9, 2]], np.float32), ("dog",)), r"layouts\[0\].boxes\[0\]: \[1.0, 1.0, 9.0, 2.0\] is smaller than a latent cell \(2 px\)"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_painted_is_named(pipeline: MixturePipeline, layout: Layout, message: str) -> None:
+def test_what_cannot_be_painted_is_named(
+    pipeline: MixturePipeline, layout: Layout, message: str
+) -> None:
     with pytest.raises(IncompatibleLayoutError, match=message):
         pipeline([layout], num_inference_steps=1)
 
 
 def test_one_canvas_a_batch(pipeline: MixturePipeline) -> None:
-    with pytest.raises(IncompatibleLayoutError, match=r"one canvas size, got \[\(32, 32\), \(64, 64\)\]"):
+    with pytest.raises(
+        IncompatibleLayoutError, match=r"one canvas size, got \[\(32, 32\), \(64, 64\)\]"
+    ):
         pipeline([*layouts(1), *layouts(1, 0, 32)], num_inference_steps=1)
 
 
@@ -179,7 +217,10 @@ def test_other_factors_and_latent_channels(tmp_path: Path, channels: int, halvin
     sampler = ScatterSpec(canvas=(160, 96), objects={"dog": 3}, size=(20, 40), gap=2)
     assert spec.check(sampler, SCENES) == []
     painter: Any = spec.load(SCENES, Numerics())
-    scenes = [SCENES.draw(sampler.sample(np.random.default_rng(i)), np.random.default_rng(i)) for i in range(2)]
+    scenes = [
+        SCENES.draw(sampler.sample(np.random.default_rng(i)), np.random.default_rng(i))
+        for i in range(2)
+    ]
     paintings = painter(scenes, [np.random.SeedSequence(i) for i in range(2)])
     assert [p.image.shape for p in paintings] == [(96, 160, 3)] * 2
     assert painter.pipeline.factor == 2**halvings
@@ -190,7 +231,10 @@ def test_every_scheduler_paints(checkpoint: Path, scheduler: str | None) -> None
     spec = Spec.model_validate({"model": str(checkpoint), "steps": 3, "scheduler": scheduler})
     layout = layouts(1)[0]
     scene = SCENES.draw(layout, np.random.default_rng(0))
-    first, second = (spec.load(SCENES, Numerics())([scene], [np.random.SeedSequence(0)])[0].image for _ in range(2))
+    first, second = (
+        spec.load(SCENES, Numerics())([scene], [np.random.SeedSequence(0)])[0].image
+        for _ in range(2)
+    )
     np.testing.assert_array_equal(first, second)
     assert first.std() > 0
 
@@ -200,7 +244,9 @@ def test_every_mask_paints(pipeline: MixturePipeline, mask: str) -> None:
     assert torch.isfinite(latents(pipeline, layouts(1), 0, mask=mask)).all()
 
 
-def test_canvas_that_does_not_fit_the_checkpoint_is_refused_before_loading(checkpoint: Path) -> None:
+def test_canvas_that_does_not_fit_the_checkpoint_is_refused_before_loading(
+    checkpoint: Path,
+) -> None:
     sampler = ScatterSpec(canvas=(101, 100), objects={"dog": 1}, size=(20, 40))
     assert Spec(model=str(checkpoint)).check(sampler, SCENES) == [
         f"model: canvas width 101 px must be a multiple of 2 and at least 4 for {checkpoint}"
@@ -224,7 +270,10 @@ def test_large_canvases_decode_in_tiles_without_seams() -> None:
         z = vae.encode(x).latent_dist.mode()
         whole = vae.decode(z).sample
         vae.enable_tiling()
-        vae.tile_sample_min_size, vae.tile_latent_min_size = 384, 96  # the embedded one tiles from 1024 px on
+        vae.tile_sample_min_size, vae.tile_latent_min_size = (
+            384,
+            96,
+        )  # the embedded one tiles from 1024 px on
         tiled = vae.decode(z).sample
     error = (tiled - whole).abs().mean((0, 1, 2))  # a column
     assert error.mean() < 0.04  # a narrow last tile has other statistics for the group norms

@@ -15,7 +15,9 @@ from synthgen.pipelines.base import Numerics
 from synthgen.pipelines.paste import PastePainter, Spec, whole_pixels
 from synthgen.scenes.scene import Scene, SceneSpec, pictures
 
-SCENES = SceneSpec(object=("a brown {category}", "a black {category}"), background="a field of grass")
+SCENES = SceneSpec(
+    object=("a brown {category}", "a black {category}"), background="a field of grass"
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,9 @@ def painter() -> PastePainter:
 
 
 def scene(seed: int, **spec: object) -> Scene:
-    sampler = ScatterSpec.model_validate({"canvas": (256, 256), "objects": {"dog": 8}, "size": (30, 70), **spec})
+    sampler = ScatterSpec.model_validate(
+        {"canvas": (256, 256), "objects": {"dog": 8}, "size": (30, 70), **spec}
+    )
     return SCENES.draw(sampler.sample(np.random.default_rng(seed)), np.random.default_rng(seed))
 
 
@@ -68,15 +72,26 @@ def test_nothing_is_pasted_outside_the_boxes() -> None:
     assert not changed.any()
 
 
-SMALL = [(1.5, 10, 2.5, 30), (63, 62.5, 64, 63.5), (0.2, 0.2, 0.4, 0.4), (63.6, 5, 64, 6), (5, 5, 7, 6), (5, 5, 7, 7)]
+SMALL = [
+    (1.5, 10, 2.5, 30),
+    (63, 62.5, 64, 63.5),
+    (0.2, 0.2, 0.4, 0.4),
+    (63.6, 5, 64, 6),
+    (5, 5, 7, 6),
+    (5, 5, 7, 7),
+]
 
 
 @pytest.mark.parametrize("box", SMALL)
-def test_the_smallest_boxes_are_pasted_and_their_masks_hold_something(painter: PastePainter, box: tuple[float, ...]) -> None:
+def test_the_smallest_boxes_are_pasted_and_their_masks_hold_something(
+    painter: PastePainter, box: tuple[float, ...]
+) -> None:
     layout = Layout(64, 64, np.array([box], np.float32), ("dog",), ("a dog",))
     for painting in painter([Scene(layout, "grass")] * 4, seeds(*range(4))):
         assert painting.masks is not None
-        mask = coco_mask.decode({**painting.masks[0], "counts": painting.masks[0]["counts"].encode()})
+        mask = coco_mask.decode(
+            {**painting.masks[0], "counts": painting.masks[0]["counts"].encode()}
+        )
         y, x = np.nonzero(mask)
         assert len(x)
         low, high = np.floor(box[:2]), np.ceil(box[2:])
@@ -98,7 +113,9 @@ def test_whole_pixels_are_rounded_boxes_wherever_these_have_an_area() -> None:
 
 def test_the_nearer_object_hides_the_farther(painter: PastePainter) -> None:
     boxes = np.array([[40, 40, 120, 110], [40, 40, 120, 110]], np.float32)
-    layout = Layout(160, 160, boxes, ("dog", "dog"), ("a dog", "a dog"), depth=np.array([1.0, 9.0], np.float32))
+    layout = Layout(
+        160, 160, boxes, ("dog", "dog"), ("a dog", "a dog"), depth=np.array([1.0, 9.0], np.float32)
+    )
     masks = painter([Scene(layout, "grass")], seeds(0))[0].masks
     assert masks is not None
     both = coco_mask.merge([{**m, "counts": m["counts"].encode()} for m in masks], intersect=True)
@@ -107,14 +124,18 @@ def test_the_nearer_object_hides_the_farther(painter: PastePainter) -> None:
 
 
 def test_words_choose_the_picture() -> None:
-    files = [Path(n) for n in ("brown_0.webp", "white_0.webp", "white-and-black_0.webp", "grass_1.webp")]
+    files = [
+        Path(n) for n in ("brown_0.webp", "white_0.webp", "white-and-black_0.webp", "grass_1.webp")
+    ]
     rng = np.random.default_rng(0)
     picks = {
         prompt: choose_by_words(files, prompt, rng).name
         for prompt in ("a white dog", "a white and black dog", "a field of grass")
     }
     assert list(picks.values()) == ["white_0.webp", "white-and-black_0.webp", "grass_1.webp"]
-    assert {choose_by_words(files, "a zebra", rng).name for _ in range(60)} == {f.name for f in files}
+    assert {choose_by_words(files, "a zebra", rng).name for _ in range(60)} == {
+        f.name for f in files
+    }
 
 
 @pytest.mark.parametrize("size", [(64, 64), (700, 300), (1024, 1024)])
@@ -126,21 +147,29 @@ def test_ground_covers_any_canvas(size: tuple[int, int]) -> None:
 def test_own_backgrounds_are_used(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "red.png")
     words = SceneSpec(backgrounds=str(tmp_path))
-    painting = Spec(cutouts="heldout", shadow=0).load(words, Numerics())([scene(0, objects={"dog": 1})], seeds(0))[0]
+    painting = Spec(cutouts="heldout", shadow=0).load(words, Numerics())(
+        [scene(0, objects={"dog": 1})], seeds(0)
+    )[0]
     assert (painting.image.reshape(-1, 3) == (200, 10, 10)).all(1).mean() > 0.5
 
 
 def test_missing_categories_and_folders_are_named() -> None:
     sampler = ScatterSpec(objects={"dog": 1, "fox": 1})
-    assert Spec().check(sampler, SCENES) == ["cutouts: no cut-outs of 'fox' in 'train'; it has ['ball', 'cat', 'dog', 'tree']"]
-    assert Spec(cutouts="nowhere", grounds="nowhere").check(ScatterSpec(objects={"dog": 1}), SCENES) == [
+    assert Spec().check(sampler, SCENES) == [
+        "cutouts: no cut-outs of 'fox' in 'train'; it has ['ball', 'cat', 'dog', 'tree']"
+    ]
+    assert Spec(cutouts="nowhere", grounds="nowhere").check(
+        ScatterSpec(objects={"dog": 1}), SCENES
+    ) == [
         "cutouts: no cut-outs of 'dog' in 'nowhere'; it has []",
         "grounds: no pictures in 'nowhere'",
     ]
 
 
 def test_what_ships_is_large_and_split() -> None:
-    train, heldout = (pictures(ASSETS / "cutouts" / split / "dog") for split in ("train", "heldout"))
+    train, heldout = (
+        pictures(ASSETS / "cutouts" / split / "dog") for split in ("train", "heldout")
+    )
     assert len(train) >= 200
     assert len(heldout) >= 50
     assert not {p.name for p in train} & {p.name for p in heldout}

@@ -17,7 +17,12 @@ from synthgen.pipelines.tiling.pipeline import TilingPipeline
 from tests.conftest import tiny_checkpoint
 from tests.pipelines.stub import stub_unet
 
-TILES: dict[str, Any] = {"tile_height": 32, "tile_width": 48, "tile_row_overlap": 16, "tile_col_overlap": 32}
+TILES: dict[str, Any] = {
+    "tile_height": 32,
+    "tile_width": 48,
+    "tile_row_overlap": 16,
+    "tile_col_overlap": 32,
+}
 GRID = [["grass", "sand", "gravel"], ["snow", "soil", "grass"]]
 FOREST = {
     "cpu_vae": True,
@@ -36,18 +41,24 @@ FOREST = {
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> TilingPipeline:
-    loaded = TilingPipeline.from_pretrained(tiny_checkpoint(tmp_path_factory.mktemp("tiny")), use_safetensors=True)
+    loaded = TilingPipeline.from_pretrained(
+        tiny_checkpoint(tmp_path_factory.mktemp("tiny")), use_safetensors=True
+    )
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
 
 def noise(pipeline: TilingPipeline, seed: int = 0, rerolls: Any = (), **options: Any) -> Tensor:
     grid = Spec.model_validate({"prompt": GRID, **TILES, **options})
-    return pipeline.tile_noise(grid, torch.Generator().manual_seed(seed), list(pipeline.tiles(grid)), rerolls)
+    return pipeline.tile_noise(
+        grid, torch.Generator().manual_seed(seed), list(pipeline.tiles(grid)), rerolls
+    )
 
 
 def latents(pipeline: TilingPipeline, **options: Any) -> Tensor:
-    got = pipeline(GRID, output_type="latent", **{**TILES, "seed": 0, "num_inference_steps": 2, **options})
+    got = pipeline(
+        GRID, output_type="latent", **{**TILES, "seed": 0, "num_inference_steps": 2, **options}
+    )
     assert isinstance(got, Tensor)
     return got
 
@@ -60,12 +71,16 @@ def test_canvas_is_a_tile_and_what_the_others_do_not_overlap(pipeline: TilingPip
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
-def test_one_step_against_the_formulas_in_float64(pipeline: TilingPipeline, guidance: float) -> None:
+def test_one_step_against_the_formulas_in_float64(
+    pipeline: TilingPipeline, guidance: float
+) -> None:
     """eps = sum_i w_i eps_i / sum_i w_i over tiles with gaussian weights, variance 0.01, centred on the tile."""
     z, merged = noise(pipeline).double(), None
     seen: list[Tensor] = []
     step = pipeline.scheduler.step
-    pipeline.scheduler.step = lambda eps, *args, **more: seen.append(eps) or step(eps, *args, **more)  # type: ignore[func-returns-value]
+    pipeline.scheduler.step = lambda eps, *args, **more: (
+        seen.append(eps) or step(eps, *args, **more)
+    )  # type: ignore[func-returns-value]
     try:
         with stub_unet(pipeline) as stub:
             latents(pipeline, guidance_scale=guidance)
@@ -80,7 +95,10 @@ def test_one_step_against_the_formulas_in_float64(pipeline: TilingPipeline, guid
             crop = z[None, :, y : y + h, x : x + w]
             uncond, cond = (stub(crop, 0, embeddings[p]).sample[0] for p in ("", prompt))
             at = [torch.arange(n, dtype=torch.float64) for n in (h, w)]
-            gauss = [torch.exp(-((v - (n - 1) / 2) ** 2) / (n * n * 2 * 0.01)) for v, n in zip(at, (h, w), strict=True)]
+            gauss = [
+                torch.exp(-((v - (n - 1) / 2) ** 2) / (n * n * 2 * 0.01))
+                for v, n in zip(at, (h, w), strict=True)
+            ]
             weight = torch.outer(*gauss)
             numerator[:, y : y + h, x : x + w] += weight * (uncond + guidance * (cond - uncond))
             denominator[y : y + h, x : x + w] += weight
@@ -106,7 +124,9 @@ def test_tile_seeds_full_and_exclusive(pipeline: TilingPipeline) -> None:
     changed = [(n != plain).any(0) for n in (full, exclusive)]
     assert changed[0][: 32 // f, : 48 // f].all()
     assert changed[0].sum() == (32 // f) * (48 // f)
-    assert changed[1].sum() == (16 // f) * (16 // f)  # what neither the tile to the right nor the one below covers
+    assert changed[1].sum() == (16 // f) * (
+        16 // f
+    )  # what neither the tile to the right nor the one below covers
 
 
 def published(pipeline: TilingPipeline, grid: Spec, seed: int) -> Tensor:
@@ -115,7 +135,10 @@ def published(pipeline: TilingPipeline, grid: Spec, seed: int) -> Tensor:
     rows, columns = grid.shape
 
     def indices(row: int, column: int) -> tuple[int, int, int, int]:
-        top, left = row * (grid.tile_height - grid.tile_row_overlap), column * (grid.tile_width - grid.tile_col_overlap)
+        top, left = (
+            row * (grid.tile_height - grid.tile_row_overlap),
+            column * (grid.tile_width - grid.tile_col_overlap),
+        )
         return top // f, (top + grid.tile_height) // f, left // f, (left + grid.tile_width) // f
 
     shape = (1, pipeline.vae.config.latent_channels, grid.canvas[1] // f, grid.canvas[0] // f)
@@ -134,20 +157,38 @@ def published(pipeline: TilingPipeline, grid: Spec, seed: int) -> Tensor:
             if grid.seed_tiles_mode != "full":
                 top, bottom, left, right = min(down), max(down) + 1, min(across), max(across) + 1
             tile = (*shape[:2], bottom - top, right - left)
-            latents[:, :, top:bottom, left:right] = torch.randn(tile, generator=torch.Generator().manual_seed(own))
+            latents[:, :, top:bottom, left:right] = torch.randn(
+                tile, generator=torch.Generator().manual_seed(own)
+            )
     return latents[0]
 
 
 @pytest.mark.parametrize("mode", ["full", "exclusive"])
 @pytest.mark.parametrize(
-    ("prompt", "overlap"), [(GRID, 12), ([["a", "b"], ["c", "d"], ["e", "f"]], 8), ([["a", "b", "c"]] * 3, 12)]
+    ("prompt", "overlap"),
+    [(GRID, 12), ([["a", "b"], ["c", "d"], ["e", "f"]], 8), ([["a", "b", "c"]] * 3, 12)],
 )
-def test_published_seeds_reproduce(pipeline: TilingPipeline, mode: str, prompt: list[list[str]], overlap: int) -> None:
+def test_published_seeds_reproduce(
+    pipeline: TilingPipeline, mode: str, prompt: list[list[str]], overlap: int
+) -> None:
     seeds = [[10 * r + c for c in range(len(prompt[0]))] for r in range(len(prompt))]
     seeds[-1][0] = None  # type: ignore[call-overload]
-    sides = {"tile_height": 32, "tile_width": 32, "tile_row_overlap": overlap - 4, "tile_col_overlap": overlap}
-    options: dict[str, Any] = {"prompt": prompt, "seed_tiles": seeds, "seed_tiles_mode": mode, **sides}
-    got, wanted = noise(pipeline, seed=5, **options), published(pipeline, Spec.model_validate(options), 5)
+    sides = {
+        "tile_height": 32,
+        "tile_width": 32,
+        "tile_row_overlap": overlap - 4,
+        "tile_col_overlap": overlap,
+    }
+    options: dict[str, Any] = {
+        "prompt": prompt,
+        "seed_tiles": seeds,
+        "seed_tiles_mode": mode,
+        **sides,
+    }
+    got, wanted = (
+        noise(pipeline, seed=5, **options),
+        published(pipeline, Spec.model_validate(options), 5),
+    )
     assert torch.equal(got, wanted)
     cut = noise(pipeline, seed=5, seed_tiles_noise="cut", **options)
     assert torch.equal(cut, wanted) == (mode == "full")
@@ -155,13 +196,20 @@ def test_published_seeds_reproduce(pipeline: TilingPipeline, mode: str, prompt: 
 
 def test_noise_cut_from_a_tile_is_that_of_earlier_jobs(pipeline: TilingPipeline) -> None:
     seeds, f = [[7, None, None], [None, None, None]], pipeline.factor
-    full, cut = (noise(pipeline, seed_tiles=seeds, seed_tiles_mode=m, seed_tiles_noise="cut") for m in ("full", "exclusive"))
+    full, cut = (
+        noise(pipeline, seed_tiles=seeds, seed_tiles_mode=m, seed_tiles_noise="cut")
+        for m in ("full", "exclusive")
+    )
     assert torch.equal(full[:, : 16 // f, : 16 // f], cut[:, : 16 // f, : 16 // f])
     assert torch.equal(noise(pipeline)[:, 16 // f :], cut[:, 16 // f :])
 
 
 def test_a_tile_that_has_nothing_of_its_own_sets_nothing(pipeline: TilingPipeline) -> None:
-    grid: dict[str, Any] = {"prompt": [["a", "b", "c"]], "tile_col_overlap": 40, "seed_tiles": [[None, 7, None]]}
+    grid: dict[str, Any] = {
+        "prompt": [["a", "b", "c"]],
+        "tile_col_overlap": 40,
+        "seed_tiles": [[None, 7, None]],
+    }
     for kind in ("own", "cut"):
         got = noise(pipeline, **grid, seed_tiles_mode="exclusive", seed_tiles_noise=kind)
         assert torch.equal(got, noise(pipeline, **{**grid, "seed_tiles": None}))
@@ -169,13 +217,20 @@ def test_a_tile_that_has_nothing_of_its_own_sets_nothing(pipeline: TilingPipelin
 
 def test_exclusive_differs_from_full_on_one_row(pipeline: TilingPipeline) -> None:
     grid: dict[str, Any] = {"prompt": [["a", "b"]], "seed_tiles": [[7, None]]}
-    assert not torch.equal(noise(pipeline, **grid), noise(pipeline, **grid, seed_tiles_mode="exclusive"))
+    assert not torch.equal(
+        noise(pipeline, **grid), noise(pipeline, **grid, seed_tiles_mode="exclusive")
+    )
 
 
 def test_modes_can_be_given_a_tile(pipeline: TilingPipeline) -> None:
     seeds = [[7, None, None], [None, None, 8]]
-    mixed = noise(pipeline, seed_tiles=seeds, seed_tiles_mode=[["full"] * 3, ["full", "full", "exclusive"]])
-    first, last = noise(pipeline, seed_tiles=seeds), noise(pipeline, seed_tiles=seeds, seed_tiles_mode="exclusive")
+    mixed = noise(
+        pipeline, seed_tiles=seeds, seed_tiles_mode=[["full"] * 3, ["full", "full", "exclusive"]]
+    )
+    first, last = (
+        noise(pipeline, seed_tiles=seeds),
+        noise(pipeline, seed_tiles=seeds, seed_tiles_mode="exclusive"),
+    )
     assert torch.equal(mixed[:, :8, :8], first[:, :8, :8])
     assert torch.equal(mixed[:, -2:, -2:], last[:, -2:, -2:])
 
@@ -190,7 +245,10 @@ def test_reroll_regions_come_last(pipeline: TilingPipeline) -> None:
 
 
 def test_guidance_of_tiles(pipeline: TilingPipeline) -> None:
-    one, all_the_same = latents(pipeline, guidance_scale=3.0), latents(pipeline, guidance_scale_tiles=[[3.0] * 3] * 2)
+    one, all_the_same = (
+        latents(pipeline, guidance_scale=3.0),
+        latents(pipeline, guidance_scale_tiles=[[3.0] * 3] * 2),
+    )
     assert torch.equal(one, all_the_same)
     one = latents(pipeline, guidance_scale=3.0, num_inference_steps=1)
     tiles = [[None, None, None], [None, None, 9.0]]
@@ -203,7 +261,10 @@ def test_guidance_of_tiles(pipeline: TilingPipeline) -> None:
 def test_a_negative_prompt_is_the_unconditional_branch(pipeline: TilingPipeline) -> None:
     base = latents(pipeline, guidance_scale=3.0)
     assert not torch.equal(latents(pipeline, guidance_scale=3.0, negative_prompt="gravel"), base)
-    assert torch.equal(latents(pipeline, guidance_scale=1.0, negative_prompt="gravel"), latents(pipeline, guidance_scale=1.0))
+    assert torch.equal(
+        latents(pipeline, guidance_scale=1.0, negative_prompt="gravel"),
+        latents(pipeline, guidance_scale=1.0),
+    )
 
 
 def test_noise_of_ddims_steps_follows_the_seed(pipeline: TilingPipeline) -> None:
@@ -219,7 +280,15 @@ def test_cpu_vae_and_eta_and_callback(pipeline: TilingPipeline) -> None:
         steps.append(i)
         return values
 
-    images = pipeline(GRID, num_inference_steps=2, seed=0, cpu_vae=True, eta=0.5, callback_on_step_end=count, **TILES)
+    images = pipeline(
+        GRID,
+        num_inference_steps=2,
+        seed=0,
+        cpu_vae=True,
+        eta=0.5,
+        callback_on_step_end=count,
+        **TILES,
+    )
     assert (images[0].size, steps) == ((80, 48), [0, 1])
 
 
@@ -254,7 +323,11 @@ def test_the_documents_file_runs_as_it_is(
     job = load_job(str(path))
     assert job.layout.canvas == (64 + 2 * 32, 64)
     assert isinstance(job.pipeline, Spec)
-    assert (job.pipeline.guidance_scale, job.pipeline.scheduler, job.pipeline.seed) == (8, "lms", 639688656)
+    assert (job.pipeline.guidance_scale, job.pipeline.scheduler, job.pipeline.seed) == (
+        8,
+        "lms",
+        639688656,
+    )
 
 
 def test_mistakes_in_such_a_file_are_named(tmp_path: Path) -> None:
@@ -262,14 +335,22 @@ def test_mistakes_in_such_a_file_are_named(tmp_path: Path) -> None:
     path.write_text(json.dumps({**FOREST, "tile_width": 50, "stepz": 3}, indent=1))
     with pytest.raises(ConfigError) as caught:
         load_job(str(path))
-    assert any("stepz: unknown key; did you mean 'steps'?" in p and p.startswith(f"{path}:") for p in caught.value.problems)
+    assert any(
+        "stepz: unknown key; did you mean 'steps'?" in p and p.startswith(f"{path}:")
+        for p in caught.value.problems
+    )
     path.write_text(json.dumps({**FOREST, "tile_width": 50}, indent=1))
-    with pytest.raises(ConfigError, match=r"grid.json:\d+: pipeline.tile_width: 50 must be a multiple of 16 for synthgen-tiny"):
+    with pytest.raises(
+        ConfigError,
+        match=r"grid.json:\d+: pipeline.tile_width: 50 must be a multiple of 16 for synthgen-tiny",
+    ):
         load_job(str(path))
 
 
 def test_tiling_paints_no_boxes() -> None:
     with pytest.raises(ConfigError, match="tiling paints no boxes"):
         load_job("100dogs", ["pipeline=tiling-tiny"])
-    spec = load_job("100dogs", ["pipeline=tiling-tiny", "layout.objects={}", "layout.canvas=[512, 256]"]).pipeline
+    spec = load_job(
+        "100dogs", ["pipeline=tiling-tiny", "layout.objects={}", "layout.canvas=[512, 256]"]
+    ).pipeline
     assert np.prod(spec.canvas) == 512 * 256  # type: ignore[attr-defined]

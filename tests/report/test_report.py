@@ -22,7 +22,14 @@ from synthgen.report import write_report
 from synthgen.storage.location import open_store
 from tests.dataset.test_shard import sample
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
 HOSTILE = "</script><img src=x onerror=alert(1)> <!-- @DATA@ @JOB@"
 
 
@@ -35,7 +42,13 @@ def data_of(page: str) -> dict[str, Any]:
 
 @pytest.fixture
 def out(job_file: Path) -> Path:
-    big = ["layout.canvas=[192, 128]", "layout.size=[40, 56]", "layout.objects={dog: 3}", "images=5", "verify=detector"]
+    big = [
+        "layout.canvas=[192, 128]",
+        "layout.size=[40, 56]",
+        "layout.objects={dog: 3}",
+        "images=5",
+        "verify=detector",
+    ]
     assert cli.main(["run", str(job_file), *big, f"scene.background='{HOSTILE}'"]) == 0
     return job_file.parent / "out"
 
@@ -62,7 +75,9 @@ def test_nothing_is_loaded_from_elsewhere_and_prompts_are_text(out: Path) -> Non
     write_report(open_store(out))
     page = (out / "report.html").read_text()
     assert data_of(page)["pictures"][0]["p"].endswith(HOSTILE)
-    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page.replace("http://www.w3.org/2000/svg", ""))
+    assert not re.search(
+        r"""(src|href)=["']?(https?:)?//""", page.replace("http://www.w3.org/2000/svg", "")
+    )
     assert "<img src=x" not in page
 
 
@@ -99,7 +114,9 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 def focused(page: Page) -> str:
-    found: str = page.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label') || ''")
+    found: str = page.evaluate(
+        "document.activeElement.id || document.activeElement.getAttribute('aria-label') || ''"
+    )
     return found
 
 
@@ -109,10 +126,14 @@ def test_a_browser_draws_boxes_where_the_labels_say(out: Path, page: Page) -> No
     page.wait_for_function("document.querySelectorAll('.tile img').length === 5")
     data = data_of((out / "report.html").read_text())
     rects = page.eval_on_selector_all(
-        "#gallery rect", "all => all.map(r => ['x', 'y', 'width', 'height'].map(k => +r.getAttribute(k)))"
+        "#gallery rect",
+        "all => all.map(r => ['x', 'y', 'width', 'height'].map(k => +r.getAttribute(k)))",
     )
     assert rects == [b["b"] for p in data["pictures"] for b in p["boxes"]]
-    shown, image = page.locator("#gallery rect").first.bounding_box(), page.locator("#gallery img").first.bounding_box()
+    shown, image = (
+        page.locator("#gallery rect").first.bounding_box(),
+        page.locator("#gallery img").first.bounding_box(),
+    )
     assert shown is not None
     assert image is not None
     x, y, width, height = (v * image["width"] / 192 for v in data["pictures"][0]["boxes"][0]["b"])
@@ -134,7 +155,16 @@ def test_the_keyboard_is_enough(out: Path, page: Page) -> None:
     for _ in range(8):
         page.keyboard.press("Tab")
         order.append(focused(page))
-    assert order == ["show", "sort", "category", "kind", "words", "picture 0", "picture 1", "picture 2"]
+    assert order == [
+        "show",
+        "sort",
+        "category",
+        "kind",
+        "words",
+        "picture 0",
+        "picture 1",
+        "picture 2",
+    ]
     page.keyboard.press("Enter")
     assert page.is_visible("#large")
     assert page.inner_text("#told").startswith("2 ·")
@@ -142,7 +172,9 @@ def test_the_keyboard_is_enough(out: Path, page: Page) -> None:
     assert page.inner_text("#told").startswith("3 ·")
     page.keyboard.press("Escape")
     assert not page.is_visible("#large")
-    page.wait_for_function("document.activeElement.getAttribute('aria-label') === 'picture 3'")  # told when it has closed
+    page.wait_for_function(
+        "document.activeElement.getAttribute('aria-label') === 'picture 3'"
+    )  # told when it has closed
     page.focus("#words")
     page.keyboard.type("nothing has these words b")
     assert page.inner_text("#count") == "0 of 5"
@@ -156,21 +188,34 @@ def test_filters_and_sorting(out: Path, page: Page) -> None:
     page.select_option("#sort", "worst")
 
     def badness(p: dict[str, Any]) -> float:
-        return min((float(b["s"]) for b in p["boxes"]), default=2.0) - int(p["failed"]) - int(p["unasked"])
+        return (
+            min((float(b["s"]) for b in p["boxes"]), default=2.0)
+            - int(p["failed"])
+            - int(p["unasked"])
+        )
 
     wanted = [f"picture {p['n']}" for p in sorted(pictures, key=badness)]
-    assert page.eval_on_selector_all(".tile", "all => all.map(t => t.getAttribute('aria-label'))") == wanted
+    assert (
+        page.eval_on_selector_all(".tile", "all => all.map(t => t.getAttribute('aria-label'))")
+        == wanted
+    )
     page.select_option("#kind", "failed")
     assert page.locator(".tile").count() == sum(p["failed"] > 0 for p in pictures)
 
 
 def test_hostile_names_run_nothing(tmp_path: Path, page: Page) -> None:
     """Every text that comes from a file: name, prompt, category, action, and the job."""
-    evil = (
-        "</script></pre></title><img src=x onerror=window.hit=1><script>window.hit=1</script>'\"&lt; @NAME@ @JOB@ @DATA@ \u2028"
-    )
+    evil = "</script></pre></title><img src=x onerror=window.hit=1><script>window.hit=1</script>'\"&lt; @NAME@ @JOB@ @DATA@ \u2028"
     out = tmp_path / "out"
-    label = Annotation(bbox=(1.0, 2.0, 5.5, 6.0), category_id=101, category=evil, phrase=evil, area=33.0, score=0.4, action=evil)
+    label = Annotation(
+        bbox=(1.0, 2.0, 5.5, 6.0),
+        category_id=101,
+        category=evil,
+        phrase=evil,
+        area=33.0,
+        score=0.4,
+        action=evil,
+    )
     info = DatasetInfo(evil, 1, {"seed": 0}, {evil: 101}, "png", evil)
     write_info(open_store(out), info, {})
     made = replace(sample(0), prompt=evil, annotations=(label,))
@@ -192,7 +237,13 @@ def test_hostile_names_run_nothing(tmp_path: Path, page: Page) -> None:
 
 @pytest.mark.slow
 def test_a_thousand_pictures_are_filled_in_as_they_come_near(job_file: Path, page: Page) -> None:
-    small = ["images=1000", "layout.canvas=[64, 64]", "layout.objects={dog: 1}", "output.shard_size=500", "batch_size=100"]
+    small = [
+        "images=1000",
+        "layout.canvas=[64, 64]",
+        "layout.objects={dog: 1}",
+        "output.shard_size=500",
+        "batch_size=100",
+    ]
     assert cli.main(["run", str(job_file), *small]) == 0
     assert write_report(open_store(job_file.parent / "out"))["shown"] == 1000
     page.goto((job_file.parent / "out/report.html").as_uri())

@@ -17,7 +17,9 @@ NOISE = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
 ALL = {name: {"probability": 1} for name in CameraSpec.model_fields}
 
 
-def shoot(name: str, pixels: np.ndarray = NOISE, **ranges: object) -> tuple[np.ndarray, dict[str, float | None]]:
+def shoot(
+    name: str, pixels: np.ndarray = NOISE, **ranges: object
+) -> tuple[np.ndarray, dict[str, float | None]]:
     spec = CameraSpec.model_validate({name: {"probability": 1, **ranges}})
     return spec(pixels, SEED)
 
@@ -29,7 +31,9 @@ def grey(value: int, side: int = 64) -> np.ndarray:
 def test_light_and_back_is_exact() -> None:
     values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
     np.testing.assert_array_equal(to_pixels(to_light(values)), values)
-    assert to_light(grey(188))[0, 0, 0] == pytest.approx(0.5028, abs=1e-4)  # half the light is grey 188 in sRGB
+    assert to_light(grey(188))[0, 0, 0] == pytest.approx(
+        0.5028, abs=1e-4
+    )  # half the light is grey 188 in sRGB
 
 
 def test_a_stop_is_twice_the_light() -> None:
@@ -63,14 +67,18 @@ def test_a_line_is_centred_and_as_long_as_it_says(length: float, angle: float) -
     assert center_of_mass(kernel) == pytest.approx((middle, middle), abs=1e-3)
     y, x = np.mgrid[-middle : middle + 1, -middle : middle + 1]
     along = x * np.cos(np.deg2rad(angle)) - y * np.sin(np.deg2rad(angle))  # y points down
-    assert (kernel * along**2).sum() == pytest.approx(length**2 / 12, rel=0.1, abs=0.6)  # variance of an even line
+    assert (kernel * along**2).sum() == pytest.approx(
+        length**2 / 12, rel=0.1, abs=0.6
+    )  # variance of an even line
     across = x * np.sin(np.deg2rad(angle)) + y * np.cos(np.deg2rad(angle))
     assert (kernel * across**2).sum() < 0.5
 
 
 def test_shot_noise_grows_with_the_root_of_the_light() -> None:
     for value in (60, 188):
-        light = to_light(shoot("poisson_noise", grey(value, 160), electrons=400)[0]).astype(np.float64)
+        light = to_light(shoot("poisson_noise", grey(value, 160), electrons=400)[0]).astype(
+            np.float64
+        )
         mean = float(to_light(grey(value))[0, 0, 0])
         assert light.mean() == pytest.approx(mean, rel=0.02)
         assert light.std() == pytest.approx(np.sqrt(mean / 400), rel=0.05)
@@ -114,8 +122,12 @@ def test_an_effect_draws_the_same_whatever_else_is_asked_for() -> None:
 
 def test_the_probability_is_the_share_of_pictures() -> None:
     spec = CameraSpec.model_validate({"exposure": {"probability": 0.3}})
-    records = [spec(NOISE[:1, :1], np.random.SeedSequence(0, spawn_key=(i, 5, 0)))[1] for i in range(1000)]
-    assert sum(r["camera_exposure_stops"] is not None for r in records) == pytest.approx(300, abs=60)
+    records = [
+        spec(NOISE[:1, :1], np.random.SeedSequence(0, spawn_key=(i, 5, 0)))[1] for i in range(1000)
+    ]
+    assert sum(r["camera_exposure_stops"] is not None for r in records) == pytest.approx(
+        300, abs=60
+    )
     untouched, record = CameraSpec.model_validate({"jpeg": {"probability": 0}})(NOISE, SEED)
     assert untouched is NOISE
     assert record == {"camera_jpeg_quality": None}

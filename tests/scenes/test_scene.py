@@ -9,11 +9,18 @@ from pydantic import ValidationError
 from synthgen.layouts.base import Layout
 from synthgen.scenes.scene import SceneSpec, region_prompt
 
-LAYOUT = Layout(64, 64, np.array([[0, 0, 9, 9], [20, 0, 30, 9], [40, 0, 60, 9]], np.float32), ("dog", "cat", "dog"))
+LAYOUT = Layout(
+    64,
+    64,
+    np.array([[0, 0, 9, 9], [20, 0, 30, 9], [40, 0, 60, 9]], np.float32),
+    ("dog", "cat", "dog"),
+)
 
 
 def test_each_box_draws_from_the_list() -> None:
-    spec = SceneSpec(object=("a brown {category}", "a white {category}"), background=("grass", "sand"))
+    spec = SceneSpec(
+        object=("a brown {category}", "a white {category}"), background=("grass", "sand")
+    )
     scenes = [spec.draw(LAYOUT, np.random.default_rng(i)) for i in range(40)]
     assert {s.phrases[0] for s in scenes} == {"a brown dog", "a white dog"}
     assert {s.phrases[1] for s in scenes} == {"a brown cat", "a white cat"}
@@ -22,7 +29,9 @@ def test_each_box_draws_from_the_list() -> None:
 
 
 def test_a_category_can_have_prompts_of_its_own() -> None:
-    spec = SceneSpec(object="a {category}", phrases={"dog": ("a brown {category}", "a wet {category}")})
+    spec = SceneSpec(
+        object="a {category}", phrases={"dog": ("a brown {category}", "a wet {category}")}
+    )
     drawn = {spec.draw(LAYOUT, np.random.default_rng(i)).phrases[:2] for i in range(40)}
     assert drawn == {("a brown dog", "a cat"), ("a wet dog", "a cat")}
 
@@ -54,7 +63,11 @@ def test_bad_scenes(bad: dict[str, object]) -> None:
 
 
 def test_words_that_a_layout_came_with_are_kept() -> None:
-    given = replace(LAYOUT, caption="two dogs and a cat on sand", phrases=("an old dog", "a cat", "a dog"))
-    scene = SceneSpec(object="a white {category}", background="grass").draw(given, np.random.default_rng(0))
+    given = replace(
+        LAYOUT, caption="two dogs and a cat on sand", phrases=("an old dog", "a cat", "a dog")
+    )
+    scene = SceneSpec(object="a white {category}", background="grass").draw(
+        given, np.random.default_rng(0)
+    )
     assert (scene.prompt, scene.background) == (given.caption, given.caption)
     assert scene.phrases == given.phrases

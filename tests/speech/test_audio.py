@@ -15,7 +15,14 @@ from scipy.io import wavfile
 from synthgen.errors import InputError
 from synthgen.speech.audio import RATE, read_wav
 
-KINDS = {"u8": (1, 8), "i16": (1, 16), "i24": (1, 24), "i32": (1, 32), "f32": (3, 32), "f64": (3, 64)}
+KINDS = {
+    "u8": (1, 8),
+    "i16": (1, 16),
+    "i24": (1, 24),
+    "i32": (1, 32),
+    "f32": (3, 32),
+    "f64": (3, 64),
+}
 
 
 def tone(rate: int, seconds: float = 0.5) -> NDArray[np.float64]:
@@ -30,7 +37,9 @@ def write(path: Path, samples: NDArray[np.float64], rate: int, kind: str = "i16"
     elif kind == "u8":
         data = np.round(samples * 127 + 128).astype(np.uint8).tobytes()
     else:
-        whole = np.round(samples * (2 ** (bits - 1) - 1)).astype("<i8").reshape(-1, 1).view(np.uint8)
+        whole = (
+            np.round(samples * (2 ** (bits - 1) - 1)).astype("<i8").reshape(-1, 1).view(np.uint8)
+        )
         data = whole[:, : bits // 8].tobytes()
     channels = 1 if samples.ndim == 1 else samples.shape[1]
     block = channels * bits // 8
@@ -75,15 +84,37 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "cut": (folder / "cut.wav", "not a WAV file that can be read"),
         "mp3": (folder / "mp3.wav", "not a WAV file that can be read"),
         "rate": (folder / "rate.wav", "not a WAV file that can be read"),
-        "no samples": (write(folder / "none.wav", np.zeros(0), RATE), "0.0 s of sound; a prompt takes 0.1 to 30 s"),
-        "long": (write(folder / "long.wav", tone(8000, 30.5), 8000), "30.5 s of sound; a prompt takes 0.1 to 30 s"),
-        "silent": (write(folder / "silent.wav", np.full(RATE, 0.1), RATE), "the recording is silent"),
+        "no samples": (
+            write(folder / "none.wav", np.zeros(0), RATE),
+            "0.0 s of sound; a prompt takes 0.1 to 30 s",
+        ),
+        "long": (
+            write(folder / "long.wav", tone(8000, 30.5), 8000),
+            "30.5 s of sound; a prompt takes 0.1 to 30 s",
+        ),
+        "silent": (
+            write(folder / "silent.wav", np.full(RATE, 0.1), RATE),
+            "the recording is silent",
+        ),
         "not finite": (write(folder / "nan.wav", nan, RATE, "f32"), "the recording is silent"),
     }
 
 
 @pytest.mark.parametrize(
-    "name", ["missing", "folder", "text", "empty", "cut", "mp3", "rate", "no samples", "long", "silent", "not finite"]
+    "name",
+    [
+        "missing",
+        "folder",
+        "text",
+        "empty",
+        "cut",
+        "mp3",
+        "rate",
+        "no samples",
+        "long",
+        "silent",
+        "not finite",
+    ],
 )
 def test_what_cannot_be_heard_is_named(tmp_path: Path, name: str) -> None:
     path, text = bad_files(tmp_path)[name]

@@ -15,7 +15,11 @@ def in_words(number: int, joint: str) -> str:
         if number >= size:
             rest = f"{joint}{in_words(number % size, joint)}" if number % size else ""
             return f"{in_words(number // size, joint)} {name}{rest}"
-    return ONES[number] if number < 20 else f"{TENS[number // 10]} {ONES[number % 10] if number % 10 else ''}".strip()
+    return (
+        ONES[number]
+        if number < 20
+        else f"{TENS[number // 10]} {ONES[number % 10] if number % 10 else ''}".strip()
+    )
 
 
 @given(st.integers(0, 999_999), st.sampled_from([" ", " and "]))

@@ -17,7 +17,10 @@ from synthgen.speech.audio import RATE, read_wav
 from tests.speech.whisper import converted_whisper, write_transformers
 
 DATA = Path(__file__).parent / "data"
-SENTENCES = {"one-hundred-dogs": "One hundred dogs in a park.", "five-white-cats": "Five white cats on a beach."}
+SENTENCES = {
+    "one-hundred-dogs": "One hundred dogs in a park.",
+    "five-white-cats": "Five white cats on a beach.",
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +42,20 @@ def hiss(tmp_path: Path) -> Path:
     return path
 
 
-def test_transformers_hears_the_same_with_the_same_weights(of_transformers: Path, hiss: Path) -> None:
+def test_transformers_hears_the_same_with_the_same_weights(
+    of_transformers: Path, hiss: Path
+) -> None:
     listen = speech.load_whisper(of_transformers)
-    assert {name: listen(read_wav(DATA / f"{name}.wav")[0]).strip() for name in SENTENCES} == SENTENCES
+    assert {
+        name: listen(read_wav(DATA / f"{name}.wav")[0]).strip() for name in SENTENCES
+    } == SENTENCES
     assert listen(read_wav(hiss)[0]) == ""
 
 
 def test_noise_is_no_sentence(converted: Path, hiss: Path) -> None:
-    with pytest.raises(InputError, match=r"hiss\.wav: nothing is heard: .* found no words in the recording"):
+    with pytest.raises(
+        InputError, match=r"hiss\.wav: nothing is heard: .* found no words in the recording"
+    ):
         speech.hear(hiss, str(converted))
 
 
@@ -61,15 +70,25 @@ def folder_of(tmp_path: Path, config: object, *files: str) -> str:
     ("config", "files", "text"),
     [
         ({"model_type": "clip"}, ["model.safetensors"], "not a Whisper, but 'clip'"),
-        ({"model_type": "whisper"}, ["pytorch_model.bin"], "no safetensors weights there; pickled ones are not loaded"),
+        (
+            {"model_type": "whisper"},
+            ["pytorch_model.bin"],
+            "no safetensors weights there; pickled ones are not loaded",
+        ),
         ({"model_type": "whisper"}, ["model.safetensors"], "cannot be loaded: "),
-        ({"layer_norm_epsilon": 1e-5}, ["model.bin", "tokenizer.json"], "not a Whisper that was converted for CTranslate2"),
+        (
+            {"layer_norm_epsilon": 1e-5},
+            ["model.bin", "tokenizer.json"],
+            "not a Whisper that was converted for CTranslate2",
+        ),
         ({"suppress_ids_begin": []}, ["model.bin"], "no tokenizer.json there"),
         ({"suppress_ids_begin": []}, ["model.bin", "tokenizer.json"], "cannot be loaded: "),
         ([], ["model.bin"], "no readable config.json there"),
     ],
 )
-def test_folders_that_hold_no_whisper(tmp_path: Path, config: object, files: list[str], text: str) -> None:
+def test_folders_that_hold_no_whisper(
+    tmp_path: Path, config: object, files: list[str], text: str
+) -> None:
     pytest.importorskip("faster_whisper")
     with pytest.raises(InputError) as error:
         speech.hear(DATA / "one-hundred-dogs.wav", folder_of(tmp_path, config, *files))
@@ -79,19 +98,28 @@ def test_folders_that_hold_no_whisper(tmp_path: Path, config: object, files: lis
 
 
 def test_names_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"--speech: 'nosuch': no such folder, and no Hugging Face id"):
+    with pytest.raises(
+        InputError, match=r"--speech: 'nosuch': no such folder, and no Hugging Face id"
+    ):
         speech.find_whisper("nosuch")
     with pytest.raises(InputError, match=r"no readable config\.json there"):
         speech.find_whisper(str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"--speech: model 'no/such'.*or give the folder of a Whisper with --speech FOLDER"):
+    with pytest.raises(
+        InputError,
+        match=r"--speech: model 'no/such'.*or give the folder of a Whisper with --speech FOLDER",
+    ):
         speech.find_whisper("no/such")
 
 
-def test_the_extra_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_extra_is_named_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(speech, "find_spec", lambda name: None)
     folder = folder_of(tmp_path, {"suppress_ids_begin": []}, "model.bin", "tokenizer.json")
-    with pytest.raises(InputError, match=r"needs faster-whisper: pip install 'synthgen-layouts\[voice\]'"):
+    with pytest.raises(
+        InputError, match=r"needs faster-whisper: pip install 'synthgen-layouts\[voice\]'"
+    ):
         speech.find_whisper(folder)
 
 

@@ -35,9 +35,15 @@ SENTENCES: list[tuple[str, dict[str, int], dict[str, tuple[str, ...]], str | Non
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "objects", "phrases", "background", "missed"), SENTENCES, ids=[s[0] for s in SENTENCES])
+@pytest.mark.parametrize(
+    ("text", "objects", "phrases", "background", "missed"), SENTENCES, ids=[s[0] for s in SENTENCES]
+)
 def test_sentences(
-    text: str, objects: dict[str, int], phrases: dict[str, tuple[str, ...]], background: str | None, missed: str
+    text: str,
+    objects: dict[str, int],
+    phrases: dict[str, tuple[str, ...]],
+    background: str | None,
+    missed: str,
 ) -> None:
     spoken = understand(Spoken(text=text), COCO_IDS)
     assert (spoken.objects, spoken.phrases, spoken.background) == (objects, phrases, background)
@@ -45,17 +51,29 @@ def test_sentences(
 
 
 @given(
-    st.lists(st.tuples(st.integers(2, 3000), st.sampled_from(sorted(COCO_IDS))), min_size=1, max_size=4, unique_by=lambda g: g[1])
+    st.lists(
+        st.tuples(st.integers(2, 3000), st.sampled_from(sorted(COCO_IDS))),
+        min_size=1,
+        max_size=4,
+        unique_by=lambda g: g[1],
+    )
 )
 def test_any_groups_of_any_categories(groups: list[tuple[int, str]]) -> None:
-    text = " and ".join(f"{in_words(n, ' and ')} {' '.join(plural(tuple(name.split())))}" for n, name in groups)
+    text = " and ".join(
+        f"{in_words(n, ' and ')} {' '.join(plural(tuple(name.split())))}" for n, name in groups
+    )
     spoken = understand(Spoken(text=f"{text} on a meadow"), COCO_IDS)
     assert spoken.objects == {name: n for n, name in groups}
     assert (spoken.background, spoken.phrases, spoken.missed) == ("a meadow", {}, ())
 
 
 @given(
-    st.lists(st.sampled_from(sorted({*FILLERS, "in", "two", "hundred", "dogs", "dog", "cat", "red", "no", "hot"})), max_size=12)
+    st.lists(
+        st.sampled_from(
+            sorted({*FILLERS, "in", "two", "hundred", "dogs", "dog", "cat", "red", "no", "hot"})
+        ),
+        max_size=12,
+    )
 )
 def test_no_order_of_words_breaks_it_and_none_is_lost(words: list[str]) -> None:
     try:
@@ -79,10 +97,13 @@ def test_any_text_means_something_or_holds_no_words(text: str) -> None:
 
 
 def test_shown() -> None:
-    assert understand(Spoken(text="ten cats and three brown dogs playing in a park"), COCO_IDS).understood() == [
+    assert understand(
+        Spoken(text="ten cats and three brown dogs playing in a park"), COCO_IDS
+    ).understood() == [
         "understood: 10 x cat, 3 x dog, dog as 'a brown dog', background 'a park'",
         "not understood: playing",
     ]
     assert (
-        understand(Spoken(text="a park"), COCO_IDS).understood()[1] == "no count of a known category: the layout stays as it is"
+        understand(Spoken(text="a park"), COCO_IDS).understood()[1]
+        == "no count of a known category: the layout stays as it is"
     )

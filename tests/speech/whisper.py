@@ -40,10 +40,21 @@ def write_transformers(converted: Path, out: Path) -> Path:
     )
 
     told = json.loads((converted / "config.json").read_text())
-    ends = {"bos_token_id": END, "eos_token_id": END, "pad_token_id": END, "decoder_start_token_id": START}
+    ends = {
+        "bos_token_id": END,
+        "eos_token_id": END,
+        "pad_token_id": END,
+        "decoder_start_token_id": START,
+    }
     with torch.device("meta"):
-        model = WhisperForConditionalGeneration(WhisperConfig(vocab_size=51864, begin_suppress_tokens=None, **ends))
-    weights = {name: tensor for key, value in _read(converted / "model.bin").items() for name, tensor in _renamed(key, value)}
+        model = WhisperForConditionalGeneration(
+            WhisperConfig(vocab_size=51864, begin_suppress_tokens=None, **ends)
+        )
+    weights = {
+        name: tensor
+        for key, value in _read(converted / "model.bin").items()
+        for name, tensor in _renamed(key, value)
+    }
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     assert (missing, unexpected) == (["proj_out.weight"], [])  # tied to the embeddings
     model.tie_weights()
@@ -90,13 +101,24 @@ def _renamed(key: str, value: NDArray[np.float16]) -> list[tuple[str, torch.Tens
     name = {"gamma": "weight", "beta": "bias", "encodings": "weight"}.get(kind, kind)
     tensor = torch.from_numpy(value.copy())
     if not path[0].startswith("layer_") or path[0] == "layer_norm":
-        part = {"position_encodings": "embed_positions", "embeddings": "embed_tokens"}.get(path[0], path[0])
+        part = {"position_encodings": "embed_positions", "embeddings": "embed_tokens"}.get(
+            path[0], path[0]
+        )
         return [(f"model.{side}.{part}.{name}", tensor)]
     prefix, block, part = f"model.{side}.layers.{path[0].removeprefix('layer_')}", path[1], path[2]
     if block == "ffn":
-        return [(f"{prefix}.{ {'layer_norm': 'final_layer_norm', 'linear_0': 'fc1', 'linear_1': 'fc2'}[part] }.{name}", tensor)]
+        return [
+            (
+                f"{prefix}.{ {'layer_norm': 'final_layer_norm', 'linear_0': 'fc1', 'linear_1': 'fc2'}[part] }.{name}",
+                tensor,
+            )
+        ]
     if part == "layer_norm":
         return [(f"{prefix}.{ATTENTION[block]}_layer_norm.{name}", tensor)]
     letters = SPLIT.get(f"{block}/{part}", "out").split()
     parts = zip(letters, tensor.chunk(len(letters)), strict=True)
-    return [(f"{prefix}.{ATTENTION[block]}.{x}_proj.{name}", t) for x, t in parts if (x, name) != ("k", "bias")]
+    return [
+        (f"{prefix}.{ATTENTION[block]}.{x}_proj.{name}", t)
+        for x, t in parts
+        if (x, name) != ("k", "bias")
+    ]

@@ -18,7 +18,11 @@ from synthgen.storage.lock import Lock, LockedError
 
 
 def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> None:
-    with Lock(open_store(tmp_path)), pytest.raises(LockedError, match=f"process {os.getpid()} on "), Lock(open_store(tmp_path)):
+    with (
+        Lock(open_store(tmp_path)),
+        pytest.raises(LockedError, match=f"process {os.getpid()} on "),
+        Lock(open_store(tmp_path)),
+    ):
         pass
     assert list(tmp_path.iterdir()) == []
     with Lock(open_store(tmp_path)):
@@ -59,11 +63,15 @@ def test_elsewhere_an_old_heartbeat_is_a_dead_driver(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [-120.0, 120.0])
-def test_a_clock_that_is_wrong_costs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
+def test_a_clock_that_is_wrong_costs_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
     """Neither that of the driver that has the lock, nor that of the one that wants it."""
     monkeypatch.setattr(lock, "LOOK", 0.02)
     write_lock(tmp_path, host="another-host", time=time.time() + wrong)
-    beat = threading.Timer(0.3, lambda: write_lock(tmp_path, host="another-host", time=time.time() + wrong + 0.3))
+    beat = threading.Timer(
+        0.3, lambda: write_lock(tmp_path, host="another-host", time=time.time() + wrong + 0.3)
+    )
     beat.start()
     with pytest.raises(LockedError, match="on another-host"), Lock(open_store(tmp_path)):
         pass
@@ -71,7 +79,10 @@ def test_a_clock_that_is_wrong_costs_no_lock(tmp_path: Path, monkeypatch: pytest
     real = time.time
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: real() + wrong)
-        assert lock.LockFile(tmp_path, "new").acquire(Lock(open_store(tmp_path))._content()) is not None
+        assert (
+            lock.LockFile(tmp_path, "new").acquire(Lock(open_store(tmp_path))._content())
+            is not None
+        )
     assert json.loads((tmp_path / ".lock").read_text())["token"] == "other"
 
 
@@ -88,10 +99,14 @@ def test_elsewhere_a_heart_that_does_not_beat_is_waited_for(
     assert f"{tmp_path}: a run on another-host has it, or had" in told
 
 
-def test_a_lock_that_never_changes_is_dead_whatever_its_time_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_never_changes_is_dead_whatever_its_time_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock, "LOOK", 0.02)
     monkeypatch.setattr(lock, "STALE", 0.3)
-    write_lock(tmp_path, -86400, host="another-host")  # the file server's clock was put right by a day
+    write_lock(
+        tmp_path, -86400, host="another-host"
+    )  # the file server's clock was put right by a day
     began = time.monotonic()
     with Lock(open_store(tmp_path)) as held:
         held.check()
@@ -117,16 +132,22 @@ def test_a_lock_that_says_nothing_yet_is_waited_for(
     assert "a run on an unknown machine has it, or had" in told
 
 
-def test_elsewhere_a_heart_that_beats_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_elsewhere_a_heart_that_beats_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock, "LOOK", 0.02)
     write_lock(tmp_path, 5, host="another-host")
-    threading.Timer(0.2, lambda: write_lock(tmp_path, host="another-host", time=time.time() + 1)).start()
+    threading.Timer(
+        0.2, lambda: write_lock(tmp_path, host="another-host", time=time.time() + 1)
+    ).start()
     with pytest.raises(LockedError, match="on another-host"), Lock(open_store(tmp_path)):
         pass
     assert json.loads((tmp_path / ".lock").read_text())["token"] == "other"
 
 
-def test_another_machine_of_this_name_is_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machine_of_this_name_is_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its process is not looked up here, where it would be gone: containers share their names."""
     monkeypatch.setattr(lock, "LOOK", 0.02)
     write_lock(tmp_path, machine="another", pid=dead_pid(), start="1")
@@ -150,7 +171,10 @@ def test_without_links_one_driver_works(tmp_path: Path) -> None:
     write_lock(tmp_path, pid=dead_pid())
     with Lock(open_store(tmp_path)) as held:
         held.check()
-        with pytest.raises(LockedError, match=f"process {os.getpid()} on "), Lock(open_store(tmp_path)):
+        with (
+            pytest.raises(LockedError, match=f"process {os.getpid()} on "),
+            Lock(open_store(tmp_path)),
+        ):
             pass
         held.check()
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
@@ -158,10 +182,14 @@ def test_without_links_one_driver_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_lock_that_was_taken_over_meanwhile_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+def test_a_lock_that_was_taken_over_meanwhile_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
     """Between the look at a dead driver's lock and its removal, another run took it over."""
     if not links:
-        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "no links")))
+        monkeypatch.setattr(
+            os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "no links"))
+        )
     write_lock(tmp_path)
     before = json.loads((tmp_path / ".lock").read_text())
     lock.LockFile(tmp_path, "new")._remove_stale({**before, "token": "dead"})
@@ -185,17 +213,24 @@ def test_a_lock_that_was_moved_aside_for_a_moment_is_still_ones_own(tmp_path: Pa
     assert keeper.acquire(content) is None
 
 
-def test_of_drivers_that_start_together_one_has_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_drivers_that_start_together_one_has_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for links in (True, False):
         if not links:
-            monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "no links")))
+            monkeypatch.setattr(
+                os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "no links"))
+            )
         for turn in range(20):
             folder = tmp_path / f"{links}{turn}"
             folder.mkdir()
             write_lock(folder, pid=dead_pid() if turn == 0 else -1)
             keepers = [lock.LockFile(folder, f"{k}") for k in range(4)]
             content = [
-                json.dumps({**json.loads(Lock(open_store(folder))._content()), "token": keeper.token}) for keeper in keepers
+                json.dumps(
+                    {**json.loads(Lock(open_store(folder))._content()), "token": keeper.token}
+                )
+                for keeper in keepers
             ]
             with ThreadPoolExecutor(4) as pool:
                 found = list(pool.map(acquire_settled, keepers, content))

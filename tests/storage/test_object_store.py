@@ -43,13 +43,21 @@ def renaming(tmp_path: Path) -> ObjectStore:
 
 
 def names(store: Store) -> list[str]:
-    return sorted(f"{folder}/{name}" for folder in ("", "shards", ".staging") for name, _ in store.sizes(folder))
+    return sorted(
+        f"{folder}/{name}"
+        for folder in ("", "shards", ".staging")
+        for name, _ in store.sizes(folder)
+    )
 
 
 def test_the_verbs(store: ObjectStore, s3: S3) -> None:
     store.write("index.json", "one")
     store.write("index.json", b"two")
-    assert (store.read("index.json"), store.size("index.json"), store.exists("no.json")) == (b"two", 3, False)
+    assert (store.read("index.json"), store.size("index.json"), store.exists("no.json")) == (
+        b"two",
+        3,
+        False,
+    )
     with store.replacing("shards/a.tar") as file:
         file.write(b"x" * 5)
         assert not store.exists("shards/a.tar")
@@ -89,7 +97,9 @@ def test_what_passes_is_met_by_asking_again(store: ObjectStore, s3: S3, kind: in
     assert len([r for r in s3.requests() if "partNumber=2" in r]) >= 2
 
 
-def test_an_answer_that_does_not_come_is_not_waited_for(store: ObjectStore, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_does_not_come_is_not_waited_for(
+    store: ObjectStore, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(object_store, "REQUEST_SECONDS", 1.0)
     impatient, began = open_store(store.url), time.monotonic()
     s3.fail(Fault("hang", "PUT"))
@@ -98,10 +108,15 @@ def test_an_answer_that_does_not_come_is_not_waited_for(store: ObjectStore, s3: 
     assert store.read("index.json") == b"text"
 
 
-def test_what_does_not_pass_is_told(store: ObjectStore, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_pass_is_told(
+    store: ObjectStore, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(object_store, "WAITS", (0.01,))
     s3.fail(Fault(500, "PUT", times=99))
-    with pytest.raises(StoreFailedError, match=r"^s3://bucket/\w+/index.json: the store failed 2 times: .*PutObject"):
+    with pytest.raises(
+        StoreFailedError,
+        match=r"^s3://bucket/\w+/index.json: the store failed 2 times: .*PutObject",
+    ):
         store.write("index.json", "text")
     s3.fail()
     assert not store.exists("index.json")
@@ -117,7 +132,9 @@ def test_what_is_refused_is_not_asked_again(store: ObjectStore, s3: S3) -> None:
         open_store("s3://another/folder").write("index.json", "text")
 
 
-def test_a_cut_upload_counts_nowhere_and_is_cleaned(store: ObjectStore, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_upload_counts_nowhere_and_is_cleaned(
+    store: ObjectStore, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(object_store, "WAITS", (0.01,))
     s3.fail(Fault("cut", "PUT", times=99))
     with pytest.raises(StoreFailedError):
@@ -133,7 +150,12 @@ def test_more_files_than_a_page(store: ObjectStore, s3: S3) -> None:
     store.write("shards/first.json", "1")
     with ThreadPoolExecutor(8) as pool:
         source = store._at("shards/first.json")
-        list(pool.map(lambda n: store.files.copy_file(source, store._at(f"shards/{n:06d}.json")), range(1001)))
+        list(
+            pool.map(
+                lambda n: store.files.copy_file(source, store._at(f"shards/{n:06d}.json")),
+                range(1001),
+            )
+        )
     s3.fail()
     assert len(dict(store.sizes("shards"))) == 1002
     assert len(s3.requests()) == 2
@@ -153,7 +175,10 @@ def test_errors_have_no_keys() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-secret-of-the-test")
         patch.setenv("AWS_ACCESS_KEY_ID", "AKIATESTKEY")
-        assert object_store.told(error) == "signature of [AWS_ACCESS_KEY_ID] with [AWS_SECRET_ACCESS_KEY] is wrong"
+        assert (
+            object_store.told(error)
+            == "signature of [AWS_ACCESS_KEY_ID] with [AWS_SECRET_ACCESS_KEY] is wrong"
+        )
 
 
 @pytest.mark.parametrize(
@@ -176,9 +201,15 @@ def test_urls_that_are_refused(url: str, message: str) -> None:
 
 
 def test_a_folder_that_each_node_has_of_its_own(tmp_path: Path, store: ObjectStore) -> None:
-    with pytest.raises(InputError, match=r"is a folder, and the cluster has 2 nodes.*output.shared=true"):
+    with pytest.raises(
+        InputError, match=r"is a folder, and the cluster has 2 nodes.*output.shared=true"
+    ):
         refuse_unshared(open_store(tmp_path), False, 2)
-    for out, shared, nodes in ((open_store(tmp_path), False, 1), (open_store(tmp_path), True, 2), (store, False, 2)):
+    for out, shared, nodes in (
+        (open_store(tmp_path), False, 1),
+        (open_store(tmp_path), True, 2),
+        (store, False, 2),
+    ):
         refuse_unshared(out, shared, nodes)
 
 
@@ -201,8 +232,12 @@ class LosesAnswers:
         return lose if name in self.kinds else found
 
 
-@pytest.mark.parametrize("lost", ["move", "delete_file", "create_dir", "delete_dir", "get_file_info"])
-def test_a_lost_answer_loses_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+@pytest.mark.parametrize(
+    "lost", ["move", "delete_file", "create_dir", "delete_dir", "get_file_info"]
+)
+def test_a_lost_answer_loses_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
     monkeypatch.setattr(object_store, "WAITS", (0.01,) * 4)
     store = ObjectStore("hdfs://test/folder", LosesAnswers(lost), str(tmp_path))
     store.write("shards/a.tar", "old")
@@ -231,7 +266,9 @@ class DeletesAsHdfs(LosesAnswers):
         return delete if name == "delete_file" else found
 
 
-def test_a_file_whose_deletion_was_not_answered_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_whose_deletion_was_not_answered_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(object_store, "WAITS", (0.01,) * 4)
     store = ObjectStore("hdfs://test/folder", DeletesAsHdfs("delete_file"), str(tmp_path))
     store.write("shards/a.tar", "old")
@@ -285,7 +322,9 @@ def test_a_second_driver_is_refused(out: ObjectStore, monkeypatch: pytest.Monkey
         pass
 
 
-def test_a_dead_drivers_claim_is_taken_over(out: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_drivers_claim_is_taken_over(
+    out: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock, "PAUSES", (0.01,))
     monkeypatch.setattr(lock, "LOOK", 0.05)
     write_claim(out, start="1")  # this host, a process that is gone
@@ -317,7 +356,9 @@ def test_a_driver_that_lost_its_claim_finds_out(out: ObjectStore) -> None:
     assert {".lock-other"} <= {name.strip("/") for name in names(out)}
 
 
-def test_a_clock_that_is_put_right_costs_no_claim(out: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_put_right_costs_no_claim(
+    out: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = time.time
     with Lock(out) as held:
         monkeypatch.setattr(time, "time", lambda: real() + 3600)
@@ -345,7 +386,9 @@ def test_of_drivers_that_start_together_one_works(store: ObjectStore) -> None:
     assert names(store) == []
 
 
-def test_drivers_that_wait_for_a_dead_one_are_not_in_each_others_way(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drivers_that_wait_for_a_dead_one_are_not_in_each_others_way(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A look at a claim, such as a driver leaves behind that dies while it waits, refuses nobody."""
     write_claim(store, host="another-host", looks=True)
     with Lock(store) as held:

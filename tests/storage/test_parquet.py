@@ -20,13 +20,35 @@ from synthgen.engine.merging import MergeSpec, merge
 from synthgen.formats.export import ExportSpec, export_dataset
 from synthgen.formats.jsonl.reader import _table
 from synthgen.storage.location import open_store
-from synthgen.storage.parquet import count_rows, decode_table, encode_table, open_input, open_parquet
+from synthgen.storage.parquet import (
+    count_rows,
+    decode_table,
+    encode_table,
+    open_input,
+    open_parquet,
+)
 from tests.dataset.test_shard import write_dataset
 from tests.s3 import S3
 
 ROOT = Path(synthgen.__file__).parent
-OPENERS = {"csv", "dataset", "feather", "ipc", "json", "orc", "parquet"}  # modules of pyarrow that open files
-MAKERS = {"PythonFile", "input_stream", "output_stream", "memory_map", "OSFile", "RecordBatchFileReader", "RecordBatchFileWriter"}
+OPENERS = {
+    "csv",
+    "dataset",
+    "feather",
+    "ipc",
+    "json",
+    "orc",
+    "parquet",
+}  # modules of pyarrow that open files
+MAKERS = {
+    "PythonFile",
+    "input_stream",
+    "output_stream",
+    "memory_map",
+    "OSFile",
+    "RecordBatchFileReader",
+    "RecordBatchFileWriter",
+}
 
 
 def opened_by(tree: ast.AST) -> Iterator[str]:
@@ -34,25 +56,45 @@ def opened_by(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name.split(".") for alias in node.names]
-            yield from (".".join(parts) for parts in names if parts[0] == "pyarrow" and OPENERS & set(parts))
+            yield from (
+                ".".join(parts) for parts in names if parts[0] == "pyarrow" and OPENERS & set(parts)
+            )
             yield from (".".join(parts) for parts in names if parts[0] in ("pandas", "fastparquet"))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyarrow"):
             named = {alias.name for alias in node.names} | set((node.module or "").split("."))
             yield from sorted(named & (OPENERS | MAKERS))
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("pa", "pyarrow"):
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("pa", "pyarrow")
+        ):
             yield from {node.attr} & (OPENERS | MAKERS)
 
 
 def test_one_module_alone_opens_files_for_arrow() -> None:
-    found = {str(path.relative_to(ROOT)): sorted(opened_by(ast.parse(path.read_text()))) for path in ROOT.rglob("*.py")}
-    assert {name: what for name, what in found.items() if what} == {"storage/parquet.py": ["pyarrow.parquet"]}
+    found = {
+        str(path.relative_to(ROOT)): sorted(opened_by(ast.parse(path.read_text())))
+        for path in ROOT.rglob("*.py")
+    }
+    assert {name: what for name, what in found.items() if what} == {
+        "storage/parquet.py": ["pyarrow.parquet"]
+    }
 
 
-def test_arrow_gets_files_of_its_own_alone(tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrow_gets_files_of_its_own_alone(
+    tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: list[tuple[str, Any]] = []
     for kind in (pq.ParquetFile, pq.ParquetWriter):
 
-        def begin(self: Any, where: Any, *args: Any, kind: Any = kind, init: Any = kind.__init__, **more: Any) -> None:
+        def begin(
+            self: Any,
+            where: Any,
+            *args: Any,
+            kind: Any = kind,
+            init: Any = kind.__init__,
+            **more: Any,
+        ) -> None:
             given.append((kind.__name__, where))
             init(self, where, *args, **more)
 
@@ -67,7 +109,9 @@ def test_arrow_gets_files_of_its_own_alone(tmp_path: Path, s3: S3, monkeypatch: 
     assert check_dataset(open_store(url))[0] == []
     assert {name for name, _ in given} == {"ParquetFile", "ParquetWriter"}
     assert {
-        type(where) for _, where in given if not isinstance(where, pa.NativeFile) or isinstance(where, pa.PythonFile)
+        type(where)
+        for _, where in given
+        if not isinstance(where, pa.NativeFile) or isinstance(where, pa.PythonFile)
     } == set()
 
 
@@ -89,7 +133,10 @@ def test_reading_starts_no_thread_of_arrow(tmp_path: Path) -> None:
         "print(threads() - before)"
     )
     command = [sys.executable, "-c", code, str(out), str(tmp_path / "hf")]
-    assert subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout == "0\n"
+    assert (
+        subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout
+        == "0\n"
+    )
 
 
 def test_a_table_is_its_bytes() -> None:
@@ -98,7 +145,9 @@ def test_a_table_is_its_bytes() -> None:
     assert decode_table(encode_table(table)).equals(table)
 
 
-def test_a_name_that_looks_like_a_url_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_looks_like_a_url_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path("s3:x #100% 😀.parquet")
     path.write_bytes(encode_table(pa.table({"a": [1, 2]})))

@@ -56,14 +56,19 @@ class Recorder:
     def told(self) -> list[tuple[str, str]]:
         folders = {path.stat().st_ino: path.name for path in self.root.rglob("*") if path.is_dir()}
         names = {**self.names, **folders}
-        return [(what, names.get(which, "another") if isinstance(which, int) else which) for what, which in self.events]
+        return [
+            (what, names.get(which, "another") if isinstance(which, int) else which)
+            for what, which in self.events
+        ]
 
 
 def durable(name: str) -> list[tuple[str, str]]:
     return [("fsync", name), ("rename", name), ("fsync", name.rpartition("/")[0])]
 
 
-def test_a_commit_ends_the_old_shard_first_and_writes_its_marker_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_ends_the_old_shard_first_and_writes_its_marker_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commit(open_store(tmp_path), stage(open_store(tmp_path), 0, [sample(0)], {}, 0.0, 1))
     staged = stage(open_store(tmp_path), 0, [sample(0), sample(1)], {}, 0.0, 2)
     recorder = Recorder(tmp_path, monkeypatch)
@@ -80,7 +85,9 @@ def test_a_shard_is_withdrawn_marker_first(tmp_path: Path, monkeypatch: pytest.M
     assert recorder.told() == [("unlink", name) for name in reversed(FILES)]
 
 
-def test_a_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_synced_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorder = Recorder(tmp_path, monkeypatch)
     open_store(tmp_path).write("index/index.json", "text")
     assert recorder.told() == durable("index/index.json")
@@ -88,7 +95,9 @@ def test_a_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: p
 
 def write(out: Path, asked: int, samples: Callable[[range], Iterable[Sample]]) -> dict[str, Any]:
     info = DatasetInfo("test", asked, {"seed": 0}, {"dog": 18}, "png", "CC0")
-    return drive(Assembly(open_store(out), info, {"version": 1}, 2, samples, False, lambda what, count: None)).counts
+    return drive(
+        Assembly(open_store(out), info, {"version": 1}, 2, samples, False, lambda what, count: None)
+    ).counts
 
 
 def test_what_is_left_of_a_shard_is_gone_before_it_is_made_again(tmp_path: Path) -> None:
@@ -119,7 +128,9 @@ def test_a_driver_that_lost_its_lock_commits_nothing(tmp_path: Path) -> None:
 
 def test_a_driver_that_lost_its_lock_removes_no_shard_of_the_other(tmp_path: Path) -> None:
     write(tmp_path, 4, lambda indices: map(sample, indices))
-    whole = {name: (tmp_path / name).read_bytes() for name in ("shards/000001.json", "dataset.json")}
+    whole = {
+        name: (tmp_path / name).read_bytes() for name in ("shards/000001.json", "dataset.json")
+    }
     for number in (0, 1):
         (tmp_path / shard_file(number, ".json")).unlink()
 
@@ -176,7 +187,9 @@ def test_a_folder_that_cannot_be_synced_is_passed_over(
     assert len([text for text in caplog.messages if os.strerror(code) in text]) == 1
 
 
-def test_a_folder_that_cannot_be_opened_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_opened_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begin = os.open
 
     def refuse(path: Any, *args: Any, **more: Any) -> int:
@@ -189,8 +202,12 @@ def test_a_folder_that_cannot_be_opened_is_passed_over(tmp_path: Path, monkeypat
     assert (tmp_path / "x.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize(("code", "files"), [(errno.EIO, False), (errno.EINVAL, True), (errno.EIO, True)])
-def test_other_failures_to_sync_are_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, files: bool) -> None:
+@pytest.mark.parametrize(
+    ("code", "files"), [(errno.EIO, False), (errno.EINVAL, True), (errno.EIO, True)]
+)
+def test_other_failures_to_sync_are_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, files: bool
+) -> None:
     refuse_folders(monkeypatch, code, files)
     with pytest.raises(OSError, match=os.strerror(code)) as caught:
         write_text(tmp_path / "x.json", "{}")
@@ -213,9 +230,12 @@ def rename_once(monkeypatch: pytest.MonkeyPatch, code: int, before: bool) -> Non
 
 
 @pytest.mark.parametrize(
-    ("code", "before"), [(errno.ENOENT, False), (errno.EEXIST, True), (errno.EBUSY, True), (errno.EACCES, True)]
+    ("code", "before"),
+    [(errno.ENOENT, False), (errno.EEXIST, True), (errno.EBUSY, True), (errno.EACCES, True)],
 )
-def test_a_rename_that_a_file_server_makes_hard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, before: bool) -> None:
+def test_a_rename_that_a_file_server_makes_hard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, before: bool
+) -> None:
     """ENOENT: NFS repeats a request whose answer was lost; the others: SMB and SFTP, where the name is there."""
     write_text(tmp_path / "x.json", "old")
     rename_once(monkeypatch, code, before)
@@ -224,7 +244,9 @@ def test_a_rename_that_a_file_server_makes_hard(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_a_file_that_is_gone_is_not_taken_for_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_gone_is_not_taken_for_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_text(tmp_path / "x.json", "old")
     rename_once(monkeypatch, errno.ENOENT, True)
     with pytest.raises(FileNotFoundError):
@@ -237,7 +259,9 @@ def test_a_file_that_is_gone_is_not_taken_for_renamed(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("under", ["", "out", "a/b"])
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, under: str) -> None:
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(InputError, match=r"link: is a link to nowhere, which is no folder; make that folder") as caught:
+    with pytest.raises(
+        InputError, match=r"link: is a link to nowhere, which is no folder; make that folder"
+    ) as caught:
         write(tmp_path / "link" / under, 1, lambda indices: map(sample, indices))
     assert len(caught.value.problems) == 1
     (tmp_path / "nowhere").mkdir()

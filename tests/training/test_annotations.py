@@ -23,7 +23,14 @@ IDS = {"ball": 29, "tree": 30}
 
 
 def settings(checkpoint: Path, **more: Any) -> dict[str, Any]:
-    base = {"version": 1, "name": "x", "steps": 1, "output": {"path": "x"}, "init": str(checkpoint), "windows": [32, 48]}
+    base = {
+        "version": 1,
+        "name": "x",
+        "steps": 1,
+        "output": {"path": "x"},
+        "init": str(checkpoint),
+        "windows": [32, 48],
+    }
     return {**base, "batch_size": 1, "data": {"side": 96, "scenes": 4}, "categories": IDS, **more}
 
 
@@ -54,7 +61,9 @@ def test_each_window_is_told_of_its_boxes_in_words(tokens: AnnotationTokensTrain
     assert any(map(len, batch.told))
     for texts, own in zip(tokens.reader.texts(batch.told, "compact", {}), batch.told, strict=True):
         assert len(texts) == len(own)
-        for text, box in zip(texts, (own.boxes / ([own.width, own.height] * 2)).tolist(), strict=True):
+        for text, box in zip(
+            texts, (own.boxes / ([own.width, own.height] * 2)).tolist(), strict=True
+        ):
             parts = [int(word[5:-1]) for word in text.split() if word.startswith("<loc_")]
             x0, y0, x1, y1 = (min(15, int(v * 16)) for v in box)
             assert parts == [16 * y0 + x0, 16 * y1 + x1]
@@ -83,7 +92,9 @@ def test_looks_are_watched_but_change_nothing(tokens: AnnotationTokensTrainee) -
 
 
 def test_where_to_look_is_rehearsed_on_noise_alone(checkpoint: Path) -> None:
-    spec = TokensSpec.model_validate(settings(checkpoint, bins=16, rehearse=2, windows=[48, 48], seed=2))
+    spec = TokensSpec.model_validate(
+        settings(checkpoint, bins=16, rehearse=2, windows=[48, 48], seed=2)
+    )
     trainee = AnnotationTokensTrainee(spec)
     first, second, third = islice(trainee.batches(0, 0), 3)
     assert (first.rehearsed, second.rehearsed, third.rehearsed) == (True, True, False)
@@ -111,7 +122,10 @@ def test_places_near_each_other_begin_alike(tokens: AnnotationTokensTrainee) -> 
     fresh = AnnotationTokensTrainee(tokens.spec)  # the other one has been trained on
     e = torch.nn.functional.normalize(fresh.text.get_input_embeddings().weight[ids].detach(), dim=1)
     alike = (e @ e.T).reshape(16, 16, 16, 16)
-    beside, below = (alike.diagonal(0, 0, 2).diagonal(1, 0, 1), alike.diagonal(0, 1, 3).diagonal(1, 0, 1))
+    beside, below = (
+        alike.diagonal(0, 0, 2).diagonal(1, 0, 1),
+        alike.diagonal(0, 1, 3).diagonal(1, 0, 1),
+    )
     apart = torch.stack([alike[0, 0, 12:, 12:], alike[12:, 0, 0, 12:]])
     assert min(beside.min(), below.min()) > apart.max()
 
@@ -131,7 +145,9 @@ def test_tokens_are_learnt_and_kept(tokens: AnnotationTokensTrainee, tmp_path: P
 
 
 def test_what_is_trained_can_be_chosen(checkpoint: Path) -> None:
-    spec = TokensSpec.model_validate(settings(checkpoint, train="attention", train_text_encoder=False, form="literal"))
+    spec = TokensSpec.model_validate(
+        settings(checkpoint, train="attention", train_text_encoder=False, form="literal")
+    )
     trainee = AnnotationTokensTrainee(spec)
     trained = {name for name, p in trainee.named_parameters() if p.requires_grad}
     assert all(".attn2." in name or "token_embedding" in name for name in trained)
@@ -168,7 +184,9 @@ def test_masks_are_those_that_the_pipeline_paints(mask: AnnotationMaskTrainee) -
         scene = mask.encode(*pair)
         assert scene.beside is not None
         assert scene.beside.shape == scene.latents.shape
-        black = mask.encode_mask(Layout(pair[1].shape[1], pair[1].shape[0], np.zeros((0, 4), np.float32), ()))
+        black = mask.encode_mask(
+            Layout(pair[1].shape[1], pair[1].shape[0], np.zeros((0, 4), np.float32), ())
+        )
         assert bool((scene.beside != black).any()) == bool(len(pair[0].layout))
 
 
@@ -187,7 +205,12 @@ def test_masks_are_learnt_and_kept(mask: AnnotationMaskTrainee, tmp_path: Path) 
 def test_bad_recipes_are_named(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match="categories: 'tree' and 'ball' have the same id 29"):
         load_training("train-annotation-mask", ["categories={ball: 29, tree: 29}"])
-    with pytest.raises(ConfigError, match="label_range: must be at least 30, the category id of 'tree'"):
+    with pytest.raises(
+        ConfigError, match="label_range: must be at least 30, the category id of 'tree'"
+    ):
         load_training("train-annotation-mask", ["label_range=29"])
-    with pytest.raises(ConfigError, match=r"windows: \[300, 200\] must be two sides from 16 px to data.side, 512 px"):
+    with pytest.raises(
+        ConfigError,
+        match=r"windows: \[300, 200\] must be two sides from 16 px to data.side, 512 px",
+    ):
         load_training("train-annotation-tokens", ["windows=[300, 200]"])

@@ -26,19 +26,27 @@ def scenes(draw: st.DrawFn) -> tuple[Scene, Picture]:
         picture[y0:y1, x0:x1, k] = 255
         boxes.append([x0, y0, x1, y1])
     names = ("dog", "cat", "cow")[: len(boxes)]
-    layout = Layout(width, height, np.array(boxes, np.float32).reshape(-1, 4), names, names, caption="words")
+    layout = Layout(
+        width, height, np.array(boxes, np.float32).reshape(-1, 4), names, names, caption="words"
+    )
     return Scene(layout, "words"), picture
 
 
 def extent(picture: Picture, channel: int) -> list[int] | None:
     """The box (xyxy, px) of what has the colour of a box; None if nothing has."""
     rows, columns = (np.flatnonzero((picture[..., channel] > 127).any(axis)) for axis in (1, 0))
-    return None if not len(rows) else [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+    return (
+        None
+        if not len(rows)
+        else [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+    )
 
 
 @settings(max_examples=150, deadline=None)
 @given(scenes(), st.integers(8, 64), st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 2**32))
-def test_crop_and_flip_are_exact(pair: tuple[Scene, Picture], side: int, flip: float, seed: int) -> None:
+def test_crop_and_flip_are_exact(
+    pair: tuple[Scene, Picture], side: int, flip: float, seed: int
+) -> None:
     scene, picture = pair
     new, crop = fitted(scene, picture, side, False, flip, np.random.default_rng(seed))
     assert crop.shape == (new.layout.height, new.layout.width, 3)
@@ -85,7 +93,9 @@ def test_flipping_twice_is_nothing() -> None:
 
 def test_boxes_less_than_half_inside_go() -> None:
     boxes = [[0, 0, 40, 40], [50, 50, 20, 20], [10, 10, 20, 20]]
-    annotations = [{"bbox": b, "category": "dog", "phrase": f"dog {i}"} for i, b in enumerate(boxes)]
+    annotations = [
+        {"bbox": b, "category": "dog", "phrase": f"dog {i}"} for i, b in enumerate(boxes)
+    ]
     record = {"width": 100, "height": 100, "prompt": "3 dog, sand", "annotations": annotations}
     scene = crop_scene(scene_of(json.dumps(record).encode()), 10, 10, 50, 50)
     assert scene.phrases == ("dog 0", "dog 2")  # of the second a quarter is inside

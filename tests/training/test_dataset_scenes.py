@@ -19,7 +19,14 @@ from synthgen.config import ConfigError, load_training
 from synthgen.engine.importing import ImportSpec, import_dataset
 from synthgen.formats.source import Source
 from synthgen.training.base import DataSpec
-from synthgen.training.dataset_scenes import BadDataError, DatasetScenes, Least, RecordScenes, ShardScenes, scene_of
+from synthgen.training.dataset_scenes import (
+    BadDataError,
+    DatasetScenes,
+    Least,
+    RecordScenes,
+    ShardScenes,
+    scene_of,
+)
 from synthgen.training.loop import read_log
 from synthgen.training.scenes import Pool, loaded, open_scenes
 from synthgen.training.windows import EncodedScene, scene_window
@@ -33,7 +40,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     for k in range(6):
         picture(k, (128, 128)).save(folder / f"{k}.jpg")
-    rows = [{"file_name": f"{k}.jpg", "caption": str(k), "custom_annotation": ["label_18_bbox_10_20_60_50"]} for k in range(6)]
+    rows = [
+        {
+            "file_name": f"{k}.jpg",
+            "caption": str(k),
+            "custom_annotation": ["label_18_bbox_10_20_60_50"],
+        }
+        for k in range(6)
+    ]
     (folder / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     import_dataset(ImportSpec(Source("jsonl", folder / "m.jsonl"), folder / "out", shard_size=2))
     return folder / "out"
@@ -63,7 +77,9 @@ def test_json_lines_as_scenes(lines: Path) -> None:
         assert sorted(s.prompt for s, _ in epoch) == ["picture 0", "picture 1", "picture 2"]
     for scene, _ in first:
         assert scene.background == scene.layout.caption == scene.prompt
-        assert all(p == f"a {c}" for p, c in zip(scene.phrases, scene.layout.categories, strict=True))
+        assert all(
+            p == f"a {c}" for p, c in zip(scene.phrases, scene.layout.categories, strict=True)
+        )
     np.testing.assert_array_equal(of[5][1], first[5][1])
     assert captions(scenes(1, jsonl=str(lines)), 0, 9) != captions(of, 0, 9)
 
@@ -92,7 +108,9 @@ def test_order_does_not_depend_on_workers(workers: int, shards: Path) -> None:
         np.testing.assert_array_equal(scene.layout.boxes, of[k][0].layout.boxes)
 
 
-def test_shards_without_markers_and_with_a_folder_in_their_names(shards: Path, tmp_path: Path) -> None:
+def test_shards_without_markers_and_with_a_folder_in_their_names(
+    shards: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "other/shards"
     out.mkdir(parents=True)
     with tarfile.open(shards / "shards/000001.tar") as old, tarfile.open(out / "a.tar", "w") as new:
@@ -103,11 +121,14 @@ def test_shards_without_markers_and_with_a_folder_in_their_names(shards: Path, t
     of = scenes(shards=str(tmp_path / "other"))
     assert len(of) == 2
     np.testing.assert_array_equal(
-        np.sort([p.sum() for _, p in islice(of.from_number(0), 2)]), sorted(of[k][1].sum() for k in (0, 1))
+        np.sort([p.sum() for _, p in islice(of.from_number(0), 2)]),
+        sorted(of[k][1].sum() for k in (0, 1)),
     )
     tar = out / "a.tar"
     tar.write_bytes(tar.read_bytes()[:-11000])  # the end of the archive and of the last picture
-    with pytest.raises(BadDataError, match=r"a.tar: sample .: the shard breaks off: it has no end of archive"):
+    with pytest.raises(
+        BadDataError, match=r"a.tar: sample .: the shard breaks off: it has no end of archive"
+    ):
         scenes(shards=str(tmp_path / "other"))
 
 
@@ -120,7 +141,9 @@ def test_a_shard_that_breaks_off(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(BadDataError) as caught:
         scenes(shards=str(copy))
     (message,) = caught.value.problems
-    assert message.startswith(f"{tar}: sample 1: the shard breaks off: it has {start + 700} bytes, its marker says")
+    assert message.startswith(
+        f"{tar}: sample 1: the shard breaks off: it has {start + 700} bytes, its marker says"
+    )
     assert message.endswith("data.on_bad=skip leaves out what is bad")
     of = scenes(shards=str(copy), on_bad="skip")
     assert len(of) == 5
@@ -133,7 +156,10 @@ def broken_dataset(out: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "broken"
     (copy / "shards").mkdir(parents=True)
     shutil.copy(out / "shards/000001.tar", copy / "shards/000001.tar")
-    with tarfile.open(out / "shards/000000.tar") as old, tarfile.open(copy / "shards/000000.tar", "w") as new:
+    with (
+        tarfile.open(out / "shards/000000.tar") as old,
+        tarfile.open(copy / "shards/000000.tar", "w") as new,
+    ):
         for member in old:
             data = old.extractfile(member)
             assert data is not None
@@ -156,7 +182,10 @@ def test_bad_samples_are_refused_by_name(workers: int, shards: Path, tmp_path: P
         list(islice(loaded(scenes(shards=str(copy)), 0, workers), 8))
     (message,) = caught.value.problems
     assert message.startswith(
-        (f"{copy}/shards/000000.tar: 000000000: the picture does not decode", f"{copy}/shards/000000.tar: 000000001: box 0")
+        (
+            f"{copy}/shards/000000.tar: 000000000: the picture does not decode",
+            f"{copy}/shards/000000.tar: 000000001: box 0",
+        )
     )
 
 
@@ -197,14 +226,18 @@ def test_a_table_that_holds_its_pictures_is_imported_first(tmp_path: Path) -> No
     picture(0).save(buffer, "PNG")
     row = {"image": {"bytes": buffer.getvalue()}, "categories": ["dog"], "boxes": [[1, 2, 30, 40]]}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "t.parquet")
-    with pytest.raises(BadDataError, match=r"t.parquet: row 1: holds its picture itself: `synthgen import` it"):
+    with pytest.raises(
+        BadDataError, match=r"t.parquet: row 1: holds its picture itself: `synthgen import` it"
+    ):
         scenes(jsonl=str(tmp_path / "t.parquet"))
 
 
 def test_records_whose_pictures_do_not_decode(lines: Path) -> None:
     path = lines.parent / "1.jpg"
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(BadDataError, match=r"metadata.jsonl:2: .*1.jpg: the picture does not decode"):
+    with pytest.raises(
+        BadDataError, match=r"metadata.jsonl:2: .*1.jpg: the picture does not decode"
+    ):
         list(islice(scenes(jsonl=str(lines)).from_number(0), 3))
     of = scenes(jsonl=str(lines), on_bad="skip")
     assert set(captions(of, 0, 3)) == {"picture 0", "picture 2"}
@@ -219,17 +252,32 @@ def test_crowds_are_no_objects(tmp_path: Path) -> None:
     data = coco_data()
     data["annotations"][0]["iscrowd"] = 1
     of = scenes(coco=str(write_coco(tmp_path / "source", data)), side=96, resize=False)
-    assert sorted(s.layout.categories for s, _ in islice(of.from_number(0), 3)) == [(), ("cat",), ("dog",)]
+    assert sorted(s.layout.categories for s, _ in islice(of.from_number(0), 3)) == [
+        (),
+        ("cat",),
+        ("dog",),
+    ]
 
 
 def test_captions_of_samples() -> None:
     def scene(prompt: str, *names: str) -> Any:
         annotations = [{"bbox": [1, 1, 5, 5], "category": name} for name in names]
-        return scene_of(json.dumps({"width": 9, "height": 9, "prompt": prompt, "annotations": annotations}).encode())
+        return scene_of(
+            json.dumps(
+                {"width": 9, "height": 9, "prompt": prompt, "annotations": annotations}
+            ).encode()
+        )
 
-    assert (scene("2 dog, sand", "dog", "dog").background, scene("2 dog, sand", "dog", "dog").layout.caption) == ("sand", None)
+    assert (
+        scene("2 dog, sand", "dog", "dog").background,
+        scene("2 dog, sand", "dog", "dog").layout.caption,
+    ) == ("sand", None)
     free = scene("2 dogs and a man", "dog", "dog")
-    assert (free.background, free.prompt, free.layout.caption) == ("2 dogs and a man", "2 dogs and a man", "2 dogs and a man")
+    assert (free.background, free.prompt, free.layout.caption) == (
+        "2 dogs and a man",
+        "2 dogs and a man",
+        "2 dogs and a man",
+    )
     assert (scene("1 dog", "dog").background, scene("sand").background) == ("", "sand")
 
 
@@ -237,11 +285,17 @@ def test_captions_of_samples() -> None:
 def training_file(tmp_path: Path, lines: Path) -> Path:
     path = tmp_path / "training.yaml"
     data = {"jsonl": str(lines), "side": 64, "scenes": 3, "fresh": 1, "flip": 0.5}
-    path.write_text(json.dumps({**VAE, "steps": 2, "data": data, "output": {"path": str(tmp_path / "run"), "every": 1}}))
+    path.write_text(
+        json.dumps(
+            {**VAE, "steps": 2, "data": data, "output": {"path": str(tmp_path / "run"), "every": 1}}
+        )
+    )
     return path
 
 
-def test_train_on_json_lines(training_file: Path, lines: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_on_json_lines(
+    training_file: Path, lines: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """From the command line; refused data leaves what was saved, and the same command goes on once it may skip."""
     path, run = lines.parent / "1.jpg", training_file.parent / "run"
     assert cli.main(["train", str(training_file), "steps=1", "--json"]) == 0
@@ -252,16 +306,32 @@ def test_train_on_json_lines(training_file: Path, lines: Path, capsys: pytest.Ca
     assert f"synthgen: {lines}:2: {path}: the picture does not decode" in errors
     assert "Traceback" not in errors
     assert [entry["step"] for entry in read_log(run / "log.jsonl")] == [1]
-    assert cli.main(["train", str(training_file), "data.on_bad=skip", "data.workers=2", "--json"]) == 0
+    assert (
+        cli.main(["train", str(training_file), "data.on_bad=skip", "data.workers=2", "--json"]) == 0
+    )
     data = json.loads(capsys.readouterr().out)
     assert (data["step"], data["skipped"]) == (2, 1)
     (listed,) = read_log(run / "skipped.jsonl")
     assert listed["place"] == f"{lines}:2"
 
 
-def test_what_is_at_hand_is_a_function_of_the_step_though_some_is_skipped(shards: Path, tmp_path: Path) -> None:
-    data = DataSpec(shards=str(broken_dataset(shards, tmp_path)), side=64, scenes=3, fresh=2, on_bad="skip", flip=0.5)
-    steps = [list(items) for items in islice(Pool(open_scenes(data, 0), data, lambda _, picture: picture.sum()).steps(0), 120)]
+def test_what_is_at_hand_is_a_function_of_the_step_though_some_is_skipped(
+    shards: Path, tmp_path: Path
+) -> None:
+    data = DataSpec(
+        shards=str(broken_dataset(shards, tmp_path)),
+        side=64,
+        scenes=3,
+        fresh=2,
+        on_bad="skip",
+        flip=0.5,
+    )
+    steps = [
+        list(items)
+        for items in islice(
+            Pool(open_scenes(data, 0), data, lambda _, picture: picture.sum()).steps(0), 120
+        )
+    ]
     again = Pool(open_scenes(data, 0), data, lambda _, picture: picture.sum())
     assert [list(items) for items in islice(again.steps(70), 50)] == steps[70:]
     assert len({tuple(items) for items in steps}) == 3
@@ -272,9 +342,15 @@ def test_what_is_at_hand_is_a_function_of_the_step_though_some_is_skipped(shards
     [
         ("{jsonl: nowhere.jsonl}", "data.jsonl: 'nowhere.jsonl': no such file"),
         ("{coco: nowhere.json}", "data.coco: 'nowhere.json': no such file"),
-        ("{jsonl: {lines}, coco: {lines}}", "data.jsonl: coco is given too; give one of shards, coco and jsonl"),
+        (
+            "{jsonl: {lines}, coco: {lines}}",
+            "data.jsonl: coco is given too; give one of shards, coco and jsonl",
+        ),
         ("{jsonl: {lines}, images: nowhere}", "data.images: 'nowhere': no such folder"),
-        ("{jsonl: {lines}, on_bad: ignore}", "data.on_bad: 'ignore': input should be 'refuse' or 'skip'"),
+        (
+            "{jsonl: {lines}, on_bad: ignore}",
+            "data.on_bad: 'ignore': input should be 'refuse' or 'skip'",
+        ),
     ],
 )
 def test_mistakes_are_named(training_file: Path, lines: Path, data: str, message: str) -> None:
@@ -283,16 +359,23 @@ def test_mistakes_are_named(training_file: Path, lines: Path, data: str, message
     assert message in str(caught.value)
 
 
-def test_a_missing_column_is_named(training_file: Path, lines: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_column_is_named(
+    training_file: Path, lines: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["train", str(training_file), "data.caption_column=text"]) == 2
-    assert f"{lines}:1: text: no such column for a caption; there are: file_name, caption" in capsys.readouterr().err
+    assert (
+        f"{lines}:1: text: no such column for a caption; there are: file_name, caption"
+        in capsys.readouterr().err
+    )
     assert not (training_file.parent / "run").exists()
 
 
 def test_a_picture_of_another_size(lines: Path) -> None:
     picture(5, (20, 30)).save(lines.parent / "0.jpg")
     lines.write_text(json.dumps({**document_rows()[0], "width": 80, "height": 60}) + "\n")
-    with pytest.raises(BadDataError, match=r"metadata.jsonl:1: the picture has 20 x 30 px, its entry says 80 x 60"):
+    with pytest.raises(
+        BadDataError, match=r"metadata.jsonl:1: the picture has 20 x 30 px, its entry says 80 x 60"
+    ):
         captions(scenes(jsonl=str(lines)), 0, 1)
 
 
@@ -335,7 +418,9 @@ def test_of_a_prompt_the_background_alone_is_for_windows(
 
 
 @pytest.mark.parametrize("names", [None, frozenset(), BALL])
-@pytest.mark.parametrize("prompt", ["two dogs on grass", "1 ball, grass", "2 dogs, grass", "1 dog, grass"])
+@pytest.mark.parametrize(
+    "prompt", ["two dogs on grass", "1 ball, grass", "2 dogs, grass", "1 dog, grass"]
+)
 def test_a_caption_stays_a_caption(prompt: str, names: frozenset[str] | None) -> None:
     scene = scene_of(record(prompt, "dog", "dog"), names)
     assert scene.layout.caption == scene.background == scene.prompt == prompt
@@ -346,12 +431,20 @@ def test_what_is_hidden_is_no_label() -> None:
     mask = {"size": [64, 64], "counts": "PPP1"}
     assert len(scene_of(record("1 dog", "dog", area=0.0, segmentation=mask), BALL).layout) == 0
     assert len(scene_of(record("1 dog", "dog", area=9.0, segmentation=mask), BALL).layout) == 1
-    assert len(scene_of(record("1 dog", "dog", area=0.0), BALL).layout) == 1  # others leave the area out so
+    assert (
+        len(scene_of(record("1 dog", "dog", area=0.0), BALL).layout) == 1
+    )  # others leave the area out so
 
 
-def test_windows_of_a_dataset_with_distractors_are_captioned_with_its_background(job_file: Path, tmp_path: Path) -> None:
+def test_windows_of_a_dataset_with_distractors_are_captioned_with_its_background(
+    job_file: Path, tmp_path: Path
+) -> None:
     """The whole way: run, read back, and the captions of windows."""
-    overrides = ["layout.objects={ball: {count: 1, label: false}, dog: 2}", "images=4", f"output.path={tmp_path / 'out'}"]
+    overrides = [
+        "layout.objects={ball: {count: 1, label: false}, dog: 2}",
+        "images=4",
+        f"output.path={tmp_path / 'out'}",
+    ]
     assert cli.main(["run", str(job_file), *overrides, "-q"]) == 0
     of = scenes(shards=str(tmp_path / "out"), side=128)
     for scene, _ in islice(of.from_number(0), 4):
@@ -364,9 +457,10 @@ def test_windows_of_a_dataset_with_distractors_are_captioned_with_its_background
             assert "1 " not in shown
     # a copy of the shards alone, without dataset.json
     shutil.copytree(tmp_path / "out/shards", tmp_path / "bare/shards")
-    assert {s.background for s, _ in islice(scenes(shards=str(tmp_path / "bare"), side=128).from_number(0), 4)} == {
-        "a field of grass"
-    }
+    assert {
+        s.background
+        for s, _ in islice(scenes(shards=str(tmp_path / "bare"), side=128).from_number(0), 4)
+    } == {"a field of grass"}
 
 
 @pytest.fixture
@@ -388,10 +482,18 @@ TOO_SMALL = r"the image is 90 x 128 px, smaller than %s; data.resize=true enlarg
 
 @pytest.mark.parametrize(
     ("task", "key"),
-    [({**VAE, "crop": 96}, "crop, 96 px"), ({**MASK_TASK, "windows": [64, 96]}, "the greatest of windows, 96 px")],
+    [
+        ({**VAE, "crop": 96}, "crop, 96 px"),
+        ({**MASK_TASK, "windows": [64, 96]}, "the greatest of windows, 96 px"),
+    ],
 )
 def test_an_image_smaller_than_a_crop_is_named_before_training(
-    task: dict[str, Any], key: str, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: Path
+    task: dict[str, Any],
+    key: str,
+    small: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    checkpoint: Path,
 ) -> None:
     data = {"side": 128, "scenes": 4, "fresh": 2, "shards": str(small / "out")}
     job = {**task, "data": data, "steps": 1, "output": {"path": str(tmp_path / "train")}}
@@ -410,10 +512,14 @@ def test_an_image_smaller_than_a_crop_is_named_before_training(
     assert json.loads(capsys.readouterr().out)["skipped"] == 1
 
 
-def test_an_image_that_is_too_small_is_refused_or_skipped_wherever_it_comes_from(small: Path) -> None:
+def test_an_image_that_is_too_small_is_refused_or_skipped_wherever_it_comes_from(
+    small: Path,
+) -> None:
     (small / "bare/shards").mkdir(parents=True)
     for tar in (small / "out/shards").glob("*.tar"):
-        shutil.copy(tar, small / "bare/shards")  # nothing tells the sizes before the images are read
+        shutil.copy(
+            tar, small / "bare/shards"
+        )  # nothing tells the sizes before the images are read
     lines = {"jsonl": str(small / "m.jsonl"), "resize": False}
     for source in ({"shards": str(small / "out")}, lines, {"shards": str(small / "bare")}):
         data = DataSpec.model_validate({"side": 128, **source})

@@ -37,7 +37,13 @@ def detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random DETR that finds other things than ours."""
     folder = tmp_path_factory.mktemp("detr")
     torch.manual_seed(0)
-    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"])
+    backbone = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        layer_type="basic",
+        out_features=["stage2"],
+    )
     config = DetrConfig(
         backbone_config=backbone, d_model=32, num_queries=20, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, id2label={0: "hound", 1: "pony", 2: "zebra"},
@@ -109,10 +115,14 @@ def test_labels_are_what_the_crop_shows(detr: Path) -> None:
     assert annotations(examples[0])[0]["bbox"] == [8, 16, 32, 32]
 
 
-def test_a_run_in_two_parts_has_the_same_curve_and_the_result_can_be_named(detr: Path, tmp_path: Path) -> None:
+def test_a_run_in_two_parts_has_the_same_curve_and_the_result_can_be_named(
+    detr: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(json.dumps({**JOB, "init": str(detr), "ema": 0.9}))
-    whole, parts = (load_training(str(path), [f"output.path={tmp_path / name}"]) for name in ("whole", "parts"))
+    whole, parts = (
+        load_training(str(path), [f"output.path={tmp_path / name}"]) for name in ("whole", "parts")
+    )
     assert train(whole).step == 4
 
     def kill_after_two(step: int, loss: float) -> None:
@@ -155,7 +165,10 @@ def test_small_pictures_are_padded() -> None:
     [
         ("crop=256", "crop: 256 px is larger than data.side, 128 px"),
         ("init=nowhere", "init: 'nowhere': no folder of that name holds a config.json"),
-        ("init=HERE", "has no safetensors weights; pickled ones are not loaded; or say `pretrained: false`"),
+        (
+            "init=HERE",
+            "has no safetensors weights; pickled ones are not loaded; or say `pretrained: false`",
+        ),
         ("init=HERE", "has no preprocessor_config.json, the settings of its image processor"),
         ("pretrained=false", "pretrained: false is for one of transformers"),
         ("data.mixed_with=nowhere", "data.mixed_with: 'nowhere' holds no shards/*.tar"),

@@ -49,7 +49,10 @@ class Studio:
 
     def job(self, *identifiers: str, **more: Any) -> Path:
         """A training job as a file."""
-        concepts = [{"identifier": f"<{name}>", "category": "dog", "images": str(self.folder / name)} for name in identifiers]
+        concepts = [
+            {"identifier": f"<{name}>", "category": "dog", "images": str(self.folder / name)}
+            for name in identifiers
+        ]
         job = {
             "version": 1, "name": "x", "task": "dreambooth", "steps": 4, "batch_size": 2, "learning_rate": 1e-3, "warmup": 1,
             "init": str(self.init), "concepts": concepts, "prior_images": 2, "prior_steps": 1,
@@ -74,11 +77,22 @@ def studio(tmp_path: Path, checkpoint: Path) -> Studio:
     return Studio(tmp_path, checkpoint)
 
 
-def test_an_identifier_is_one_word_that_reads_like_its_category(studio: Studio, tmp_path: Path) -> None:
+def test_an_identifier_is_one_word_that_reads_like_its_category(
+    studio: Studio, tmp_path: Path
+) -> None:
     trainee = DreamBoothTrainee(studio.spec("rex", "bud"))
-    assert [t.removesuffix("</w>") for t in trainee.tokenizer.tokenize("a <rex> dog, sand")] == ["a", "<rex>", "dog", ",", "sand"]
+    assert [t.removesuffix("</w>") for t in trainee.tokenizer.tokenize("a <rex> dog, sand")] == [
+        "a",
+        "<rex>",
+        "dog",
+        ",",
+        "sand",
+    ]
     with torch.no_grad():
-        new, old = (trainee.text(trainee.tokens([f"a {word}, sand"])).last_hidden_state for word in ("<bud>", "dog"))
+        new, old = (
+            trainee.text(trainee.tokens([f"a {word}, sand"])).last_hidden_state
+            for word in ("<bud>", "dog")
+        )
     torch.testing.assert_close(new, old)
     trainee.export(tmp_path / "ckpt")
     again = CLIPTokenizer.from_pretrained(tmp_path / "ckpt/tokenizer")
@@ -93,7 +107,9 @@ def test_what_is_trained(studio: Studio, lora: dict[str, int] | None, train_text
     trained = {n for n, p in trainee.named_parameters() if p.requires_grad}
     words = {n for n in trained if "trainable_tokens" in n}
     rates = {id(p): group.get("rate", 1.0) for group in trainee.groups() for p in group["params"]}
-    assert {n for n, p in trainee.named_parameters() if rates.get(id(p)) == trainee.spec.word_rate} == words
+    assert {
+        n for n, p in trainee.named_parameters() if rates.get(id(p)) == trainee.spec.word_rate
+    } == words
     assert len(rates) == len(trained)
     layers = {n for n in trained if n.startswith("text.")} - words
     unet = {n for n in trained if n.startswith("unet.")}
@@ -108,18 +124,28 @@ def test_what_is_trained(studio: Studio, lora: dict[str, int] | None, train_text
     )
     old = trainee.text.get_input_embeddings()(trainee.tokens([DOG])).detach().clone()
     trainee(next(trainee.batches(0, 0))).backward()
-    torch.optim.AdamW([p for p in trainee.parameters() if p.requires_grad], 0.1, weight_decay=0.1).step()
+    torch.optim.AdamW(
+        [p for p in trainee.parameters() if p.requires_grad], 0.1, weight_decay=0.1
+    ).step()
     assert torch.equal(old, trainee.text.get_input_embeddings()(trainee.tokens([DOG])))
     new, word = trainee.tokens(["<rex>"]), trainee.tokens(["dog"])
     assert not torch.allclose(
-        trainee.text.get_input_embeddings()(new)[0, 1], trainee.text.get_input_embeddings()(word)[0, 1], atol=0.05
+        trainee.text.get_input_embeddings()(new)[0, 1],
+        trainee.text.get_input_embeddings()(word)[0, 1],
+        atol=0.05,
     )
 
 
-def test_a_lora_changes_nothing_at_first_and_its_file_holds_all_later(studio: Studio, tmp_path: Path) -> None:
+def test_a_lora_changes_nothing_at_first_and_its_file_holds_all_later(
+    studio: Studio, tmp_path: Path
+) -> None:
     trainee = DreamBoothTrainee(studio.spec("rex", lora={"rank": 2}))
     base = MixturePipeline.from_pretrained(studio.init, dtype=torch.float32)
-    z, t, words = torch.randn(2, 3, 8, 8), torch.tensor([10, 900]), trainee.text(trainee.tokens([DOG, ""])).last_hidden_state
+    z, t, words = (
+        torch.randn(2, 3, 8, 8),
+        torch.tensor([10, 900]),
+        trainee.text(trainee.tokens([DOG, ""])).last_hidden_state,
+    )
     with torch.no_grad():
         torch.testing.assert_close(trainee.unet(z, t, words).sample, base.unet(z, t, words).sample)
     for name, weight in trainee.unet.named_parameters():
@@ -130,9 +156,13 @@ def test_a_lora_changes_nothing_at_first_and_its_file_holds_all_later(studio: St
     base.merge_lora(find_lora(str(tmp_path / "ckpt/lora")))
     with torch.no_grad():
         wanted = trainee.unet(z, t, words).sample
-        assert (wanted - MixturePipeline.from_pretrained(studio.init).unet(z, t, words).sample).abs().max() > 0.1
+        assert (
+            wanted - MixturePipeline.from_pretrained(studio.init).unet(z, t, words).sample
+        ).abs().max() > 0.1
         for pipeline in (merged, base):
-            torch.testing.assert_close(pipeline.unet(z, t, words).sample, wanted, atol=0.02, rtol=0.02)
+            torch.testing.assert_close(
+                pipeline.unet(z, t, words).sample, wanted, atol=0.02, rtol=0.02
+            )
 
 
 def test_classes_learnt_earlier_are_kept_and_rehearsed(studio: Studio, tmp_path: Path) -> None:
@@ -147,7 +177,10 @@ def test_classes_learnt_earlier_are_kept_and_rehearsed(studio: Studio, tmp_path:
     assert any((kept[1] == rex).any() for _, kept in parts)
     assert all((new[1] == bud).any(1).all() and not (kept[1] == bud).any() for new, kept in parts)
     trainee.export(tmp_path / "second")
-    known = [Concept(identifier="<rex>", category="dog"), Concept(identifier="<bud>", category="dog")]
+    known = [
+        Concept(identifier="<rex>", category="dog"),
+        Concept(identifier="<bud>", category="dog"),
+    ]
     assert [(c.identifier, c.category) for c in earlier_concepts(tmp_path / "second")] == [
         (c.identifier, c.category) for c in known
     ]
@@ -181,7 +214,10 @@ def test_photographs_are_whole_windows(studio: Studio) -> None:
     window = trainee.encode(*photos[0]).objects[0]
     assert (window.y, window.x, window.h, window.w, window.caption) == (0, 0, 8, 8, "a <photo> dog")
     assert all(
-        name == "<rex> dog" for scene, picture in shown if picture.shape != (16, 16, 3) for name in scene.layout.categories
+        name == "<rex> dog"
+        for scene, picture in shown
+        if picture.shape != (16, 16, 3)
+        for name in scene.layout.categories
     )
 
 
@@ -198,12 +234,20 @@ def test_a_run_in_two_parts_has_the_same_curve(studio: Studio, tmp_path: Path) -
     assert train(parts).step == 4
     assert read_log(tmp_path / "out/log.jsonl") == read_log(tmp_path / "whole/log.jsonl")
     for part in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
-        assert (tmp_path / "out/checkpoint" / part).read_bytes() == (tmp_path / "whole/checkpoint" / part).read_bytes()
+        assert (tmp_path / "out/checkpoint" / part).read_bytes() == (
+            tmp_path / "whole/checkpoint" / part
+        ).read_bytes()
     learnt = MixturePipeline.from_pretrained(tmp_path / "whole/checkpoint", dtype=torch.float32)
     rex, dog = (learnt.tokenizer.convert_tokens_to_ids(word) for word in ("<rex>", "dog</w>"))
     embedding = learnt.text_encoder.get_input_embeddings().weight
-    assert (embedding[rex] - embedding[dog]).abs().max() > 0.01  # 4 steps of at most 0.001 would not do
-    assert set(read_log(tmp_path / "out/figures.jsonl")[-1]) == {"step", "concept_loss", "prior_loss"}
+    assert (
+        embedding[rex] - embedding[dog]
+    ).abs().max() > 0.01  # 4 steps of at most 0.001 would not do
+    assert set(read_log(tmp_path / "out/figures.jsonl")[-1]) == {
+        "step",
+        "concept_loss",
+        "prior_loss",
+    }
     assert Image.open(tmp_path / "out/samples/0000004.png").size == (4 * 24, 2 * 24)
     assert Image.open(tmp_path / "out/prior.png").size == (2 * 64, 2 * 64)
 
@@ -221,7 +265,13 @@ def test_identifiers_are_categories_of_a_layout(
             shutil.copytree(studio.folder / "rex", tmp_path / "cutouts" / name)
         pipeline = [f"pipeline={{method: paste, cutouts: {tmp_path / 'cutouts'}}}"]
     objects = 'layout.objects={"<rex> dog": 2, <bud> dog: 1, dog: 1}'
-    job = make_job(objects, 'categories={"<rex> dog": 91, "<bud> dog": 92}', "images=2", *pipeline, "scene.object=a {category}")
+    job = make_job(
+        objects,
+        'categories={"<rex> dog": 91, "<bud> dog": 92}',
+        "images=2",
+        *pipeline,
+        "scene.object=a {category}",
+    )
     run(job)
     out = Path(job.output.path)
     assert check_dataset(open_store(out))[0] == []
@@ -259,7 +309,12 @@ def test_identifiers_are_categories_of_a_layout(
     ],
 )
 def test_bad_input_is_named(
-    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any, message: str
+    studio: Studio,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+    value: Any,
+    message: str,
 ) -> None:
     for name in ("broken", "small", "clear", "both", "dataset/shards"):
         (tmp_path / name).mkdir(parents=True)
@@ -272,7 +327,9 @@ def test_bad_input_is_named(
     shutil.copytree(studio.init, tmp_path / "first")
     (tmp_path / "first/concepts.json").write_text('[{"identifier": "<rex>", "category": "dog"}]')
     if key == "concepts":
-        value = [{"identifier": word, "category": "dog", "images": images} for word, images in value]
+        value = [
+            {"identifier": word, "category": "dog", "images": images} for word, images in value
+        ]
     monkeypatch.chdir(tmp_path)
     job = studio.job("rex", **{key: value})
     with pytest.raises(ConfigError) as caught:

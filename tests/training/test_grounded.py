@@ -23,8 +23,17 @@ def trainee(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Groun
     pipeline = MixturePipeline.from_pretrained(checkpoint, use_safetensors=True)
     pipeline.unet = gated_unet()
     pipeline.save_pretrained(path)
-    base = {"version": 1, "name": "x", "steps": 1, "output": {"path": "x"}, "init": str(path), "windows": [32, 64]}
-    return GroundedTrainee(Spec.model_validate({**base, "batch_size": 2, "data": {"side": 128, "scenes": 8}}))
+    base = {
+        "version": 1,
+        "name": "x",
+        "steps": 1,
+        "output": {"path": "x"},
+        "init": str(path),
+        "windows": [32, 64],
+    }
+    return GroundedTrainee(
+        Spec.model_validate({**base, "batch_size": 2, "data": {"side": 128, "scenes": 8}})
+    )
 
 
 def test_windows_come_with_the_boxes_they_hold(trainee: GroundedTrainee) -> None:
@@ -39,7 +48,10 @@ def test_windows_come_with_the_boxes_they_hold(trainee: GroundedTrainee) -> None
         assert window.caption == "" or window.caption.startswith(scene.scene.background)
         if len(window.layout):
             sizes = (shares[:, 2:] - shares[:, :2]) * [24, 32]
-            assert (sizes.prod(1) >= HELD * (scene.boxes[:, 2:] - scene.boxes[:, :2]).prod(1).min() - 1e-3).all()
+            assert (
+                sizes.prod(1)
+                >= HELD * (scene.boxes[:, 2:] - scene.boxes[:, :2]).prod(1).min() - 1e-3
+            ).all()
 
 
 def test_windows_can_be_laid_over_boxes(trainee: GroundedTrainee) -> None:
@@ -96,5 +108,8 @@ def test_the_sheet_shows_boxes(trainee: GroundedTrainee) -> None:
 def test_a_checkpoint_without_gated_layers_is_refused(checkpoint: Path) -> None:
     with pytest.raises(ConfigError, match=r"init: .* has no gated layers"):
         load_training("train-grounded", [f"init={checkpoint}"])
-    with pytest.raises(ConfigError, match=r"windows: \[300, 200\] must be two sides from 16 px to data.side, 512 px"):
+    with pytest.raises(
+        ConfigError,
+        match=r"windows: \[300, 200\] must be two sides from 16 px to data.side, 512 px",
+    ):
         load_training("train-grounded", ["windows=[300, 200]"])

@@ -12,7 +12,16 @@ from synthgen.config import ConfigError, load_training
 from synthgen.training.annotation_mask import Spec as MaskSpec
 from synthgen.training.annotation_mask.trainee import AnnotationMaskTrainee
 from synthgen.training.vae.trainee import read_vae
-from tests.pipelines.diffusion.test_checkpoint import UNET, VAE, WEIGHTS, Break, cut, tiny_sdxl, to_variant, widen
+from tests.pipelines.diffusion.test_checkpoint import (
+    UNET,
+    VAE,
+    WEIGHTS,
+    Break,
+    cut,
+    tiny_sdxl,
+    to_variant,
+    widen,
+)
 from tests.training.test_annotations import settings
 
 PIX2PIX = "StableDiffusionInstructPix2PixPipeline"
@@ -32,10 +41,16 @@ def two_encoders(folder: Path) -> None:
         ("annotation-mask", widen(6, PIX2PIX), "unet.in_channels is 6"),
         ("annotation-tokens", widen(6, "StableDiffusionPipeline"), "unet.in_channels is 6"),
         ("annotation-tokens", two_encoders, "has two text encoders"),
-        ("annotation-mask", to_variant("bf16", *WEIGHTS), "has bf16 weights alone; training reads the plain ones, or fp16"),
+        (
+            "annotation-mask",
+            to_variant("bf16", *WEIGHTS),
+            "has bf16 weights alone; training reads the plain ones, or fp16",
+        ),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused(task: str, change: Break, phrase: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_on_is_refused(
+    task: str, change: Break, phrase: str, checkpoint: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     change(folder)
     with pytest.raises(ConfigError) as caught:
@@ -45,7 +60,9 @@ def test_what_cannot_be_trained_on_is_refused(task: str, change: Break, phrase: 
     assert "\n" not in str(caught.value)
 
 
-def test_fp16_weights_alone_and_a_widened_unet_are_trained_on(checkpoint: Path, tmp_path: Path) -> None:
+def test_fp16_weights_alone_and_a_widened_unet_are_trained_on(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     widen(6, "StableDiffusionPipeline")(folder)
     to_variant("fp16", UNET, VAE)(folder)
@@ -58,4 +75,6 @@ def test_fp16_weights_alone_and_a_widened_unet_are_trained_on(checkpoint: Path, 
     assert torch.equal(trainee.unet.state_dict()[name], wanted)
     assert trainee.unet.config["in_channels"] == 6
     weight = read_vae(str(folder)).state_dict()["decoder.conv_in.weight"]
-    assert torch.equal(weight.float(), load_file(checkpoint / VAE)["decoder.conv_in.weight"].half().float())
+    assert torch.equal(
+        weight.float(), load_file(checkpoint / VAE)["decoder.conv_in.weight"].half().float()
+    )

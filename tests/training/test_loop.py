@@ -72,31 +72,59 @@ def test_a_killed_run_goes_on_from_its_last_state(training_file: Path, tmp_path:
     assert [entry["step"] for entry in read_log(log)] == [1, 2, 3, 4, 5]
     log.write_text(log.read_text() + '{"step": 6')
     steps: list[int] = []
-    assert train(load_training(str(training_file), options), lambda step, loss: steps.append(step)).step == 12
+    assert (
+        train(
+            load_training(str(training_file), options), lambda step, loss: steps.append(step)
+        ).step
+        == 12
+    )
     assert steps == list(range(4, 13))
     assert [entry["step"] for entry in read_log(log)] == list(range(1, 13))
 
 
-def test_two_processes_go_on_and_stop_after_the_same_step(training_file: Path, tmp_path: Path) -> None:
+def test_two_processes_go_on_and_stop_after_the_same_step(
+    training_file: Path, tmp_path: Path
+) -> None:
     options = ["ema=0.9", "steps=2000", "output.every=2000"]
-    train(load_training(str(training_file), options), lambda step, loss: signal.raise_signal(signal.SIGINT))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "synthgen", "train"]
+    train(
+        load_training(str(training_file), options),
+        lambda step, loss: signal.raise_signal(signal.SIGINT),
+    )
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "synthgen",
+        "train",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    pipes: dict[str, Any] = {"env": env, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    pipes: dict[str, Any] = {
+        "env": env,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+        "text": True,
+    }
     log = tmp_path / "out/log.jsonl"
     with subprocess.Popen([*launch, str(training_file), *options], **pipes) as process:
         deadline = time.time() + 100
         while len(read_log(log)) < 3 and time.time() < deadline:
             time.sleep(0.05)
         process.terminate()
-        said = process.communicate(timeout=100)[0]  # one that waits for the other is killed after 30 s, and says nothing
+        said = process.communicate(timeout=100)[
+            0
+        ]  # one that waits for the other is killed after 30 s, and says nothing
     steps = [entry["step"] for entry in read_log(log)]
     assert steps == list(range(1, len(steps) + 1))
     again = f"synthgen train {training_file} {' '.join(options)}"
     assert said == f"stopped after step {len(steps)} of 2000. To go on: {again}\n"
 
 
-def test_what_a_person_looks_at(training_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_person_looks_at(
+    training_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["train", str(training_file), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert (data["step"], data["interrupted"]) == (6, False)
@@ -108,7 +136,9 @@ def test_what_a_person_looks_at(training_file: Path, tmp_path: Path, capsys: pyt
     assert [f["step"] for f in read_log(out / "figures.jsonl")] == [3, 6]
 
 
-def test_another_training_in_the_folder_is_refused(training_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_training_in_the_folder_is_refused(
+    training_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(load_training(str(training_file)))
     with pytest.raises(ChangedTrainingError, match=r"holds another training: seed: was 0, is 1"):
         train(load_training(str(training_file), ["seed=1"]))
@@ -139,7 +169,9 @@ def test_mistakes_are_named(training_file: Path, override: str, message: str) ->
     assert not (training_file.parent / "out").exists()
 
 
-def test_run_and_train_know_each_others_jobs(training_file: Path, job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_and_train_know_each_others_jobs(
+    training_file: Path, job_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["run", str(training_file)]) == 2
     assert f"this is a training job; use: synthgen train {training_file}" in capsys.readouterr().err
     assert cli.main(["train", str(job_file)]) == 2
@@ -147,6 +179,18 @@ def test_run_and_train_know_each_others_jobs(training_file: Path, job_file: Path
 
 
 def test_learning_rate(training_file: Path) -> None:
-    spec = load_training(str(training_file), ["steps=100", "warmup=10", "decay=0.3", "learning_rate=1.0"])
-    assert [round(spec.learning_rate_at(s), 3) for s in (0, 9, 50, 70, 85, 99)] == [0.1, 1.0, 1.0, 1.0, 0.5, 0.033]
-    assert load_training(str(training_file), ["decay=0", "learning_rate=1.0"]).learning_rate_at(5) == 1.0
+    spec = load_training(
+        str(training_file), ["steps=100", "warmup=10", "decay=0.3", "learning_rate=1.0"]
+    )
+    assert [round(spec.learning_rate_at(s), 3) for s in (0, 9, 50, 70, 85, 99)] == [
+        0.1,
+        1.0,
+        1.0,
+        1.0,
+        0.5,
+        0.033,
+    ]
+    assert (
+        load_training(str(training_file), ["decay=0", "learning_rate=1.0"]).learning_rate_at(5)
+        == 1.0
+    )

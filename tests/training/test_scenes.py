@@ -9,12 +9,23 @@ import pytest
 from synthgen.formats.entries import Problem
 from synthgen.training.base import DataSpec
 from synthgen.training.dataset_scenes import ShardScenes
-from synthgen.training.scenes import MixedScenes, PastedScenes, Pool, held_out_scenes, loaded, open_scenes
+from synthgen.training.scenes import (
+    MixedScenes,
+    PastedScenes,
+    Pool,
+    held_out_scenes,
+    loaded,
+    open_scenes,
+)
 
 
 def test_scenes_are_a_function_of_seed_and_number() -> None:
     scenes = PastedScenes(160, 0)
-    (scene, picture), (again, same), (_, other) = scenes[3], next(scenes.from_number(3)), PastedScenes(160, 1)[3]
+    (scene, picture), (again, same), (_, other) = (
+        scenes[3],
+        next(scenes.from_number(3)),
+        PastedScenes(160, 1)[3],
+    )
     np.testing.assert_array_equal(picture, same)
     assert scene.phrases == again.phrases
     assert not np.array_equal(picture, other)
@@ -22,11 +33,20 @@ def test_scenes_are_a_function_of_seed_and_number() -> None:
 
 def test_captions_name_colours_that_the_cut_outs_have() -> None:
     scenes = PastedScenes(256, 0)
-    assert scenes.colours["dog"] == ["black", "brown", "white", "white and black", "white and brown"]
+    assert scenes.colours["dog"] == [
+        "black",
+        "brown",
+        "white",
+        "white and black",
+        "white and brown",
+    ]
     assert "a field of grass" in scenes.grounds
     for scene, _ in islice(scenes.from_number(0), 20):
         for phrase, category in zip(scene.phrases, scene.layout.categories, strict=True):
-            assert phrase in {f"a {category}", *(f"a {c} {category}" for c in scenes.colours[category])}
+            assert phrase in {
+                f"a {category}",
+                *(f"a {c} {category}" for c in scenes.colours[category]),
+            }
 
 
 def test_sizes_can_be_chosen() -> None:
@@ -35,7 +55,8 @@ def test_sizes_can_be_chosen() -> None:
         assert (sides.max(1, initial=20) >= 20 - 1).all()
         assert (sides <= 54 + 1).all()
     with pytest.raises(
-        ValueError, match=r"sizes: \[20.0, 110.0\] must be two sides from 8 px to 104 px \(half of `side` less 24\)"
+        ValueError,
+        match=r"sizes: \[20.0, 110.0\] must be two sides from 8 px to 104 px \(half of `side` less 24\)",
     ):
         DataSpec(side=256, sizes=(20, 110))
 
@@ -48,7 +69,11 @@ def test_order_does_not_depend_on_workers(workers: int) -> None:
 
 
 def test_pool_is_a_function_of_the_step() -> None:
-    pool = Pool(PastedScenes(64, 0), DataSpec(side=64, scenes=3, fresh=1), lambda scene, picture: int(picture.sum()))
+    pool = Pool(
+        PastedScenes(64, 0),
+        DataSpec(side=64, scenes=3, fresh=1),
+        lambda scene, picture: int(picture.sum()),
+    )
     straight = [list(items) for items in islice(pool.steps(0), 120)]
     assert straight[0] == straight[49] != straight[50]
     assert [list(items) for items in islice(pool.steps(70), 50)] == straight[70:]
@@ -57,7 +82,9 @@ def test_pool_is_a_function_of_the_step() -> None:
 def test_shards_as_scenes(dataset: Path) -> None:
     scenes = open_scenes(DataSpec(shards=str(dataset), side=96), seed=0)
     assert isinstance(scenes, ShardScenes)
-    first = list(islice(scenes.from_number(0), 8))  # six samples: the last two are of the second round
+    first = list(
+        islice(scenes.from_number(0), 8)
+    )  # six samples: the last two are of the second round
     for scene, picture in first:
         assert picture.shape == (96, 96, 3)
         assert scene.background == "a field of grass"
@@ -70,7 +97,12 @@ def test_shards_as_scenes(dataset: Path) -> None:
 
 def test_held_out_samples_are_not_trained_on(dataset: Path) -> None:
     data = DataSpec(shards=str(dataset), side=128, hold_out=3)
-    whole = {p.tobytes() for _, p in islice(open_scenes(DataSpec(shards=str(dataset), side=128), 0).from_number(0), 6)}
+    whole = {
+        p.tobytes()
+        for _, p in islice(
+            open_scenes(DataSpec(shards=str(dataset), side=128), 0).from_number(0), 6
+        )
+    }
     trained = {p.tobytes() for _, p in islice(open_scenes(data, 0).from_number(0), 8)}
     held = {p.tobytes() for _, p in islice(held_out_scenes(data, 0).from_number(0), 8)}
     assert (len(whole), len(trained), len(held)) == (6, 4, 2)
@@ -79,7 +111,9 @@ def test_held_out_samples_are_not_trained_on(dataset: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.7])
 def test_mixed_scenes_keep_their_share_and_can_begin_anywhere(dataset: Path, share: float) -> None:
-    scenes = open_scenes(DataSpec(shards=str(dataset), side=64, mixed_with=str(dataset), mixed_share=share), 0)
+    scenes = open_scenes(
+        DataSpec(shards=str(dataset), side=64, mixed_with=str(dataset), mixed_share=share), 0
+    )
     assert isinstance(scenes, MixedScenes)
     scenes.first, scenes.second = PastedScenes(64, 1), PastedScenes(64, 2)
     second = {p.tobytes() for _, p in islice(scenes.second.from_number(0), 40)}

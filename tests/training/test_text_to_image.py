@@ -18,9 +18,19 @@ VAE = "synthgen/weights/synthgen-tiny"
 
 @pytest.fixture(scope="module")
 def trainee() -> TextToImageTrainee:
-    base = {"version": 1, "name": "x", "steps": 1, "output": {"path": "x"}, "channels": (16, 32, 32), "text_dim": 32, "vae": VAE}
+    base = {
+        "version": 1,
+        "name": "x",
+        "steps": 1,
+        "output": {"path": "x"},
+        "channels": (16, 32, 32),
+        "text_dim": 32,
+        "vae": VAE,
+    }
     torch.manual_seed(0)
-    return TextToImageTrainee(Spec.model_validate({**base, "batch_size": 4, "data": {"side": 256, "scenes": 12}}))
+    return TextToImageTrainee(
+        Spec.model_validate({**base, "batch_size": 4, "data": {"side": 256, "scenes": 12}})
+    )
 
 
 @pytest.mark.parametrize("prompt", ["a white and black dog, a field of grass", "gravel"])
@@ -32,7 +42,9 @@ def test_caption_words_are_one_token_each(prompt: str) -> None:
 def test_windows_hold_their_objects(trainee: TextToImageTrainee) -> None:
     for pair in islice(trainee.scenes.from_number(0), 6):
         encoded = trainee.encode(*pair)
-        for window, box, phrase in zip(encoded.objects, encoded.boxes, pair[0].phrases, strict=True):
+        for window, box, phrase in zip(
+            encoded.objects, encoded.boxes, pair[0].phrases, strict=True
+        ):
             assert window.caption == f"{phrase}, {pair[0].background}"
             assert window.h % 4 == window.w % 4 == 0
             assert 4 * min(window.h, window.w) >= LEAST
@@ -42,7 +54,9 @@ def test_windows_hold_their_objects(trainee: TextToImageTrainee) -> None:
 
 
 def test_scene_window_names_what_is_in_it(trainee: TextToImageTrainee) -> None:
-    encoded = next(e for e in (trainee.encode(*p) for p in trainee.scenes.from_number(0)) if len(e.objects) > 2)
+    encoded = next(
+        e for e in (trainee.encode(*p) for p in trainee.scenes.from_number(0)) if len(e.objects) > 2
+    )
     rows, columns = encoded.latents.shape[1:]
     whole = scene_window(encoded, rows, columns, np.random.default_rng(0))
     ground, _, named = whole.caption.partition(" with ")
@@ -92,7 +106,14 @@ def test_exported_checkpoint_paints(trainee: TextToImageTrainee, tmp_path: Path)
 
 
 def test_start_from_a_checkpoint_keeps_its_words() -> None:
-    base = {"version": 1, "name": "x", "steps": 1, "output": {"path": "x"}, "vae": VAE, "init": "synthgen-tiny"}
+    base = {
+        "version": 1,
+        "name": "x",
+        "steps": 1,
+        "output": {"path": "x"},
+        "vae": VAE,
+        "init": "synthgen-tiny",
+    }
     trainee = TextToImageTrainee(Spec.model_validate({**base, "data": {"side": 128, "scenes": 4}}))
     pipeline = MixturePipeline.from_pretrained(VAE, dtype=torch.float32)
     prompt = ["a brown dog, a field of grass"]
@@ -105,7 +126,9 @@ def test_start_from_a_checkpoint_keeps_its_words() -> None:
         assert torch.equal(trainee.unet.state_dict()[name], weight.float())
 
 
-def test_a_checkpoint_of_other_sizes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_of_other_sizes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     job = [
         "train-tiny",

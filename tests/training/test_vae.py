@@ -21,8 +21,17 @@ from synthgen.training.vae.trainee import (
 
 
 def spec(**changes: object) -> Spec:
-    base = {"version": 1, "name": "x", "steps": 1, "output": {"path": "x"}, "channels": (8, 16, 16), "latent_channels": 3}
-    return Spec.model_validate({**base, "perceptual": 0, "data": {"side": 64, "scenes": 4}, "crop": 32, **changes})
+    base = {
+        "version": 1,
+        "name": "x",
+        "steps": 1,
+        "output": {"path": "x"},
+        "channels": (8, 16, 16),
+        "latent_channels": 3,
+    }
+    return Spec.model_validate(
+        {**base, "perceptual": 0, "data": {"side": 64, "scenes": 4}, "crop": 32, **changes}
+    )
 
 
 def test_normalised_latents_decode_as_before() -> None:

@@ -26,27 +26,41 @@ from synthgen.verification.detector import Spec
 from synthgen.verification.detector.verifier import DetectorVerifier, hold, stray
 from synthgen.verification.repair import Checked, Inspection, better, faulty, repaired
 
-SCENES = SceneSpec(object=("a brown {category}", "a white {category}"), background="a field of grass")
+SCENES = SceneSpec(
+    object=("a brown {category}", "a white {category}"), background="a field of grass"
+)
 
 
 def layout(*boxes: Sequence[float], names: tuple[str, ...] | None = None) -> Layout:
-    return Layout(256, 256, np.array(boxes, np.float32).reshape(-1, 4), names or ("dog",) * len(boxes))
+    return Layout(
+        256, 256, np.array(boxes, np.float32).reshape(-1, 4), names or ("dog",) * len(boxes)
+    )
 
 
 def detections(*found: tuple[Sequence[float], float, str]) -> Detections:
     boxes = np.array([f[0] for f in found], np.float32).reshape(-1, 4)
-    return Detections(boxes, np.array([f[1] for f in found], np.float32), tuple(f[2] for f in found))
+    return Detections(
+        boxes, np.array([f[1] for f in found], np.float32), tuple(f[2] for f in found)
+    )
 
 
 def test_a_box_gets_the_detection_of_its_category_that_fits_best() -> None:
-    asked = layout([0, 0, 100, 100], [150, 150, 200, 200], [0, 150, 50, 200], names=("dog", "dog", "cat"))
-    found = detections(([0, 0, 100, 90], 0.9, "dog"), ([10, 10, 60, 60], 0.8, "dog"), ([0, 150, 50, 200], 0.7, "dog"))
+    asked = layout(
+        [0, 0, 100, 100], [150, 150, 200, 200], [0, 150, 50, 200], names=("dog", "dog", "cat")
+    )
+    found = detections(
+        ([0, 0, 100, 90], 0.9, "dog"),
+        ([10, 10, 60, 60], 0.8, "dog"),
+        ([0, 150, 50, 200], 0.7, "dog"),
+    )
     verdict = hold(asked, found, 0.5)
     np.testing.assert_allclose(verdict.scores, [0.9, 0, 0])
     assert verdict.ious is not None
     assert verdict.found is not None
     np.testing.assert_allclose(verdict.ious, [0.9, 0, 0])
-    np.testing.assert_allclose(verdict.found, [[0, 0, 100, 90], [150, 150, 200, 200], [0, 150, 50, 200]])
+    np.testing.assert_allclose(
+        verdict.found, [[0, 0, 100, 90], [150, 150, 200, 200], [0, 150, 50, 200]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,39 +88,58 @@ def test_nothing_found_and_nothing_asked() -> None:
 class Forgetful:
     """Pastes all objects but the first `missing`, and one that nobody asked for; what it repaints is whole unless `stubborn`."""
 
-    def __init__(self, painter: PastePainter, missing: int, extra: bool = False, stubborn: bool = False) -> None:
+    def __init__(
+        self, painter: PastePainter, missing: int, extra: bool = False, stubborn: bool = False
+    ) -> None:
         self.painter, self.missing, self.extra, self.stubborn = painter, missing, extra, stubborn
         self.repainted: list[Scene] = []
 
-    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+    def __call__(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[Painting]:
         return self.painter([self.part(s) for s in scenes], seeds)
 
     def part(self, scene: Scene) -> Scene:
         some = scene.layout.select(range(self.missing, len(scene.layout)))
         if self.extra:
             boxes = np.concatenate([some.boxes, [[180, 180, 244, 240]]]).astype(np.float32)
-            some = Layout(256, 256, boxes, (*some.categories, "dog"), (*(some.phrases or ()), "a white dog"))
+            some = Layout(
+                256, 256, boxes, (*some.categories, "dog"), (*(some.phrases or ()), "a white dog")
+            )
         return Scene(some, scene.background)
 
     def repaint(
-        self, images: Sequence[NDArray[np.uint8]], scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        scenes: Sequence[Scene],
+        seeds: Sequence[np.random.SeedSequence],
     ) -> list[NDArray[np.uint8]]:
         self.repainted += scenes
         if self.stubborn:
             return list(images)
         return [self.fixed(*each) for each in zip(images, scenes, seeds, strict=True)]
 
-    def fixed(self, image: NDArray[np.uint8], scene: Scene, seed: np.random.SeedSequence) -> NDArray[np.uint8]:
+    def fixed(
+        self, image: NDArray[np.uint8], scene: Scene, seed: np.random.SeedSequence
+    ) -> NDArray[np.uint8]:
         objects = scene.layout.select([i for i, name in enumerate(scene.layout.categories) if name])
-        whole, bare = (self.painter([Scene(of, scene.background)], [seed])[0].image for of in (objects, objects.select([])))
+        whole, bare = (
+            self.painter([Scene(of, scene.background)], [seed])[0].image
+            for of in (objects, objects.select([]))
+        )
         out = image.copy()
-        for (x0, y0, x1, y1), name in zip(scene.layout.boxes.astype(int).tolist(), scene.layout.categories, strict=True):
+        for (x0, y0, x1, y1), name in zip(
+            scene.layout.boxes.astype(int).tolist(), scene.layout.categories, strict=True
+        ):
             out[y0:y1, x0:x1] = (whole if name else bare)[y0:y1, x0:x1]
         return out
 
 
 ASKED = Scene(
-    layout([10, 10, 80, 70], [100, 20, 170, 80], [20, 120, 90, 190]).with_phrases(("a brown dog",) * 3), "a field of grass"
+    layout([10, 10, 80, 70], [100, 20, 170, 80], [20, 120, 90, 190]).with_phrases(
+        ("a brown dog",) * 3
+    ),
+    "a field of grass",
 )
 
 
@@ -163,13 +196,24 @@ def test_what_stays_wrong_is_flagged_after_so_many_repairs(paste: PastePainter) 
 def verdict(scores: Sequence[float], ious: Sequence[float], unasked: int = 0) -> Verdict:
     n = len(scores)
     found = np.array([[5, 5 + k, 50, 50] for k in range(n)], np.float32).reshape(-1, 4)
-    return Verdict(np.array(scores, np.float32), np.array(ious, np.float32), found, np.zeros((unasked, 4), np.float32))
+    return Verdict(
+        np.array(scores, np.float32),
+        np.array(ious, np.float32),
+        found,
+        np.zeros((unasked, 4), np.float32),
+    )
 
 
 def checked(scores: Sequence[float], ious: Sequence[float], unasked: int = 0) -> Checked:
     spec, of = Spec(iou=0.7), layout(*[[0, 0, 50, 50]] * len(scores))
     found = verdict(scores, ious, unasked)
-    return Checked(Painting(np.zeros((1, 1, 3), np.uint8)), of, found, spec.fails(found, of), ("",) * len(scores))
+    return Checked(
+        Painting(np.zeros((1, 1, 3), np.uint8)),
+        of,
+        found,
+        spec.fails(found, of),
+        ("",) * len(scores),
+    )
 
 
 def test_a_sure_detection_near_enough_takes_the_place_of_the_box() -> None:
@@ -181,18 +225,28 @@ def test_a_sure_detection_near_enough_takes_the_place_of_the_box() -> None:
     assert finished.record()["failed"] == 2
 
 
-@pytest.mark.parametrize(("iou", "action"), [(0.301, "tightened"), (0.299, "flagged"), (0.499, "tightened"), (0.5, "")])
+@pytest.mark.parametrize(
+    ("iou", "action"), [(0.301, "tightened"), (0.299, "flagged"), (0.499, "tightened"), (0.5, "")]
+)
 def test_labels_are_tightened_from_the_documented_iou_on(iou: float, action: str) -> None:
     look = Inspection(Spec(on_failure=("tighten", "flag")), None, None)  # type: ignore[arg-type]  # it only finishes
     of = layout([0, 0, 50, 50])
     found = verdict([0.9], [iou])
-    finished = look.finish(Checked(Painting(np.zeros((64, 64, 3), np.uint8)), of, found, look.spec.fails(found, of), ("",)))
+    finished = look.finish(
+        Checked(
+            Painting(np.zeros((64, 64, 3), np.uint8)), of, found, look.spec.fails(found, of), ("",)
+        )
+    )
     assert finished.actions == (action,)
 
 
-def looked(scores: Sequence[float], image: NDArray[np.uint8], unasked: Sequence[Sequence[float]] = ()) -> Checked:
+def looked(
+    scores: Sequence[float], image: NDArray[np.uint8], unasked: Sequence[Sequence[float]] = ()
+) -> Checked:
     of = layout([0, 0, 50, 50], [100, 100, 150, 150])
-    found = replace(verdict(scores, [0.9, 0.9]), unasked=np.array(unasked, np.float32).reshape(-1, 4))
+    found = replace(
+        verdict(scores, [0.9, 0.9]), unasked=np.array(unasked, np.float32).reshape(-1, 4)
+    )
     return Checked(Painting(image), of, found, Spec().fails(found, of), ("",) * 2)
 
 
@@ -223,11 +277,16 @@ class Scripted:
     def __init__(self, verdicts: dict[int, Verdict]) -> None:
         self.verdicts = verdicts
 
-    def __call__(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Verdict]:
+    def __call__(
+        self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]
+    ) -> list[Verdict]:
         return [self.verdicts[int(image.sum())] for image in images]
 
     def repaint(
-        self, images: Sequence[NDArray[np.uint8]], scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        scenes: Sequence[Scene],
+        seeds: Sequence[np.random.SeedSequence],
     ) -> list[NDArray[np.uint8]]:
         """Both boxes anew."""
         return [BOTH for _ in images]
@@ -243,7 +302,10 @@ BOTH[110, 110, 0] = 1
 @pytest.mark.parametrize(
     ("final", "kept"),
     [
-        (verdict([0.9, 0.9], [0.9, 0.9]), True),  # the part alone is as good as in the repainted image
+        (
+            verdict([0.9, 0.9], [0.9, 0.9]),
+            True,
+        ),  # the part alone is as good as in the repainted image
         (verdict([0.9, 0.1], [0.9, 0.9], 2), False),  # 1 fault became 3
         (verdict([0.9, 0.1], [0.9, 0.9]), True),  # as many faults, and the scores are better
         (verdict([0.15, 0.5], [0.9, 0.9]), False),  # as many faults, and the scores are worse
@@ -252,7 +314,12 @@ BOTH[110, 110, 0] = 1
 def test_a_repair_that_is_worse_as_a_whole_is_not_kept(final: Verdict, kept: bool) -> None:
     """A detector looks at the whole image: what a part looked like beside another new part says little of it alone."""
     start = verdict([0.1, 0.8], [0.9, 0.9])
-    final = replace(final, unasked=np.array([[60, 60, 80, 80], [170, 170, 190, 190]], np.float32)[: len(final.unasked)])
+    final = replace(
+        final,
+        unasked=np.array([[60, 60, 80, 80], [170, 170, 190, 190]], np.float32)[
+            : len(final.unasked)
+        ],
+    )
     # in the repainted image the first box is good and the second is worse: the first part alone is taken
     scripted = Scripted({0: start, 2: verdict([0.9, 0.6], [0.9, 0.9]), 1: final})
     look = Inspection(Spec(max_repairs=1), scripted, scripted)
@@ -284,22 +351,44 @@ def test_redo_paints_the_image_again(
     on_failure: list[str],
     attempts: int,
 ) -> None:
-    monkeypatch.setattr(PasteSpec, "load", lambda self, scene, numerics: Forgetful(paste, 1, stubborn=True))
-    job = make_job(f"verify={{verifier: detector, on_failure: [{', '.join(on_failure)}]}}", "images=1", "output.shard_size=1")
+    monkeypatch.setattr(
+        PasteSpec, "load", lambda self, scene, numerics: Forgetful(paste, 1, stubborn=True)
+    )
+    job = make_job(
+        f"verify={{verifier: detector, on_failure: [{', '.join(on_failure)}]}}",
+        "images=1",
+        "output.shard_size=1",
+    )
     (painted,) = Worker(job, open_store(tmp_path)).paint([0])
     assert painted.tries == attempts
-    refusing = make_job(f"verify={{verifier: detector, on_failure: [{on_failure[0]}]}}", "images=1", "on_reject=fail")
+    refusing = make_job(
+        f"verify={{verifier: detector, on_failure: [{on_failure[0]}]}}",
+        "images=1",
+        "on_reject=fail",
+    )
     if "flag" not in on_failure[:1]:
         with pytest.raises(RejectedImageError, match=r"samples \[0\]: boxes that do not hold"):
             Worker(refusing, open_store(tmp_path)).paint([0])
 
 
-def test_a_job_that_looks_says_what_it_saw(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    big = ["layout.canvas=[192, 192]", "layout.size=[48, 64]", "layout.objects={dog: 3}", "images=4", "pipeline.cutouts=heldout"]
+def test_a_job_that_looks_says_what_it_saw(
+    job_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    big = [
+        "layout.canvas=[192, 192]",
+        "layout.size=[48, 64]",
+        "layout.objects={dog: 3}",
+        "images=4",
+        "pipeline.cutouts=heldout",
+    ]
     assert cli.main(["run", str(job_file), *big, "verify=detector", "--json"]) == 0
     out = Path(json.loads(capsys.readouterr().out)["output"])
     assert cli.main(["check", str(out)]) == 0
-    records = [json.loads(data) for name, data in read_members(out / "shards/000000.tar") if name.endswith(".json")]
+    records = [
+        json.loads(data)
+        for name, data in read_members(out / "shards/000000.tar")
+        if name.endswith(".json")
+    ]
     assert set(records[0]["verified"]) == {"failed", "unasked", "repairs"}
     assert all({"score", "iou", "action"} <= set(a) for a in records[0]["annotations"])
     coco = json.loads((out / "annotations/instances.json").read_text())
@@ -310,8 +399,16 @@ def test_a_job_that_looks_says_what_it_saw(job_file: Path, capsys: pytest.Captur
     assert rows[0]["json"]["annotations"][0]["score"] == records[0]["annotations"][0]["score"]
 
 
-def test_a_verified_shard_is_a_function_of_the_job(make_job: Callable[..., Job], tmp_path: Path) -> None:
-    job = make_job("verify=detector", "images=2", "layout.canvas=[192, 192]", "layout.size=[48, 64]", "layout.objects={dog: 3}")
+def test_a_verified_shard_is_a_function_of_the_job(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    job = make_job(
+        "verify=detector",
+        "images=2",
+        "layout.canvas=[192, 192]",
+        "layout.size=[48, 64]",
+        "layout.objects={dog: 3}",
+    )
     staged = [list(Worker(job, open_store(tmp_path / str(k))).make_shard(0))[-1] for k in range(2)]
     assert isinstance(staged[0], StagedShard)
     assert isinstance(staged[1], StagedShard)
@@ -322,8 +419,14 @@ def test_a_verified_shard_is_a_function_of_the_job(make_job: Callable[..., Job],
     ("change", "message"),
     [
         ("verify=detectr", "verify.verifier: 'detectr' is not a verifier; did you mean 'detector'"),
-        ("verify={verifier: detector, model: nowhere}", "verify.model: 'nowhere': no folder of that name holds a config.json"),
-        ("verify={verifier: detector, threshold: {cat: 0.5}}", "verify.threshold: no number for 'dog'"),
+        (
+            "verify={verifier: detector, model: nowhere}",
+            "verify.model: 'nowhere': no folder of that name holds a config.json",
+        ),
+        (
+            "verify={verifier: detector, threshold: {cat: 0.5}}",
+            "verify.threshold: no number for 'dog'",
+        ),
         ("verify={verifier: detector, iou: 2}", "verify.iou: 2: "),
     ],
 )
@@ -333,5 +436,8 @@ def test_mistakes_are_named(change: str, message: str) -> None:
 
 
 def test_categories_that_the_detector_does_not_know() -> None:
-    with pytest.raises(ConfigError, match=r"verify.model: centernet-tiny does not know cow; it knows ball, cat, dog, tree"):
+    with pytest.raises(
+        ConfigError,
+        match=r"verify.model: centernet-tiny does not know cow; it knows ball, cat, dog, tree",
+    ):
         load_job("100dogs", ["verify=detector", "layout.objects={cow: 3}"])

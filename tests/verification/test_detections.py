@@ -124,13 +124,21 @@ def test_good_detections_stay_as_they_are() -> None:
     assert kept.categories == found.categories
 
 
-@given(wild(), st.floats(0, 1), st.sampled_from([("repair", "tighten", "flag"), ("tighten", "flag"), ("repair", "flag")]))
-@example(one((50, 50, 53, 54)), 0.5, ("repair", "flag"))  # smaller than a latent cell, and not asked for
+@given(
+    wild(),
+    st.floats(0, 1),
+    st.sampled_from([("repair", "tighten", "flag"), ("tighten", "flag"), ("repair", "flag")]),
+)
+@example(
+    one((50, 50, 53, 54)), 0.5, ("repair", "flag")
+)  # smaller than a latent cell, and not asked for
 @example(one((94, 62, 96, 64)), 0.5, ("repair", "flag"))  # the same in a corner
 @example(one((-4, -2, 27, 28)), 0.95, ("tighten", "flag"))  # begins outside the image
 @example(one((0, 0, 30, 30), math.nan), 0.5, ("tighten", "flag"))
 @CASES
-def test_verdicts_repairs_and_labels_are_sound(found: Detections, iou: float, on_failure: tuple[Any, ...]) -> None:
+def test_verdicts_repairs_and_labels_are_sound(
+    found: Detections, iou: float, on_failure: tuple[Any, ...]
+) -> None:
     spec = Spec(iou=iou, on_failure=on_failure, threshold=0.3)
     for looking in (spec, PanelSpec(of=(spec,), on_failure=on_failure)):
         own: Any = verifier(spec, found)
@@ -157,11 +165,15 @@ class Broken(VerifierSpec):
     def load(self, device: str) -> Any:
         return self.verdicts
 
-    def verdicts(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Verdict]:
+    def verdicts(
+        self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]
+    ) -> list[Verdict]:
         stray = np.array([[math.nan, 0, 9, 9], [-20, -20, 5, 5], [200, 200, 300, 300]], np.float32)
         found = np.array([[math.nan] * 4, [-9, 10, 80, 60], [60, 20, 60, 20]], np.float32)
         ious = np.array([math.nan, 0.9, 0.9], np.float32)
-        return [Verdict(np.full(len(of), math.nan, np.float32), ious, found, stray) for of in layouts]
+        return [
+            Verdict(np.full(len(of), math.nan, np.float32), ious, found, stray) for of in layouts
+        ]
 
 
 @pytest.mark.parametrize("panel", [False, True])
@@ -228,7 +240,9 @@ DOG = Layout(WIDTH, HEIGHT, np.array([[40, 10, 80, 50]], np.float32), ("dog",), 
         (55, 0.2, "flagged"),  # not sure enough
     ],
 )
-def test_by_default_a_label_goes_where_its_object_is_found(left: float, score: float, action: str) -> None:
+def test_by_default_a_label_goes_where_its_object_is_found(
+    left: float, score: float, action: str
+) -> None:
     found = one((left, 10, min(left + 40, WIDTH), 50), score)
     spec = Spec(on_failure=("tighten", "flag"))
     done = finished(spec, DOG, found)
@@ -249,9 +263,16 @@ def test_by_default_a_label_goes_where_its_object_is_found(left: float, score: f
         ((80, 50, 40, 10), None),  # the wrong way round
     ],
 )
-def test_a_tightened_label_is_a_label_whatever_a_verifier_found(found: Sequence[float], label: Sequence[float] | None) -> None:
+def test_a_tightened_label_is_a_label_whatever_a_verifier_found(
+    found: Sequence[float], label: Sequence[float] | None
+) -> None:
     none = np.zeros((0, 4), np.float32)
-    said = Verdict(np.array([0.9], np.float32), np.array([0.4], np.float32), np.array([found], np.float32), none)
+    said = Verdict(
+        np.array([0.9], np.float32),
+        np.array([0.4], np.float32),
+        np.array([found], np.float32),
+        none,
+    )
     spec = Spec(on_failure=("tighten", "flag"))
     look = Inspection(spec, lambda images, layouts: [said], None)
     (checked,) = look.look([Painting(IMAGE)], [DOG])
@@ -262,7 +283,13 @@ def test_a_tightened_label_is_a_label_whatever_a_verifier_found(found: Sequence[
 
 def test_one_detection_is_not_the_label_of_two_boxes() -> None:
     """Of two dogs one is missing; the other is badly placed, and near both boxes."""
-    two = Layout(WIDTH, HEIGHT, np.array([[20, 10, 60, 50], [36, 10, 76, 50]], np.float32), ("dog", "dog"), ("a dog",) * 2)
+    two = Layout(
+        WIDTH,
+        HEIGHT,
+        np.array([[20, 10, 60, 50], [36, 10, 76, 50]], np.float32),
+        ("dog", "dog"),
+        ("a dog",) * 2,
+    )
     done = finished(Spec(iou=0.8, on_failure=("tighten", "flag")), two, one((30, 10, 70, 50)))
     assert done.actions == ("flagged", "tightened")
     np.testing.assert_array_equal(done.layout.boxes, [[20, 10, 60, 50], [30, 10, 70, 50]])
@@ -280,7 +307,11 @@ def test_a_small_stray_does_not_end_the_shard(
         np.array([0.95, 0.9, 0.8], np.float32),
         ("dog",) * 3,
     )
-    monkeypatch.setattr(detectors, "load_detector", lambda spec, device, least=None: lambda images, labels: [stray] * len(images))
+    monkeypatch.setattr(
+        detectors,
+        "load_detector",
+        lambda spec, device, least=None: lambda images, labels: [stray] * len(images),
+    )
     job = make_job(
         "layout.canvas=[64, 64]", "layout.objects={dog: 1}", "layout.size=[24, 24]", "images=1", "output.shard_size=1",
         f"pipeline={{method: mixture, model: '{checkpoint}', steps: 1}}", "batch_size=1",

@@ -40,7 +40,10 @@ def break_config(folder: Path) -> None:
         (rename, "has fp16 weights alone"),
         (no_processor, "has no preprocessor_config.json"),
         (break_config, "config.json cannot be read as JSON"),
-        (lambda folder: (folder / "config.json").unlink(), "no folder of that name holds a config.json"),
+        (
+            lambda folder: (folder / "config.json").unlink(),
+            "no folder of that name holds a config.json",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_loaded_is_refused(

@@ -42,7 +42,11 @@ from synthgen.verification.panel import Spec as PanelSpec
 from synthgen.verification.panel.verifier import joined
 
 BOXES = np.array([[4, 4, 30, 40], [50, 20, 90, 60], [0, 70, 20, 96]], np.float32)
-LAYOUTS = [Layout(96, 96, BOXES, ("dog", "cat", "dog")), Layout(96, 96, BOXES[:0], ()), Layout(96, 96, BOXES[1:], ("cat", "dog"))]
+LAYOUTS = [
+    Layout(96, 96, BOXES, ("dog", "cat", "dog")),
+    Layout(96, 96, BOXES[:0], ()),
+    Layout(96, 96, BOXES[1:], ("cat", "dog")),
+]
 IMAGES = list(np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8))
 
 
@@ -51,13 +55,24 @@ def pictures_of(image: np.ndarray, layout: Layout, context: float) -> list[Image
     for x0, y0, x1, y1 in layout.boxes.tolist():
         half = max(x1 - x0, y1 - y0) * (0.5 + context)
         x, y = (x0 + x1) / 2, (y0 + y1) / 2
-        crops.append(Image.fromarray(image[max(0, round(y - half)) : round(y + half), max(0, round(x - half)) : round(x + half)]))
+        crops.append(
+            Image.fromarray(
+                image[
+                    max(0, round(y - half)) : round(y + half),
+                    max(0, round(x - half)) : round(x + half),
+                ]
+            )
+        )
     return crops
 
 
 def test_crops_have_context_and_end_at_the_edge() -> None:
     ours = crops_of(IMAGES, LAYOUTS, 0.2)
-    wanted = [c for image, layout in zip(IMAGES, LAYOUTS, strict=True) for c in pictures_of(image, layout, 0.2)]
+    wanted = [
+        c
+        for image, layout in zip(IMAGES, LAYOUTS, strict=True)
+        for c in pictures_of(image, layout, 0.2)
+    ]
     assert [np.asarray(c).tobytes() for c in ours] == [np.asarray(c).tobytes() for c in wanted]
 
 
@@ -66,7 +81,11 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier")
     torch.manual_seed(0)
     config = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", id2label={0: "hound", 1: "cat", 2: "tree"}
+        embedding_size=8,
+        hidden_sizes=[8, 8],
+        depths=[1, 1],
+        layer_type="basic",
+        id2label={0: "hound", 1: "cat", 2: "tree"},
     )
     ResNetForImageClassification(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
@@ -83,8 +102,12 @@ def test_classifier_scores_are_the_probability_of_the_category(classifier: Path)
         assert (verdict.ious, verdict.found, len(verdict.unasked)) == (None, None, 0)
         for k, crop in enumerate(pictures_of(image, layout, 0.2)):
             shares = model(**processor(crop, return_tensors="pt")).logits[0].softmax(0)
-            assert verdict.scores[k] == pytest.approx(float(shares[{"dog": 0, "cat": 1}[layout.categories[k]]]), abs=1e-5)
-    failed = ClassifierSpec(model=str(classifier), threshold={"dog": 1.0, "cat": 0.0}).fails(found[0], LAYOUTS[0])
+            assert verdict.scores[k] == pytest.approx(
+                float(shares[{"dog": 0, "cat": 1}[layout.categories[k]]]), abs=1e-5
+            )
+    failed = ClassifierSpec(model=str(classifier), threshold={"dog": 1.0, "cat": 0.0}).fails(
+        found[0], LAYOUTS[0]
+    )
     assert failed.tolist() == [True, False, True]
 
 
@@ -93,11 +116,27 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
     tokenizer = new_tokenizer(["a photo of a dog cat"])
     torch.manual_seed(0)
-    size: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**size, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "max_position_embeddings": 32}
-    config = CLIPConfig(text_config=text, vision_config={**size, "image_size": 32, "patch_size": 8}, projection_dim=12)
+    size: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text = {
+        **size,
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "max_position_embeddings": 32,
+    }
+    config = CLIPConfig(
+        text_config=text,
+        vision_config={**size, "image_size": 32, "patch_size": 8},
+        projection_dim=12,
+    )
     CLIPModel(config).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -105,13 +144,18 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_clip_scores_are_cosines_at_least_zero(clip: Path) -> None:
     found = ClipVerifier(ClipSpec(model=str(clip)), "cpu")(IMAGES, LAYOUTS)
-    model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPImageProcessor.from_pretrained(clip)
+    model, processor = (
+        CLIPModel.from_pretrained(clip).eval(),
+        CLIPImageProcessor.from_pretrained(clip),
+    )
     tokenizer = new_tokenizer(["a photo of a dog cat"])
     for image, layout, verdict in zip(IMAGES, LAYOUTS, found, strict=True):
         for k, crop in enumerate(pictures_of(image, layout, 0.1)):
             text = tokenizer(f"a photo of a {layout.categories[k]}", return_tensors="pt")
             out = model(**text, pixel_values=processor(crop, return_tensors="pt").pixel_values)
-            cosine = torch.nn.functional.cosine_similarity(out.image_embeds[0], out.text_embeds[0], dim=0)
+            cosine = torch.nn.functional.cosine_similarity(
+                out.image_embeds[0], out.text_embeds[0], dim=0
+            )
             assert verdict.scores[k] == pytest.approx(max(0.0, float(cosine)), abs=1e-4)
 
 
@@ -119,7 +163,13 @@ def test_clip_scores_are_cosines_at_least_zero(clip: Path) -> None:
 def detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("detr")
     torch.manual_seed(0)
-    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", out_features=["stage2"])
+    backbone = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8],
+        depths=[1, 1],
+        layer_type="basic",
+        out_features=["stage2"],
+    )
     config = DetrConfig(
         use_timm_backbone=False, backbone_config=backbone, backbone=None, use_pretrained_backbone=False, d_model=16, num_queries=6,
         encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
@@ -146,15 +196,26 @@ def test_two_categories_may_be_called_the_same() -> None:
     """Identifiers: a detector that knows dogs alone sees <rex> dog and <bud> dog as dogs."""
     labels = {"<rex> dog": "dog", "<bud> dog": "dog"}
     verifier = DetectorVerifier(DetectorSpec(labels=labels, unasked=None), "cpu")
-    layout = Layout(160, 96, np.array([[8, 8, 72, 72], [84, 16, 148, 80]], np.float32), ("dog", "dog"), ("a brown dog",) * 2)
-    (painting,) = PasteSpec().load(SceneSpec(), Numerics())([Scene(layout, "a field of grass")], [np.random.SeedSequence(0)])
+    layout = Layout(
+        160,
+        96,
+        np.array([[8, 8, 72, 72], [84, 16, 148, 80]], np.float32),
+        ("dog", "dog"),
+        ("a brown dog",) * 2,
+    )
+    (painting,) = PasteSpec().load(SceneSpec(), Numerics())(
+        [Scene(layout, "a field of grass")], [np.random.SeedSequence(0)]
+    )
     named = Layout(160, 96, layout.boxes, tuple(labels))
     plain, own = (verifier([painting.image], [of])[0].scores for of in (layout, named))
     assert (plain > 0.1).all()
     np.testing.assert_array_equal(own, plain)
 
 
-@pytest.mark.parametrize("found", [[], [{"score": 0.2, "label": "a", "box": {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}}] * 2])
+@pytest.mark.parametrize(
+    "found",
+    [[], [{"score": 0.2, "label": "a", "box": {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}}] * 2],
+)
 def test_detections_of_pipelines(found: Sequence[dict[str, Any]]) -> None:
     ours = as_detections(found)
     assert ours.boxes.shape == (len(found), 4)
@@ -162,7 +223,9 @@ def test_detections_of_pipelines(found: Sequence[dict[str, Any]]) -> None:
 
 
 def test_mistakes_are_named(classifier: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"verify.labels: .* has no label for dog; say which one it is"):
+    with pytest.raises(
+        ConfigError, match=r"verify.labels: .* has no label for dog; say which one it is"
+    ):
         load_job("100dogs", [f"verify={{verifier: classifier, model: {classifier}}}"])
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"verify.model: .* has no safetensors weights"):
@@ -187,7 +250,12 @@ def test_a_dog_is_more_of_a_dog_than_a_tree_is() -> None:
     boxes = np.array([[20, 20, 180, 180]], np.float32)
     layouts = [Layout(200, 200, boxes, (name,)) for name in ("dog", "tree")]
     painter = spec.load(SceneSpec(background="grass"), Numerics())
-    images = [p.image for p in painter([Scene(of, "grass") for of in layouts], [np.random.SeedSequence(k) for k in range(2)])]
+    images = [
+        p.image
+        for p in painter(
+            [Scene(of, "grass") for of in layouts], [np.random.SeedSequence(k) for k in range(2)]
+        )
+    ]
     dog, tree = ClassifierVerifier(ClassifierSpec(), "cpu")(images, [layouts[0], layouts[0]])
     assert dog.scores[0] > 2 * tree.scores[0]
 
@@ -195,13 +263,28 @@ def test_a_dog_is_more_of_a_dog_than_a_tree_is() -> None:
 @pytest.mark.parametrize(
     ("verify", "message"),
     [
-        ("{verifier: classifier, labels: {dog: hounds}}", r"labels: .*ImageNet's classes are 0-999"),
-        ("{verifier: classifier, labels: {dog: 151-2000}}", r"labels: 151-2000: ImageNet's classes are 0-999"),
-        ("{verifier: panel, of: [detektor]}", r"of.*'detektor' is not a verifier; there are: classifier, clip, detector"),
-        ("{verifier: panel, of: [{verifier: detector, iou: 3}]}", r"detector: iou: .*less than or equal to 1"),
+        (
+            "{verifier: classifier, labels: {dog: hounds}}",
+            r"labels: .*ImageNet's classes are 0-999",
+        ),
+        (
+            "{verifier: classifier, labels: {dog: 151-2000}}",
+            r"labels: 151-2000: ImageNet's classes are 0-999",
+        ),
+        (
+            "{verifier: panel, of: [detektor]}",
+            r"of.*'detektor' is not a verifier; there are: classifier, clip, detector",
+        ),
+        (
+            "{verifier: panel, of: [{verifier: detector, iou: 3}]}",
+            r"detector: iou: .*less than or equal to 1",
+        ),
         ("{verifier: panel, of: []}", r"verify.of"),
         ("{verifier: panel, of: [panel]}", r"'panel' is not a verifier"),
-        ("{verifier: panel, of: [{verifier: detector, threshold: {cat: 0.5}}]}", r"of\[0\].threshold: no number for 'dog'"),
+        (
+            "{verifier: panel, of: [{verifier: detector, threshold: {cat: 0.5}}]}",
+            r"of\[0\].threshold: no number for 'dog'",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_recipe(verify: str, message: str) -> None:
@@ -215,33 +298,62 @@ def test_a_category_that_the_packaged_classifier_does_not_know() -> None:
 
 
 def test_a_panel_takes_the_worst_scaled_score_and_the_detectors_boxes() -> None:
-    spec = PanelSpec.model_validate({"of": [{"verifier": "detector", "threshold": 0.2, "iou": 0.6}, {"verifier": "classifier"}]})
+    spec = PanelSpec.model_validate(
+        {"of": [{"verifier": "detector", "threshold": 0.2, "iou": 0.6}, {"verifier": "classifier"}]}
+    )
     none, stray = np.zeros((0, 4), np.float32), np.array([[1, 2, 3, 4]], np.float32)
-    found = Verdict(np.array([0.1, 0.6, 0.9], np.float32), np.array([0.9, 0.9, 0.5], np.float32), BOXES, stray)
+    found = Verdict(
+        np.array([0.1, 0.6, 0.9], np.float32), np.array([0.9, 0.9, 0.5], np.float32), BOXES, stray
+    )
     classified = Verdict(np.array([0.9, 0.15, 0.65], np.float32), None, None, none)
     verdict = joined(spec.of, [found, classified], LAYOUTS[0])
     np.testing.assert_allclose(verdict.scores, [0.25, 0.25, 0.75], rtol=1e-6)
     assert verdict.ious is found.ious
     np.testing.assert_array_equal(verdict.unasked, stray)
-    assert spec.fails(verdict, LAYOUTS[0]).tolist() == [True, True, True]  # the third fits its box badly
+    assert spec.fails(verdict, LAYOUTS[0]).tolist() == [
+        True,
+        True,
+        True,
+    ]  # the third fits its box badly
 
 
 def test_a_panel_looks_at_a_job(job_file: Path) -> None:
-    big = ["layout.canvas=[192, 192]", "layout.size=[52, 68]", "layout.objects={dog: 2}", "images=2"]
-    assert cli.main(["run", str(job_file), *big, "verify={verifier: panel, of: [detector, classifier]}"]) == 0
+    big = [
+        "layout.canvas=[192, 192]",
+        "layout.size=[52, 68]",
+        "layout.objects={dog: 2}",
+        "images=2",
+    ]
+    assert (
+        cli.main(
+            ["run", str(job_file), *big, "verify={verifier: panel, of: [detector, classifier]}"]
+        )
+        == 0
+    )
     out = job_file.parent / "out"
     assert "verifier: classifier" in (out / "job.yaml").read_text()
     (rows,) = [read_rows(open_store(out), 0)]
     assert all(0 <= s <= 1 for row in rows for s in row["score"])
     assert (
-        cli.main(["run", str(job_file), *big, "verify={verifier: panel, of: [{verifier: detector, iou: 0.4}, classifier]}"]) == 2
+        cli.main(
+            [
+                "run",
+                str(job_file),
+                *big,
+                "verify={verifier: panel, of: [{verifier: detector, iou: 0.4}, classifier]}",
+            ]
+        )
+        == 2
     )
 
 
 def test_pictures_of_any_sizes_are_looked_at_together() -> None:
     verifier = DetectorVerifier(DetectorSpec(), "cpu")
     sizes = [(96, 96), (96, 96), (64, 128), (96, 96)]
-    images = [np.random.default_rng(k).integers(0, 256, (*size, 3), dtype=np.uint8) for k, size in enumerate(sizes)]
+    images = [
+        np.random.default_rng(k).integers(0, 256, (*size, 3), dtype=np.uint8)
+        for k, size in enumerate(sizes)
+    ]
     layouts = [Layout(w, h, BOXES[:1], ("dog",)) for h, w in sizes]
     for image, layout, found in zip(images, layouts, verifier.found(images, layouts), strict=True):
         (alone,) = verifier.found([image], [layout])

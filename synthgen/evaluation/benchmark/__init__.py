@@ -86,13 +86,24 @@ class Benchmark:
             for name, info in infos.items()
             if info is None
         ]
-        if self.test is not None and self.test.resolve() in (self.real.resolve(), self.synthetic.resolve()):
-            problems.append("--test: is trained on too; leave it out, and a part of --real is held out")
+        if self.test is not None and self.test.resolve() in (
+            self.real.resolve(),
+            self.synthetic.resolve(),
+        ):
+            problems.append(
+                "--test: is trained on too; leave it out, and a part of --real is held out"
+            )
         if wrong := [r for r in self.ratios if not 0 < r < 1]:
-            problems.append(f"--ratios: {wrong[0]:g} is not between 0 and 1; these two are the rows real and synthetic")
-        problems += [f"--{k}: {v} must be at least {least}" for k, v, least in self.numbers() if v < least]
+            problems.append(
+                f"--ratios: {wrong[0]:g} is not between 0 and 1; these two are the rows real and synthetic"
+            )
+        problems += [
+            f"--{k}: {v} must be at least {least}" for k, v, least in self.numbers() if v < least
+        ]
         if not problems:
-            problems = self.check_categories({name: info for name, info in infos.items() if info is not None})
+            problems = self.check_categories(
+                {name: info for name, info in infos.items() if info is not None}
+            )
         if problems:
             raise ConfigError([f"command line: {problem}" for problem in problems])
 
@@ -130,5 +141,12 @@ class Benchmark:
         keys |= {"seed": run.seed, "categories": self.categories(), "name": run.name}
         keys["output.path"] = str(self.out / "runs" / run.name)
         if (task := load_training(self.job).task) != "detector":
-            raise ConfigError([f"command line: --detector: {self.job} is a job of the task {task}, not of detector"])
-        return load_training(self.job, [*self.overrides, *(f"{key}={json.dumps(value)}" for key, value in keys.items())])
+            raise ConfigError(
+                [
+                    f"command line: --detector: {self.job} is a job of the task {task}, not of detector"
+                ]
+            )
+        return load_training(
+            self.job,
+            [*self.overrides, *(f"{key}={json.dumps(value)}" for key, value in keys.items())],
+        )

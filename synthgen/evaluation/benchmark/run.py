@@ -61,7 +61,12 @@ def benchmark(spec: Benchmark, step: Step, line: Callable[[str], None]) -> dict[
             done.append(result)
             step(run.name, (k + 1) * steps, result["loss"])
             line(f"{run.name}: " + ", ".join(f"{name} {result[name]:.3f}" for name in FIGURES))
-        results: dict[str, Any] = {"images": counts(spec), "steps": steps, "rows": summary(spec.rows(), done), "runs": done}
+        results: dict[str, Any] = {
+            "images": counts(spec),
+            "steps": steps,
+            "rows": summary(spec.rows(), done),
+            "runs": done,
+        }
         write_text(spec.out / "results.json", json.dumps(results, indent=1) + "\n")
         write_plot(spec.out / "benchmark.png", results["rows"])
     return results
@@ -71,7 +76,9 @@ def count_on(step: Step, name: str, before: int, done: int, loss: float) -> None
     step(name, before + done, loss)
 
 
-def one_run(spec: Benchmark, run: Run, report: Callable[[int, float], None]) -> dict[str, Any] | None:
+def one_run(
+    spec: Benchmark, run: Run, report: Callable[[int, float], None]
+) -> dict[str, Any] | None:
     """Train and evaluate one detector, or read what came of it before; None if it was interrupted."""
     training = spec.training(run)
     folder = Path(training.output.path)
@@ -82,20 +89,33 @@ def one_run(spec: Benchmark, run: Run, report: Callable[[int, float], None]) -> 
     trained = train(training, report)
     if trained.interrupted:
         return None
-    result = {"row": run.row.name, "seed": run.seed, "loss": trained.loss, **precision(spec, folder / "checkpoint")}
+    result = {
+        "row": run.row.name,
+        "seed": run.seed,
+        "loss": trained.loss,
+        **precision(spec, folder / "checkpoint"),
+    }
     write_text(path, json.dumps(result) + "\n")
     return result
 
 
 def precision(spec: Benchmark, checkpoint: Path) -> dict[str, float]:
     """COCO's AP, AP50 and AP75 of a detector on the real pictures that nothing was trained on."""
-    detect = load_detector(DetectorSpec(model=str(checkpoint)), "cuda" if torch.cuda.is_available() else "cpu", LEAST_SCORE)
+    detect = load_detector(
+        DetectorSpec(model=str(checkpoint)),
+        "cuda" if torch.cuda.is_available() else "cpu",
+        LEAST_SCORE,
+    )
     info = read_info(open_store(spec.real))
     assert info is not None
     seen = DetectionFigures(info.category_ids)
-    for number, (_, image, layout) in enumerate(read_labelled_images(open_store(spec.test or spec.real))):
+    for number, (_, image, layout) in enumerate(
+        read_labelled_images(open_store(spec.test or spec.real))
+    ):
         if spec.test is not None or is_held_out(number, spec.hold_out):
-            known = layout.select([i for i, name in enumerate(layout.categories) if name in info.category_ids])
+            known = layout.select(
+                [i for i, name in enumerate(layout.categories) if name in info.category_ids]
+            )
             seen.add(known, detect([image], [known.categories])[0].at_least(LEAST_SCORE))
     figures = seen.figures()
     return {name: figures[name] for name in FIGURES}
@@ -116,12 +136,20 @@ def refuse_changed(spec: Benchmark) -> None:
     here = identity(spec)
     there = json.loads(path.read_text()) if path.exists() else here
     if changed := [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]:
-        raise ChangedBenchmarkError(f"{spec.out} holds another benchmark: {', '.join(changed)} changed. Give another -o")
+        raise ChangedBenchmarkError(
+            f"{spec.out} holds another benchmark: {', '.join(changed)} changed. Give another -o"
+        )
     write_text(path, json.dumps(here, indent=1) + "\n")
 
 
 def identity(spec: Benchmark) -> dict[str, Any]:
     """What all rows and seeds have in common: the data, by hashes of their shards, and the training job."""
-    job = spec.training(next(spec.runs())).model_dump(mode="json", exclude={"output", "seed", "name"})
+    job = spec.training(next(spec.runs())).model_dump(
+        mode="json", exclude={"output", "seed", "name"}
+    )
     data = {name: digest(path / "index.json") for name, path in spec.datasets().items()}
-    return {**data, "hold_out": spec.hold_out if spec.test is None else None, **{f"job.{key}": job[key] for key in job}}
+    return {
+        **data,
+        "hold_out": spec.hold_out if spec.test is None else None,
+        **{f"job.{key}": job[key] for key in job},
+    }

@@ -22,13 +22,22 @@ def summary(rows: Sequence[Row], runs: Sequence[dict[str, Any]]) -> list[dict[st
         a row each: {"name", "share"}, and for ap, ap50, ap75 what `interval` returns; "ratio" likewise, of the AP over that of
         the first row with the same seed (None if one of those is 0).
     """
-    values = {row.name: {name: [run[name] for run in runs if run["row"] == row.name] for name in FIGURES} for row in rows}
+    values = {
+        row.name: {name: [run[name] for run in runs if run["row"] == row.name] for name in FIGURES}
+        for row in rows
+    }
     base = values[rows[0].name]["ap"]
     told = []
     for row in rows:
-        ratios = [a / b for a, b in zip(values[row.name]["ap"], base, strict=True)] if min(base) > 0 else None
+        ratios = (
+            [a / b for a, b in zip(values[row.name]["ap"], base, strict=True)]
+            if min(base) > 0
+            else None
+        )
         figures = {name: interval(values[row.name][name]) for name in FIGURES}
-        told.append({"name": row.name, "share": row.share, **figures, "ratio": ratios and interval(ratios)})
+        told.append(
+            {"name": row.name, "share": row.share, **figures, "ratio": ratios and interval(ratios)}
+        )
     return told
 
 
@@ -39,7 +48,11 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     seed low and high are None.
     """
     mean, n = float(np.mean(values)), len(values)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else None
+    half = (
+        float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+        if n > 1
+        else None
+    )
     low, high = (None, None) if half is None else (mean - half, mean + half)
     return {"mean": mean, "low": low, "high": high, "values": [float(v) for v in values]}
 
@@ -47,7 +60,10 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The rows as a table in Markdown, a line each."""
     head = ["trained on", "synthetic", "AP", "AP50", "AP75", f"AP / {rows[0]['name']}'s"]
-    body = [[r["name"], f"{r['share']:.0%}", *(written(r[name]) for name in (*FIGURES, "ratio"))] for r in rows]
+    body = [
+        [r["name"], f"{r['share']:.0%}", *(written(r[name]) for name in (*FIGURES, "ratio"))]
+        for r in rows
+    ]
     return [" | ".join(["", *cells, ""]).strip() for cells in (head, ["---"] * len(head), *body)]
 
 

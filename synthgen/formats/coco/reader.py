@@ -29,7 +29,13 @@ from synthgen.formats.source import AnnotatedImages, Source
 from synthgen.strict_json import without_nan
 
 PARTS = ("images", "annotations", "categories")
-RESTORED = ("category_id", "bbox", "area", "iscrowd", "segmentation")  # of an annotation, from what a dataset knows of it
+RESTORED = (
+    "category_id",
+    "bbox",
+    "area",
+    "iscrowd",
+    "segmentation",
+)  # of an annotation, from what a dataset knows of it
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,11 @@ class Dataset(AnnotatedImages):
     @property
     def licence(self) -> str:
         stated = self.data.get("licenses")
-        names = [str(item.get("name", "")) for item in stated if isinstance(item, dict)] if isinstance(stated, list) else []
+        names = (
+            [str(item.get("name", "")) for item in stated if isinstance(item, dict)]
+            if isinstance(stated, list)
+            else []
+        )
         return ", ".join(dict.fromkeys(filter(None, names))) or super().licence
 
 
@@ -73,7 +83,9 @@ def accepts(path: Path) -> bool:
 def find_sources(folder: Path, asked: bool) -> Iterator[Path]:
     """Yield the COCO files of a folder, by their names."""
     for path in sorted([*folder.glob("*.json"), *folder.glob("annotations/*.json")]):
-        if path.stem.startswith("instances") or (path.parent == folder and path.stem.startswith(("_annotations", "annotations"))):
+        if path.stem.startswith("instances") or (
+            path.parent == folder and path.stem.startswith(("_annotations", "annotations"))
+        ):
             yield path
 
 
@@ -97,19 +109,29 @@ def load(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, UnreadableSourceError):
             raise
-        raise UnreadableSourceError(f"{path}:{getattr(error, 'lineno', 1)}: not JSON: {error}") from None
+        raise UnreadableSourceError(
+            f"{path}:{getattr(error, 'lineno', 1)}: not JSON: {error}"
+        ) from None
     if not isinstance(data, dict) or not set(PARTS) <= set(data):
-        raise UnreadableSourceError(f"{path}: not a COCO file: it needs images, annotations and categories")
+        raise UnreadableSourceError(
+            f"{path}: not a COCO file: it needs images, annotations and categories"
+        )
     for part in PARTS:
-        if not isinstance(data[part], list) or not all(isinstance(item, dict) for item in data[part]):
+        if not isinstance(data[part], list) or not all(
+            isinstance(item, dict) for item in data[part]
+        ):
             raise UnreadableSourceError(f"{path}: {part}: not a list of mappings")
     categories = [{**c, "id": whole_number(c.get("id"))} for c in data["categories"]]
     for category, given in zip(categories, data["categories"], strict=True):
         if category["id"] is None or not isinstance(category.get("name"), str):
-            raise UnreadableSourceError(f"{path}: categories: {given!r} needs an id (a number) and a name")
+            raise UnreadableSourceError(
+                f"{path}: categories: {given!r} needs an id (a number) and a name"
+            )
     ids = [c["id"] for c in categories]
     if len(ids) != len(set(ids)):
-        raise UnreadableSourceError(f"{path}: categories: id {next(i for i in ids if ids.count(i) > 1)} stands twice")
+        raise UnreadableSourceError(
+            f"{path}: categories: id {next(i for i in ids if ids.count(i) > 1)} stands twice"
+        )
     return {**data, "categories": categories}
 
 
@@ -126,7 +148,9 @@ def read(path: Path, images: Path | None = None, whole: bool = False) -> Iterato
     return entries(load(path), path, images or path.parent, whole)
 
 
-def entries(data: dict[str, Any], path: Path, images: Path, whole: bool) -> Iterator[Entry | Problem]:
+def entries(
+    data: dict[str, Any], path: Path, images: Path, whole: bool
+) -> Iterator[Entry | Problem]:
     """The same of a file that was loaded.
 
     An image whose annotations are not known for sure is a Problem: one of two with the same id, or of two that name the same
@@ -146,7 +170,11 @@ def entries(data: dict[str, Any], path: Path, images: Path, whole: bool) -> Iter
             continue
         if other := said.contradicted(i):
             name = image["file_name"]
-            yield Problem(place, f"file_name: {name!r} is that of images[{other}] too, with other annotations", place)
+            yield Problem(
+                place,
+                f"file_name: {name!r} is that of images[{other}] too, with other annotations",
+                place,
+            )
         elif owners.lost and not owners.found[i]:
             yield doubtful(place, owners.lost)
         else:
@@ -183,7 +211,11 @@ class _Owners:
         for own, same in images.items():
             alike.setdefault(_plain(own), []).append(own)
             for i in same if len(same) > 1 else ():
-                self._refuse(path, i, f"id: {own!r} stands twice, so that nobody knows whose its annotations are")
+                self._refuse(
+                    path,
+                    i,
+                    f"id: {own!r} stands twice, so that nobody knows whose its annotations are",
+                )
         kinds = {isinstance(own, int) for own in alike}
         for k, annotation in enumerate(data["annotations"]):
             given, place = annotation.get("image_id"), f"{path}: annotations[{k}]"
@@ -194,7 +226,9 @@ class _Owners:
                     self.found[i].append(k)
                 continue
             if len(meant) > 1:
-                self.problems.append(Problem(place, f"image_id {given!r} may be any of the images {meant}"))
+                self.problems.append(
+                    Problem(place, f"image_id {given!r} may be any of the images {meant}")
+                )
                 for i in (i for one in meant for i in images[one]):
                     self._refuse(path, i, f"annotations[{k}] may be its own, or not")
                 continue
@@ -234,7 +268,9 @@ class _Files:
     def labels(self, i: int) -> list[str]:
         """What the file says of an image's objects, in no order."""
         keys = ("category_id", "bbox", "iscrowd", "segmentation")
-        return sorted(repr([self.data["annotations"][k].get(key) for key in keys]) for k in self.found[i])
+        return sorted(
+            repr([self.data["annotations"][k].get(key) for key in keys]) for k in self.found[i]
+        )
 
 
 def _id(value: Any) -> int | str | None:
@@ -249,12 +285,19 @@ def _plain(own: int | str) -> int | str:
 
 
 def _entry(
-    image: dict[str, Any], found: list[tuple[str, Any]], names: dict[int, str], place: str, images: Path, whole: bool
+    image: dict[str, Any],
+    found: list[tuple[str, Any]],
+    names: dict[int, str],
+    place: str,
+    images: Path,
+    whole: bool,
 ) -> Iterator[Entry | Problem]:
     problems: list[Problem] = []
     size, picture = (0, 0), None
     try:
-        picture = image_below(images, image["file_name"], "file_name") if "file_name" in image else None
+        picture = (
+            image_below(images, image["file_name"], "file_name") if "file_name" in image else None
+        )
         size = _size(image, picture)
         text(image.get("caption"), "caption")
     except BadEntryError as error:
@@ -271,8 +314,15 @@ def _entry(
     if problems:
         yield from problems
         return
-    entry = Entry(place, *size, as_boxes([box.corners for box in boxes]), tuple(box.name for box in boxes))
-    entry = replace(entry, caption=image.get("caption"), picture=picture, places=tuple(box.place for box in boxes))
+    entry = Entry(
+        place, *size, as_boxes([box.corners for box in boxes]), tuple(box.name for box in boxes)
+    )
+    entry = replace(
+        entry,
+        caption=image.get("caption"),
+        picture=picture,
+        places=tuple(box.place for box in boxes),
+    )
     if whole:
         more = tuple(box.more(*size) for box in boxes)
         lost = tuple(Problem(box.place, box.fault) for box in boxes if box.fault)
@@ -294,7 +344,9 @@ def _as_json(image: dict[str, Any], images: Path, picture: Path | None) -> dict[
     own = _id(image["id"])
     if own is not image["id"]:
         image = {**image, "id": own}
-    if picture is not None and (images / image["file_name"] != picture or Path(image["file_name"]).is_absolute()):
+    if picture is not None and (
+        images / image["file_name"] != picture or Path(image["file_name"]).is_absolute()
+    ):
         image = {**image, "file_name": picture.relative_to(images).as_posix()}
     return dict(without_nan(image))
 
@@ -317,7 +369,9 @@ class _Box:
         self.place, self.annotation, self.fault = place, annotation, ""
         category = whole_number(annotation.get("category_id"))
         if category not in names:
-            raise ValueError(f"category_id {annotation.get('category_id')!r} is not among the categories")
+            raise ValueError(
+                f"category_id {annotation.get('category_id')!r} is not among the categories"
+            )
         self.category, self.name = category, names[category]
         self.corners = xyxy(annotation.get("bbox"))
         self.crowd = is_crowd(annotation.get("iscrowd"))
@@ -331,7 +385,9 @@ class _Box:
             except ValueError as error:
                 self.fault = str(error)
         area = self.annotation.get("area")
-        return more | ({"area": float(area)} if is_number(area) and 0 < area <= width * height else {})
+        return more | (
+            {"area": float(area)} if is_number(area) and 0 < area <= width * height else {}
+        )
 
     def source(self) -> dict[str, Any]:
         """The record as it is kept: without a segmentation that is none or an area that is no number."""
@@ -358,13 +414,23 @@ def head(data: dict[str, Any]) -> dict[str, Any]:
     names = [str(image.get("file_name")).casefold() for image in data["images"]]
     ids = [annotation.get("id") for annotation in data["annotations"]]
     numbers = all(isinstance(i, int) and not isinstance(i, bool) and i > 0 for i in ids)
-    rest = without_nan({key: value for key, value in data.items() if key not in ("images", "annotations")})
-    return {"head": rest, "file_names": len(set(names)) == len(names), "annotation_ids": numbers and len(set(ids)) == len(ids)}
+    rest = without_nan(
+        {key: value for key, value in data.items() if key not in ("images", "annotations")}
+    )
+    return {
+        "head": rest,
+        "file_names": len(set(names)) == len(names),
+        "annotation_ids": numbers and len(set(ids)) == len(ids),
+    }
 
 
 def beyond(record: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     """What an image or annotation of a COCO file says that is not known already."""
-    return {key: value for key, value in record.items() if key != "image_id" and (key not in known or known[key] != value)}
+    return {
+        key: value
+        for key, value in record.items()
+        if key != "image_id" and (key not in known or known[key] != value)
+    }
 
 
 def _is_there(folder: Path, name: str) -> bool:
@@ -382,7 +448,15 @@ def default_images(path: Path, data: dict[str, Any]) -> Path:
     """
     near, above = path.parent, path.parent.parent
     split = path.stem.removeprefix("instances_")
-    folders = [near, near / "images", near / split, near / "images" / split, above, above / "images", above / split]
+    folders = [
+        near,
+        near / "images",
+        near / split,
+        near / "images" / split,
+        above,
+        above / "images",
+        above / split,
+    ]
     folders.append(above / "images" / split)
     firsts = [str(image.get("file_name", "")) for image in data["images"][:16]]
     found = {folder: sum(_is_there(folder, name) for name in firsts) for folder in folders}

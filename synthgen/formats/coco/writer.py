@@ -35,7 +35,11 @@ def finish(export: Export) -> None:
     """The annotations of each split that has pictures."""
     for split in SPLITS:
         if split == SPLITS[0] or any(True for _ in export.rows(split)):
-            write_coco(export.folder / "annotations" / f"instances_{split}.json", head(export), records(export, split))
+            write_coco(
+                export.folder / "annotations" / f"instances_{split}.json",
+                head(export),
+                records(export, split),
+            )
 
 
 def head(export: Export) -> dict[str, Any]:
@@ -46,13 +50,21 @@ def head(export: Export) -> dict[str, Any]:
     if info.source is None:
         return ours
     head = without_nan(info.source["head"])
-    theirs = {"info": ours["info"], "licenses": ours["licenses"], **head}  # pycocotools asks for both
+    theirs = {
+        "info": ours["info"],
+        "licenses": ours["licenses"],
+        **head,
+    }  # pycocotools asks for both
     return theirs if keeps_categories(export) else {**theirs, "categories": ours["categories"]}
 
 
 def keeps_categories(export: Export) -> bool:
     """Whether the dataset's categories are called as in the COCO file that was imported."""
-    return not (export.info.source is None or export.info.fingerprint.get("import.categories") or export.spec.renamed)
+    return not (
+        export.info.source is None
+        or export.info.fingerprint.get("import.categories")
+        or export.spec.renamed
+    )
 
 
 def file_name(export: Export, row: dict[str, Any]) -> str:
@@ -61,7 +73,9 @@ def file_name(export: Export, row: dict[str, Any]) -> str:
     if source is None or not source["file_names"] or not row.get("source"):
         return picture_name(row)
     name = as_imported(row)["image"]["file_name"]
-    kinds = {"jpg": (".jpg", ".jpeg", ".jpe", ".jfif"), "png": (".png",), "webp": (".webp",)}[row["image_format"]]
+    kinds = {"jpg": (".jpg", ".jpeg", ".jpe", ".jfif"), "png": (".png",), "webp": (".webp",)}[
+        row["image_format"]
+    ]
     return name if PurePosixPath(name).suffix.lower() in kinds else f"{name}.{row['image_format']}"
 
 
@@ -74,11 +88,16 @@ def as_imported(row: dict[str, Any]) -> dict[str, Any]:
     try:
         source = without_nan(json.loads(row["source"]))  # which earlier versions let in
         image, found = source["image"], source["annotations"]
-        sound = isinstance(image["file_name"], str) and [isinstance(a, dict) for a in found] == [True] * row["n_boxes"]
+        sound = (
+            isinstance(image["file_name"], str)
+            and [isinstance(a, dict) for a in found] == [True] * row["n_boxes"]
+        )
     except (ValueError, LookupError, TypeError, RecursionError):
         sound = False
     if not sound:
-        raise DamagedShardError(f"shards/{row['shard']}.parquet: sample {row['key']}: its source is not what an import writes")
+        raise DamagedShardError(
+            f"shards/{row['shard']}.parquet: sample {row['key']}: its source is not what an import writes"
+        )
     return {"image": image, "annotations": found}
 
 
@@ -102,7 +121,12 @@ def restored(export: Export, row: dict[str, Any], source: dict[str, Any], plain:
     for annotation, said in zip(found, original["annotations"], strict=True):
         ours = {key: annotation[key] for key in ("id", *RESTORED) if key in annotation}
         dropped = {
-            key for key, keeps in (("id", source["annotation_ids"]), ("category_id", keeps_categories(export))) if not keeps
+            key
+            for key, keeps in (
+                ("id", source["annotation_ids"]),
+                ("category_id", keeps_categories(export)),
+            )
+            if not keeps
         }
         theirs = {key: value for key, value in said.items() if key not in dropped}
         for key in RESTORED:

@@ -43,7 +43,9 @@ CROWDS = True
 
 def write_shard(export: Export, number: int) -> None:
     """A Parquet file for each split; of a split that has nothing of the shard none."""
-    schema = SCHEMA.with_metadata({"huggingface": json.dumps({"info": {"features": features(export)}})})
+    schema = SCHEMA.with_metadata(
+        {"huggingface": json.dumps({"info": {"features": features(export)}})}
+    )
     tables: dict[str, _Table] = {}
     with ExitStack() as stack:
         for split, row, annotations, data in pictures(export, number):
@@ -80,7 +82,9 @@ class _Table:
         self.writer.close()
 
 
-def as_row(export: Export, row: dict[str, Any], annotations: list[Annotation], data: bytes) -> dict[str, Any]:
+def as_row(
+    export: Export, row: dict[str, Any], annotations: list[Annotation], data: bytes
+) -> dict[str, Any]:
     """One row of SCHEMA; a box's id is its place in the picture, its category the number of its class, from 0."""
     objects = {
         "id": list(range(len(annotations))),
@@ -90,7 +94,12 @@ def as_row(export: Export, row: dict[str, Any], annotations: list[Annotation], d
         "iscrowd": [a.iscrowd for a in annotations],
     }
     plain = {name: row[name] for name in ("width", "height", "prompt")}
-    return {"image_id": row["index"] + 1, "image": {"bytes": data, "path": picture_name(row)}, **plain, "objects": objects}
+    return {
+        "image_id": row["index"] + 1,
+        "image": {"bytes": data, "path": picture_name(row)},
+        **plain,
+        "objects": objects,
+    }
 
 
 def features(export: Export) -> dict[str, Any]:
@@ -115,7 +124,10 @@ def finish(export: Export) -> None:
     splits = [split for split in SPLITS if any(data.glob(f"{split}-*.parquet"))]
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
     texts = {"licence": escaped(export.info.licence), "first": splits[0]}
-    write_text(export.folder / "README.md", filled_card(TEMPLATE, export.info, files, card_features(export), **texts))
+    write_text(
+        export.folder / "README.md",
+        filled_card(TEMPLATE, export.info, files, card_features(export), **texts),
+    )
 
 
 def card_features(export: Export) -> list[dict[str, Any]]:
@@ -136,5 +148,10 @@ def card_features(export: Export) -> list[dict[str, Any]]:
         if field.name == "objects":
             features.append({"name": "objects", "struct": objects})
         else:
-            features.append({"name": field.name, "dtype": "image" if field.name == "image" else shortened(field.type)})
+            features.append(
+                {
+                    "name": field.name,
+                    "dtype": "image" if field.name == "image" else shortened(field.type),
+                }
+            )
     return features

@@ -32,11 +32,27 @@ from synthgen.formats.source import AnnotatedImages, Columns, Source
 
 TABLES = (".parquet",)
 LINES = (".jsonl", ".ndjson")
-DOCUMENT_FORM = re.compile(r"label_(\d+)_bbox_" + "_".join([r"(-?\d+(?:\.\d+)?)"] * 4))  # x, y, width, height in px
-A_BOX_EACH: dict[str, tuple[type, ...]] = {"phrases": (str,), "masks": (dict,), "depth": (int, float)}
+DOCUMENT_FORM = re.compile(
+    r"label_(\d+)_bbox_" + "_".join([r"(-?\d+(?:\.\d+)?)"] * 4)
+)  # x, y, width, height in px
+A_BOX_EACH: dict[str, tuple[type, ...]] = {
+    "phrases": (str,),
+    "masks": (dict,),
+    "depth": (int, float),
+}
 OBJECTS = "objects"  # Hugging Face's column of boxes
-LABELS = ("boxes", "bbox", "masks", "categories", "category", "iscrowd", OBJECTS)  # columns that say what is in the picture
-LOADED_IMAGE = "image"  # what `datasets` calls the column `file_name` of a folder of images, once it is loaded
+LABELS = (
+    "boxes",
+    "bbox",
+    "masks",
+    "categories",
+    "category",
+    "iscrowd",
+    OBJECTS,
+)  # columns that say what is in the picture
+LOADED_IMAGE = (
+    "image"  # what `datasets` calls the column `file_name` of a folder of images, once it is loaded
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +110,9 @@ def read(
                 raise record
             if isinstance(record, dict) and (others := torn.get(_picture_name(record, columns))):
                 name = _picture_name(record, columns)
-                raise BadEntryError(f"{name!r} stands in {others} rows with different labels; put all of them in one row")
+                raise BadEntryError(
+                    f"{name!r} stands in {others} rows with different labels; put all of them in one row"
+                )
             yield row.entry(record, place)
         except BadEntryError as error:
             yield from error.problems(place)
@@ -149,7 +167,11 @@ def _class_names(path: Path) -> list[str]:
         objects = objects[0] if isinstance(objects, list) else objects
         objects = objects.get("feature", objects)
         feature = objects.get("categories", objects.get("category"))
-        names = feature.get("feature", feature)["names"] if isinstance(feature, dict) else feature[0]["names"]
+        names = (
+            feature.get("feature", feature)["names"]
+            if isinstance(feature, dict)
+            else feature[0]["names"]
+        )
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, AttributeError):
         return []
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
@@ -173,7 +195,11 @@ def _table(path: Path, columns: tuple[str, ...] | None = None) -> Iterator[tuple
 
     try:
         with open_input(path) as source, open_parquet(source) as file:
-            there = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
+            there = (
+                None
+                if columns is None
+                else [name for name in file.schema_arrow.names if name in columns]
+            )
             batches = file.iter_batches(1024, columns=there, use_threads=False)
             rows = (record for batch in batches for record in batch.to_pylist())
             for number, record in enumerate(rows, 1):
@@ -195,7 +221,11 @@ class _Row:
     def entry(self, record: Any, place: str) -> Entry:
         if not isinstance(record, dict):
             raise BadEntryError(f"{str(record)[:40]!r} is not a mapping")
-        if isinstance(record.get(OBJECTS), dict | list) and "boxes" not in record and "bbox" not in record:
+        if (
+            isinstance(record.get(OBJECTS), dict | list)
+            and "boxes" not in record
+            and "bbox" not in record
+        ):
             record = record | _objects(record[OBJECTS])
         if self.columns.annotation in record:
             boxes, names = self.document_boxes(record[self.columns.annotation])
@@ -207,10 +237,22 @@ class _Row:
         picture = None if embedded is not None else self.picture(record)
         width, height = _picture_size(record, picture if embedded is None else embedded)
         crowds = _crowds(record, len(names))
-        lists: dict[str, Any] = {key: _a_box_each(record, key, len(names)) for key in A_BOX_EACH if record.get(key)}
+        lists: dict[str, Any] = {
+            key: _a_box_each(record, key, len(names)) for key in A_BOX_EACH if record.get(key)
+        }
         more, lost = self.more(lists, crowds, width, height, place) if self.whole else (None, ())
         caption = self.caption(record)
-        entry = Entry(place, width, height, as_boxes(boxes), names, **lists, caption=caption, picture=picture, more=more)
+        entry = Entry(
+            place,
+            width,
+            height,
+            as_boxes(boxes),
+            names,
+            **lists,
+            caption=caption,
+            picture=picture,
+            more=more,
+        )
         entry = replace(entry, lost_masks=lost, embedded=embedded)
         if self.whole or not any(crowds):
             return entry
@@ -271,7 +313,9 @@ class _Row:
     def plain_boxes(self, record: dict[str, Any]) -> tuple[list[list[float]], tuple[str, ...]]:
         names = record.get("categories", record.get("category"))
         if names is None:
-            raise BadEntryError(f"categories: missing; a name for each box (or a column {self.columns.annotation})")
+            raise BadEntryError(
+                f"categories: missing; a name for each box (or a column {self.columns.annotation})"
+            )
         if not isinstance(names, list):
             raise BadEntryError(f"categories: {names!r} is not a list of names")
         if "boxes" in record:
@@ -297,7 +341,9 @@ class _Row:
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(f"{value!r} is not a name")
         if self.classes and not 0 <= value < len(self.classes):
-            raise ValueError(f"{value!r} is not the number of a class; there are 0 to {len(self.classes) - 1}")
+            raise ValueError(
+                f"{value!r} is not the number of a class; there are 0 to {len(self.classes) - 1}"
+            )
         return self.classes[value] if self.classes else str(value)
 
 
@@ -309,9 +355,18 @@ def _objects(objects: Any) -> dict[str, Any]:
     """
     if isinstance(objects, list):
         if not all(isinstance(item, dict) and item.keys() == objects[0].keys() for item in objects):
-            raise BadEntryError(f"{OBJECTS}: {str(objects)[:60]}: not a mapping of lists, and no list of mappings alike")
-        objects = {key: [item[key] for item in objects] for key in (objects[0] if objects else ("bbox", "categories"))}
-    return {key: objects[key] for key in ("bbox", "categories", "category", "iscrowd") if objects.get(key) is not None}
+            raise BadEntryError(
+                f"{OBJECTS}: {str(objects)[:60]}: not a mapping of lists, and no list of mappings alike"
+            )
+        objects = {
+            key: [item[key] for item in objects]
+            for key in (objects[0] if objects else ("bbox", "categories"))
+        }
+    return {
+        key: objects[key]
+        for key in ("bbox", "categories", "category", "iscrowd")
+        if objects.get(key) is not None
+    }
 
 
 def _crowds(record: dict[str, Any], boxes: int) -> list[bool]:
@@ -339,7 +394,9 @@ def _a_box_each(record: dict[str, Any], key: str, boxes: int) -> tuple[Any, ...]
     values, kind = _list(record, key), A_BOX_EACH[key]
     if len(values) != boxes:
         raise BadEntryError(f"{key}: {len(values)} given for {boxes} boxes")
-    if not all(isinstance(value, kind) and (key != "depth" or is_finite(value)) for value in values):
+    if not all(
+        isinstance(value, kind) and (key != "depth" or is_finite(value)) for value in values
+    ):
         raise BadEntryError(f"{key}: {record[key]!r}: not of the kind that it needs for each box")
     return values
 

@@ -34,7 +34,12 @@ from synthgen.formats.source import AnnotatedImages, Source
 from synthgen.geometry import FARTHEST
 from synthgen.images import DAMAGED
 
-NO_BOX = ("point", "points", "line", "linestrip")  # shapes without area; they are left out, and counted
+NO_BOX = (
+    "point",
+    "points",
+    "line",
+    "linestrip",
+)  # shapes without area; they are left out, and counted
 POLYGONS = ("polygon", "rotation", "oriented_rectangle")
 PEEKED = 16  # files of a folder that are looked into for their form
 PEEK = 1 << 16  # bytes of a file whose keys tell its form; an image that stands in it comes last
@@ -62,7 +67,9 @@ class Dataset(AnnotatedImages):
         for path in self.files:
             image = self._images[path]
             if image is not None and owners[image] > 1:
-                yield Problem(str(path), f"imagePath: {image} is the picture of another file too", str(path))
+                yield Problem(
+                    str(path), f"imagePath: {image} is the picture of another file too", str(path)
+                )
                 continue
             try:
                 yield self._entry(path, image, whole)
@@ -86,13 +93,19 @@ class Dataset(AnnotatedImages):
         if not isinstance(name, str) or not name or "\0" in name:
             return None
         folder, slashed = self.images or path.parent, PurePosixPath(name.replace("\\", "/"))
-        return next((found for found in (folder / slashed, folder / slashed.name) if os.path.isfile(found)), None)
+        return next(
+            (found for found in (folder / slashed, folder / slashed.name) if os.path.isfile(found)),
+            None,
+        )
 
     def _entry(self, path: Path, image: Path | None, whole: bool) -> Entry:
         data = loaded(path)
         embedded = None if image is not None else _embedded(data)
         if data.get("imageWidth") and data.get("imageHeight"):
-            size = positive(data["imageWidth"], "imageWidth"), positive(data["imageHeight"], "imageHeight")
+            size = (
+                positive(data["imageWidth"], "imageWidth"),
+                positive(data["imageHeight"], "imageHeight"),
+            )
         else:
             size = upright_size(image or embedded or b"")
         shapes: dict[Any, _Shape] = {}
@@ -106,15 +119,24 @@ class Dataset(AnnotatedImages):
                     continue
                 shape = _shape(given, place, size)
                 group = given.get("group_id")
-                key = i if group is None else (shape.name, repr(group))  # an object of several shapes, as labelme exports it
+                key = (
+                    i if group is None else (shape.name, repr(group))
+                )  # an object of several shapes, as labelme exports it
                 shapes[key] = shapes[key].joined(shape, size) if key in shapes else shape
             except ValueError as error:
                 problems.append(Problem(place, str(error), str(path)))
         if problems:
             raise BadEntryError(*problems)
         found = list(shapes.values())
-        entry = Entry(str(path), *size, as_boxes([shape.box for shape in found]), tuple(shape.name for shape in found))
-        entry = replace(entry, picture=image, embedded=embedded, places=tuple(shape.place for shape in found))
+        entry = Entry(
+            str(path),
+            *size,
+            as_boxes([shape.box for shape in found]),
+            tuple(shape.name for shape in found),
+        )
+        entry = replace(
+            entry, picture=image, embedded=embedded, places=tuple(shape.place for shape in found)
+        )
         entry = replace(entry, left_out=tuple(left_out))
         return with_masks(entry, [shape.outline for shape in found]) if whole else entry
 
@@ -143,7 +165,9 @@ class _Shape:
         if all(isinstance(outline, list) for outline in outlines):
             return replace(self, box=box, outline=[*outlines[0], *outlines[1]])
         encoded = coco_mask.merge([run_length(outline, *size) for outline in outlines])
-        return replace(self, box=box, outline={**encoded, "counts": encoded["counts"].decode("ascii")})
+        return replace(
+            self, box=box, outline={**encoded, "counts": encoded["counts"].decode("ascii")}
+        )
 
 
 def _corners(box: list[float]) -> list[float]:
@@ -157,7 +181,11 @@ def _shape(given: Any, place: str, size: tuple[int, int]) -> _Shape:
     Raises:
         ValueError: it is of no kind that is known, or its points are not those of its kind.
     """
-    if not isinstance(given, dict) or not isinstance(given.get("label"), str) or not given["label"].strip():
+    if (
+        not isinstance(given, dict)
+        or not isinstance(given.get("label"), str)
+        or not given["label"].strip()
+    ):
         raise ValueError("label: missing; the name of the object")
     kind, name = given.get("shape_type") or "polygon", given["label"].strip()
     points = _points(given.get("points"))
@@ -167,9 +195,18 @@ def _shape(given: Any, place: str, size: tuple[int, int]) -> _Shape:
         return _Shape(name, place, box)
     if kind == "circle" and len(points) == 2:
         radius = float(np.hypot(*(points[1] - points[0])))
-        return _Shape(name, place, [float(v) for v in (x[0] - radius, y[0] - radius, x[0] + radius, y[0] + radius)])
+        return _Shape(
+            name,
+            place,
+            [float(v) for v in (x[0] - radius, y[0] - radius, x[0] + radius, y[0] + radius)],
+        )
     if kind == "mask" and len(points) == 2:
-        return _Shape(name, place, [box[0], box[1], box[2] + 1, box[3] + 1], _bitmap(given.get("mask"), box, size))
+        return _Shape(
+            name,
+            place,
+            [box[0], box[1], box[2] + 1, box[3] + 1],
+            _bitmap(given.get("mask"), box, size),
+        )
     if kind in POLYGONS and len(points) >= 3:
         return _Shape(name, place, box, [points.ravel().tolist()])
     known = ", ".join(("rectangle", "circle", "mask", *POLYGONS, *NO_BOX))
@@ -184,7 +221,11 @@ def _points(given: Any) -> NDArray[np.float64]:
     """
     pairs = given if isinstance(given, list) else []
     for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(is_number(v) and abs(v) <= FARTHEST for v in pair):
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(is_number(v) and abs(v) <= FARTHEST for v in pair)
+        ):
             raise ValueError(f"points: {pair!r} is not x, y")
     if not pairs:
         raise ValueError(f"points: {given!r} is not a list of points")
@@ -203,7 +244,13 @@ def _bitmap(text: Any, box: list[float], size: tuple[int, int]) -> dict[str, Any
             shown = np.asarray(image.convert("L")) > 0
     except (TypeError, *DAMAGED) as error:
         raise ValueError(f"mask: not a PNG in base64: {error}") from None
-    if shown.shape != (y1 - y0 + 1, x1 - x0 + 1) or x0 < 0 or y0 < 0 or x1 >= size[0] or y1 >= size[1]:
+    if (
+        shown.shape != (y1 - y0 + 1, x1 - x0 + 1)
+        or x0 < 0
+        or y0 < 0
+        or x1 >= size[0]
+        or y1 >= size[1]
+    ):
         height, width = shown.shape
         raise ValueError(
             f"mask: {width} x {height} px do not fill the pixels from {x0}, {y0} to {x1}, {y1} of {size[0]} x {size[1]}"
@@ -279,7 +326,11 @@ def open_dataset(source: Path, images: Path | None = None) -> Dataset:
 
 def files_of(folder: Path) -> list[Path]:
     """The JSON files of a folder and of the folders in it."""
-    return sorted(p for p in (*folder.glob("*.json"), *folder.glob("*/*.json")) if not p.name.startswith(APPLE_DOUBLE))
+    return sorted(
+        p
+        for p in (*folder.glob("*.json"), *folder.glob("*/*.json"))
+        if not p.name.startswith(APPLE_DOUBLE)
+    )
 
 
 def is_here(path: Path) -> bool:

@@ -11,6 +11,8 @@ FORMAT = Format(
     writer="synthgen.formats.voc.writer",
     content="Pascal VOC (Annotations/*.xml, *.xml)",
     fields=("images", "split"),
-    options=(Option("voc_corners", CORNERS, "what xmin … ymax of VOC mean (default: by who wrote it)"),),
+    options=(
+        Option("voc_corners", CORNERS, "what xmin … ymax of VOC mean (default: by who wrote it)"),
+    ),
     has_ids=False,
 )

@@ -33,8 +33,18 @@ from synthgen.geometry import voc_to_xyxy
 PIXELS, EDGES = CORNERS
 ENDS = ("xmin", "ymin", "xmax", "ymax")
 OURS = "synthgen"  # what an export of ours says in <source><annotation>
-FLAGS = ("pose", "truncated", "occluded", "difficult")  # of an object; they are kept as they stand there
-SUBSETS = {"train": "train", "valid": "val", "val": "val", "test": "test"}  # folders that Roboflow's exports have
+FLAGS = (
+    "pose",
+    "truncated",
+    "occluded",
+    "difficult",
+)  # of an object; they are kept as they stand there
+SUBSETS = {
+    "train": "train",
+    "valid": "val",
+    "val": "val",
+    "test": "test",
+}  # folders that Roboflow's exports have
 IMAGE_FOLDERS = ("jpegimages", "images", "image", "imgs")
 
 
@@ -69,9 +79,13 @@ class Dataset(AnnotatedImages):
             if isinstance(image, Problem):
                 yield image
             elif owners[image] > 1:
-                yield Problem(str(path), f"its picture {image} is that of another file too", str(path))
+                yield Problem(
+                    str(path), f"its picture {image} is that of another file too", str(path)
+                )
             elif image in self._doubtful:
-                yield Problem(str(path), f"its picture {image} may be that of another file", str(path))
+                yield Problem(
+                    str(path), f"its picture {image} may be that of another file", str(path)
+                )
             else:
                 yield from self._entry(path, image, whole)
 
@@ -79,8 +93,16 @@ class Dataset(AnnotatedImages):
     def remarks(self) -> tuple[str, ...]:
         """How many images have no file of annotations: they are left out, as nobody said that nothing is on them."""
         used = {image for image in self._images.values() if isinstance(image, Path)}
-        rest = 0 if self.subset else len({path for at in self._indices.values() for path in at.images} - used)
-        return (f"{self.root}: {rest} pictures without a file of annotations; left out",) if rest else ()
+        rest = (
+            0
+            if self.subset
+            else len({path for at in self._indices.values() for path in at.images} - used)
+        )
+        return (
+            (f"{self.root}: {rest} pictures without a file of annotations; left out",)
+            if rest
+            else ()
+        )
 
     @cached_property
     def _indices(self) -> dict[Path, "_Index"]:
@@ -124,9 +146,13 @@ class Dataset(AnnotatedImages):
         name, found = _last_part(filename), self._candidates(path, filename)
         if not found:
             looked = ", ".join(map(str, self._indices[path.parent].folders))
-            raise BadEntryError(f"filename: {name!r}: no such picture, nor one called {path.stem}, in {looked}; give --images")
+            raise BadEntryError(
+                f"filename: {name!r}: no such picture, nor one called {path.stem}, in {looked}; give --images"
+            )
         if len(found) > 1:
-            raise BadEntryError(f"filename: {name!r} may be {' or '.join(map(str, found))}; keep one of them")
+            raise BadEntryError(
+                f"filename: {name!r} may be {' or '.join(map(str, found))}; keep one of them"
+            )
         return found[0]
 
     def _entry(self, path: Path, image: Path, whole: bool) -> Iterator[Entry | Problem]:
@@ -138,14 +164,18 @@ class Dataset(AnnotatedImages):
             size = _size(root, image)
             writer = (root.findtext("source/annotation") or "").strip()
             ours = writer == OURS
-            pixels = self.corners == PIXELS or (self.corners is None and (ours or writer.upper().startswith("PASCAL")))
+            pixels = self.corners == PIXELS or (
+                self.corners is None and (ours or writer.upper().startswith("PASCAL"))
+            )
             for i, item in enumerate(root.findall("object")):
                 place = f"{path}: object[{i}]"
                 try:
                     rows.append(_box(item, pixels))
                     names.append(_name(item))
                     places.append(place)
-                    flags.append({flag: text.strip() for flag in FLAGS if (text := item.findtext(flag))})
+                    flags.append(
+                        {flag: text.strip() for flag in FLAGS if (text := item.findtext(flag))}
+                    )
                 except ValueError as error:
                     problems.append(Problem(place, str(error), str(path)))
         except BadEntryError as error:
@@ -153,11 +183,16 @@ class Dataset(AnnotatedImages):
         yield from problems
         if problems:
             return
-        entry = Entry(str(path), *size, as_boxes(rows), tuple(names), picture=image, places=tuple(places))
+        entry = Entry(
+            str(path), *size, as_boxes(rows), tuple(names), picture=image, places=tuple(places)
+        )
         crowds = [ours and of.get("difficult") == "1" for of in flags]
         if whole:
             more = tuple({"iscrowd": int(crowd)} for crowd in crowds)
-            source = ({"file_name": image.name}, *({k: v for k, v in of.items() if v != "0"} for of in flags))
+            source = (
+                {"file_name": image.name},
+                *({k: v for k, v in of.items() if v != "0"} for of in flags),
+            )
             yield replace(entry, more=more, source=source)
         else:
             yield entry.select([i for i, crowd in enumerate(crowds) if not crowd])
@@ -172,7 +207,10 @@ class _Index:
     """The images of some folders, by name and by name without suffix."""
 
     def __init__(self, folders: list[Path]) -> None:
-        self.folders, self.images = folders, [image for folder in folders for image in image_files(folder)]
+        self.folders, self.images = (
+            folders,
+            [image for folder in folders for image in image_files(folder)],
+        )
         self.by_name: dict[str, list[Path]] = {}
         self.by_stem: dict[str, list[Path]] = {}
         for image in self.images:
@@ -196,7 +234,9 @@ def open_source(source: Source) -> Dataset:
     return open_dataset(source.path, source.images, source.split, source.options.get("voc_corners"))
 
 
-def open_dataset(source: Path, images: Path | None = None, split: str | None = None, corners: str | None = None) -> Dataset:
+def open_dataset(
+    source: Path, images: Path | None = None, split: str | None = None, corners: str | None = None
+) -> Dataset:
     """Find the files of a dataset.
 
     Args:
@@ -224,15 +264,25 @@ def open_dataset(source: Path, images: Path | None = None, split: str | None = N
     return Dataset(source, list(dict.fromkeys(chosen)), _folders(folder, images), corners, True)
 
 
-def _of_subsets(source: Path, images: Path | None, split: str | None, corners: str | None) -> Dataset:
+def _of_subsets(
+    source: Path, images: Path | None, split: str | None, corners: str | None
+) -> Dataset:
     """A dataset whose splits are folders, each with its images and XML files."""
-    subsets = {SUBSETS[path.name]: path for path in sorted(source.glob("*")) if path.name in SUBSETS and _xml_files(path)}
+    subsets = {
+        SUBSETS[path.name]: path
+        for path in sorted(source.glob("*"))
+        if path.name in SUBSETS and _xml_files(path)
+    }
     if not subsets:
         raise UnreadableSourceError(f"{source}: no Annotations/*.xml and no *.xml")
     if split is None and len(subsets) > 1:
-        raise UnreadableSourceError(f"{source}: has {', '.join(subsets)}; name one, or all: --split train")
+        raise UnreadableSourceError(
+            f"{source}: has {', '.join(subsets)}; name one, or all: --split train"
+        )
     if split not in (None, ALL, *subsets):
-        raise UnreadableSourceError(f"{source}: has no split {split!r}; it has {', '.join(subsets)}")
+        raise UnreadableSourceError(
+            f"{source}: has no split {split!r}; it has {', '.join(subsets)}"
+        )
     chosen = [path for name, path in subsets.items() if split in (None, ALL, name)]
     files = [file for path in chosen for file in _xml_files(path)]
     return Dataset(source, files, {path: [images or path] for path in chosen}, corners, False)
@@ -240,7 +290,9 @@ def _of_subsets(source: Path, images: Path | None, split: str | None, corners: s
 
 def annotations_folder(source: Path) -> Path | None:
     """The folder of the XML files of a source: Annotations/, or the source itself; null: neither holds one."""
-    inner = sorted(path for path in source.glob("*") if path.name.lower() == "annotations" and path.is_dir())
+    inner = sorted(
+        path for path in source.glob("*") if path.name.lower() == "annotations" and path.is_dir()
+    )
     return next((folder for folder in (*inner, source) if _xml_files(folder)), None)
 
 
@@ -251,14 +303,22 @@ def is_here(folder: Path) -> bool:
 
 
 def _xml_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*") if p.suffix.lower() == ".xml" and not p.name.startswith(APPLE_DOUBLE))
+    return sorted(
+        p
+        for p in folder.glob("*")
+        if p.suffix.lower() == ".xml" and not p.name.startswith(APPLE_DOUBLE)
+    )
 
 
 def _folders(folder: Path, images: Path | None) -> dict[Path, list[Path]]:
     """Where the images of the XML files of a folder may lie."""
     if images is not None:
         return {folder: [images]}
-    usual = sorted(path for path in folder.parent.glob("*") if path.name.lower() in IMAGE_FOLDERS and path.is_dir())
+    usual = sorted(
+        path
+        for path in folder.parent.glob("*")
+        if path.name.lower() in IMAGE_FOLDERS and path.is_dir()
+    )
     return {folder: [folder, *(path for path in usual if path != folder)]}
 
 
@@ -289,13 +349,19 @@ def parsed(path: Path) -> ElementTree.Element:
         BadEntryError: it is not there, is no XML, or holds something else.
     """
     try:
-        root: ElementTree.Element = ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_Builder()))
+        root: ElementTree.Element = ElementTree.fromstring(
+            path.read_bytes(), ElementTree.XMLParser(target=_Builder())
+        )
     except OSError as error:
         raise BadEntryError(f"cannot be read: {error.strerror}") from None
     except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise error if isinstance(error, BadEntryError) else BadEntryError(f"not XML: {error}") from None
+        raise (
+            error if isinstance(error, BadEntryError) else BadEntryError(f"not XML: {error}")
+        ) from None
     if root.tag == "annotations":
-        raise BadEntryError("CVAT's own XML is not read; export it as COCO 1.0, YOLO 1.1 or Pascal VOC")
+        raise BadEntryError(
+            "CVAT's own XML is not read; export it as COCO 1.0, YOLO 1.1 or Pascal VOC"
+        )
     if root.tag != "annotation":
         raise BadEntryError(f"not Pascal VOC: its root is <{root.tag}>, not <annotation>")
     return root
@@ -328,7 +394,9 @@ def _box(item: ElementTree.Element, pixels: bool) -> list[float]:
         raise ValueError("has no <bndbox>")
     x0, y0, x1, y1 = corners([_number(bounds, key) for key in ENDS])
     if x0 > x1 or y0 > y1:
-        raise ValueError(f"{[x0, y0, x1, y1]}: xmin must be no greater than xmax, and ymin than ymax")
+        raise ValueError(
+            f"{[x0, y0, x1, y1]}: xmin must be no greater than xmax, and ymin than ymax"
+        )
     return list(voc_to_xyxy(x0, y0, x1, y1)) if pixels else [x0, y0, x1, y1]
 
 

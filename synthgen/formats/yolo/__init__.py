@@ -11,5 +11,7 @@ FORMAT = Format(
     writer="synthgen.formats.yolo.writer",
     content="YOLO (data.yaml, obj.data, images/ and labels/, or classes.txt)",
     fields=("split",),
-    options=(Option("task", TASKS, "what a line of a YOLO dataset means, where that cannot be told"),),
+    options=(
+        Option("task", TASKS, "what a line of a YOLO dataset means, where that cannot be told"),
+    ),
 )

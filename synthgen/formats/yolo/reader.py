@@ -69,12 +69,21 @@ class Folders:
             UnreadableSourceError: there is no such split, or there are several and none is named.
         """
         if split is None and len(self.splits) > 1:
-            raise UnreadableSourceError(f"{self.root}: has {', '.join(self.splits)}; name one, or all: --split train")
+            raise UnreadableSourceError(
+                f"{self.root}: has {', '.join(self.splits)}; name one, or all: --split train"
+            )
         if split in self.absent:
             raise UnreadableSourceError(self.absent[split])
         if split not in (None, ALL, *self.splits):
-            raise UnreadableSourceError(f"{self.root}: has no split {split!r}; it has {', '.join(self.splits)}")
-        return [place for name, places in self.splits.items() if split in (None, ALL, name) for place in places]
+            raise UnreadableSourceError(
+                f"{self.root}: has no split {split!r}; it has {', '.join(self.splits)}"
+            )
+        return [
+            place
+            for name, places in self.splits.items()
+            if split in (None, ALL, name)
+            for place in places
+        ]
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,11 @@ class Dataset(AnnotatedImages):
         for image in self.images:
             labels = labels_of(image)
             if sharing[labels] > 1 and os.path.isfile(labels):
-                yield Problem(str(image), f"shares {labels} with another picture; which one is it of?", str(image))
+                yield Problem(
+                    str(image),
+                    f"shares {labels} with another picture; which one is it of?",
+                    str(image),
+                )
             elif self.orphans and not os.path.isfile(labels):
                 yield doubtful(str(image), len(self.orphans))
             else:
@@ -135,14 +148,30 @@ class Dataset(AnnotatedImages):
                 except ValueError as error:
                     problems.append(Problem(place, str(error), str(image)))
         except UnreadableSourceError as error:
-            problems.append(Problem(str(labels), str(error).removeprefix(f"{labels}: "), str(image)))
+            problems.append(
+                Problem(str(labels), str(error).removeprefix(f"{labels}: "), str(image))
+            )
         yield from problems
         if problems:
             return
-        boxes, names = as_boxes([label.box for label in found]), tuple(label.name for label in found)
-        entry = Entry(str(image), *size, boxes, names, picture=image, places=tuple(label.place for label in found))
+        boxes, names = (
+            as_boxes([label.box for label in found]),
+            tuple(label.name for label in found),
+        )
+        entry = Entry(
+            str(image),
+            *size,
+            boxes,
+            names,
+            picture=image,
+            places=tuple(label.place for label in found),
+        )
         entry = replace(entry, left_out=tuple(label.left_out for label in found if label.left_out))
-        yield with_masks(entry, [[label.polygon] if label.polygon else [] for label in found]) if whole else entry
+        yield (
+            with_masks(entry, [[label.polygon] if label.polygon else [] for label in found])
+            if whole
+            else entry
+        )
 
     def _label(self, words: list[str], size: tuple[int, int], place: str) -> "_Label":
         """What a line says.
@@ -152,17 +181,23 @@ class Dataset(AnnotatedImages):
         """
         kind, values = numbers_of(words)
         if kind not in self.names:
-            raise ValueError(f"class {kind} has no name; there are 0 to {max(self.names, default=-1)}")
+            raise ValueError(
+                f"class {kind} has no name; there are 0 to {max(self.names, default=-1)}"
+            )
         self._check_count(len(values))
         width, height = size
         if self.task in (DETECT, POSE) or len(values) == BOX:
             with np.errstate(over="ignore"):  # what is too large for a float is refused by xyxy
                 box = xyxy(yolo_to_xywh(np.array(values[:BOX]), width, height).tolist())
-            more = "" if len(values) == BOX else "confidence" if self.task == DETECT else "keypoints"
+            more = (
+                "" if len(values) == BOX else "confidence" if self.task == DETECT else "keypoints"
+            )
             return _Label(self.names[kind], box, place, left_out=more)
         x, y = [v * width for v in values[::2]], [v * height for v in values[1::2]]
         box = xyxy([min(x), min(y), max(x) - min(x), max(y) - min(y)])
-        return _Label(self.names[kind], box, place, [v for point in zip(x, y, strict=True) for v in point])
+        return _Label(
+            self.names[kind], box, place, [v for point in zip(x, y, strict=True) for v in point]
+        )
 
     def _check_count(self, count: int) -> None:
         polygon = count >= LEAST_POLYGON and count % 2 == 0
@@ -258,7 +293,9 @@ def open_dataset(source: Path, split: str | None = None, task: str | None = None
         notes += [f"{why}; left out" for why in folders.absent.values()]
     lists = {place for place in places if place.is_file()}
     orphans = list(_orphans(images, lists))
-    return Dataset(folders.names, images, found, task is not None, folders.keypoints, orphans, tuple(notes))
+    return Dataset(
+        folders.names, images, found, task is not None, folders.keypoints, orphans, tuple(notes)
+    )
 
 
 def inferred_task(labels: Iterable[Path], root: Path) -> str:
@@ -285,13 +322,19 @@ def inferred_task(labels: Iterable[Path], root: Path) -> str:
     if BOX in firsts:
         also = f"{firsts[BOX]} has 4 numbers after the class, {place} {count}"
         also += ": are they boxes and polygons, or boxes some of which have keypoints"
-        raise UnreadableSourceError(f"{root}: {also}? --task mixed (4 numbers are a box, more a polygon), pose or segment")
+        raise UnreadableSourceError(
+            f"{root}: {also}? --task mixed (4 numbers are a box, more a polygon), pose or segment"
+        )
     if any(count % 2 for count in long):
         odd = next(count for count in long if count % 2)
-        raise UnreadableSourceError(f"{root}: {long[odd]} has {odd} numbers after the class: no box and no polygon; {say}")
+        raise UnreadableSourceError(
+            f"{root}: {long[odd]} has {odd} numbers after the class: no box and no polygon; {say}"
+        )
     if len(long) == 1:
         every = f"all lines have {count} numbers after the class ({place} is the first)"
-        raise UnreadableSourceError(f"{root}: {every}: polygons, boxes with keypoints, or rotated boxes? {say}")
+        raise UnreadableSourceError(
+            f"{root}: {every}: polygons, boxes with keypoints, or rotated boxes? {say}"
+        )
     return SEGMENT
 
 
@@ -315,7 +358,9 @@ def find(source: Path) -> Folders:
 
 def described(folder: Path) -> list[Path]:
     """The files of a folder that may describe a YOLO dataset: data.yaml alone, or else all that may."""
-    found = sorted(p for pattern in ("*.yaml", "*.yml", f"*{DARKNET}") for p in folder.glob(pattern))
+    found = sorted(
+        p for pattern in ("*.yaml", "*.yml", f"*{DARKNET}") for p in folder.glob(pattern)
+    )
     found = [p for p in found if not p.name.startswith(APPLE_DOUBLE) and _names_classes(p)]
     usual = [p for p in found if p.name in ("data.yaml", "data.yml")]
     return usual[:1] or found
@@ -345,7 +390,9 @@ def _described(path: Path) -> Folders:
     names = data.get("names") if isinstance(data, dict) else None
     names = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(names, dict) or not all(str(k).isdecimal() for k in names):
-        raise UnreadableSourceError(f"{path}: names: missing; a list of names, or a mapping of numbers to names")
+        raise UnreadableSourceError(
+            f"{path}: names: missing; a list of names, or a mapping of numbers to names"
+        )
     near, given = path.parent, data.get("path")
     wanted = {split: data[split] for split in SPLITS if data.get(split)}
     if not wanted:
@@ -359,25 +406,37 @@ def _described(path: Path) -> Folders:
     if not splits:
         raise UnreadableSourceError(next(iter(absent.values())))
     named = {int(k): str(v) for k, v in names.items()}
-    return Folders(near, named, splits, absent, _keypoints(data.get("kpt_shape"), path), tuple(remarks))
+    return Folders(
+        near, named, splits, absent, _keypoints(data.get("kpt_shape"), path), tuple(remarks)
+    )
 
 
 def _keypoints(shape: Any, path: Path) -> int:
     """How many numbers the keypoints of an object have, by `kpt_shape`: how many there are, and 2 or 3 numbers each."""
     if shape is None:
         return 0
-    if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
-        raise UnreadableSourceError(f"{path}: kpt_shape: {shape!r}: give how many keypoints and numbers each, as [17, 3]")
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 2
+        or not all(type(n) is int and n > 0 for n in shape)
+    ):
+        raise UnreadableSourceError(
+            f"{path}: kpt_shape: {shape!r}: give how many keypoints and numbers each, as [17, 3]"
+        )
     return prod(shape)
 
 
-def _places(root: Path, wanted: dict[str, Any], path: Path) -> tuple[dict[str, list[Path]], dict[str, str]]:
+def _places(
+    root: Path, wanted: dict[str, Any], path: Path
+) -> tuple[dict[str, list[Path]], dict[str, str]]:
     """The folders and lists of each split that is there, and why the others are not."""
     splits: dict[str, list[Path]] = {}
     absent: dict[str, str] = {}
     for split, given in wanted.items():
         try:
-            splits[split] = [_place(root, str(item)) for item in (given if isinstance(given, list) else [given])]
+            splits[split] = [
+                _place(root, str(item)) for item in (given if isinstance(given, list) else [given])
+            ]
         except LookupError as error:
             absent[split] = f"{path}: {split}: {error.args[0]}"
     return splits, absent
@@ -394,11 +453,17 @@ def _place(root: Path, name: str) -> Path:
     inside = name
     while inside.startswith("../"):
         inside = inside[3:]
-    found = {os.path.realpath(root / text): root / text for text in (inside, name) if os.path.exists(root / text)}
+    found = {
+        os.path.realpath(root / text): root / text
+        for text in (inside, name)
+        if os.path.exists(root / text)
+    }
     if not found:
         raise LookupError(f"{name!r}: no such folder or list in {root}")
     if len(found) > 1:
-        raise UnreadableSourceError(f"{root}: {name!r} may be {' or '.join(map(str, found.values()))}; write it in full")
+        raise UnreadableSourceError(
+            f"{root}: {name!r} may be {' or '.join(map(str, found.values()))}; write it in full"
+        )
     return next(iter(found.values()))
 
 
@@ -408,10 +473,17 @@ def _leads_out(path: Path, root: Path) -> bool:
 
 def _darknet(path: Path) -> Folders:
     """What obj.data of Darknet says, as CVAT's YOLO 1.1 writes it too: `names` and lists of images."""
-    pairs = {key.strip(): value.strip() for _, line in read_lines(path) for key, sep, value in [line.partition("=")] if sep}
+    pairs = {
+        key.strip(): value.strip()
+        for _, line in read_lines(path)
+        for key, sep, value in [line.partition("=")]
+        if sep
+    }
     names = _without_leading([pairs.get("names", "")], [path.parent])
     if not pairs.get("names") or names is None:
-        raise UnreadableSourceError(f"{path}: names: {pairs.get('names')!r}: no such file in {path.parent}")
+        raise UnreadableSourceError(
+            f"{path}: names: {pairs.get('names')!r}: no such file in {path.parent}"
+        )
     splits: dict[str, list[Path]] = {}
     absent: dict[str, str] = {}
     for key, split in DARKNET_SPLITS.items():
@@ -422,7 +494,9 @@ def _darknet(path: Path) -> Folders:
             else:
                 splits[split] = [place.file(pairs[key])]
     if not splits:
-        raise UnreadableSourceError(next(iter(absent.values()), f"{path}: names no train, valid or test"))
+        raise UnreadableSourceError(
+            next(iter(absent.values()), f"{path}: names no train, valid or test")
+        )
     return Folders(path.parent, _listed_names(names.file(pairs["names"])), splits, absent)
 
 
@@ -452,7 +526,9 @@ def _without_leading(names: Iterable[str], folders: list[Path]) -> _Base | None:
         parts = _parts(name)
         for skipped in range(len(parts)):
             for folder in folders:
-                if os.path.isfile(folder.joinpath(*parts[skipped:])):  # no error of a name that is too long
+                if os.path.isfile(
+                    folder.joinpath(*parts[skipped:])
+                ):  # no error of a name that is too long
                     return _Base(folder, parts[:skipped])
     return None
 
@@ -468,14 +544,20 @@ def _images(places: list[Path], root: Path) -> tuple[list[Path], list[str]]:
             found = image_files(place, deep=True)
         else:
             names = [line.strip() for _, line in read_lines(place)]
-            base = _without_leading(names, list(dict.fromkeys((place.parent, root)))) or _Base(root, ())
+            base = _without_leading(names, list(dict.fromkeys((place.parent, root)))) or _Base(
+                root, ()
+            )
             found = [base.file(name) for name in names]
             leading = str(PurePosixPath(*base.leading)) if base.leading else ""
             if leading:
-                remarks.append(f"{place}: names start with {leading!r}, which is not here; read from {base.folder}")
+                remarks.append(
+                    f"{place}: names start with {leading!r}, which is not here; read from {base.folder}"
+                )
             outside = next((image for image in found if _leads_out(image, root)), None)
             if outside is not None:
-                remarks.append(f"{place}: names lead to {outside.parent}; read from there, outside of {root}")
+                remarks.append(
+                    f"{place}: names lead to {outside.parent}; read from there, outside of {root}"
+                )
         for image in found:
             images.setdefault(os.path.abspath(image), image)
     return list(images.values()), remarks
@@ -497,7 +579,9 @@ def _other_spellings(folder: Path, changed: int) -> dict[str, str]:
     Args:
         changed: when the folder last changed, so that it is listed anew then.
     """
-    files = [path for path in folder.iterdir() if path.suffix.lower() == ".txt" and path.suffix != ".txt"]
+    files = [
+        path for path in folder.iterdir() if path.suffix.lower() == ".txt" and path.suffix != ".txt"
+    ]
     return {path.stem: path.name for path in sorted(files)}
 
 
@@ -506,10 +590,16 @@ def _orphans(images: list[Path], lists: set[Path]) -> Iterator[Path]:
     folders = dict.fromkeys((labels_of(image).parent, image.parent) for image in images)
     stems: dict[Path, set[str]] = {}
     for labels, near in folders:
-        stems.setdefault(labels, set()).update(path.stem for path in near.glob("*") if is_image_name(path))
+        stems.setdefault(labels, set()).update(
+            path.stem for path in near.glob("*") if is_image_name(path)
+        )
     for folder, known in stems.items():
         for path in sorted(path for path in folder.glob("*") if path.suffix.lower() == ".txt"):
-            plain = path.name in NAME_LISTS or path.name.startswith((APPLE_DOUBLE, "README")) or path in lists
+            plain = (
+                path.name in NAME_LISTS
+                or path.name.startswith((APPLE_DOUBLE, "README"))
+                or path in lists
+            )
             if not plain and path.stem not in known:
                 yield path
 

@@ -16,9 +16,20 @@ class Spec(AnnotatedSpec):
     PIPELINE: ClassVar[str] = "synthgen.pipelines.annotation_mask.pipeline:AnnotationMaskPipeline"
 
     method: Literal["annotation_mask"] = "annotation_mask"
-    scheduler: Literal["dpm++", "unipc", "ddim", "euler"] | None = Field("dpm++", description="null: the checkpoint's")
-    strength: float = Field(0.75, gt=0, le=1, description="share of the steps that run, from the noised mask on; 1: from noise")
-    tile: int | None = Field(None, ge=8, description="px; the canvas is denoised in tiles of this side; null: in one piece")
+    scheduler: Literal["dpm++", "unipc", "ddim", "euler"] | None = Field(
+        "dpm++", description="null: the checkpoint's"
+    )
+    strength: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description="share of the steps that run, from the noised mask on; 1: from noise",
+    )
+    tile: int | None = Field(
+        None,
+        ge=8,
+        description="px; the canvas is denoised in tiles of this side; null: in one piece",
+    )
     label_range: int = Field(90, ge=1, description="category id that is painted white")
 
     @property
@@ -34,5 +45,7 @@ class Spec(AnnotatedSpec):
         beyond = {} if problems else category_ids(sampler.names(), self.categories)
         for name, label in beyond.items():
             if label > self.label_range:
-                problems.append(f"label_range: {self.label_range} must be at least {label}, the category id of {name!r}")
+                problems.append(
+                    f"label_range: {self.label_range} must be at least {label}, the category id of {name!r}"
+                )
         return problems

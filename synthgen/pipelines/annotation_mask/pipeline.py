@@ -14,7 +14,13 @@ from torch import Tensor
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.diffusion.box_annotations import Corners, corners_of, paint_annotations
 from synthgen.pipelines.diffusion.mixture import Mixture
-from synthgen.pipelines.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.pipelines.diffusion.pipeline import (
+    Generators,
+    Images,
+    LatentPipeline,
+    StepEnd,
+    as_output,
+)
 from synthgen.pipelines.diffusion.prompts import captions_of, per_image
 from synthgen.scenes.scene import COUNTS
 
@@ -62,29 +68,62 @@ class AnnotationMaskPipeline(LatentPipeline):
             ValueError: a category without an id or beyond the range, or a scheduler that cannot start within its schedule.
         """
         self.check_inputs(layouts, strength, annotations)
-        size, captions = (layouts[0].width, layouts[0].height), captions_of(layouts, background, caption)
-        boxes = [corners_of(layout, categories) for layout in layouts] if annotations is None else annotations
+        size, captions = (
+            (layouts[0].width, layouts[0].height),
+            captions_of(layouts, background, caption),
+        )
+        boxes = (
+            [corners_of(layout, categories) for layout in layouts]
+            if annotations is None
+            else annotations
+        )
         mask = self.encode_pictures(paint_annotations(boxes, size, label_range))
-        conditions = self.text_conditions([*captions, *per_image(negative_prompt, len(layouts))], guidance_scale)
-        regions = self.covers(size, [(i, len(layouts) + i) for i in range(len(layouts))], guidance_scale, tile)
+        conditions = self.text_conditions(
+            [*captions, *per_image(negative_prompt, len(layouts))], guidance_scale
+        )
+        regions = self.covers(
+            size, [(i, len(layouts) + i) for i in range(len(layouts))], guidance_scale, tile
+        )
         noise = self.noise(layouts, generator)
-        steps = [Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))] * num_inference_steps
-        first = 0 if self.trained else num_inference_steps - max(1, int(num_inference_steps * strength))
+        steps = [
+            Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
+        ] * num_inference_steps
+        first = (
+            0 if self.trained else num_inference_steps - max(1, int(num_inference_steps * strength))
+        )
         self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
-        start = noise if first == 0 else self.scheduler.add_noise(mask, noise, self.scheduler.timesteps[first].repeat(len(noise)))
+        start = (
+            noise
+            if first == 0
+            else self.scheduler.add_noise(
+                mask, noise, self.scheduler.timesteps[first].repeat(len(noise))
+            )
+        )
         latents = self.denoise(
-            start, steps, callback_on_step_end, generator=generator, first=first, beside=mask if self.trained else None
+            start,
+            steps,
+            callback_on_step_end,
+            generator=generator,
+            first=first,
+            beside=mask if self.trained else None,
         )
         return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
 
-    def check_inputs(self, layouts: Sequence[Layout], strength: float, annotations: Sequence[Sequence[Corners]] | None) -> None:
+    def check_inputs(
+        self,
+        layouts: Sequence[Layout],
+        strength: float,
+        annotations: Sequence[Sequence[Corners]] | None,
+    ) -> None:
         """Raise IncompatibleLayoutError or ValueError for what this pipeline cannot paint."""
         self.check_layouts(layouts)
         self.check_schedule()
         if not 0 < strength <= 1:
             raise ValueError(f"strength: {strength:g} must be in (0, 1]")
         if annotations is not None and len(annotations) != len(layouts):
-            raise ValueError(f"annotations: {len(annotations)} sequences given for {len(layouts)} layouts")
+            raise ValueError(
+                f"annotations: {len(annotations)} sequences given for {len(layouts)} layouts"
+            )
 
     @property
     def trained(self) -> bool:

@@ -19,7 +19,13 @@ from synthgen.pipelines.diffusion import region_weights
 from synthgen.pipelines.diffusion.box_annotations import compact, corners_of, literal, parse_literal
 from synthgen.pipelines.diffusion.grounding import grounded_windows
 from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, Region
-from synthgen.pipelines.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.pipelines.diffusion.pipeline import (
+    Generators,
+    Images,
+    LatentPipeline,
+    StepEnd,
+    as_output,
+)
 from synthgen.pipelines.diffusion.prompts import captions_of, per_image
 from synthgen.scenes.scene import COUNTS
 
@@ -70,39 +76,64 @@ class AnnotationTokensPipeline(LatentPipeline):
             ValueError: a category without an id, a malformed annotation, or a form that the checkpoint does not know.
         """
         self.check_inputs(layouts, form, annotations, tile)
-        tiles = [(image, *part) for image, layout in enumerate(layouts) for part in self.tiles(layout, tile, overlap)]
+        tiles = [
+            (image, *part)
+            for image, layout in enumerate(layouts)
+            for part in self.tiles(layout, tile, overlap)
+        ]
         own, backgrounds = [layout for _, _, layout in tiles], per_image(background, len(layouts))
         texts = self.texts(own, form, categories) if annotations is None else annotations
         captions = captions_of(own, [backgrounds[image] for image, _, _ in tiles], caption)
         conditions = self.conditions([*captions, *per_image(negative_prompt, len(layouts))], texts)
         regions = [
-            Region(image, (x0, y0, x1, y1), row, len(tiles) + image, guidance_scale, region_weights.tile(y1 - y0, x1 - x0))
+            Region(
+                image,
+                (x0, y0, x1, y1),
+                row,
+                len(tiles) + image,
+                guidance_scale,
+                region_weights.tile(y1 - y0, x1 - x0),
+            )
             for row, (image, (x0, y0, x1, y1), _) in enumerate(tiles)
         ]
         noise = self.noise(layouts, generator)
         mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
-        latents = self.denoise(noise, [mixture] * num_inference_steps, callback_on_step_end, generator=generator)
+        latents = self.denoise(
+            noise, [mixture] * num_inference_steps, callback_on_step_end, generator=generator
+        )
         return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
 
-    def tiles(self, layout: Layout, tile: int | None, overlap: float) -> list[tuple[tuple[int, int, int, int], Layout]]:
+    def tiles(
+        self, layout: Layout, tile: int | None, overlap: float
+    ) -> list[tuple[tuple[int, int, int, int], Layout]]:
         """Windows in latent cells that cover a canvas, and the layout of each in px of it: boxes of which it holds half."""
         size = (layout.width, layout.height)
         if tile is None:
             return [((0, 0, size[0] // self.factor, size[1] // self.factor), layout)]
         most = max(1, len(layout))  # no window is split
-        found = grounded_windows(layout.boxes, size, self.factor, self.multiple, self.cells(tile), overlap, most)
+        found = grounded_windows(
+            layout.boxes, size, self.factor, self.multiple, self.cells(tile), overlap, most
+        )
         return [(w.window, w.layout(layout, self.factor)) for w in found]
 
     def check_inputs(
-        self, layouts: Sequence[Layout], form: str, annotations: Sequence[Sequence[str]] | None, tile: int | None
+        self,
+        layouts: Sequence[Layout],
+        form: str,
+        annotations: Sequence[Sequence[str]] | None,
+        tile: int | None,
     ) -> None:
         """Raise IncompatibleLayoutError or ValueError for what this pipeline cannot paint."""
         self.check_layouts(layouts)
         self.check_encoder()
         if form == "compact" and not self.bins:
-            raise ValueError("form: compact needs a tokenizer with location tokens; use literal, or train them")
+            raise ValueError(
+                "form: compact needs a tokenizer with location tokens; use literal, or train them"
+            )
         if annotations is not None and len(annotations) != len(layouts):
-            raise ValueError(f"annotations: {len(annotations)} sequences given for {len(layouts)} layouts")
+            raise ValueError(
+                f"annotations: {len(annotations)} sequences given for {len(layouts)} layouts"
+            )
         if annotations is not None and tile is not None:
             raise ValueError("annotations: strings are of the whole canvas; leave tile out")
         for text in (t for own in annotations or () for t in own):
@@ -123,19 +154,31 @@ class AnnotationTokensPipeline(LatentPipeline):
         length, n = float(words.detach().norm(dim=1).mean()), len(words)
         self.text_encoder.resize_token_embeddings(len(self.tokenizer))
         embedding = self.text_encoder.get_input_embeddings().weight
-        embedding.data[n:] = (length * functional.normalize(place_waves(bins, embedding.shape[1]), dim=1)).to(embedding)
+        embedding.data[n:] = (
+            length * functional.normalize(place_waves(bins, embedding.shape[1]), dim=1)
+        ).to(embedding)
 
-    def texts(self, layouts: Sequence[Layout], form: str, categories: Mapping[str, int]) -> list[list[str]]:
+    def texts(
+        self, layouts: Sequence[Layout], form: str, categories: Mapping[str, int]
+    ) -> list[list[str]]:
         """The annotations of each layout as texts."""
         bins = 0 if form == "literal" else self.bins
         if not bins:
-            return [[literal(corners) for corners in corners_of(layout, categories)] for layout in layouts]
+            return [
+                [literal(corners) for corners in corners_of(layout, categories)]
+                for layout in layouts
+            ]
         return [
-            [compact(p, box, (own.width, own.height), bins) for p, box in zip(own.prompts, own.boxes.tolist(), strict=True)]
+            [
+                compact(p, box, (own.width, own.height), bins)
+                for p, box in zip(own.prompts, own.boxes.tolist(), strict=True)
+            ]
             for own in layouts
         ]
 
-    def conditions(self, prompts: Sequence[str | None], annotations: Sequence[Sequence[str]]) -> Conditions:
+    def conditions(
+        self, prompts: Sequence[str | None], annotations: Sequence[Sequence[str]]
+    ) -> Conditions:
         """Embeddings (P, S, D) of prompts, the first of which have annotations, and which tokens there are, (P, S) bool."""
         prompt = self.encode_prompts(prompts)
         joined = [self.encode_annotations(own) for own in annotations]
@@ -155,13 +198,20 @@ class AnnotationTokensPipeline(LatentPipeline):
         pieces = [own[k : k + room] for own in ids for k in range(0, len(own), room)]
         if not pieces:
             return torch.zeros(
-                0, self.text_encoder.config.hidden_size, device=self._execution_device, dtype=self.text_encoder.dtype
+                0,
+                self.text_encoder.config.hidden_size,
+                device=self._execution_device,
+                dtype=self.text_encoder.dtype,
             )
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         longest = max(map(len, pieces))
-        padded = torch.tensor([[start, *piece, *[end] * (longest - len(piece) + 1)] for piece in pieces])
+        padded = torch.tensor(
+            [[start, *piece, *[end] * (longest - len(piece) + 1)] for piece in pieces]
+        )
         embedded = self.text_encoder(padded.to(self._execution_device)).last_hidden_state
-        return torch.cat([row[1 : len(piece) + 1] for row, piece in zip(embedded, pieces, strict=True)])
+        return torch.cat(
+            [row[1 : len(piece) + 1] for row, piece in zip(embedded, pieces, strict=True)]
+        )
 
 
 def place_waves(bins: int, width: int) -> Tensor:

@@ -9,7 +9,13 @@ from PIL import Image
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from synthgen.layouts.base import SamplerSpec
-from synthgen.pipelines.diffusion.models import ModelSpec, SchedulerName, canvas_problems, read_config, vae_factor
+from synthgen.pipelines.diffusion.models import (
+    ModelSpec,
+    SchedulerName,
+    canvas_problems,
+    read_config,
+    vae_factor,
+)
 from synthgen.scenes.scene import SceneSpec, describe_damage
 from synthgen.spec import SpecModel
 
@@ -28,8 +34,12 @@ class CanvasRegion(SpecModel):
     row_end: int = Field(gt=0, description="px")
     col_init: int = Field(ge=0, description="px")
     col_end: int = Field(gt=0, description="px")
-    region_seed: int | None = Field(None, ge=0, description="of the region's own noise; null: drawn")
-    noise_eps: float = Field(0.0, ge=0, description="deviation of own noise added to the canvas' initial noise")
+    region_seed: int | None = Field(
+        None, ge=0, description="of the region's own noise; null: drawn"
+    )
+    noise_eps: float = Field(
+        0.0, ge=0, description="deviation of own noise added to the canvas' initial noise"
+    )
 
     @model_validator(mode="after")
     def has_area(self) -> "CanvasRegion":
@@ -63,8 +73,12 @@ class ImageRegion(CanvasRegion):
     """A region that follows a picture, stretched to it, for the first `strength` of the steps (`Image2ImageRegion`)."""
 
     kind: Literal["image"] = "image"
-    reference_image: Annotated[str | Path | Image.Image, BeforeValidator(_picture)] = Field(description="a picture file")
-    strength: float = Field(0.8, ge=0, le=1, description="share of the steps in which the picture is followed")
+    reference_image: Annotated[str | Path | Image.Image, BeforeValidator(_picture)] = Field(
+        description="a picture file"
+    )
+    strength: float = Field(
+        0.8, ge=0, le=1, description="share of the steps in which the picture is followed"
+    )
 
 
 class RerollRegion(CanvasRegion):
@@ -78,7 +92,9 @@ def _kind(value: Any) -> Any:
     return value.get("kind", "text") if isinstance(value, dict) else getattr(value, "kind", "text")
 
 
-DiffusionRegion = Annotated[Annotated[TextRegion, Tag("text")] | Annotated[ImageRegion, Tag("image")], Discriminator(_kind)]
+DiffusionRegion = Annotated[
+    Annotated[TextRegion, Tag("text")] | Annotated[ImageRegion, Tag("image")], Discriminator(_kind)
+]
 
 
 AnyRegion = TypeVar("AnyRegion", bound=CanvasRegion)
@@ -91,12 +107,18 @@ class Spec(ModelSpec):
     PAINTER: ClassVar[str] = "synthgen.pipelines.canvas.pipeline:CanvasPainter"
 
     method: Literal["canvas"] = "canvas"
-    regions: tuple[DiffusionRegion, ...] = Field(min_length=1, description="kind: text (default) or image")
-    reroll_regions: tuple[RerollRegion, ...] = Field((), description="where the initial noise is another")
+    regions: tuple[DiffusionRegion, ...] = Field(
+        min_length=1, description="kind: text (default) or image"
+    )
+    reroll_regions: tuple[RerollRegion, ...] = Field(
+        (), description="where the initial noise is another"
+    )
     steps: int = Field(50, ge=1, le=1000)
     scheduler: SchedulerName | None = Field("lms", description="null: the checkpoint's")
     eta: float = Field(0.0, ge=0, le=1, description="noise that ddim adds at each step")
-    seed: int | None = Field(None, ge=0, description="of the noise; null: the job's seed and the image's index")
+    seed: int | None = Field(
+        None, ge=0, description="of the noise; null: the job's seed and the image's index"
+    )
     cpu_vae: bool = Field(False, description="decode on the CPU")
 
     @property
@@ -105,15 +127,22 @@ class Spec(ModelSpec):
 
     def fingerprint(self) -> dict[str, Any]:
         files = {r.reference_image for r in self.regions if isinstance(r, ImageRegion)}
-        hashes = {f"sha256:{f}": hashlib.sha256(Path(str(f)).read_bytes()).hexdigest() for f in sorted(files, key=str)}
+        hashes = {
+            f"sha256:{f}": hashlib.sha256(Path(str(f)).read_bytes()).hexdigest()
+            for f in sorted(files, key=str)
+        }
         return {**super().fingerprint(), **hashes}
 
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
         problems = canvas_problems(self, sampler.canvas)
         if sampler.names():
-            problems.append("method: canvas paints no boxes; leave layout.objects empty, or use `mixture`")
+            problems.append(
+                "method: canvas paints no boxes; leave layout.objects empty, or use `mixture`"
+            )
         if scene.backgrounds is not None:
-            problems.append("method: canvas paints nothing into scene.backgrounds; give the image as a region of kind image")
+            problems.append(
+                "method: canvas paints nothing into scene.backgrounds; give the image as a region of kind image"
+            )
         if problems:
             return problems
         factor = vae_factor(read_config(self.folder(), "vae"))
@@ -132,7 +161,9 @@ class Spec(ModelSpec):
             return list(regions)
         larger = []
         for region in regions:
-            ends = {end: round(getattr(region, end) * scale / factor) * factor for end in REGION_ENDS}
+            ends = {
+                end: round(getattr(region, end) * scale / factor) * factor for end in REGION_ENDS
+            }
             larger.append(region.model_copy(update=ends))
         return larger
 
@@ -146,5 +177,7 @@ def region_problems(regions: list[Any], canvas: tuple[int, int], factor: int) ->
                 value = getattr(region, f"{axis}_{end}")
                 if value % factor or value > side:
                     name = f"{'reroll_' if region.kind == 'reroll' else ''}regions: {axis}_{end} {value}"
-                    problems.append(f"{name} of number {i} must be a multiple of {factor} and at most {side}")
+                    problems.append(
+                        f"{name} of number {i} must be a multiple of {factor} and at most {side}"
+                    )
     return problems

@@ -13,7 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from synthgen.pipelines.base import IncompatibleLayoutError, Numerics, Painting
-from synthgen.pipelines.canvas import CanvasRegion, ImageRegion, RerollRegion, Spec, TextRegion, region_problems
+from synthgen.pipelines.canvas import (
+    CanvasRegion,
+    ImageRegion,
+    RerollRegion,
+    Spec,
+    TextRegion,
+    region_problems,
+)
 from synthgen.pipelines.diffusion import region_weights
 from synthgen.pipelines.diffusion.blending import Reference
 from synthgen.pipelines.diffusion.mixture import Mixture, Region
@@ -77,9 +84,16 @@ class CanvasPipeline(LatentPipeline):
             IncompatibleLayoutError: a canvas or region that this checkpoint cannot paint.
         """
         generators, size = generators_of(seed, generator), (canvas_width, canvas_height)
-        each: Any = list(regions) if isinstance(regions[0], Sequence) else [regions] * len(generators)
+        each: Any = (
+            list(regions) if isinstance(regions[0], Sequence) else [regions] * len(generators)
+        )
         self.check_inputs(each, reroll_regions, size, len(generators))
-        noise = torch.stack([self.canvas_noise(size, g, r, reroll_regions) for g, r in zip(generators, each, strict=True)])
+        noise = torch.stack(
+            [
+                self.canvas_noise(size, g, r, reroll_regions)
+                for g, r in zip(generators, each, strict=True)
+            ]
+        )
         noise = noise.to(self._execution_device)
         prompts, parts = Prompts(), []
         for image, own in enumerate(each):
@@ -96,21 +110,42 @@ class CanvasPipeline(LatentPipeline):
             seen.append(as_output(self.decode(z, cpu_vae), output_type))
             return z
 
-        after: list[AfterStep] = [*self.references(each, noise, num_inference_steps), *([look] if decode_steps else [])]
-        latents = self.denoise(noise, [mixture] * num_inference_steps, callback_on_step_end, after, generators, eta)
-        images = latents if output_type == "latent" else as_output(self.decode(latents, cpu_vae), output_type)
+        after: list[AfterStep] = [
+            *self.references(each, noise, num_inference_steps),
+            *([look] if decode_steps else []),
+        ]
+        latents = self.denoise(
+            noise, [mixture] * num_inference_steps, callback_on_step_end, after, generators, eta
+        )
+        images = (
+            latents
+            if output_type == "latent"
+            else as_output(self.decode(latents, cpu_vae), output_type)
+        )
         return (images, seen) if decode_steps else images
 
     def check_inputs(
-        self, regions: Sequence[Regions], rerolls: Sequence[RerollRegion], canvas: tuple[int, int], images: int
+        self,
+        regions: Sequence[Regions],
+        rerolls: Sequence[RerollRegion],
+        canvas: tuple[int, int],
+        images: int,
     ) -> None:
         """Raise IncompatibleLayoutError for a canvas or regions that this checkpoint cannot paint."""
         if len(regions) != images:
-            raise IncompatibleLayoutError(f"regions: lists for {len(regions)} images, but {images} seeds or generators")
+            raise IncompatibleLayoutError(
+                f"regions: lists for {len(regions)} images, but {images} seeds or generators"
+            )
         for name, side in zip(("canvas_width", "canvas_height"), canvas, strict=True):
             if side % self.factor or side <= 0:
-                raise IncompatibleLayoutError(f"{name}: {side} must be a multiple of {self.factor} for this checkpoint")
-        for problem in (p for own in [*regions, rerolls] for p in region_problems(list(own), canvas, self.factor)):
+                raise IncompatibleLayoutError(
+                    f"{name}: {side} must be a multiple of {self.factor} for this checkpoint"
+                )
+        for problem in (
+            p
+            for own in [*regions, rerolls]
+            for p in region_problems(list(own), canvas, self.factor)
+        ):
             raise IncompatibleLayoutError(problem)
 
     def window(self, region: CanvasRegion) -> tuple[int, int, int, int]:
@@ -125,17 +160,31 @@ class CanvasPipeline(LatentPipeline):
         return region_weights.WINDOW[region.mask_type](y1 - y0, x1 - x0) * region.mask_weight
 
     def canvas_noise(
-        self, canvas: tuple[int, int], generator: torch.Generator, regions: Regions, rerolls: Sequence[RerollRegion]
+        self,
+        canvas: tuple[int, int],
+        generator: torch.Generator,
+        regions: Regions,
+        rerolls: Sequence[RerollRegion],
     ) -> Tensor:
         """Initial noise (C, h, w): the canvas', reset where asked, then shifted by each region's own noise."""
-        shape = (self.vae.config.latent_channels, canvas[1] // self.factor, canvas[0] // self.factor)
+        shape = (
+            self.vae.config.latent_channels,
+            canvas[1] // self.factor,
+            canvas[0] // self.factor,
+        )
         noise = torch.randn(shape, generator=generator)
         resets = [r for r in rerolls if r.reroll_mode == "reset"]
         shifts = [*regions, *(r for r in rerolls if r.reroll_mode == "epsilon")]
-        for region, scale in [*((r, None) for r in resets), *((r, r.noise_eps) for r in shifts if r.noise_eps > 0)]:
+        for region, scale in [
+            *((r, None) for r in resets),
+            *((r, r.noise_eps) for r in shifts if r.noise_eps > 0),
+        ]:
             x0, y0, x1, y1 = self.window(region)
             part, seed = noise[:, y0:y1, x0:x1], region.region_seed
-            own = torch.randn(part.shape, generator=generator if seed is None else torch.Generator().manual_seed(seed))
+            own = torch.randn(
+                part.shape,
+                generator=generator if seed is None else torch.Generator().manual_seed(seed),
+            )
             part.copy_(own if scale is None else part + scale * own)
         return noise
 
@@ -181,7 +230,9 @@ class CanvasPainter:
         """Go on with so many windows at once; what is loaded stays."""
         self.chunk = chunk
 
-    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+    def __call__(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[Painting]:
         spec, factor = self.spec, self.pipeline.factor
         size = (scenes[0].layout.width, scenes[0].layout.height)
         width, height = enlarge_canvas(size, spec.generation_scale(), factor)
@@ -190,7 +241,10 @@ class CanvasPainter:
             width,
             spec.enlarge(spec.regions, factor),
             num_inference_steps=spec.steps,
-            seed=[int(seed.generate_state(1, np.uint64)[0] >> 1) if spec.seed is None else spec.seed for seed in seeds],
+            seed=[
+                int(seed.generate_state(1, np.uint64)[0] >> 1) if spec.seed is None else spec.seed
+                for seed in seeds
+            ],
             reroll_regions=spec.enlarge(spec.reroll_regions, factor),
             negative_prompt=scenes[0].negative,
             eta=spec.eta,

@@ -40,11 +40,17 @@ class Reference:
         """Latents after step number `step`; t: the timestep that they are at, None at the end."""
         if self.steps is not None and step >= self.steps:
             return z
-        noised = self.latents if t is None else scheduler.add_noise(self.latents, self.noise, t.repeat(len(z)))
+        noised = (
+            self.latents
+            if t is None
+            else scheduler.add_noise(self.latents, self.noise, t.repeat(len(z)))
+        )
         return (1 - self.mask) * z + self.mask * noised
 
 
-def paste_back(painted: NDArray[np.uint8], pictures: NDArray[np.uint8], mask: Tensor, windows: Tensor) -> NDArray[np.uint8]:
+def paste_back(
+    painted: NDArray[np.uint8], pictures: NDArray[np.uint8], mask: Tensor, windows: Tensor
+) -> NDArray[np.uint8]:
     """Painted pictures (B, H, W, 3) with the original pixels outside the windows, blended at the edge inside them.
 
     Args:
@@ -52,7 +58,9 @@ def paste_back(painted: NDArray[np.uint8], pictures: NDArray[np.uint8], mask: Te
         windows: (B, 1, h, w) bool: inside some object's window.
     """
     size = painted.shape[1:3]
-    alpha = F.interpolate(mask.cpu(), size, mode="bilinear") * F.interpolate(windows.float().cpu(), size, mode="nearest")
+    alpha = F.interpolate(mask.cpu(), size, mode="bilinear") * F.interpolate(
+        windows.float().cpu(), size, mode="nearest"
+    )
     a = alpha.permute(0, 2, 3, 1).numpy()
     mixed: NDArray[np.uint8] = np.round(a * painted + (1 - a) * pictures).astype(np.uint8)
     return mixed
@@ -60,7 +68,10 @@ def paste_back(painted: NDArray[np.uint8], pictures: NDArray[np.uint8], mask: Te
 
 def masks_of(regions: Sequence[Region], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Mask and windows, each (B, 1, h, w), of the objects' regions; shape: B, C, h, w of the latents."""
-    mask, windows = torch.zeros(shape[0], 1, *shape[2:]), torch.zeros(shape[0], 1, *shape[2:], dtype=torch.bool)
+    mask, windows = (
+        torch.zeros(shape[0], 1, *shape[2:]),
+        torch.zeros(shape[0], 1, *shape[2:], dtype=torch.bool),
+    )
     for region in regions:
         x0, y0, x1, y1 = region.window
         part = mask[region.image, 0, y0:y1, x0:x1]

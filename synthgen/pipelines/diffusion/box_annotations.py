@@ -23,7 +23,10 @@ LITERAL = re.compile(rf"label_(\d+)_bbox_{NUMBER}_{NUMBER}_{NUMBER}_{NUMBER}")
 class AnnotatedSpec(LayoutModelSpec):
     """A pipeline recipe whose network reads boxes with category ids."""
 
-    caption: Caption = Field(COUNTS, description="of the whole picture: {counts}, {phrases} and {background} are replaced")
+    caption: Caption = Field(
+        COUNTS,
+        description="of the whole picture: {counts}, {phrases} and {background} are replaced",
+    )
     categories: dict[str, int] = Field(default={}, description="ids of names that COCO lacks")
 
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
@@ -42,7 +45,10 @@ def corners_of(layout: Layout, categories: Mapping[str, int]) -> list[Corners]:
         ValueError: a name that is neither in `categories` nor COCO's.
     """
     ids = category_ids(dict.fromkeys(layout.categories), categories)
-    return [(x0, y0, x1, y1, ids[n]) for (x0, y0, x1, y1), n in zip(layout.boxes.tolist(), layout.categories, strict=True)]
+    return [
+        (x0, y0, x1, y1, ids[n])
+        for (x0, y0, x1, y1), n in zip(layout.boxes.tolist(), layout.categories, strict=True)
+    ]
 
 
 def literal(corners: Corners) -> str:
@@ -60,10 +66,14 @@ def parse_literal(text: str) -> Corners:
     """
     match = LITERAL.fullmatch(text)
     if match is None:
-        raise ValueError(f"annotation {text!r}: must be label_ID_bbox_X_Y_W_H, such as label_18_bbox_455.98_436.73_58.57_36.36")
+        raise ValueError(
+            f"annotation {text!r}: must be label_ID_bbox_X_Y_W_H, such as label_18_bbox_455.98_436.73_58.57_36.36"
+        )
     label, (x, y, w, h) = int(match[1]), (float(match[i]) for i in range(2, 6))
     if w <= 0 or h <= 0:
-        raise ValueError(f"annotation {text!r}: its width {w:g} and height {h:g} must be more than 0")
+        raise ValueError(
+            f"annotation {text!r}: its width {w:g} and height {h:g} must be more than 0"
+        )
     return x, y, x + w, y + h, label
 
 
@@ -73,12 +83,15 @@ def compact(phrase: str, box: Sequence[float], canvas: tuple[int, int], bins: in
     The canvas is divided into `bins` by `bins` cells, each of which has a token (GeoDiffusion, arXiv 2306.04607, section 3.2).
     """
     x0, y0, x1, y1 = (
-        min(bins - 1, max(0, int(v / side * bins))) for v, side in zip(box, (canvas[0], canvas[1]) * 2, strict=True)
+        min(bins - 1, max(0, int(v / side * bins)))
+        for v, side in zip(box, (canvas[0], canvas[1]) * 2, strict=True)
     )
     return f"{phrase} <loc_{y0 * bins + x0}> <loc_{y1 * bins + x1}>"
 
 
-def paint_annotations(annotations: Sequence[Sequence[Corners]], canvas: tuple[int, int], label_range: int) -> NDArray[np.uint8]:
+def paint_annotations(
+    annotations: Sequence[Sequence[Corners]], canvas: tuple[int, int], label_range: int
+) -> NDArray[np.uint8]:
     """Boxes on black, one picture (H, W, 3) uint8 of the canvas' size for each sequence; small boxes lie over large ones.
 
     Args:
@@ -97,8 +110,12 @@ def paint_annotations(annotations: Sequence[Sequence[Corners]], canvas: tuple[in
                     f"annotations[{n}]: box {(x0, y0, x1, y1)} is not inside the canvas, {canvas[0]} x {canvas[1]} px"
                 )
             if not 1 <= label <= label_range:
-                raise ValueError(f"annotations[{n}]: category id {label} must be from 1 to label_range, {label_range}")
-            pictures[n, round(y0) : max(round(y1), round(y0) + 1), round(x0) : max(round(x1), round(x0) + 1)] = round(
-                label / label_range * 255
-            )
+                raise ValueError(
+                    f"annotations[{n}]: category id {label} must be from 1 to label_range, {label_range}"
+                )
+            pictures[
+                n,
+                round(y0) : max(round(y1), round(y0) + 1),
+                round(x0) : max(round(x1), round(x0) + 1),
+            ] = round(label / label_range * 255)
     return pictures

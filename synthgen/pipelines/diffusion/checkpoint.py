@@ -39,10 +39,20 @@ WITHIN = (  # can start within their schedule
     "UniPCMultistepScheduler",
 )
 FROM_NOISE = ("PNDMScheduler", "LMSDiscreteScheduler", "DPMSolverSinglestepScheduler")
-SPLIT = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")  # two evaluations a step
-EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")  # what they predict is no other scheduler's
+SPLIT = (
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+)  # two evaluations a step
+EDM = (
+    "EDMEulerScheduler",
+    "EDMDPMSolverMultistepScheduler",
+)  # what they predict is no other scheduler's
 SCHEDULER_CLASSES = (*WITHIN, *FROM_NOISE, *SPLIT, *EDM)
-OWN = ("StableDiffusionPipeline", "AnnotationMaskPipeline")  # of checkpoints that `synthgen train` writes
+OWN = (
+    "StableDiffusionPipeline",
+    "AnnotationMaskPipeline",
+)  # of checkpoints that `synthgen train` writes
 IDS = 6  # numbers that SDXL reads beside the words: sizes and crop
 
 
@@ -93,10 +103,14 @@ def read_checkpoint(folder: Path, variant: str | None = None) -> Checkpoint:
     weights = _choose(folder, names, variant)
     missing = [part for part in NEEDED if not _entry(index, part)[1]]
     if missing:
-        raise ModelNotFoundError(f"its model_index.json names no {', '.join(missing)}; it is not in Stable Diffusion's format")
+        raise ModelNotFoundError(
+            f"its model_index.json names no {', '.join(missing)}; it is not in Stable Diffusion's format"
+        )
     scheduler = str(_entry(index, "scheduler")[1])
     if scheduler not in SCHEDULER_CLASSES:
-        raise ModelNotFoundError(f"its scheduler is a {scheduler}, which is not read; use a checkpoint that has another")
+        raise ModelNotFoundError(
+            f"its scheduler is a {scheduler}, which is not read; use a checkpoint that has another"
+        )
     settings = {"scheduler": read_json(folder / "scheduler" / "scheduler_config.json")}
     for part in ("tokenizer", "tokenizer_2"):
         if part == "tokenizer" or _entry(index, part)[1]:
@@ -104,7 +118,9 @@ def read_checkpoint(folder: Path, variant: str | None = None) -> Checkpoint:
     configs = settings | {part: read_json(folder / part / "config.json") for part in parts}
     for part, config in configs.items():
         if config.get("quantization_config"):
-            raise ModelNotFoundError(f"its {part} is quantised, which is not read; use the checkpoint in float16 or float32")
+            raise ModelNotFoundError(
+                f"its {part} is quantised, which is not read; use the checkpoint in float16 or float32"
+            )
     classes = {part: str(_entry(index, part)[1]) for part in parts}
     shapes = {part: read_shapes(folder / part, chosen) for part, chosen in weights.items()}
     checkpoint = Checkpoint(folder, kind, scheduler, classes, configs, weights, shapes)
@@ -113,7 +129,9 @@ def read_checkpoint(folder: Path, variant: str | None = None) -> Checkpoint:
         for part in parts:
             _check_shapes(part, classes[part], configs[part], shapes[part])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise ModelNotFoundError(f"a config.json of {folder} lacks or misstates {error}; download it again") from None
+        raise ModelNotFoundError(
+            f"a config.json of {folder} lacks or misstates {error}; download it again"
+        ) from None
     return checkpoint
 
 
@@ -161,15 +179,23 @@ def _choose(folder: Path, names: dict[str, list[str]], variant: str | None) -> d
     for part in missing:
         if variants[part]:
             alone = ", ".join(variants[part])
-            raise VariantNotFoundError(f"the {part} of {folder} has {alone} weights alone; give {variants[part][0]}")
+            raise VariantNotFoundError(
+                f"the {part} of {folder} has {alone} weights alone; give {variants[part][0]}"
+            )
     if missing:
-        pickled = [part for part in missing if any(name.endswith((".bin", ".ckpt", ".pt", ".pth")) for name in names[part])]
+        pickled = [
+            part
+            for part in missing
+            if any(name.endswith((".bin", ".ckpt", ".pt", ".pth")) for name in names[part])
+        ]
         way_on = (
             "pickled weights are not loaded: convert them with `save_pretrained(..., safe_serialization=True)`"
             if pickled
             else "download the whole checkpoint again"
         )
-        raise ModelNotFoundError(f"{folder} has no safetensors weights for {', '.join(missing)}; {way_on}")
+        raise ModelNotFoundError(
+            f"{folder} has no safetensors weights for {', '.join(missing)}; {way_on}"
+        )
     return {part: found for part, found in chosen.items() if found is not None}
 
 
@@ -186,11 +212,15 @@ def _check_unet(checkpoint: Checkpoint) -> None:
     """Check that the UNet reads just what the pipelines give it: latents, words, and SDXL's sizes."""
     unet, kind = checkpoint.configs["unet"], checkpoint.kind
     if unet.get("attention_type") == "gated-text-image":
-        raise ModelNotFoundError(f"{kind} (GLIGEN text-image) is told of objects by images of them too; use GLIGEN's text-box")
+        raise ModelNotFoundError(
+            f"{kind} (GLIGEN text-image) is told of objects by images of them too; use GLIGEN's text-box"
+        )
     for key in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "encoder_hid_dim"):
         if unet.get(key) is not None:
             more = f"{key}: {unet[key]}"
-            raise ModelNotFoundError(f"{kind}: its unet reads more than latents and words ({more}); use one of text to image")
+            raise ModelNotFoundError(
+                f"{kind}: its unet reads more than latents and words ({more}); use one of text to image"
+            )
     added = unet.get("addition_embed_type")
     if added not in (None, "text_time") or (added is not None) != checkpoint.has_two_encoders:
         encoders = "two text encoders" if checkpoint.has_two_encoders else "one text encoder"
@@ -211,7 +241,9 @@ def _check_unet(checkpoint: Checkpoint) -> None:
         raise ModelNotFoundError(
             f"unet.out_channels is {out}, but its vae has {latents} latent channels; take all parts of one checkpoint"
         )
-    texts = [config for part, config in checkpoint.configs.items() if part.startswith("text_encoder")]
+    texts = [
+        config for part, config in checkpoint.configs.items() if part.startswith("text_encoder")
+    ]
     width = sum(int(config.get("hidden_size", 512)) for config in texts)
     reads_words = unet.get("cross_attention_dim", 1280)
     if isinstance(reads_words, int) and reads_words != width:
@@ -227,7 +259,10 @@ def input_problem(checkpoint: Checkpoint, mask: bool = False) -> str | None:
     Args:
         mask: whether a UNet is read too that `synthgen train` has widened by the latents of a mask.
     """
-    channels, latents = int(checkpoint.configs["unet"].get("in_channels", 4)), checkpoint.latent_channels
+    channels, latents = (
+        int(checkpoint.configs["unet"].get("in_channels", 4)),
+        checkpoint.latent_channels,
+    )
     if channels == latents or (mask and channels == 2 * latents and checkpoint.kind in OWN):
         return None
     reads = {
@@ -252,7 +287,9 @@ def _check_shapes(part: str, kind: str, config: dict[str, Any], shapes: Shapes) 
         shapes = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
     for name, shape in wanted.items():
         if name not in shapes:
-            raise ModelNotFoundError(f"its {part} has no tensor {name}, which its config.json asks for: of another checkpoint")
+            raise ModelNotFoundError(
+                f"its {part} has no tensor {name}, which its config.json asks for: of another checkpoint"
+            )
         if shapes[name] != shape:
             raise ModelNotFoundError(
                 f"{name} of its {part} has the shape {list(shapes[name])}, but by its config.json {list(shape)}: "
@@ -272,25 +309,45 @@ def _unet_shapes(config: dict[str, Any]) -> Shapes:
     kernel = (int(config.get("conv_in_kernel", 3)),) * 2
     wanted: Shapes = {
         "conv_in.weight": (channels[0], int(config.get("in_channels", 4)), *kernel),
-        "conv_out.weight": (int(config.get("out_channels", 4)), channels[0], *((int(config.get("conv_out_kernel", 3)),) * 2)),
+        "conv_out.weight": (
+            int(config.get("out_channels", 4)),
+            channels[0],
+            *((int(config.get("conv_out_kernel", 3)),) * 2),
+        ),
     }
     before = channels[0]
-    for i, (width, count, kind) in enumerate(zip(channels, layers, config["down_block_types"], strict=False)):
+    for i, (width, count, kind) in enumerate(
+        zip(channels, layers, config["down_block_types"], strict=False)
+    ):
         for j in range(count if kind.endswith("DownBlock2D") else 0):
-            wanted[f"down_blocks.{i}.resnets.{j}.conv1.weight"] = (width, before if j == 0 else width, 3, 3)
+            wanted[f"down_blocks.{i}.resnets.{j}.conv1.weight"] = (
+                width,
+                before if j == 0 else width,
+                3,
+                3,
+            )
             if kind == "CrossAttnDownBlock2D":
-                wanted[f"down_blocks.{i}.attentions.{j}.transformer_blocks.0.attn2.to_k.weight"] = (width, words[i])
+                wanted[f"down_blocks.{i}.attentions.{j}.transformer_blocks.0.attn2.to_k.weight"] = (
+                    width,
+                    words[i],
+                )
         before = width
     for i, (width, count) in enumerate(zip(channels[::-1], layers[::-1], strict=True)):
         for j in range(count + 1 if config["up_block_types"][i].endswith("UpBlock2D") else 0):
             wanted[f"up_blocks.{i}.resnets.{j}.conv2.weight"] = (width, width, 3, 3)
             if config["up_block_types"][i] == "CrossAttnUpBlock2D":
-                wanted[f"up_blocks.{i}.attentions.{j}.transformer_blocks.0.attn2.to_k.weight"] = (width, words[-1 - i])
+                wanted[f"up_blocks.{i}.attentions.{j}.transformer_blocks.0.attn2.to_k.weight"] = (
+                    width,
+                    words[-1 - i],
+                )
     return wanted
 
 
 def _vae_shapes(config: dict[str, Any]) -> Shapes:
-    channels, latents = [int(n) for n in config["block_out_channels"]], int(config["latent_channels"])
+    channels, latents = (
+        [int(n) for n in config["block_out_channels"]],
+        int(config["latent_channels"]),
+    )
     wanted: Shapes = {
         "encoder.conv_in.weight": (channels[0], int(config.get("in_channels", 3)), 3, 3),
         "encoder.conv_out.weight": (2 * latents, channels[-1], 3, 3),
@@ -299,7 +356,12 @@ def _vae_shapes(config: dict[str, Any]) -> Shapes:
     }
     for i, width in enumerate(channels):
         wanted[f"encoder.down_blocks.{i}.resnets.0.conv2.weight"] = (width, width, 3, 3)
-        wanted[f"decoder.up_blocks.{len(channels) - 1 - i}.resnets.0.conv2.weight"] = (width, width, 3, 3)
+        wanted[f"decoder.up_blocks.{len(channels) - 1 - i}.resnets.0.conv2.weight"] = (
+            width,
+            width,
+            3,
+            3,
+        )
     return wanted
 
 
@@ -307,10 +369,16 @@ def _text_shapes(config: dict[str, Any]) -> Shapes:
     width = int(config.get("hidden_size", 512))
     wanted: Shapes = {
         "embeddings.token_embedding.weight": (int(config.get("vocab_size", 49408)), width),
-        "embeddings.position_embedding.weight": (int(config.get("max_position_embeddings", 77)), width),
+        "embeddings.position_embedding.weight": (
+            int(config.get("max_position_embeddings", 77)),
+            width,
+        ),
         "final_layer_norm.weight": (width,),
     }
     for i in range(int(config.get("num_hidden_layers", 12))):
-        wanted[f"encoder.layers.{i}.mlp.fc1.weight"] = (int(config.get("intermediate_size", 2048)), width)
+        wanted[f"encoder.layers.{i}.mlp.fc1.weight"] = (
+            int(config.get("intermediate_size", 2048)),
+            width,
+        )
         wanted[f"encoder.layers.{i}.self_attn.q_proj.weight"] = (width, width)
     return wanted

@@ -38,7 +38,13 @@ class GroundedWindow:
 
 
 def grounded_windows(
-    boxes: NDArray[np.float32], canvas: tuple[int, int], factor: int, multiple: int, side: int, overlap: float, most: int
+    boxes: NDArray[np.float32],
+    canvas: tuple[int, int],
+    factor: int,
+    multiple: int,
+    side: int,
+    overlap: float,
+    most: int,
 ) -> list[GroundedWindow]:
     """Overlapping windows that cover a canvas, each with the boxes of which it holds at least half.
 
@@ -66,7 +72,9 @@ def grounded_windows(
     shares = shares_inside(cells, found)
     told = shares >= HELD
     told[np.arange(len(boxes)), shares.argmax(1)] |= ~told.any(1)
-    return [_grounded(window, cells, np.flatnonzero(told[:, k]), most) for k, window in enumerate(found)]
+    return [
+        _grounded(window, cells, np.flatnonzero(told[:, k]), most) for k, window in enumerate(found)
+    ]
 
 
 def halves(window: Sequence[int], multiple: int) -> list[tuple[int, ...]]:
@@ -82,7 +90,9 @@ def halves(window: Sequence[int], multiple: int) -> list[tuple[int, ...]]:
     return [tuple(first), tuple(second)]
 
 
-def _grounded(window: Sequence[int], cells: NDArray[np.float64], indices: NDArray[np.int64], most: int) -> GroundedWindow:
+def _grounded(
+    window: Sequence[int], cells: NDArray[np.float64], indices: NDArray[np.int64], most: int
+) -> GroundedWindow:
     areas = box_areas(cells[indices])
     kept = np.sort(indices[np.argsort(-areas, kind="stable")[:most]])
     x0, y0, x1, y1 = window
@@ -101,7 +111,10 @@ def strengths(steps: int, stages: tuple[float, float], rounding: str = "down") -
     on, falling = stages[0] * steps, stages[1] * steps
     if rounding == "down":
         on = int(on)
-    return [1.0 if i < on else max(0.0, 1 - (i + 0.5 - on) / falling) if i < on + falling else 0.0 for i in range(steps)]
+    return [
+        1.0 if i < on else max(0.0, 1 - (i + 0.5 - on) / falling) if i < on + falling else 0.0
+        for i in range(steps)
+    ]
 
 
 class Gates:
@@ -109,7 +122,9 @@ class Gates:
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self.layers = [m for m in unet.modules() if isinstance(m, GatedSelfAttentionDense)]
-        self.alphas = [(m.alpha_attn.detach().clone(), m.alpha_dense.detach().clone()) for m in self.layers]
+        self.alphas = [
+            (m.alpha_attn.detach().clone(), m.alpha_dense.detach().clone()) for m in self.layers
+        ]
         self.scale: float | None = None  # not known: another pipeline may have shut them
 
     def set(self, scale: float) -> None:
@@ -120,7 +135,9 @@ class Gates:
         for layer, alphas in zip(self.layers, self.alphas, strict=True):
             layer.enabled = scale > 0
             for parameter, alpha in zip((layer.alpha_attn, layer.alpha_dense), alphas, strict=True):
-                parameter.data.copy_(alpha if scale == 1 else torch.atanh(scale * torch.tanh(alpha.double())))
+                parameter.data.copy_(
+                    alpha if scale == 1 else torch.atanh(scale * torch.tanh(alpha.double()))
+                )
 
 
 @contextmanager

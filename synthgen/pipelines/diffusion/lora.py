@@ -18,7 +18,14 @@ from synthgen.pipelines.base import ModelNotFoundError
 from synthgen.pipelines.diffusion.weights import Shapes, read_head, read_json
 
 PREFIXES = {
-    "unet": ("lora_unet_", "unet_", "base_model_model_unet_", "base_model_model_", "diffusion_model_", ""),
+    "unet": (
+        "lora_unet_",
+        "unet_",
+        "base_model_model_unet_",
+        "base_model_model_",
+        "diffusion_model_",
+        "",
+    ),
     "text_encoder": ("lora_te_", "lora_te1_", "text_encoder_", "base_model_model_text_encoder_"),
     "text_encoder_2": ("lora_te2_", "text_encoder_2_", "base_model_model_text_encoder_2_"),
 }
@@ -46,7 +53,9 @@ OTHERS = {  # what is in the names of other files' tensors
 NETWORKS = {  # what is in the names of their tensors
     re.compile("double_blocks|single_transformer_blocks|single_blocks"): "FLUX",
     re.compile("joint_blocks"): "Stable Diffusion 3",
-    re.compile(r"\btransformer\.|lora_transformer_"): "a transformer (FLUX, Stable Diffusion 3 or another)",
+    re.compile(
+        r"\btransformer\.|lora_transformer_"
+    ): "a transformer (FLUX, Stable Diffusion 3 or another)",
 }
 ADAPTER = "adapter_config.json"  # settings beside a file that peft has written
 
@@ -74,7 +83,9 @@ class LoraLayer:
     rank: int
 
 
-def read_layers(file: Path, parts: Mapping[str, Shapes], unet: Mapping[str, Any]) -> list[LoraLayer]:
+def read_layers(
+    file: Path, parts: Mapping[str, Shapes], unet: Mapping[str, Any]
+) -> list[LoraLayer]:
     """Assign every tensor of a LoRA's file to a weight of a checkpoint.
 
     Args:
@@ -98,15 +109,23 @@ def read_layers(file: Path, parts: Mapping[str, Shapes], unet: Mapping[str, Any]
             continue
         role = next(role for role in ("down", "up", "alpha") if match[role])
         if role in found[target]:
-            raise ModelNotFoundError(f"{file} has {found[target][role]} and {name} for the same weight; give a LoRA made once")
+            raise ModelNotFoundError(
+                f"{file} has {found[target][role]} and {name} for the same weight; give a LoRA made once"
+            )
         found[target][role] = name
     if unknown:
         raise ModelNotFoundError(_foreign(file, unknown, len(shapes), parts.keys()))
     if not found:
         raise ModelNotFoundError(f"{file} holds no tensors; it is no LoRA")
     settings = _settings(file, shapes, metadata)
-    weights = {part: {_plain(name): shape for name, shape in found.items()} for part, found in parts.items()}
-    return [_layer(file, target, names, shapes, weights[target[0]], settings) for target, names in sorted(found.items())]
+    weights = {
+        part: {_plain(name): shape for name, shape in found.items()}
+        for part, found in parts.items()
+    }
+    return [
+        _layer(file, target, names, shapes, weights[target[0]], settings)
+        for target, names in sorted(found.items())
+    ]
 
 
 def _layer(
@@ -121,7 +140,9 @@ def _layer(
     part, weight = target
     if not {"down", "up"} <= names.keys():
         have = next(iter(names.values()))
-        raise ModelNotFoundError(f"{file} has {have} without its counterpart; it is cut short or edited, so make it again")
+        raise ModelNotFoundError(
+            f"{file} has {have} without its counterpart; it is cut short or edited, so make it again"
+        )
     down, up, base = shapes[names["down"]], shapes[names["up"]], weights[weight]
     rank = down[0] if down else 0
     fits = len(up) >= 2 and up[1] == rank and all(n == 1 for n in up[2:])
@@ -131,7 +152,9 @@ def _layer(
             f"do not fit {weight} {list(base)} of the {part}; use it with the checkpoint that it was made for"
         )
     if "alpha" in names and math.prod(shapes[names["alpha"]]) != 1:
-        raise ModelNotFoundError(f"{file}: {names['alpha']} has the shape {list(shapes[names['alpha']])}, not one number")
+        raise ModelNotFoundError(
+            f"{file}: {names['alpha']} has the shape {list(shapes[names['alpha']])}, not one number"
+        )
     module = weight.removesuffix(".weight")
     factor = 1.0 if "alpha" in names else _factor(settings.get(part, {}), module, rank)
     return LoraLayer(part, weight, names["down"], names["up"], names.get("alpha"), factor, rank)
@@ -164,7 +187,12 @@ def _aliases(part: str, module: str, unet: Mapping[str, Any]) -> Iterator[str]:
             yield _underscored(name.replace(".to_out.0", ".to_out"))
     if part != "unet":
         yield _underscored(f"text_model.{module}")
-        for old, new in (("q_proj", "to_q"), ("k_proj", "to_k"), ("v_proj", "to_v"), ("out_proj", "to_out")):
+        for old, new in (
+            ("q_proj", "to_q"),
+            ("k_proj", "to_k"),
+            ("v_proj", "to_v"),
+            ("out_proj", "to_out"),
+        ):
             if module.endswith(old):
                 yield _underscored(f"text_model.{module.removesuffix(old)}{new}")
 
@@ -174,7 +202,9 @@ def _original(module: str, unet: Mapping[str, Any]) -> str | None:
     if outer := OUTER.get(module):
         return outer
     layers = unet.get("layers_per_block", 2)
-    match = re.fullmatch(r"(down_blocks|up_blocks|mid_block)(?:\.(\d+))?\.(\w+)\.(\d+)\.(.+)", module)
+    match = re.fullmatch(
+        r"(down_blocks|up_blocks|mid_block)(?:\.(\d+))?\.(\w+)\.(\d+)\.(.+)", module
+    )
     if match is None or not isinstance(layers, int):
         return None
     side, block, kind, j, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
@@ -193,7 +223,12 @@ def _original(module: str, unet: Mapping[str, Any]) -> str | None:
     return f"output_blocks.{block * (layers + 1) + j}.{place}.{inner}"
 
 
-INNER = {"conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
+INNER = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
 OUTER = {
     "conv_in": "input_blocks.0.0",
     "conv_out": "out.2",
@@ -220,12 +255,16 @@ def _settings(file: Path, shapes: Shapes, metadata: Mapping[str, str]) -> dict[s
         try:
             entries = dict(json.loads(metadata["lora_adapter_metadata"]))
         except ValueError:
-            raise ModelNotFoundError(f"{file}: its metadata cannot be read as JSON; make the LoRA again") from None
+            raise ModelNotFoundError(
+                f"{file}: its metadata cannot be read as JSON; make the LoRA again"
+            ) from None
         for key, value in entries.items():
             part, _, name = key.partition(".")
             settings[part][name] = value
     elif reads_adapter_config(file, shapes):
-        settings["unet"] = settings["text_encoder"] = settings["text_encoder_2"] = read_json(file.parent / ADAPTER)
+        settings["unet"] = settings["text_encoder"] = settings["text_encoder_2"] = read_json(
+            file.parent / ADAPTER
+        )
     for found in settings.values():
         if found.get("use_dora"):
             raise ModelNotFoundError(f"{file} is {OTHERS['dora_scale']}; give a plain LoRA")
@@ -234,7 +273,10 @@ def _settings(file: Path, shapes: Shapes, metadata: Mapping[str, str]) -> dict[s
 
 def reads_adapter_config(file: Path, shapes: Shapes) -> bool:
     """Whether the settings beside a file belong to it: peft's own files have them."""
-    return any(name.startswith("base_model.model.") for name in shapes) and (file.parent / ADAPTER).is_file()
+    return (
+        any(name.startswith("base_model.model.") for name in shapes)
+        and (file.parent / ADAPTER).is_file()
+    )
 
 
 def _factor(settings: Mapping[str, Any], module: str, rank: int) -> float:
@@ -265,10 +307,20 @@ def _other_kind(shapes: Shapes) -> str | None:
 
 def _foreign(file: Path, unknown: list[str], of: int, parts: Collection[str]) -> str:
     """What to say of a file with tensors that fit no weight."""
-    network = next((made for mark, made in NETWORKS.items() if any(map(mark.search, unknown))), None)
-    if network is None and "text_encoder_2" not in parts and any(n.startswith(("lora_te2_", "text_encoder_2.")) for n in unknown):
+    network = next(
+        (made for mark, made in NETWORKS.items() if any(map(mark.search, unknown))), None
+    )
+    if (
+        network is None
+        and "text_encoder_2" not in parts
+        and any(n.startswith(("lora_te2_", "text_encoder_2.")) for n in unknown)
+    ):
         network = "SDXL (it changes a second text encoder)"
-    made = f"was made for {network}, not for this checkpoint" if network else "was made for another checkpoint"
+    made = (
+        f"was made for {network}, not for this checkpoint"
+        if network
+        else "was made for another checkpoint"
+    )
     return (
         f"{file} {made}: {len(unknown)} of its {of} tensors fit no weight here, such as {unknown[0]}; "
         "use it with the checkpoint that it was made for"

@@ -77,7 +77,12 @@ class Mixture:
     """
 
     def __init__(
-        self, regions: Sequence[Region], conditions: Conditions, shape: Sequence[int], cells: int, apart: Container[int] = ()
+        self,
+        regions: Sequence[Region],
+        conditions: Conditions,
+        shape: Sequence[int],
+        cells: int,
+        apart: Container[int] = (),
     ) -> None:
         self.shape = tuple(shape)
         device = next(table.device for table in conditions.values() if isinstance(table, Tensor))
@@ -87,11 +92,15 @@ class Mixture:
         groups = [[e for e in evaluations if (e.size, e.prompt in apart) == kind] for kind in kinds]
         parts = [part for group in groups for part in _parts(group, cells)]
         rows = [torch.tensor([e.prompt for e in part], device=device) for part in parts]
-        self.chunks = [(part, select(conditions, own)) for part, own in zip(parts, rows, strict=True)]
+        self.chunks = [
+            (part, select(conditions, own)) for part, own in zip(parts, rows, strict=True)
+        ]
         total = torch.zeros(shape[0], 1, *shape[2:], device=device)
         for e in evaluations:
             e.of(total).add_(e.weight)
-        self.norm = torch.where(total > 0, 1 / total, torch.zeros_like(total))  # uncovered cells predict 0
+        self.norm = torch.where(
+            total > 0, 1 / total, torch.zeros_like(total)
+        )  # uncovered cells predict 0
 
     def __call__(self, z: Tensor, predict: Predict) -> Tensor:
         """The merged prediction (B, C, H, W) float32.
@@ -123,4 +132,8 @@ def _parts(group: list[_Evaluation], cells: int) -> list[list[_Evaluation]]:
 def _branches(region: Region, device: torch.device, guided: bool) -> list[_Evaluation]:
     weight, g = region.weight.to(device), region.guidance if guided else 1.0
     branches = [(region.prompt, g), (region.negative, 1 - g)]
-    return [_Evaluation(region.image, region.window, prompt, weight * factor) for prompt, factor in branches if factor != 0]
+    return [
+        _Evaluation(region.image, region.window, prompt, weight * factor)
+        for prompt, factor in branches
+        if factor != 0
+    ]

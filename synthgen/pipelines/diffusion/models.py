@@ -12,9 +12,21 @@ from pydantic import BeforeValidator, Field
 
 from synthgen.layouts.base import SamplerSpec
 from synthgen.pipelines.base import MethodSpec, ModelNotFoundError
-from synthgen.pipelines.diffusion.checkpoint import EDM, SPLIT, WITHIN, Checkpoint, input_problem, read_checkpoint
+from synthgen.pipelines.diffusion.checkpoint import (
+    EDM,
+    SPLIT,
+    WITHIN,
+    Checkpoint,
+    input_problem,
+    read_checkpoint,
+)
 from synthgen.pipelines.diffusion.lora import ADAPTER, read_layers, reads_adapter_config
-from synthgen.pipelines.diffusion.scaling import LARGEST_SCALE, choose_scale, enlarge_canvas, measure_boxes
+from synthgen.pipelines.diffusion.scaling import (
+    LARGEST_SCALE,
+    choose_scale,
+    enlarge_canvas,
+    measure_boxes,
+)
 from synthgen.pipelines.diffusion.weights import VariantNotFoundError, read_head, select_files
 from synthgen.scenes.scene import SceneSpec
 from synthgen.spec import load_implementation
@@ -24,13 +36,23 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenize
 ABOUT = "synthgen.json"  # in a checkpoint's folder: the sizes that it was made for
 CONCEPTS = "concepts.json"  # in a checkpoint's folder: the classes that it learnt by identifiers
 LICENCES = {"synthgen-tiny": "Apache-2.0"}
-KNOWN = {"synthgen-tiny": ("dog", "cat", "ball", "tree")}  # all that a checkpoint has seen, where that is not much
+KNOWN = {
+    "synthgen-tiny": ("dog", "cat", "ball", "tree")
+}  # all that a checkpoint has seen, where that is not much
 SchedulerName = Literal["dpm++", "unipc", "ddim", "euler", "lms", "lcm"]
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
-DRAWN_SHARE = (0.4, 0.8)  # longer sides of the objects that a checkpoint draws well, in its native windows
+DRAWN_SHARE = (
+    0.4,
+    0.8,
+)  # longer sides of the objects that a checkpoint draws well, in its native windows
 FAR_BELOW, FAR_ABOVE = 0.75, 1.5  # of these sizes: boxes beyond are warned of
 MOST_FEW_STEP_GUIDANCE = 2.0  # a checkpoint distilled to few steps burns with more
-FEW_STEP_WORDS = ("lcm", "turbo", "hyper", "lightning")  # in the names of such checkpoints and LoRAs
+FEW_STEP_WORDS = (
+    "lcm",
+    "turbo",
+    "hyper",
+    "lightning",
+)  # in the names of such checkpoints and LoRAs
 Scale = Annotated[float, Field(ge=1, le=LARGEST_SCALE)] | Literal["native"]
 PRK_STEPS = 4  # of Runge-Kutta, with which PNDM begins unless its settings skip them
 LCM_STEPS = 50  # as many as its schedule has
@@ -45,24 +67,37 @@ def _is_no_boolean(value: Any) -> Any:
 class ModelSpec(MethodSpec):
     """A pipeline recipe that names a checkpoint in Stable Diffusion format."""
 
-    model: str = Field("synthgen-tiny", min_length=1, description="embedded checkpoint, folder, or Hugging Face id")
+    model: str = Field(
+        "synthgen-tiny", min_length=1, description="embedded checkpoint, folder, or Hugging Face id"
+    )
     weights: str | None = Field(
         None,
         pattern=r"^\w+$",
         description="variant of the weights, such as fp16; null: the plain ones, or fp16 where a part has these alone",
     )
-    dtype: str = Field("auto", pattern="^(auto|float32|float16|bfloat16)$", description="auto: float16 on a GPU, else float32")
+    dtype: str = Field(
+        "auto",
+        pattern="^(auto|float32|float16|bfloat16)$",
+        description="auto: float16 on a GPU, else float32",
+    )
 
     lora: str | None = Field(
-        None, min_length=1, description="merged into the checkpoint: a .safetensors, its folder, or a Hub id"
+        None,
+        min_length=1,
+        description="merged into the checkpoint: a .safetensors, its folder, or a Hub id",
     )
-    lora_scale: Annotated[float, BeforeValidator(_is_no_boolean)] = Field(1.0, allow_inf_nan=False, description="how much of it")
+    lora_scale: Annotated[float, BeforeValidator(_is_no_boolean)] = Field(
+        1.0, allow_inf_nan=False, description="how much of it"
+    )
     scale: Scale = Field(
         1.0,
         description="generate on a canvas so many times as large, and shrink the image; "
         "native: the least scale at which the checkpoint draws objects of these sizes well",
     )
-    compile: bool = Field(False, description="compile the UNet once a worker: pays off on a GPU, for jobs of many images")
+    compile: bool = Field(
+        False,
+        description="compile the UNet once a worker: pays off on a GPU, for jobs of many images",
+    )
 
     @property
     def uses_torch(self) -> bool:
@@ -113,7 +148,9 @@ class ModelSpec(MethodSpec):
         return self.scale
 
     def generation_canvas(self, canvas: tuple[int, int]) -> tuple[int, int]:
-        return enlarge_canvas(canvas, self.generation_scale(), vae_factor(read_config(self.folder(), "vae")))
+        return enlarge_canvas(
+            canvas, self.generation_scale(), vae_factor(read_config(self.folder(), "vae"))
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         index = self.folder() / "model_index.json"  # says how the parts work together
@@ -155,18 +192,31 @@ class LayoutModelSpec(ModelSpec):
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
         problems = canvas_problems(self, sampler.canvas)
         if scene.backgrounds is not None and not self.paints_into_pictures:
-            problems.append("method: cannot paint into your own pictures (scene.backgrounds); `mixture` and `paste` can")
+            problems.append(
+                "method: cannot paint into your own pictures (scene.backgrounds); `mixture` and `paste` can"
+            )
         return problems
 
     def doubts(self, sampler: SamplerSpec) -> list[str]:
-        return [*self._doubt_names(sampler), *self._doubt_guidance(), *self._doubt_window(), *self._doubt_sizes(sampler)]
+        return [
+            *self._doubt_names(sampler),
+            *self._doubt_guidance(),
+            *self._doubt_window(),
+            *self._doubt_sizes(sampler),
+        ]
 
     def _doubt_names(self, sampler: SamplerSpec) -> list[str]:
         known = KNOWN.get(self.model)
         if known is None or self.lora is not None:
             return []
-        unknown = ", ".join(repr(name) for name in sampler.names() if not set(name.split()) & set(known))
-        return [f"model: {self.model} has never seen {unknown}; it knows {', '.join(known)}"] if unknown else []
+        unknown = ", ".join(
+            repr(name) for name in sampler.names() if not set(name.split()) & set(known)
+        )
+        return (
+            [f"model: {self.model} has never seen {unknown}; it knows {', '.join(known)}"]
+            if unknown
+            else []
+        )
 
     def _doubt_guidance(self) -> list[str]:
         """Warn of guidance that burns the images of checkpoints distilled to few steps."""
@@ -180,7 +230,9 @@ class LayoutModelSpec(ModelSpec):
         checkpoint = find_checkpoint(self.model, self.weights)
         if checkpoint.configs["unet"].get("time_cond_proj_dim") is not None:
             return False  # it reads the guidance scale as a condition
-        is_lcm = self.scheduler == "lcm" or (self.scheduler is None and checkpoint.scheduler == "LCMScheduler")
+        is_lcm = self.scheduler == "lcm" or (
+            self.scheduler is None and checkpoint.scheduler == "LCMScheduler"
+        )
         names = f"{self.model} {self.lora or ''}".lower()
         return is_lcm or any(word in names for word in FEW_STEP_WORDS)
 
@@ -191,7 +243,9 @@ class LayoutModelSpec(ModelSpec):
         if window is None or least <= window <= most:
             return []
         native = f"{least} px" if least == most else f"{least} to {most} px"
-        return [f"window: {window} px is not what {self.model} was trained at, {native}; leave it out, or give that"]
+        return [
+            f"window: {window} px is not what {self.model} was trained at, {native}; leave it out, or give that"
+        ]
 
     def _doubt_sizes(self, sampler: SamplerSpec) -> list[str]:
         """Warn of boxes far smaller or larger than what the checkpoint draws."""
@@ -204,9 +258,13 @@ class LayoutModelSpec(ModelSpec):
         drawn = f"{self.model} draws objects of {least:.0f} to {most:.0f} px"
         if side < FAR_BELOW * least:
             scale = choose_scale(sides, sampler.canvas, least)
-            return [f"scale: {what} are small: {drawn}; pipeline.scale=native generates at {scale:g}"]
+            return [
+                f"scale: {what} are small: {drawn}; pipeline.scale=native generates at {scale:g}"
+            ]
         if side > FAR_ABOVE * most:
-            return [f"scale: {what} are large: {drawn}; a smaller canvas with smaller boxes would suit it"]
+            return [
+                f"scale: {what} are large: {drawn}; a smaller canvas with smaller boxes would suit it"
+            ]
         return []
 
 
@@ -239,7 +297,9 @@ def model_problems(spec: ModelSpec) -> list[str]:
         problems.append(f"model: {spec.model}: {reason}")
     if checkpoint.has_two_encoders and not spec.reads_sdxl:
         reason = f"{spec.method} reads checkpoints with one text encoder"
-        problems.append(f"model: {spec.model} has two (SDXL); {reason}: Stable Diffusion 1 or 2, or use `mixture`")
+        problems.append(
+            f"model: {spec.model} has two (SDXL); {reason}: Stable Diffusion 1 or 2, or use `mixture`"
+        )
     problems += scheduler_problems(spec, checkpoint)
     if spec.lora is not None:
         try:
@@ -251,16 +311,31 @@ def model_problems(spec: ModelSpec) -> list[str]:
 
 def scheduler_problems(spec: ModelSpec, checkpoint: Checkpoint) -> list[str]:
     """What stands against the scheduler that a recipe names, or against the checkpoint's where it names none."""
-    named, own, steps = getattr(spec, "scheduler", None), checkpoint.scheduler, getattr(spec, "steps", 1)
+    named, own, steps = (
+        getattr(spec, "scheduler", None),
+        checkpoint.scheduler,
+        getattr(spec, "steps", 1),
+    )
     if named is not None and own in EDM:
-        return [f"scheduler: {named} cannot replace the {own} of {spec.model}, for which its unet was trained; give null"]
+        return [
+            f"scheduler: {named} cannot replace the {own} of {spec.model}, for which its unet was trained; give null"
+        ]
     if named is None and spec.starts_within and own not in WITHIN:
-        kind = "takes two evaluations a step" if own in SPLIT else "can start at its first step only"
+        kind = (
+            "takes two evaluations a step" if own in SPLIT else "can start at its first step only"
+        )
         why = f"and {spec.method} starts within the schedule"
         return [f"scheduler: the {own} of {spec.model} {kind}, {why}; give ddim or dpm++"]
     settings = checkpoint.configs["scheduler"]
-    if named is None and own == "PNDMScheduler" and not settings.get("skip_prk_steps") and steps < PRK_STEPS:
-        return [f"steps: {steps} are fewer than the {PRK_STEPS} that the PNDMScheduler of {spec.model} begins with"]
+    if (
+        named is None
+        and own == "PNDMScheduler"
+        and not settings.get("skip_prk_steps")
+        and steps < PRK_STEPS
+    ):
+        return [
+            f"steps: {steps} are fewer than the {PRK_STEPS} that the PNDMScheduler of {spec.model} begins with"
+        ]
     most = int(settings.get("original_inference_steps") or LCM_STEPS)
     if (named == "lcm" or (named is None and own == "LCMScheduler")) and steps > most:
         return [f"steps: {steps} are more than the {most} of the scheduler lcm; give 4 to 8"]
@@ -298,7 +373,11 @@ def _find_folder(name: str, variant: str | None) -> Path:
             return folder
     if Path(name).is_file():
         raise ModelNotFoundError(f"model {name!r}: {_single_file(Path(name))}")
-    is_id = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(SINGLE_FILES)
+    is_id = (
+        name.count("/") == 1
+        and not name.startswith((".", "/", "~"))
+        and not name.endswith(SINGLE_FILES)
+    )
     if Path(name).is_dir() or not is_id:
         have = sorted(p.parent.name for p in EMBEDDED.glob("*/model_index.json"))
         raise ModelNotFoundError(
@@ -311,7 +390,9 @@ def _find_folder(name: str, variant: str | None) -> Path:
 def _single_file(file: Path) -> str:
     """What to say of a file that is given as a checkpoint."""
     if file.suffix != ".safetensors":
-        return "is a file; give a folder in diffusers' format (pickled and GGUF files are not loaded)"
+        return (
+            "is a file; give a folder in diffusers' format (pickled and GGUF files are not loaded)"
+        )
     names = read_head(file)[0]
     if any("lora_" in name or ".lora" in name for name in names):
         return "is a LoRA; give it as `pipeline.lora`, and its checkpoint as `pipeline.model`"
@@ -335,10 +416,20 @@ def find_lora(name: str) -> Path:
     path = Path(name)
     if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
         path = snapshot(name, ["*.safetensors", ADAPTER], [])
-    found = [path] if path.is_file() and path.suffix == ".safetensors" else sorted(path.glob("*.safetensors"))
+    found = (
+        [path]
+        if path.is_file() and path.suffix == ".safetensors"
+        else sorted(path.glob("*.safetensors"))
+    )
     if len(found) != 1:
-        have = f"{len(found)} .safetensors files" if path.is_dir() else "no such .safetensors file, and it is no Hugging Face id"
-        raise ModelNotFoundError(f"LoRA {name!r}: {have}; give one file, or a folder or Hub id that holds one")
+        have = (
+            f"{len(found)} .safetensors files"
+            if path.is_dir()
+            else "no such .safetensors file, and it is no Hugging Face id"
+        )
+        raise ModelNotFoundError(
+            f"LoRA {name!r}: {have}; give one file, or a folder or Hub id that holds one"
+        )
     return found[0]
 
 
@@ -391,9 +482,13 @@ def folder_hash(folder: Path) -> str:
     """sha256 over names and bytes of all files that a checkpoint is loaded from."""
     digest = hashlib.sha256()
     for part in PARTS:
-        for file in sorted(p for p in (folder / part).glob("*") if p.suffix in (".json", ".txt", ".safetensors")):
+        for file in sorted(
+            p for p in (folder / part).glob("*") if p.suffix in (".json", ".txt", ".safetensors")
+        ):
             with file.open("rb") as stream:
-                digest.update(f"{part}/{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode())
+                digest.update(
+                    f"{part}/{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode()
+                )
     return digest.hexdigest()
 
 
@@ -402,7 +497,9 @@ def files_hash(folder: Path, patterns: list[str]) -> str:
     digest = hashlib.sha256()
     for file in sorted(f for pattern in patterns for f in folder.glob(pattern)):
         with file.open("rb") as stream:
-            digest.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode())
+            digest.update(
+                f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode()
+            )
     return digest.hexdigest()
 
 
@@ -424,7 +521,9 @@ def native_windows(folder: Path) -> tuple[int, int]:
     if "window_sizes" in about:
         least, most = about["window_sizes"]
         return int(least), int(most)
-    side = int(read_config(folder, "unet").get("sample_size") or 64) * vae_factor(read_config(folder, "vae"))
+    side = int(read_config(folder, "unet").get("sample_size") or 64) * vae_factor(
+        read_config(folder, "vae")
+    )
     return side, side
 
 

@@ -90,7 +90,13 @@ class MixedLayers:
         weight: float,
         at_once: int,
     ) -> None:
-        self.groups, self.conditions, self.uncond, self.weight, self.at_once = groups, conditions, uncond, weight, at_once
+        self.groups, self.conditions, self.uncond, self.weight, self.at_once = (
+            groups,
+            conditions,
+            uncond,
+            weight,
+            at_once,
+        )
         self.areas: dict[int, float] = {}
         for layer in (x for group in groups for x in group.layers):
             self.areas[layer.image] = self.areas.get(layer.image, 0.0) + layer.area
@@ -100,9 +106,15 @@ class MixedLayers:
         total = uncond.clone()
         for group in self.groups:
             n = max(1, self.at_once // (group.size[0] * group.size[1]))
-            for layers, xi in zip(in_batches(group.layers, n), torch.split(group.xi, n), strict=True):
+            for layers, xi in zip(
+                in_batches(group.layers, n), torch.split(group.xi, n), strict=True
+            ):
                 x = torch.stack([layer.of(z) for layer in layers]) + xi
-                for layer, eps in zip(layers, predict(x, select(self.conditions, prompts_of(layers))).float(), strict=True):
+                for layer, eps in zip(
+                    layers,
+                    predict(x, select(self.conditions, prompts_of(layers))).float(),
+                    strict=True,
+                ):
                     share = layer.area / self.areas[layer.image]
                     layer.of(total).add_(self.weight * share * (eps - layer.of(uncond)))
         return total

@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 from synthgen.pipelines.base import Numerics, Painting
 from synthgen.pipelines.diffusion.models import LayoutModelSpec
 from synthgen.pipelines.diffusion.pipeline import LatentPipeline, load_pipeline
-from synthgen.pipelines.diffusion.scaling import enlarge_canvas, enlarge_scene, resize_images, shrink_changes
+from synthgen.pipelines.diffusion.scaling import (
+    enlarge_canvas,
+    enlarge_scene,
+    resize_images,
+    shrink_changes,
+)
 from synthgen.pipelines.mixture import Spec as MixtureSpec
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.randomness import torch_seed
@@ -36,7 +41,9 @@ class LayoutPainter:
         self.options["chunk"] = chunk
         self.__dict__.pop("mixture", None)  # its options have the old one
 
-    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+    def __call__(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[Painting]:
         pictures = self.backgrounds(scenes, seeds)
         if pictures is not None:
             images = self._change(self.pipeline, self.options, pictures, scenes, seeds)
@@ -61,7 +68,10 @@ class LayoutPainter:
         return int(self.pipeline.factor)
 
     def repaint(
-        self, images: Sequence[NDArray[np.uint8]], scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        scenes: Sequence[Scene],
+        seeds: Sequence[np.random.SeedSequence],
     ) -> list[NDArray[np.uint8]]:
         """The pictures with the scenes' boxes painted anew, and not a bit changed outside their windows.
 
@@ -97,15 +107,21 @@ class LayoutPainter:
         pipeline = MixturePipeline(**self.pipeline.components, force_zeros_for_empty_prompt=zeros)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.embedded, pipeline.empty_is_none = {}, True
-        spec = MixtureSpec(model=self.spec.model, steps=self.spec.steps, guidance_scale=self.spec.guidance_scale)
+        spec = MixtureSpec(
+            model=self.spec.model, steps=self.spec.steps, guidance_scale=self.spec.guidance_scale
+        )
         return pipeline, options_of(MixturePipeline, spec, self.numerics)
 
-    def backgrounds(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[NDArray[np.uint8]] | None:
+    def backgrounds(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[NDArray[np.uint8]] | None:
         """Return the user's images (H, W, 3) into which these scenes are generated; None: there are none."""
         return None
 
 
-def options_of(kind: type[LatentPipeline], spec: LayoutModelSpec, numerics: Numerics) -> dict[str, Any]:
+def options_of(
+    kind: type[LatentPipeline], spec: LayoutModelSpec, numerics: Numerics
+) -> dict[str, Any]:
     """The arguments of a pipeline that come from its recipe, and from how the engine runs."""
     names = signature(kind.__call__).parameters.keys() & type(spec).model_fields.keys()
     options = {name: getattr(spec, name) for name in sorted(names)}

@@ -28,7 +28,13 @@ from synthgen.pipelines.base import IncompatibleLayoutError, ModelNotFoundError,
 from synthgen.pipelines.diffusion.checkpoint import WITHIN, Checkpoint
 from synthgen.pipelines.diffusion.lora import LoraLayer, read_layers
 from synthgen.pipelines.diffusion.mixture import Conditions, Predict, Region
-from synthgen.pipelines.diffusion.models import ModelSpec, find_checkpoint, find_lora, unet_multiple, vae_factor
+from synthgen.pipelines.diffusion.models import (
+    ModelSpec,
+    find_checkpoint,
+    find_lora,
+    unet_multiple,
+    vae_factor,
+)
 from synthgen.pipelines.diffusion.schedulers import SCHEDULERS
 from synthgen.pipelines.diffusion.text_encoding import TextEncoding
 from synthgen.pipelines.diffusion.windows import background_windows
@@ -41,7 +47,12 @@ Evaluate = Callable[[Tensor, Predict], Tensor]
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Images = list[Image.Image] | NDArray[np.uint8]
 AnyPipeline = TypeVar("AnyPipeline", bound="LatentPipeline")
-OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+OLD_ATTENTION = {
+    ".query.": ".to_q.",
+    ".key.": ".to_k.",
+    ".value.": ".to_v.",
+    ".proj_attn.": ".to_out.0.",
+}
 LORA_PARTS = ("unet", "text_encoder", "text_encoder_2")
 OUTSIDE = 1e-3  # px that a box may stand over the edge of its canvas: float32
 
@@ -64,7 +75,9 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         force_zeros_for_empty_prompt: bool = False,
     ) -> None:
         super().__init__()
-        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler
+        )
         self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
         self.factor = vae_factor(vae.config)
@@ -75,7 +88,9 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         """Raise IncompatibleLayoutError for what no pipeline of this checkpoint can paint."""
         sizes = {(layout.width, layout.height) for layout in layouts}
         if len(sizes) != 1:
-            raise IncompatibleLayoutError(f"layouts: a batch needs one canvas size, got {sorted(sizes)}")
+            raise IncompatibleLayoutError(
+                f"layouts: a batch needs one canvas size, got {sorted(sizes)}"
+            )
         least = self.factor * self.multiple
         for name, side in zip(("width", "height"), sizes.pop(), strict=True):
             if side % self.factor or side < least:
@@ -83,7 +98,9 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
                 raise IncompatibleLayoutError(f"layouts: canvas {name} {side} px {reason}")
         for n, layout in enumerate(layouts):
             low, high = layout.boxes[:, :2], layout.boxes[:, 2:]
-            outside = (low < -OUTSIDE).any(1) | (high > np.array([layout.width, layout.height]) + OUTSIDE).any(1)
+            outside = (low < -OUTSIDE).any(1) | (
+                high > np.array([layout.width, layout.height]) + OUTSIDE
+            ).any(1)
             small = (box_sides(layout.boxes) < self.factor).any(1)
             for bad, reason in (
                 (outside, "is not inside the canvas"),
@@ -91,12 +108,18 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
             ):
                 if bad.any():
                     i = int(bad.argmax())
-                    raise IncompatibleLayoutError(f"layouts[{n}].boxes[{i}]: {layout.boxes[i].tolist()} {reason}")
+                    raise IncompatibleLayoutError(
+                        f"layouts[{n}].boxes[{i}]: {layout.boxes[i].tolist()} {reason}"
+                    )
 
     def noise(self, layouts: Sequence[Layout], generator: Generators) -> Tensor:
         """Initial noise (B, C, h, w) float32, one CPU generator an image: the same on every device."""
         generators = generator if isinstance(generator, Sequence) else [generator] * len(layouts)
-        shape = (self.vae.config.latent_channels, layouts[0].height // self.factor, layouts[0].width // self.factor)
+        shape = (
+            self.vae.config.latent_channels,
+            layouts[0].height // self.factor,
+            layouts[0].width // self.factor,
+        )
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
         return noise.to(self._execution_device)
 
@@ -127,13 +150,23 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         cells = max(size) // self.factor if side is None else self.cells(side)
         found = background_windows(size, self.factor, self.multiple, cells, overlap)
         windows = [(x0, y0, x1, y1) for x0, y0, x1, y1 in found.tolist()]
-        return [Region(image, w, *rows, guidance, torch.ones(w[3] - w[1], w[2] - w[0])) for w in windows]
+        return [
+            Region(image, w, *rows, guidance, torch.ones(w[3] - w[1], w[2] - w[0])) for w in windows
+        ]
 
     def covers(
-        self, size: tuple[int, int], rows: Sequence[tuple[int, int]], guidance: float, side: int | None = None
+        self,
+        size: tuple[int, int],
+        rows: Sequence[tuple[int, int]],
+        guidance: float,
+        side: int | None = None,
     ) -> list[Region]:
         """The same for all images of a batch, each with its own rows."""
-        return [region for image, pair in enumerate(rows) for region in self.cover(image, size, pair, guidance, side)]
+        return [
+            region
+            for image, pair in enumerate(rows)
+            for region in self.cover(image, size, pair, guidance, side)
+        ]
 
     def predict(self, t: Tensor, x: Tensor, conditions: Conditions) -> Tensor:
         """The UNet's prediction for latents of one timestep; a condition named a.b.c is entry c of entry b of argument a."""
@@ -169,17 +202,27 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         if first == 0:
             latents = latents * scheduler.init_noise_sigma
         timesteps = scheduler.timesteps
-        step_of = [k * count // len(timesteps) for k in range(len(timesteps))]  # Heun and PNDM evaluate some steps twice
-        calls = [k for k, step in enumerate(step_of) if first <= step < (count if last is None else last)]
+        step_of = [
+            k * count // len(timesteps) for k in range(len(timesteps))
+        ]  # Heun and PNDM evaluate some steps twice
+        calls = [
+            k for k, step in enumerate(step_of) if first <= step < (count if last is None else last)
+        ]
         if calls and hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(calls[0])  # it would look for the step among its timesteps, which a GPU waits for
+            scheduler.set_begin_index(
+                calls[0]
+            )  # it would look for the step among its timesteps, which a GPU waits for
         known = signature(scheduler.step).parameters
         each = list(generator) if isinstance(generator, Sequence) else generator
-        extra = {name: value for name, value in (("eta", eta), ("generator", each)) if name in known}
+        extra = {
+            name: value for name, value in (("eta", eta), ("generator", each)) if name in known
+        }
         for k in self.progress_bar(calls):
             i, t = step_of[k], timesteps[k]
             z = scheduler.scale_model_input(latents, t)
-            noise = evaluations[i](z if beside is None else torch.cat([z, beside], 1), partial(self.predict, t))
+            noise = evaluations[i](
+                z if beside is None else torch.cat([z, beside], 1), partial(self.predict, t)
+            )
             latents = scheduler.step(noise, t, latents, **extra).prev_sample
             following = timesteps[k + 1] if k + 1 < len(timesteps) else None
             for change in after:
@@ -191,14 +234,18 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
     def check_encoder(self) -> None:
         """Raise IncompatibleLayoutError for a checkpoint of two text encoders (SDXL)."""
         if self.text_encoder_2 is not None:
-            raise IncompatibleLayoutError("text_encoder_2: this method reads checkpoints with one text encoder, not SDXL's")
+            raise IncompatibleLayoutError(
+                "text_encoder_2: this method reads checkpoints with one text encoder, not SDXL's"
+            )
 
     def check_schedule(self) -> None:
         """Raise ValueError for a scheduler that cannot start within its schedule."""
         name = type(self.scheduler).__name__
         if name not in WITHIN:
             shown = "lms" if isinstance(self.scheduler, LMSDiscreteScheduler) else name
-            raise ValueError(f"scheduler: {shown} cannot start within its schedule; use dpm++, unipc, ddim or euler")
+            raise ValueError(
+                f"scheduler: {shown} cannot start within its schedule; use dpm++, unipc, ddim or euler"
+            )
 
     def merge_lora(self, file: Path, scale: float = 1.0) -> None:
         """Add a LoRA (safetensors, in diffusers' or a common trainer's format) to the weights for good, `scale` times.
@@ -206,8 +253,15 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         Raises:
             ModelNotFoundError: a tensor of it fits no weight, or it is of a kind that is not read.
         """
-        weights = {part: _weights(getattr(self, part)) for part in LORA_PARTS if getattr(self, part) is not None}
-        shapes = {part: {name: tuple(weight.shape) for name, weight in own.items()} for part, own in weights.items()}
+        weights = {
+            part: _weights(getattr(self, part))
+            for part in LORA_PARTS
+            if getattr(self, part) is not None
+        }
+        shapes = {
+            part: {name: tuple(weight.shape) for name, weight in own.items()}
+            for part, own in weights.items()
+        }
         layers = read_layers(file, shapes, self.unet.config)
         with safe_open(file, "pt") as tensors:
             for layer in layers:
@@ -217,7 +271,9 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
     def load_lora_weights(self, *args: Any, **options: Any) -> None:
         """As diffusers' own, which leaves out the changes of SDXL's second text encoder: there `merge_lora` is to be used."""
         if self.text_encoder_2 is not None:
-            raise ValueError("load_lora_weights: of SDXL it would leave out the second text encoder; use merge_lora(file, scale)")
+            raise ValueError(
+                "load_lora_weights: of SDXL it would leave out the second text encoder; use merge_lora(file, scale)"
+            )
         super().load_lora_weights(*args, **options)
 
     def encode_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
@@ -226,7 +282,11 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         if self._upcast:
             self.vae.to(dtype=torch.float32)
         pixels = (
-            torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).to(self.vae.device, self.vae.dtype) / 127.5 - 1
+            torch.from_numpy(np.ascontiguousarray(pictures))
+            .permute(0, 3, 1, 2)
+            .to(self.vae.device, self.vae.dtype)
+            / 127.5
+            - 1
         )
         means = torch.cat([_mode(self.vae.encode(p[None])) for p in pixels]).float()
         if self.vae.dtype != dtype:
@@ -240,7 +300,9 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         if cpu_vae or self._upcast:
             self.vae.to("cpu" if cpu_vae else device, torch.float32)
         shift, spread = self._statistics(latents)
-        scaled = (latents / self.vae.config.scaling_factor * spread + shift).to(self.vae.device, self.vae.dtype)
+        scaled = (latents / self.vae.config.scaling_factor * spread + shift).to(
+            self.vae.device, self.vae.dtype
+        )
         pixels = torch.cat([self.vae.decode(z[None]).sample.float().cpu() for z in scaled])
         self.vae.to(device, dtype)
         pixels = torch.nan_to_num((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
@@ -258,7 +320,9 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         config = self.vae.config
         mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
         if mean is not None and std is not None:
-            of_mean, of_std = (latents.new_tensor(values)[None, :, None, None] for values in (mean, std))
+            of_mean, of_std = (
+                latents.new_tensor(values)[None, :, None, None] for values in (mean, std)
+            )
             return of_mean, of_std
         return getattr(config, "shift_factor", None) or 0.0, 1.0
 
@@ -271,13 +335,17 @@ def as_output(arrays: NDArray[np.uint8], output_type: str) -> Images:
 def generators_of(seed: int | Sequence[int] | None, generator: Generators) -> list[torch.Generator]:
     """A CPU generator an image: of the seeds if there are any, else those given."""
     if seed is not None:
-        return [torch.Generator().manual_seed(s) for s in ([seed] if isinstance(seed, int) else seed)]
+        return [
+            torch.Generator().manual_seed(s) for s in ([seed] if isinstance(seed, int) else seed)
+        ]
     if isinstance(generator, Sequence):
         return list(generator)
     return [generator if generator is not None else torch.Generator().manual_seed(torch.seed())]
 
 
-def load_pipeline(kind: type[AnyPipeline], spec: ModelSpec, scheduler: str | None, numerics: Numerics) -> AnyPipeline:
+def load_pipeline(
+    kind: type[AnyPipeline], spec: ModelSpec, scheduler: str | None, numerics: Numerics
+) -> AnyPipeline:
     """The pipeline of a recipe's checkpoint, on its device, as the engine uses it."""
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()  # loading takes a second, and the bars cut through that of the images
@@ -298,7 +366,9 @@ def load_pipeline(kind: type[AnyPipeline], spec: ModelSpec, scheduler: str | Non
     return pipeline
 
 
-def read_pipeline(kind: type[AnyPipeline], checkpoint: Checkpoint, dtype: torch.dtype) -> AnyPipeline:
+def read_pipeline(
+    kind: type[AnyPipeline], checkpoint: Checkpoint, dtype: torch.dtype
+) -> AnyPipeline:
     """The pipeline of a checkpoint, of each part the variant of its weights that was chosen.
 
     Raises:
@@ -326,7 +396,9 @@ def read_pipeline(kind: type[AnyPipeline], checkpoint: Checkpoint, dtype: torch.
 
 def _weights(network: torch.nn.Module) -> dict[str, Tensor]:
     """The parameters of a network by their names in its files, without "text_model."."""
-    return {name.removeprefix("text_model."): weight.data for name, weight in network.named_parameters()}
+    return {
+        name.removeprefix("text_model."): weight.data for name, weight in network.named_parameters()
+    }
 
 
 def _current(name: str) -> str:
@@ -338,8 +410,13 @@ def _current(name: str) -> str:
 
 def _change(layer: LoraLayer, tensors: Any, scale: float, weight: Tensor) -> Tensor:
     """What a layer of a LoRA adds to a weight, in float32."""
-    up, down = (tensors.get_tensor(name).to(weight.device, torch.float32).flatten(1) for name in (layer.up, layer.down))
-    factor = layer.factor if layer.alpha is None else float(tensors.get_tensor(layer.alpha)) / layer.rank
+    up, down = (
+        tensors.get_tensor(name).to(weight.device, torch.float32).flatten(1)
+        for name in (layer.up, layer.down)
+    )
+    factor = (
+        layer.factor if layer.alpha is None else float(tensors.get_tensor(layer.alpha)) / layer.rank
+    )
     return ((up @ down) * (factor * scale)).reshape(weight.shape)
 
 

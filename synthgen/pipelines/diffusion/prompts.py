@@ -24,10 +24,14 @@ class Prompts:
         return list(self.rows)
 
 
-def captions_of(layouts: Sequence[Layout], background: str | Sequence[str], template: str) -> list[str]:
+def captions_of(
+    layouts: Sequence[Layout], background: str | Sequence[str], template: str
+) -> list[str]:
     """One prompt for each whole picture (see `synthgen.scenes.scene.caption`)."""
     backgrounds = per_image(background, len(layouts))
-    return [caption(layout, words, template) for layout, words in zip(layouts, backgrounds, strict=True)]
+    return [
+        caption(layout, words, template) for layout, words in zip(layouts, backgrounds, strict=True)
+    ]
 
 
 def per_image(prompt: AnyPrompt | Sequence[AnyPrompt], n: int) -> list[AnyPrompt]:
@@ -38,5 +42,7 @@ def per_image(prompt: AnyPrompt | Sequence[AnyPrompt], n: int) -> list[AnyPrompt
     """
     prompts = [prompt] * n if prompt is None or isinstance(prompt, str) else list(prompt)
     if len(prompts) != n:
-        raise ValueError(f"prompts: {len(prompts)} given for {n} layouts; give one, or one a layout")
+        raise ValueError(
+            f"prompts: {len(prompts)} given for {n} layouts; give one, or one a layout"
+        )
     return prompts

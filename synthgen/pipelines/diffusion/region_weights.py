@@ -24,7 +24,10 @@ def gaussian(h: int, w: int) -> Tensor:
 
     def axis(n: int) -> Tensor:
         x = torch.arange(n, dtype=torch.float64)
-        return torch.exp(-((x - (n - 1) / 2) ** 2) / (n * n * 2 * VARIANCE)) / (2 * torch.pi * VARIANCE) ** 0.5
+        return (
+            torch.exp(-((x - (n - 1) / 2) ** 2) / (n * n * 2 * VARIANCE))
+            / (2 * torch.pi * VARIANCE) ** 0.5
+        )
 
     return torch.outer(axis(h), axis(w)).float()
 
@@ -58,5 +61,9 @@ def box(h: int, w: int, x0: float, y0: float, x1: float, y1: float, soft: float 
     return torch.outer(axis(h, y0, y1), axis(w, x0, x1)).float()
 
 
-WINDOW: dict[str, Callable[[int, int], Tensor]] = {"constant": constant, "gaussian": gaussian, "quartic": quartic}
+WINDOW: dict[str, Callable[[int, int], Tensor]] = {
+    "constant": constant,
+    "gaussian": gaussian,
+    "quartic": quartic,
+}
 """Masks that know a region's size alone, by name."""

@@ -88,7 +88,9 @@ class Plan:
         self.blocks: dict[int, Blocks] = {}
         for _ in range(levels + 1):
             prompts = np.stack([window.prompts(h, w) for window in windows])
-            self.blocks[h * w] = sort_into_blocks(prompts.reshape(len(windows), -1), embeddings.device)
+            self.blocks[h * w] = sort_into_blocks(
+                prompts.reshape(len(windows), -1), embeddings.device
+            )
             h, w = -(-h // 2), -(-w // 2)
 
 
@@ -111,7 +113,9 @@ def sort_into_blocks(prompts: NDArray[np.int64], device: torch.device) -> Blocks
     size = max(LEAST_BLOCK, min(MOST_BLOCK, size))
     blocks = -(-counts // size)
     starts, firsts = np.cumsum(counts) - counts, np.cumsum(blocks) - blocks
-    place = np.arange(len(flat)) - np.repeat(starts, counts) + np.repeat(firsts * size, counts)  # of each sorted cell
+    place = (
+        np.arange(len(flat)) - np.repeat(starts, counts) + np.repeat(firsts * size, counts)
+    )  # of each sorted cell
     cells = np.repeat(order[starts], blocks * size)
     cells[place] = order
     back = np.empty(len(flat), np.int64)
@@ -142,7 +146,11 @@ class RegionalAttention:
         if self.keys_values is None or self.source is not plan.embeddings:  # the same at every step
             self.source = plan.embeddings
             self.keys_values = attn.to_k(plan.embeddings), attn.to_v(plan.embeddings)
-        q = attn.to_q(hidden_states).reshape(n * cells, -1)[blocks.cells].view(len(blocks.rows), -1, attn.inner_dim)
+        q = (
+            attn.to_q(hidden_states)
+            .reshape(n * cells, -1)[blocks.cells]
+            .view(len(blocks.rows), -1, attn.inner_dim)
+        )
         k, v = (x[blocks.rows] for x in self.keys_values)
         q, k, v = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, attn.inner_dim)
@@ -153,7 +161,14 @@ class RegionalAttention:
 class SelfAttention(AttnProcessor2_0):  # type: ignore[misc]  # diffusers is untyped
     """The usual processor, which lets the plan pass."""
 
-    def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, plan: Plan | None = None, **more: Any) -> Tensor:
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        *args: Any,
+        plan: Plan | None = None,
+        **more: Any,
+    ) -> Tensor:
         out: Tensor = super().__call__(attn, hidden_states, *args, **more)
         return out
 

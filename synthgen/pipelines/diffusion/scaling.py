@@ -22,7 +22,9 @@ from synthgen.randomness import Stream, seed_sequence
 from synthgen.scenes.scene import Scene
 
 LARGEST_SCALE = 8.0
-LARGEST_CANVAS = 4096  # px, the side of a square of the most pixels that `native` enlarges a canvas to
+LARGEST_CANVAS = (
+    4096  # px, the side of a square of the most pixels that `native` enlarges a canvas to
+)
 SCALE_STEP = 0.25  # `native` is a multiple of it
 SAMPLED_LAYOUTS = 8  # whose boxes say how large the boxes of a job are
 SUPPORT = 3  # px of the shrunk image over which Lanczos mixes
@@ -95,7 +97,9 @@ def _resize_mask(mask: dict[str, Any], canvas: tuple[int, int]) -> dict[str, Any
     return encoded
 
 
-def resize_images(images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+def resize_images(
+    images: Sequence[NDArray[np.uint8]], size: tuple[int, int]
+) -> list[NDArray[np.uint8]]:
     """Resize images (H, W, 3) to width and height (Lanczos); those of that size stay as they are."""
     return [_resize_image(image, size) for image in images]
 
@@ -106,7 +110,9 @@ def _resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
-def shrink_changes(original: NDArray[np.uint8], before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def shrink_changes(
+    original: NDArray[np.uint8], before: NDArray[np.uint8], after: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
     """Return an image with what was changed in its enlarged copy; elsewhere not a bit differs.
 
     Args:

@@ -26,7 +26,9 @@ class TextEncoding:
     factor: int
     config: Any
     _execution_device: torch.device
-    embedded: dict[tuple[str | None, ...], Conditions] | None = None  # of sets of prompts; None: not kept
+    embedded: dict[tuple[str | None, ...], Conditions] | None = (
+        None  # of sets of prompts; None: not kept
+    )
     empty_is_none: bool = False
     """Whether an empty prompt counts as None: in jobs, whose images stay as they were, and nowhere else."""
 
@@ -37,13 +39,22 @@ class TextEncoding:
         """
         length = self.tokenizer.model_max_length
         for prompt in filter(None, prompts):
-            found = len(self.tokenizer(prompt).input_ids) if len(prompt) > length else 0  # a token is a letter at least
+            found = (
+                len(self.tokenizer(prompt).input_ids) if len(prompt) > length else 0
+            )  # a token is a letter at least
             if found > length:
-                log.warning("prompt %.40r…: %d tokens, of which the text encoder reads the first %d", prompt, found, length)
+                log.warning(
+                    "prompt %.40r…: %d tokens, of which the text encoder reads the first %d",
+                    prompt,
+                    found,
+                    length,
+                )
         if self.text_encoder_2 is None:
             return self.text_encoder(self.tokens(self.tokenizer, prompts)).last_hidden_state
         both = [(self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)]
-        hidden = [e(self.tokens(t, prompts), output_hidden_states=True).hidden_states[-2] for t, e in both]
+        hidden = [
+            e(self.tokens(t, prompts), output_hidden_states=True).hidden_states[-2] for t, e in both
+        ]
         return torch.cat(hidden, -1) * self.shown(prompts)[:, None, None]
 
     def text_conditions(self, prompts: Sequence[str | None], guidance_scale: float) -> Conditions:
@@ -63,7 +74,10 @@ class TextEncoding:
                 self.embedded.pop(next(iter(self.embedded)))
             self.embedded[key] = self.conditions_of(distinct, guidance_scale)
         rows = {prompt: row for row, prompt in enumerate(distinct)}
-        return select(self.embedded[key], torch.tensor([rows[prompt] for prompt in prompts], device=self._execution_device))
+        return select(
+            self.embedded[key],
+            torch.tensor([rows[prompt] for prompt in prompts], device=self._execution_device),
+        )
 
     def conditions_of(self, prompts: Sequence[str | None], guidance_scale: float) -> Conditions:
         """As `text_conditions`, computed."""
@@ -73,17 +87,23 @@ class TextEncoding:
             pooled = self.text_encoder_2(self.tokens(self.tokenizer_2, prompts))[0]
             side = self.unet.config.sample_size * self.factor
             found["added_cond_kwargs.text_embeds"] = pooled * self.shown(prompts)[:, None]
-            found["added_cond_kwargs.time_ids"] = like.new_tensor([side, side, 0, 0, side, side]).repeat(len(prompts), 1)
+            found["added_cond_kwargs.time_ids"] = like.new_tensor(
+                [side, side, 0, 0, side, side]
+            ).repeat(len(prompts), 1)
         if self.unet.config.time_cond_proj_dim is not None:
             scale = like.new_full((len(prompts),), (guidance_scale - 1) * 1000)
-            embedded = get_timestep_embedding(scale, self.unet.config.time_cond_proj_dim, flip_sin_to_cos=False)
+            embedded = get_timestep_embedding(
+                scale, self.unet.config.time_cond_proj_dim, flip_sin_to_cos=False
+            )
             found["timestep_cond"] = embedded.to(like.dtype)
         return found
 
     def tokens(self, tokenizer: Any, prompts: Sequence[str | None]) -> Tensor:
         """Return token ids (P, T) of prompts, on the pipeline's device."""
         texts = [prompt or "" for prompt in prompts]
-        ids: Tensor = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        ids: Tensor = tokenizer(
+            texts, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
         return ids.to(self._execution_device)
 
     def shown(self, prompts: Sequence[str | None]) -> Tensor:

@@ -33,7 +33,11 @@ class TokenProbe:
     ) -> Tensor:
         q, k, v = (
             attn.head_to_batch_dim(x)
-            for x in (attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
+            for x in (
+                attn.to_q(hidden_states),
+                attn.to_k(encoder_hidden_states),
+                attn.to_v(encoder_hidden_states),
+            )
         )
         probs = attn.get_attention_scores(q, k, attention_mask)
         probs = probs.view(len(self.tokens), -1, *probs.shape[1:])  # (n, heads, cells, T)
@@ -42,7 +46,9 @@ class TokenProbe:
         self.found.append(read.mean(1).float())
         if self.top is not None:
             least = read.topk(min(self.top, read.shape[-1]), dim=-1).values[..., -1:]
-            probs = probs * torch.where((read >= least)[..., None], torch.ones_like(asked), 1 - asked)
+            probs = probs * torch.where(
+                (read >= least)[..., None], torch.ones_like(asked), 1 - asked
+            )
         out = attn.batch_to_head_dim(probs.flatten(0, 1) @ v)
         return attn.to_out[1](attn.to_out[0](out))
 
@@ -60,7 +66,10 @@ class TokenProbe:
 def probed(unet: UNet2DConditionModel, probe: TokenProbe) -> Iterator[TokenProbe]:
     """The UNet with a probe in the cross-attention of its up blocks."""
     usual = unet.attn_processors
-    ours = {name: probe if name.startswith("up_blocks") and ".attn2." in name else p for name, p in usual.items()}
+    ours = {
+        name: probe if name.startswith("up_blocks") and ".attn2." in name else p
+        for name, p in usual.items()
+    }
     unet.set_attn_processor(ours)
     try:
         yield probe

@@ -9,7 +9,12 @@ Windows = NDArray[np.int64]
 
 
 def object_windows(
-    boxes: NDArray[np.float32], canvas: tuple[int, int], factor: int, multiple: int, least: int, context: float
+    boxes: NDArray[np.float32],
+    canvas: tuple[int, int],
+    factor: int,
+    multiple: int,
+    least: int,
+    context: float,
 ) -> Windows:
     """The window of each box: the box and `context` of its side on each side.
 
@@ -33,7 +38,9 @@ def object_windows(
     return np.concatenate([low, low + sides], 1)
 
 
-def background_windows(canvas: tuple[int, int], factor: int, multiple: int, side: int, overlap: float) -> Windows:
+def background_windows(
+    canvas: tuple[int, int], factor: int, multiple: int, side: int, overlap: float
+) -> Windows:
     """Equal square windows that cover the canvas, evenly spaced: (M, 4) x0, y0, x1, y1 in cells.
 
     Args:

@@ -16,9 +16,21 @@ from torch import Tensor
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import IncompatibleLayoutError
 from synthgen.pipelines.diffusion import region_weights
-from synthgen.pipelines.diffusion.grounding import GroundedWindow, gates, grounded_windows, strengths
+from synthgen.pipelines.diffusion.grounding import (
+    GroundedWindow,
+    gates,
+    grounded_windows,
+    strengths,
+)
 from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, Predict, Region
-from synthgen.pipelines.diffusion.pipeline import Evaluate, Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.pipelines.diffusion.pipeline import (
+    Evaluate,
+    Generators,
+    Images,
+    LatentPipeline,
+    StepEnd,
+    as_output,
+)
 from synthgen.pipelines.diffusion.prompts import Prompts, per_image
 from synthgen.scenes.scene import COUNTS
 from synthgen.scenes.scene import caption as caption_of
@@ -46,7 +58,11 @@ class Grounding:
     def __getitem__(self, rows: Tensor) -> dict[str, Any]:
         if self.bare.issuperset(rows.tolist()):
             return {}
-        tables = {"boxes": self.boxes, "masks": self.masks, "positive_embeddings": self.positive_embeddings}
+        tables = {
+            "boxes": self.boxes,
+            "masks": self.masks,
+            "positive_embeddings": self.positive_embeddings,
+        }
         return {"gligen": {name: table[rows] for name, table in tables.items()}}
 
 
@@ -95,8 +111,13 @@ class GroundedPipeline(LatentPipeline):
         regions: list[Region] = []
         for image, (layout, words) in enumerate(zip(layouts, backgrounds, strict=True)):
             size, phrases = (layout.width, layout.height), layout.prompts
-            for w in grounded_windows(layout.boxes, size, self.factor, self.multiple, side, overlap, max_boxes):
-                (x0, y0, x1, y1), text = w.window, caption_of(layout.select(w.indices), words, caption)
+            for w in grounded_windows(
+                layout.boxes, size, self.factor, self.multiple, side, overlap, max_boxes
+            ):
+                (x0, y0, x1, y1), text = (
+                    w.window,
+                    caption_of(layout.select(w.indices), words, caption),
+                )
                 weight = region_weights.tile(y1 - y0, x1 - x0)
                 regions.append(Region(image, w.window, len(rows), image, guidance_scale, weight))
                 rows.append((text, w, [phrases[i] for i in w.indices]))
@@ -127,15 +148,24 @@ class GroundedPipeline(LatentPipeline):
         """Tables with a row a window: its caption's embedding, and its boxes, padded to the number that was trained."""
         prompts, texts = Prompts(), Prompts()
         captions = [prompts.row(text) for text, _, _ in rows]
-        boxes, mask = np.zeros((len(rows), most, 4), np.float32), np.zeros((len(rows), most), np.float32)
+        boxes, mask = (
+            np.zeros((len(rows), most, 4), np.float32),
+            np.zeros((len(rows), most), np.float32),
+        )
         which = np.full((len(rows), most), texts.row(""))
         for row, (_, window, phrases) in enumerate(rows):
             if window is not None:
                 n = len(phrases)
-                boxes[row, :n], mask[row, :n], which[row, :n] = window.boxes, 1, [texts.row(p) for p in phrases]
+                boxes[row, :n], mask[row, :n], which[row, :n] = (
+                    window.boxes,
+                    1,
+                    [texts.row(p) for p in phrases],
+                )
         device, embedded = self._execution_device, self.encode_prompts(prompts.texts)
         pooled = self.encode_phrases(texts.texts)
-        places, masks = (torch.from_numpy(table).to(device, embedded.dtype) for table in (boxes, mask))
+        places, masks = (
+            torch.from_numpy(table).to(device, embedded.dtype) for table in (boxes, mask)
+        )
         grounding = Grounding(places, masks, pooled[torch.from_numpy(which).to(device)], bare)
         return {"encoder_hidden_states": embedded[captions], "cross_attention_kwargs": grounding}
 

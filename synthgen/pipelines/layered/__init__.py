@@ -18,23 +18,53 @@ class Spec(LayoutModelSpec):
 
     method: Literal["layered"] = "layered"
     steps: int = Field(50, ge=2, le=1000)
-    scheduler: Literal["dpm++", "unipc", "ddim", "euler"] | None = Field("ddim", description="null: the checkpoint's")
-    caption: Caption = Field(COUNTS, description="of the whole picture: {counts}, {phrases} and {background} are replaced")
-    layer_prompt: RegionPrompt = Field("{phrase}", description="of a layer: {phrase} and {background} are replaced")
-    variant: Literal["paper", "mixed"] = Field("paper", description="mixed: layers are mixed into the noise, not rendered")
-    vision_guidance: Literal["dynamic", "constant"] = Field("dynamic", description="colour found by attention, or `colour`")
-    colour: tuple[Channel, Channel, Channel] = Field((255, 255, 255), description="of constant guidance, RGB")
-    lambda_1: float = Field(0.20, ge=0, description="guidance away from the colour, outside the object")
-    lambda_2: float = Field(0.05, ge=0, description="guidance towards the colour, inside it")
-    layer_share: float = Field(0.3, gt=0, lt=1, description="share of the steps that the layers run alone (t0)")
-    guided_steps: int = Field(5, ge=0, description="first steps after which the guidance is added again")
-    top_k: int = Field(16, ge=1, description="cells that read the object's name most, whose colour is taken")
-    gamma: float = Field(0.2, gt=0, le=1, description="mixed: weight of the layers")
-    until: int = Field(900, ge=0, le=1000, description="mixed: timestep below which the caption alone guides")
-    context: float | None = Field(
-        None, ge=0, le=4, description="crop each layer to its box and this share more; null: whole canvas"
+    scheduler: Literal["dpm++", "unipc", "ddim", "euler"] | None = Field(
+        "ddim", description="null: the checkpoint's"
     )
-    tile: int | None = Field(None, ge=8, description="px; whole canvases are denoised in tiles of this side; null: in one piece")
+    caption: Caption = Field(
+        COUNTS,
+        description="of the whole picture: {counts}, {phrases} and {background} are replaced",
+    )
+    layer_prompt: RegionPrompt = Field(
+        "{phrase}", description="of a layer: {phrase} and {background} are replaced"
+    )
+    variant: Literal["paper", "mixed"] = Field(
+        "paper", description="mixed: layers are mixed into the noise, not rendered"
+    )
+    vision_guidance: Literal["dynamic", "constant"] = Field(
+        "dynamic", description="colour found by attention, or `colour`"
+    )
+    colour: tuple[Channel, Channel, Channel] = Field(
+        (255, 255, 255), description="of constant guidance, RGB"
+    )
+    lambda_1: float = Field(
+        0.20, ge=0, description="guidance away from the colour, outside the object"
+    )
+    lambda_2: float = Field(0.05, ge=0, description="guidance towards the colour, inside it")
+    layer_share: float = Field(
+        0.3, gt=0, lt=1, description="share of the steps that the layers run alone (t0)"
+    )
+    guided_steps: int = Field(
+        5, ge=0, description="first steps after which the guidance is added again"
+    )
+    top_k: int = Field(
+        16, ge=1, description="cells that read the object's name most, whose colour is taken"
+    )
+    gamma: float = Field(0.2, gt=0, le=1, description="mixed: weight of the layers")
+    until: int = Field(
+        900, ge=0, le=1000, description="mixed: timestep below which the caption alone guides"
+    )
+    context: float | None = Field(
+        None,
+        ge=0,
+        le=4,
+        description="crop each layer to its box and this share more; null: whole canvas",
+    )
+    tile: int | None = Field(
+        None,
+        ge=8,
+        description="px; whole canvases are denoised in tiles of this side; null: in one piece",
+    )
 
     @property
     def starts_within(self) -> bool:

@@ -16,8 +16,23 @@ from torch.nn import functional as F
 
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, select
-from synthgen.pipelines.diffusion.object_layers import Group, Layer, MixedLayers, by_size, composite, in_batches, prompts_of
-from synthgen.pipelines.diffusion.pipeline import Evaluate, Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.pipelines.diffusion.object_layers import (
+    Group,
+    Layer,
+    MixedLayers,
+    by_size,
+    composite,
+    in_batches,
+    prompts_of,
+)
+from synthgen.pipelines.diffusion.pipeline import (
+    Evaluate,
+    Generators,
+    Images,
+    LatentPipeline,
+    StepEnd,
+    as_output,
+)
 from synthgen.pipelines.diffusion.prompts import Prompts, captions_of, per_image
 from synthgen.pipelines.diffusion.token_attention import TokenProbe, probed, tokens_of
 from synthgen.pipelines.diffusion.windows import object_windows
@@ -76,7 +91,11 @@ class LayeredPipeline(LatentPipeline):
             ValueError: a scheduler that cannot start within its schedule.
         """
         self.check_inputs(layouts)
-        prompts, size, at_once = Prompts(), (layouts[0].width, layouts[0].height), self.cells_at_once(chunk)
+        prompts, size, at_once = (
+            Prompts(),
+            (layouts[0].width, layouts[0].height),
+            self.cells_at_once(chunk),
+        )
         words = per_image(background, len(layouts))
         backgrounds = [prompts.row(text) for text in words]
         negatives = [prompts.row(text) for text in per_image(negative_prompt, len(layouts))]
@@ -85,11 +104,18 @@ class LayeredPipeline(LatentPipeline):
         for i, layout in enumerate(layouts):
             texts = [region_prompt(phrase, words[i], layer_prompt) for phrase in layout.prompts]
             layers += self.layers(layout, i, texts, prompts, negatives[i], context)
-        noise, conditions = self.noise(layouts, generator), self.text_conditions(prompts.texts, guidance_scale)
+        noise, conditions = (
+            self.noise(layouts, generator),
+            self.text_conditions(prompts.texts, guidance_scale),
+        )
         groups = [Group(list(x), noise) for x in by_size(layers)]
         self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
         for group in groups:
-            one = self.colours(np.array([colour], np.uint8)) if vision_guidance == "constant" else None
+            one = (
+                self.colours(np.array([colour], np.uint8))
+                if vision_guidance == "constant"
+                else None
+            )
             delta = self.found(group, conditions, top_k, at_once, variant) if one is None else one
             group.guide(delta, lambda_1, lambda_2)
 
@@ -99,16 +125,33 @@ class LayeredPipeline(LatentPipeline):
 
         rest: Evaluate = whole(captions, guidance_scale)
         if variant == "mixed":
-            mixed = MixedLayers(groups, conditions, whole(captions, 0.0), guidance_scale * gamma, at_once)
+            mixed = MixedLayers(
+                groups, conditions, whole(captions, 0.0), guidance_scale * gamma, at_once
+            )
             steps = [mixed if t > until else rest for t in self.scheduler.timesteps]
             latents = self.denoise(noise, steps, callback_on_step_end, generator=generator)
         else:
             t0 = max(1, round(layer_share * num_inference_steps))
             below = [whole(backgrounds, guidance_scale)] * num_inference_steps
             latents = self.denoise(noise, below, callback_on_step_end, generator=generator, last=t0)
-            run = partial(self.render, conditions, guidance_scale, num_inference_steps, t0, guided_steps, tile, at_once)
+            run = partial(
+                self.render,
+                conditions,
+                guidance_scale,
+                num_inference_steps,
+                t0,
+                guided_steps,
+                tile,
+                at_once,
+            )
             latents = composite(latents, groups, [run(group) for group in groups])
-            latents = self.denoise(latents, [rest] * num_inference_steps, callback_on_step_end, generator=generator, first=t0)
+            latents = self.denoise(
+                latents,
+                [rest] * num_inference_steps,
+                callback_on_step_end,
+                generator=generator,
+                first=t0,
+            )
         return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
 
     def check_inputs(self, layouts: Sequence[Layout]) -> None:
@@ -117,7 +160,13 @@ class LayeredPipeline(LatentPipeline):
         self.check_schedule()
 
     def layers(
-        self, layout: Layout, image: int, texts: Sequence[str], prompts: Prompts, negative: int, context: float | None
+        self,
+        layout: Layout,
+        image: int,
+        texts: Sequence[str],
+        prompts: Prompts,
+        negative: int,
+        context: float | None,
     ) -> Iterator[Layer]:
         """The layers of an image: one a box, cropped to a window or not."""
         width, height = layout.width // self.factor, layout.height // self.factor
@@ -126,8 +175,19 @@ class LayeredPipeline(LatentPipeline):
             least, size = self.unet.config.sample_size, (layout.width, layout.height)
             windows = object_windows(layout.boxes, size, self.factor, self.multiple, least, context)
         for i, (text, (x0, y0, x1, y1)) in enumerate(zip(texts, windows.tolist(), strict=True)):
-            mask, tokens = self.object_mask(layout, i), tokens_of(self.tokenizer, text, layout.categories[i])
-            yield Layer(image, (x0, y0, x1, y1), mask[y0:y1, x0:x1], float(mask.sum()), prompts.row(text), negative, tokens)
+            mask, tokens = (
+                self.object_mask(layout, i),
+                tokens_of(self.tokenizer, text, layout.categories[i]),
+            )
+            yield Layer(
+                image,
+                (x0, y0, x1, y1),
+                mask[y0:y1, x0:x1],
+                float(mask.sum()),
+                prompts.row(text),
+                negative,
+                tokens,
+            )
 
     def object_mask(self, layout: Layout, i: int) -> Tensor:
         """Cells (H, W) of an object: those whose centre its box holds, or those that its mask covers at least half of."""
@@ -145,7 +205,9 @@ class LayeredPipeline(LatentPipeline):
         pictures = np.broadcast_to(rgb[:, None, None, :], (len(rgb), side, side, 3))
         return self.encode_pictures(pictures).mean((2, 3), keepdim=True)
 
-    def found(self, group: Group, conditions: Conditions, top_k: int, at_once: int, variant: str) -> Tensor:
+    def found(
+        self, group: Group, conditions: Conditions, top_k: int, at_once: int, variant: str
+    ) -> Tensor:
         """Dynamic delta of a group's layers, from one pass at z_T with each object's prompt.
 
         Returns:
@@ -192,6 +254,8 @@ class LayeredPipeline(LatentPipeline):
         h, w = group.size
         size = (w * self.factor, h * self.factor)
         rows = [(x.prompt, x.negative) for x in group.layers]
-        mixture = Mixture(self.covers(size, rows, guidance, tile), conditions, group.noise.shape, at_once)
+        mixture = Mixture(
+            self.covers(size, rows, guidance, tile), conditions, group.noise.shape, at_once
+        )
         after = [partial(group.guided, last=min(t0, guided))]
         return self.denoise(group.noise + group.xi, [mixture] * steps, None, after, last=t0)

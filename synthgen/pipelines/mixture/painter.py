@@ -21,12 +21,17 @@ class MixturePainter(LayoutPainter):
         self.grounds = pictures(Path(scene.backgrounds)) if scene.backgrounds is not None else []
 
     def repaint(
-        self, images: Sequence[NDArray[np.uint8]], scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        scenes: Sequence[Scene],
+        seeds: Sequence[np.random.SeedSequence],
     ) -> list[NDArray[np.uint8]]:
         """The pictures with the scenes' boxes painted anew, and not a bit changed outside their windows."""
         return self._change(self.pipeline, self.options, images, scenes, seeds)
 
-    def backgrounds(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[NDArray[np.uint8]] | None:
+    def backgrounds(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[NDArray[np.uint8]] | None:
         """Return the user's images (H, W, 3) into which these scenes are generated; None: there are none."""
         if not self.grounds:
             return None

@@ -13,7 +13,13 @@ from synthgen.pipelines.base import IncompatibleLayoutError
 from synthgen.pipelines.diffusion import region_weights
 from synthgen.pipelines.diffusion.blending import Reference, masks_of, paste_back
 from synthgen.pipelines.diffusion.mixture import Mixture, Region
-from synthgen.pipelines.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.pipelines.diffusion.pipeline import (
+    Generators,
+    Images,
+    LatentPipeline,
+    StepEnd,
+    as_output,
+)
 from synthgen.pipelines.diffusion.prompts import Prompts, per_image
 from synthgen.pipelines.diffusion.windows import object_windows
 from synthgen.pipelines.mixture import Mask
@@ -69,7 +75,10 @@ class MixturePipeline(LatentPipeline):
             IncompatibleLayoutError: a canvas or a box that this checkpoint cannot paint.
         """
         self.check_inputs(layouts, pictures)
-        prompts, least = Prompts(), self.unet.config.sample_size * self.factor if window is None else window
+        prompts, least = (
+            Prompts(),
+            self.unet.config.sample_size * self.factor if window is None else window,
+        )
         words = per_image(background, len(layouts))
         backgrounds = [prompts.row(text) for text in words]
         negatives = [prompts.row(text) for text in per_image(negative_prompt, len(layouts))]
@@ -77,19 +86,35 @@ class MixturePipeline(LatentPipeline):
         tiles: list[Region] = []
         for i, layout in enumerate(layouts):
             own = [prompts.row(region_prompt(phrase, words[i])) for phrase in layout.prompts]
-            objects += self.objects(layout, i, own, negatives[i], guidance_scale, least, context, mask)
+            objects += self.objects(
+                layout, i, own, negatives[i], guidance_scale, least, context, mask
+            )
             low = guidance_scale if background_guidance_scale is None else background_guidance_scale
             size, rows = (layout.width, layout.height), (backgrounds[i], negatives[i])
             cover = self.cover(i, size, rows, low, background_window or least, background_overlap)
-            tiles += [replace(r, weight=r.weight * background_weight) for r in cover] if pictures is None else []
-        noise, conditions = self.noise(layouts, generator), self.text_conditions(prompts.texts, guidance_scale)
+            tiles += (
+                [replace(r, weight=r.weight * background_weight) for r in cover]
+                if pictures is None
+                else []
+            )
+        noise, conditions = (
+            self.noise(layouts, generator),
+            self.text_conditions(prompts.texts, guidance_scale),
+        )
         plain = [replace(r, guidance=1.0) for r in objects + tiles]
-        guided, unguided = (Mixture(r, conditions, noise.shape, self.cells_at_once(chunk)) for r in (objects + tiles, plain))
+        guided, unguided = (
+            Mixture(r, conditions, noise.shape, self.cells_at_once(chunk))
+            for r in (objects + tiles, plain)
+        )
         first, last = (round(share * num_inference_steps) for share in guidance_interval)
-        steps = [guided if first <= step < last else unguided for step in range(num_inference_steps)]
+        steps = [
+            guided if first <= step < last else unguided for step in range(num_inference_steps)
+        ]
         if pictures is None:
             latents = self.denoise(noise, steps, callback_on_step_end, generator=generator)
-            return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
+            return (
+                latents if output_type == "latent" else as_output(self.decode(latents), output_type)
+            )
         painted, windows = (m.to(noise.device) for m in masks_of(objects, noise.shape))
         reference = Reference(self.encode_pictures(pictures), noise, 1 - painted)
         latents = self.denoise(noise, steps, callback_on_step_end, [reference], generator=generator)
@@ -97,12 +122,21 @@ class MixturePipeline(LatentPipeline):
             return latents
         return as_output(paste_back(self.decode(latents), pictures, painted, windows), output_type)
 
-    def check_inputs(self, layouts: Sequence[Layout], pictures: NDArray[np.uint8] | None = None) -> None:
+    def check_inputs(
+        self, layouts: Sequence[Layout], pictures: NDArray[np.uint8] | None = None
+    ) -> None:
         """Raise IncompatibleLayoutError for what this checkpoint cannot paint."""
         self.check_layouts(layouts)
-        if pictures is not None and pictures.shape != (len(layouts), layouts[0].height, layouts[0].width, 3):
+        if pictures is not None and pictures.shape != (
+            len(layouts),
+            layouts[0].height,
+            layouts[0].width,
+            3,
+        ):
             want = f"({len(layouts)}, {layouts[0].height}, {layouts[0].width}, 3)"
-            raise IncompatibleLayoutError(f"pictures: shape {pictures.shape} must be {want}: one a layout, at its size")
+            raise IncompatibleLayoutError(
+                f"pictures: shape {pictures.shape} must be {want}: one a layout, at its size"
+            )
 
     def objects(
         self,
@@ -119,7 +153,14 @@ class MixturePipeline(LatentPipeline):
         size, cells = (layout.width, layout.height), self.cells(least)
         windows = object_windows(layout.boxes, size, self.factor, self.multiple, cells, context)
         return [
-            Region(image, (x0, y0, x1, y1), row, negative, guidance, self.object_weight(box, (x0, y0, x1, y1), mask))
+            Region(
+                image,
+                (x0, y0, x1, y1),
+                row,
+                negative,
+                guidance,
+                self.object_weight(box, (x0, y0, x1, y1), mask),
+            )
             for box, (x0, y0, x1, y1), row in zip(layout.boxes, windows.tolist(), rows, strict=True)
         ]
 

@@ -12,9 +12,19 @@ from synthgen.geometry import box_sides
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.diffusion import region_weights
 from synthgen.pipelines.diffusion.mixture import Mixture, Region, select
-from synthgen.pipelines.diffusion.pipeline import Generators, Images, LatentPipeline, StepEnd, as_output
+from synthgen.pipelines.diffusion.pipeline import (
+    Generators,
+    Images,
+    LatentPipeline,
+    StepEnd,
+    as_output,
+)
 from synthgen.pipelines.diffusion.prompts import Prompts, per_image
-from synthgen.pipelines.diffusion.regional_attention import PlanTable, PromptedWindow, regional_processors
+from synthgen.pipelines.diffusion.regional_attention import (
+    PlanTable,
+    PromptedWindow,
+    regional_processors,
+)
 from synthgen.pipelines.diffusion.windows import background_windows
 from synthgen.scenes.scene import region_prompt as region_prompt_of
 
@@ -61,20 +71,44 @@ class RegionalAttentionPipeline(LatentPipeline):
         backgrounds = per_image(background, len(layouts))
         negatives = per_image(negative_prompt, len(layouts))
         for image, layout in enumerate(layouts):
-            texts = [region_prompt_of(phrase, backgrounds[image], region_prompt) for phrase in layout.prompts]
+            texts = [
+                region_prompt_of(phrase, backgrounds[image], region_prompt)
+                for phrase in layout.prompts
+            ]
             rows, boxes = tuple(prompts.row(text) for text in texts), self.boxes(layout, margin)
             base, negative = prompts.row(backgrounds[image]), prompts.row(negatives[image])
             for x0, y0, x1, y1 in self.tiles(layout, tile, overlap):
                 size, weight = (y1 - y0, x1 - x0), region_weights.tile(y1 - y0, x1 - x0)
-                regions.append(Region(image, (x0, y0, x1, y1), len(windows), len(windows) + 1, guidance_scale, weight))
-                windows += [PromptedWindow(size, base, boxes - [x0, y0, x0, y0], rows), PromptedWindow(size, negative)]
-        noise, words = self.noise(layouts, generator), self.text_conditions(prompts.texts, guidance_scale)
-        table = PlanTable(windows, words["encoder_hidden_states"], len(self.unet.config.block_out_channels) - 1)
-        bases = torch.tensor([window.base for window in windows], device=noise.device)  # what a window reads as a whole
+                regions.append(
+                    Region(
+                        image,
+                        (x0, y0, x1, y1),
+                        len(windows),
+                        len(windows) + 1,
+                        guidance_scale,
+                        weight,
+                    )
+                )
+                windows += [
+                    PromptedWindow(size, base, boxes - [x0, y0, x0, y0], rows),
+                    PromptedWindow(size, negative),
+                ]
+        noise, words = (
+            self.noise(layouts, generator),
+            self.text_conditions(prompts.texts, guidance_scale),
+        )
+        table = PlanTable(
+            windows, words["encoder_hidden_states"], len(self.unet.config.block_out_channels) - 1
+        )
+        bases = torch.tensor(
+            [window.base for window in windows], device=noise.device
+        )  # what a window reads as a whole
         conditions = {**select(words, bases), "cross_attention_kwargs.plan": table}
         mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
         with self.regional():
-            latents = self.denoise(noise, [mixture] * num_inference_steps, callback_on_step_end, generator=generator)
+            latents = self.denoise(
+                noise, [mixture] * num_inference_steps, callback_on_step_end, generator=generator
+            )
         return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
 
     def check_inputs(self, layouts: Sequence[Layout]) -> None:
@@ -87,11 +121,15 @@ class RegionalAttentionPipeline(LatentPipeline):
         more = box_sides(boxes) * margin
         return np.concatenate([boxes[:, :2] - more, boxes[:, 2:] + more], 1)
 
-    def tiles(self, layout: Layout, tile: int | None, overlap: float) -> list[tuple[int, int, int, int]]:
+    def tiles(
+        self, layout: Layout, tile: int | None, overlap: float
+    ) -> list[tuple[int, int, int, int]]:
         """Windows that cover the canvas, x0, y0, x1, y1 in cells; the canvas itself if it is not tiled."""
         if tile is None:
             return [(0, 0, layout.width // self.factor, layout.height // self.factor)]
-        found = background_windows((layout.width, layout.height), self.factor, self.multiple, self.cells(tile), overlap)
+        found = background_windows(
+            (layout.width, layout.height), self.factor, self.multiple, self.cells(tile), overlap
+        )
         return [(x0, y0, x1, y1) for x0, y0, x1, y1 in found.tolist()]
 
     @contextmanager

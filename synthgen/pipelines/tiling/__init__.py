@@ -5,7 +5,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from synthgen.layouts.base import SamplerSpec
-from synthgen.pipelines.diffusion.models import ModelSpec, model_problems, read_config, unet_multiple, vae_factor
+from synthgen.pipelines.diffusion.models import (
+    ModelSpec,
+    model_problems,
+    read_config,
+    unet_multiple,
+    vae_factor,
+)
 from synthgen.pipelines.tiling.document import as_job
 from synthgen.scenes.scene import SceneSpec
 from synthgen.yamlfile import Document
@@ -29,19 +35,33 @@ class Spec(ModelSpec):
     prompt: Prompts = Field(description="one prompt, or a list of rows of prompts")
     negative_prompt: str = Field("", description="what the picture must not show")
     steps: int = Field(50, ge=1, le=1000)
-    scheduler: Literal["dpm++", "unipc", "ddim", "euler", "lms"] | None = Field("lms", description="null: the checkpoint's")
+    scheduler: Literal["dpm++", "unipc", "ddim", "euler", "lms"] | None = Field(
+        "lms", description="null: the checkpoint's"
+    )
     eta: float = Field(0.0, ge=0, le=1, description="noise that ddim adds at each step")
     guidance_scale: float = Field(7.5, ge=0)
-    guidance_scale_tiles: tuple[tuple[float | None, ...], ...] | None = Field(None, description="a tile; null: guidance_scale")
-    seed: int | None = Field(None, ge=0, description="of the noise; null: the job's seed and the image's index")
-    seed_tiles: tuple[tuple[int | None, ...], ...] | None = Field(None, description="of a tile's noise; null: the canvas'")
-    seed_tiles_mode: Literal["full", "exclusive"] | tuple[tuple[Literal["full", "exclusive"], ...], ...] = Field(
-        "full", description="full: a seed sets the whole tile; exclusive: only what no other tile covers"
+    guidance_scale_tiles: tuple[tuple[float | None, ...], ...] | None = Field(
+        None, description="a tile; null: guidance_scale"
+    )
+    seed: int | None = Field(
+        None, ge=0, description="of the noise; null: the job's seed and the image's index"
+    )
+    seed_tiles: tuple[tuple[int | None, ...], ...] | None = Field(
+        None, description="of a tile's noise; null: the canvas'"
+    )
+    seed_tiles_mode: (
+        Literal["full", "exclusive"] | tuple[tuple[Literal["full", "exclusive"], ...], ...]
+    ) = Field(
+        "full",
+        description="full: a seed sets the whole tile; exclusive: only what no other tile covers",
     )
     seed_tiles_noise: Literal["own", "cut"] = Field(
-        "own", description="of exclusive: drawn in the shape of what it sets, as published; cut: from a whole tile's"
+        "own",
+        description="of exclusive: drawn in the shape of what it sets, as published; cut: from a whole tile's",
     )
-    seed_reroll_regions: tuple[Reroll, ...] = Field((), description="row0, row1, col0, col1 in px, and seed; set last")
+    seed_reroll_regions: tuple[Reroll, ...] = Field(
+        (), description="row0, row1, col0, col1 in px, and seed; set last"
+    )
     tile_height: int = Field(512, ge=8, description="px")
     tile_width: int = Field(512, ge=8, description="px")
     tile_row_overlap: int = Field(256, ge=0, description="px")
@@ -59,7 +79,9 @@ class Spec(ModelSpec):
                 raise ValueError(f"{key}: must have {rows} rows of {columns}, as prompt has")
         for side, overlap in (("height", "row"), ("width", "col")):
             if getattr(self, f"tile_{overlap}_overlap") >= getattr(self, f"tile_{side}"):
-                raise ValueError(f"tile_{overlap}_overlap: must be less than tile_{side}, {getattr(self, f'tile_{side}')}")
+                raise ValueError(
+                    f"tile_{overlap}_overlap: must be less than tile_{side}, {getattr(self, f'tile_{side}')}"
+                )
         return self
 
     @classmethod
@@ -92,9 +114,15 @@ class Spec(ModelSpec):
         scale = self.generation_scale()
         if scale == 1:
             return self
-        multiples = {"tile_height": step, "tile_width": step, "tile_row_overlap": factor, "tile_col_overlap": factor}
+        multiples = {
+            "tile_height": step,
+            "tile_width": step,
+            "tile_row_overlap": factor,
+            "tile_col_overlap": factor,
+        }
         sides: dict[str, Any] = {
-            key: round(getattr(self, key) * scale / multiple) * multiple for key, multiple in multiples.items()
+            key: round(getattr(self, key) * scale / multiple) * multiple
+            for key, multiple in multiples.items()
         }
         rerolled = []
         for *ends, seed in self.seed_reroll_regions:
@@ -104,11 +132,17 @@ class Spec(ModelSpec):
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
         problems = []
         if sampler.names():
-            problems.append("method: tiling paints no boxes; leave layout.objects empty, or use `mixture`")
+            problems.append(
+                "method: tiling paints no boxes; leave layout.objects empty, or use `mixture`"
+            )
         if scene.backgrounds is not None:
-            problems.append("method: tiling paints nothing into your own images (scene.backgrounds); `mixture` and `paste` do")
+            problems.append(
+                "method: tiling paints nothing into your own images (scene.backgrounds); `mixture` and `paste` do"
+            )
         if sampler.canvas != self.canvas:
-            problems.append(f"prompt: these tiles make a canvas of {self.canvas[0]} x {self.canvas[1]}; set layout.canvas to it")
+            problems.append(
+                f"prompt: these tiles make a canvas of {self.canvas[0]} x {self.canvas[1]}; set layout.canvas to it"
+            )
         if unusable := model_problems(self):
             return [*problems, *unusable]
         folder = self.folder()
@@ -116,8 +150,12 @@ class Spec(ModelSpec):
         step = factor * unet_multiple(read_config(folder, "unet"))
         for key in ("tile_height", "tile_width"):
             if getattr(self, key) % step:
-                problems.append(f"{key}: {getattr(self, key)} must be a multiple of {step} for {self.model}")
+                problems.append(
+                    f"{key}: {getattr(self, key)} must be a multiple of {step} for {self.model}"
+                )
         for key in ("tile_row_overlap", "tile_col_overlap"):
             if getattr(self, key) % factor:
-                problems.append(f"{key}: {getattr(self, key)} must be a multiple of {factor} for {self.model}")
+                problems.append(
+                    f"{key}: {getattr(self, key)} must be a multiple of {factor} for {self.model}"
+                )
         return problems

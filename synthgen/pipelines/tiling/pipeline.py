@@ -94,7 +94,9 @@ class TilingPipeline(LatentPipeline):
         self.check_inputs(grid)
         tiles = list(self.tiles(grid))
         generators = generators_of(seed, generator)
-        noise = torch.stack([self.tile_noise(grid, g, tiles, seed_reroll_regions) for g in generators])
+        noise = torch.stack(
+            [self.tile_noise(grid, g, tiles, seed_reroll_regions) for g in generators]
+        )
         noise = noise.to(self._execution_device)
         prompts, regions = Prompts(), []
         for image in range(len(noise)):
@@ -102,12 +104,24 @@ class TilingPipeline(LatentPipeline):
                 own = None if guidance_scale_tiles is None else guidance_scale_tiles[row][column]
                 texts = prompts.row(grid.prompt[row][column]), prompts.row(negative_prompt)
                 weight = region_weights.gaussian(y1 - y0, x1 - x0)
-                regions.append(Region(image, (x0, y0, x1, y1), *texts, guidance_scale if own is None else own, weight))
+                regions.append(
+                    Region(
+                        image,
+                        (x0, y0, x1, y1),
+                        *texts,
+                        guidance_scale if own is None else own,
+                        weight,
+                    )
+                )
         conditions = self.text_conditions(prompts.texts, guidance_scale)
         mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
         steps = [mixture] * num_inference_steps
         latents = self.denoise(noise, steps, callback_on_step_end, generator=generators, eta=eta)
-        return latents if output_type == "latent" else as_output(self.decode(latents, cpu_vae), output_type)
+        return (
+            latents
+            if output_type == "latent"
+            else as_output(self.decode(latents, cpu_vae), output_type)
+        )
 
     def check_inputs(self, grid: Spec) -> None:
         """Raise IncompatibleLayoutError for tiles that this checkpoint cannot paint."""
@@ -119,12 +133,17 @@ class TilingPipeline(LatentPipeline):
             ("tile_col_overlap", self.factor),
         ):
             if getattr(grid, key) % of:
-                raise IncompatibleLayoutError(f"{key}: {getattr(grid, key)} must be a multiple of {of} for this checkpoint")
+                raise IncompatibleLayoutError(
+                    f"{key}: {getattr(grid, key)} must be a multiple of {of} for this checkpoint"
+                )
 
     def tiles(self, grid: Spec) -> Iterator[tuple[int, int, Window]]:
         """Row, column and window (x0, y0, x1, y1 in cells) of each tile."""
         h, w = grid.tile_height // self.factor, grid.tile_width // self.factor
-        down, right = h - grid.tile_row_overlap // self.factor, w - grid.tile_col_overlap // self.factor
+        down, right = (
+            h - grid.tile_row_overlap // self.factor,
+            w - grid.tile_col_overlap // self.factor,
+        )
         for row in range(grid.shape[0]):
             for column in range(grid.shape[1]):
                 yield row, column, (column * right, row * down, column * right + w, row * down + h)
@@ -141,7 +160,11 @@ class TilingPipeline(LatentPipeline):
         )
 
     def tile_noise(
-        self, grid: Spec, generator: torch.Generator, tiles: list[tuple[int, int, Window]], rerolls: Sequence[Reroll]
+        self,
+        grid: Spec,
+        generator: torch.Generator,
+        tiles: list[tuple[int, int, Window]],
+        rerolls: Sequence[Reroll],
     ) -> Tensor:
         """Initial noise (C, h, w): the canvas', then the tiles', then the reroll regions'."""
         width, height = (side // self.factor for side in grid.canvas)
@@ -151,8 +174,14 @@ class TilingPipeline(LatentPipeline):
             seed = grid.seed_tiles[row][column]  # type: ignore[index]  # not None in this loop
             if seed is None:
                 continue
-            mode = grid.seed_tiles_mode if isinstance(grid.seed_tiles_mode, str) else grid.seed_tiles_mode[row][column]
-            x0, y0, x1, y1 = drawn = self.exclusive(grid, row, column, window) if mode == "exclusive" else window
+            mode = (
+                grid.seed_tiles_mode
+                if isinstance(grid.seed_tiles_mode, str)
+                else grid.seed_tiles_mode[row][column]
+            )
+            x0, y0, x1, y1 = drawn = (
+                self.exclusive(grid, row, column, window) if mode == "exclusive" else window
+            )
             if x1 <= x0 or y1 <= y0:
                 continue
             if grid.seed_tiles_noise == "cut":
@@ -180,10 +209,15 @@ class TilingPainter:
         """Go on with so many windows at once; what is loaded stays."""
         self.chunk = chunk
 
-    def __call__(self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]) -> list[Painting]:
+    def __call__(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
+    ) -> list[Painting]:
         factor = self.pipeline.factor
         spec = self.spec.enlarge(factor, factor * self.pipeline.multiple)
-        numbers = [int(seed.generate_state(1, np.uint64)[0] >> 1) if spec.seed is None else spec.seed for seed in seeds]
+        numbers = [
+            int(seed.generate_state(1, np.uint64)[0] >> 1) if spec.seed is None else spec.seed
+            for seed in seeds
+        ]
         images: Any = self.pipeline(
             spec.prompt,
             negative_prompt=spec.negative_prompt,

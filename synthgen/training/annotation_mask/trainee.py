@@ -34,7 +34,11 @@ class AnnotationMaskTrainee(BoxedTrainee):
     spec: Spec
 
     def __init__(self, spec: Spec) -> None:
-        options = {"tile": min(256, spec.windows[1]), "label_range": spec.label_range, "categories": spec.categories}
+        options = {
+            "tile": min(256, spec.windows[1]),
+            "label_range": spec.label_range,
+            "categories": spec.categories,
+        }
         super().__init__(spec, AnnotationMaskPipeline, options)
         self.blacks: dict[tuple[int, int], Tensor] = {}
         widen(self.unet, 2 * self.vae[0].config.latent_channels)
@@ -42,18 +46,27 @@ class AnnotationMaskTrainee(BoxedTrainee):
             weight.requires_grad_(not is_gated(name))
         if spec.lora is not None:
             add_lora(self.unet, spec.lora.rank)
-            self.unet.conv_in.requires_grad_(True)  # it begins at 0, and a LoRA beside the checkpoint lacks it
+            self.unet.conv_in.requires_grad_(
+                True
+            )  # it begins at 0, and a LoRA beside the checkpoint lacks it
 
     @torch.no_grad()
     def encode(self, scene: Scene, picture: Picture) -> EncodedScene:
         """A scene with the latents of its mask."""
         found = super().encode(scene, picture)
-        return replace(found, beside=self.encode_mask(scene.layout)[:, : found.latents.shape[1], : found.latents.shape[2]])
+        return replace(
+            found,
+            beside=self.encode_mask(scene.layout)[
+                :, : found.latents.shape[1], : found.latents.shape[2]
+            ],
+        )
 
     def encode_mask(self, layout: Layout) -> Tensor:
         """Latents (C, h, w) float16 of the boxes painted grey on black, as the pipeline makes them."""
         painted = paint_annotations(
-            [corners_of(layout, self.spec.categories)], (layout.width, layout.height), self.spec.label_range
+            [corners_of(layout, self.spec.categories)],
+            (layout.width, layout.height),
+            self.spec.label_range,
         )
         self.painter[0].vae.to(self.unet.device)
         return self.painter[0].encode_pictures(painted)[0].half()
@@ -62,24 +75,32 @@ class AnnotationMaskTrainee(BoxedTrainee):
     def black(self, width: int, height: int) -> Tensor:
         """Latents (C, h, w) of a mask without boxes; each size is encoded once."""
         if (width, height) not in self.blacks:
-            self.blacks[width, height] = self.encode_mask(Layout(width, height, np.zeros((0, 4), np.float32), ())).float()
+            self.blacks[width, height] = self.encode_mask(
+                Layout(width, height, np.zeros((0, 4), np.float32), ())
+            ).float()
         return self.blacks[width, height]
 
     def batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:
         """Windows of one random size, anywhere, with their part of the mask."""
         windows = self.windows(scenes, rng)
-        masks = torch.stack([w.of(w.scene.beside) for w in windows if w.scene.beside is not None]).float()
+        masks = torch.stack(
+            [w.of(w.scene.beside) for w in windows if w.scene.beside is not None]
+        ).float()
         black = self.black(windows[0].layout.width, windows[0].layout.height)
         told = torch.tensor([w.told for w in windows], device=masks.device)[:, None, None, None]
         ids = self.tokens([w.caption for w in windows])
-        return Batch(self.noised(windows, rng), ids, torch.where(told, masks, black), black.expand_as(masks))
+        return Batch(
+            self.noised(windows, rng), ids, torch.where(told, masks, black), black.expand_as(masks)
+        )
 
     def forward(self, batch: Batch) -> Tensor:
         """Mean squared error of the prediction."""
         noised, device = batch.noised.to(self.unet.device), self.unet.device
         z = torch.cat([self.noisy(noised.x, noised.noise, noised.t), batch.mask.to(device)], 1)
         words = self.text(batch.ids.to(device)).last_hidden_state
-        predicted = self.unet(z.contiguous(memory_format=torch.channels_last), noised.t, words).sample
+        predicted = self.unet(
+            z.contiguous(memory_format=torch.channels_last), noised.t, words
+        ).sample
         return self.loss(predicted, noised.x, noised.noise, noised.t)
 
     def untold(self, batch: Batch) -> Batch:

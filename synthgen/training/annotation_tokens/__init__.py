@@ -15,15 +15,32 @@ class Spec(BoxedSpec):
     TRAINEE: ClassVar[str] = "synthgen.training.annotation_tokens.trainee:AnnotationTokensTrainee"
 
     task: Literal["annotation_tokens"] = "annotation_tokens"
-    form: Literal["compact", "literal"] = Field("compact", description="phrase and location tokens; or label_18_bbox_X_Y_W_H")
-    bins: int = Field(32, ge=2, le=128, description="parts of a side that location tokens, one for each cell, tell apart")
-    rehearse: int = Field(
-        0, ge=0, description="first steps, in which attention learns where to look: random boxes on noise alone"
+    form: Literal["compact", "literal"] = Field(
+        "compact", description="phrase and location tokens; or label_18_bbox_X_Y_W_H"
     )
-    train: Literal["all", "attention"] = Field("all", description="of the UNet; attention: its cross-attention alone")
-    train_text_encoder: bool = Field(True, description="all of it; false: its token embeddings alone")
-    lora: LoraSpec | None = Field(None, description="null: the weights of the UNet themselves change")
-    categories: dict[str, int] = Field(default={}, description="ids of names that COCO lacks, for the literal form")
+    bins: int = Field(
+        32,
+        ge=2,
+        le=128,
+        description="parts of a side that location tokens, one for each cell, tell apart",
+    )
+    rehearse: int = Field(
+        0,
+        ge=0,
+        description="first steps, in which attention learns where to look: random boxes on noise alone",
+    )
+    train: Literal["all", "attention"] = Field(
+        "all", description="of the UNet; attention: its cross-attention alone"
+    )
+    train_text_encoder: bool = Field(
+        True, description="all of it; false: its token embeddings alone"
+    )
+    lora: LoraSpec | None = Field(
+        None, description="null: the weights of the UNet themselves change"
+    )
+    categories: dict[str, int] = Field(
+        default={}, description="ids of names that COCO lacks, for the literal form"
+    )
 
     def check(self) -> list[str]:
         problems = super().check()

@@ -27,7 +27,11 @@ class CenterNetTrainee(DetectorTrainee):
     def __init__(self, spec: Spec, folder: Path | None = None) -> None:
         self.side = spec.crop or CROP
         super().__init__(spec, self.side)
-        net = CenterNet(spec.categories, spec.channels) if folder is None else continued(folder, spec.categories)
+        net = (
+            CenterNet(spec.categories, spec.channels)
+            if folder is None
+            else continued(folder, spec.categories)
+        )
         self.net = net.to(memory_format=torch.channels_last)
 
     def collate(self, examples: Sequence[Example], rng: np.random.Generator) -> Batch:
@@ -64,7 +68,10 @@ def continued(folder: Path, categories: tuple[str, ...]) -> CenterNet:
         return old
     net, state = CenterNet(categories, tuple(old.config["channels"])), old.state_dict()
     known = [(i, names.index(name)) for i, name in enumerate(categories) if name in names]
-    rows = [*known, *((len(categories) + k, len(names) + k) for k in range(4))]  # the four distances come last
+    rows = [
+        *known,
+        *((len(categories) + k, len(names) + k) for k in range(4)),
+    ]  # the four distances come last
     for key, new in net.state_dict().items():
         if key.startswith("head.1."):
             for here, there in rows:
@@ -77,10 +84,16 @@ def continued(folder: Path, categories: tuple[str, ...]) -> CenterNet:
 def padded(picture: Picture, side: int) -> Picture:
     """A picture at `side` x `side` px, a smaller one continued by its last pixels on the right and below."""
     h, w = picture.shape[:2]
-    return picture if h == w == side else np.pad(picture, ((0, side - h), (0, side - w), (0, 0)), mode="edge")
+    return (
+        picture
+        if h == w == side
+        else np.pad(picture, ((0, side - h), (0, side - w), (0, 0)), mode="edge")
+    )
 
 
-def targets(boxes: NDArray[np.float32], kinds: list[int], categories: int, cells: int) -> tuple[NDArray[np.float32], ...]:
+def targets(
+    boxes: NDArray[np.float32], kinds: list[int], categories: int, cells: int
+) -> tuple[NDArray[np.float32], ...]:
     """What the detector should say of a crop of `cells` x `cells`.
 
     Returns:
@@ -88,7 +101,10 @@ def targets(boxes: NDArray[np.float32], kinds: list[int], categories: int, cells
         their weight (cells, cells), which is 0 where there is no object.
     """
     heat = np.zeros((categories, cells, cells), np.float32)
-    distances, weight = np.zeros((4, cells, cells), np.float32), np.zeros((cells, cells), np.float32)
+    distances, weight = (
+        np.zeros((4, cells, cells), np.float32),
+        np.zeros((cells, cells), np.float32),
+    )
     at = np.arange(cells) + 0.5
     for (x0, y0, x1, y1), kind in zip((boxes / STRIDE).tolist(), kinds, strict=True):
         cx, cy = (x0 + x1) / 2, (y0 + y1) / 2

@@ -61,16 +61,25 @@ class DetectorTrainee(nn.Module):
         return self.detect(picture).inside(width, height)
 
     def batches(self, start: int, rank: int) -> Iterator[Any]:
-        pool: Pool[tuple[Scene, Picture]] = Pool(self.scenes, self.spec.data, lambda scene, picture: (self.known(scene), picture))
+        pool: Pool[tuple[Scene, Picture]] = Pool(
+            self.scenes, self.spec.data, lambda scene, picture: (self.known(scene), picture)
+        )
         for step, scenes in enumerate(pool.steps(start), start):
-            rng = np.random.default_rng(seed_sequence(self.spec.seed, step, Stream.TRAINING_STEP, rank))
+            rng = np.random.default_rng(
+                seed_sequence(self.spec.seed, step, Stream.TRAINING_STEP, rank)
+            )
             picks = [scenes[int(i)] for i in rng.integers(len(scenes), size=self.spec.batch_size)]
             yield self.collate([self.example(*pick, rng) for pick in picks], rng)
 
     def known(self, scene: Scene) -> Scene:
         """A scene's objects of the categories that it learns."""
         names = scene.layout.categories
-        return Scene(scene.layout.select([i for i, name in enumerate(names) if name in self.spec.categories]), scene.background)
+        return Scene(
+            scene.layout.select(
+                [i for i, name in enumerate(names) if name in self.spec.categories]
+            ),
+            scene.background,
+        )
 
     def example(self, scene: Scene, picture: Picture, rng: np.random.Generator) -> Example:
         """A crop, or the whole of a smaller picture, mirrored half of the time, sometimes soft or noisy."""
@@ -80,19 +89,38 @@ class DetectorTrainee(nn.Module):
         crop = picture[y : y + side, x : x + side]
         if rng.random() < 0.5:
             width = crop.shape[1]
-            crop, boxes = crop[:, ::-1], np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+            crop, boxes = (
+                crop[:, ::-1],
+                np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1),
+            )
         kinds = [self.spec.categories.index(name) for name in scene.layout.categories]
         return Example(soften(crop, rng), boxes, kinds)
 
     def measure(self) -> dict[str, float]:
         """On held-out scenes, at the threshold that counts best: count error, precision and recall (IoU >= 0.5)."""
         found = [self.found(picture) for _, picture in self.held_out]
-        errors = {t: count_error(self.held_out, found, t) for t in np.arange(0.15, 0.61, 0.05).round(2).tolist()}
+        errors = {
+            t: count_error(self.held_out, found, t)
+            for t in np.arange(0.15, 0.61, 0.05).round(2).tolist()
+        }
         best = self.threshold = min(errors, key=lambda t: (errors[t], abs(t - 0.35)))
-        right = sum(matches(scene, d.at_least(best)) for (scene, _), d in zip(self.held_out, found, strict=True))
-        named, real = sum(len(d.at_least(best).scores) for d in found), sum(len(s.layout) for s, _ in self.held_out)
-        figures = {"count_error": errors[best], "precision": right / max(1, named), "recall": right / max(1, real)}
-        return {**{name: round(float(value), 4) for name, value in figures.items()}, "threshold": best}
+        right = sum(
+            matches(scene, d.at_least(best))
+            for (scene, _), d in zip(self.held_out, found, strict=True)
+        )
+        named, real = (
+            sum(len(d.at_least(best).scores) for d in found),
+            sum(len(s.layout) for s, _ in self.held_out),
+        )
+        figures = {
+            "count_error": errors[best],
+            "precision": right / max(1, named),
+            "recall": right / max(1, real),
+        }
+        return {
+            **{name: round(float(value), 4) for name, value in figures.items()},
+            "threshold": best,
+        }
 
     def sheet(self) -> Image.Image:
         """Held-out scenes with what was found in them."""
@@ -115,9 +143,14 @@ def soften(crop: Picture, rng: np.random.Generator) -> Picture:
     return np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
 
 
-def count_error(held_out: list[tuple[Scene, Picture]], found: list[Detections], threshold: float) -> float:
+def count_error(
+    held_out: list[tuple[Scene, Picture]], found: list[Detections], threshold: float
+) -> float:
     """Sum over the pictures of |found - real|, over the sum of real."""
-    wrong = sum(abs(len(d.at_least(threshold).scores) - len(s.layout)) for (s, _), d in zip(held_out, found, strict=True))
+    wrong = sum(
+        abs(len(d.at_least(threshold).scores) - len(s.layout))
+        for (s, _), d in zip(held_out, found, strict=True)
+    )
     return wrong / max(1, sum(len(scene.layout) for scene, _ in held_out))
 
 

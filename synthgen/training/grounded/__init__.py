@@ -15,6 +15,11 @@ class Spec(BoxedSpec):
 
     def check(self) -> list[str]:
         problems = super().check()
-        if not problems and read_config(find_model(self.init), "unet").get("attention_type") != "gated":
-            problems.append(f"init: {self.init} has no gated layers; train it with `gated: true`, or give a GLIGEN checkpoint")
+        if (
+            not problems
+            and read_config(find_model(self.init), "unet").get("attention_type") != "gated"
+        ):
+            problems.append(
+                f"init: {self.init} has no gated layers; train it with `gated: true`, or give a GLIGEN checkpoint"
+            )
         return problems

@@ -13,7 +13,9 @@ from synthgen.training.box_conditioning import BoxedTrainee, BoxedWindow, Noised
 from synthgen.training.grounded import Spec
 from synthgen.training.windows import EncodedScene, is_gated
 
-GATE = 0.3  # of layers that were never trained: shut ones would have to open before the rest can learn
+GATE = (
+    0.3  # of layers that were never trained: shut ones would have to open before the rest can learn
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,11 @@ class GroundedTrainee(BoxedTrainee):
     """Gated layers; forward is the loss of one batch."""
 
     def __init__(self, spec: Spec) -> None:
-        options = {"window": min(256, spec.windows[1]), "max_boxes": spec.max_boxes, "stages": (1.0, 0.0)}
+        options = {
+            "window": min(256, spec.windows[1]),
+            "max_boxes": spec.max_boxes,
+            "stages": (1.0, 0.0),
+        }
         super().__init__(spec, GroundedPipeline, options)
         self.text.requires_grad_(False)
         for name, weight in self.unet.named_parameters():
@@ -63,12 +69,20 @@ class GroundedTrainee(BoxedTrainee):
     def phrases(self, texts: tuple[str, ...]) -> Tensor:
         """Pooled embeddings (n, D) of phrases; each is computed once."""
         for text in {t for t in texts if t not in self.pooled}:
-            self.pooled[text] = self.text(self.tokens([text]).to(self.text.device)).pooler_output[0].cpu()
-        return torch.stack([self.pooled[t] for t in texts]) if texts else torch.zeros(0, self.text.config.hidden_size)
+            self.pooled[text] = (
+                self.text(self.tokens([text]).to(self.text.device)).pooler_output[0].cpu()
+            )
+        return (
+            torch.stack([self.pooled[t] for t in texts])
+            if texts
+            else torch.zeros(0, self.text.config.hidden_size)
+        )
 
     def forward(self, batch: Batch) -> Tensor:
         """Mean squared error of the prediction, and in training also of where the layers look."""
-        boxes, mask, phrases = (part.to(self.unet.device) for part in (batch.boxes, batch.mask, batch.phrases))
+        boxes, mask, phrases = (
+            part.to(self.unet.device) for part in (batch.boxes, batch.mask, batch.phrases)
+        )
         noised = batch.noised.to(self.unet.device)
         with torch.no_grad():
             words = self.text(batch.ids.to(self.unet.device)).last_hidden_state
@@ -77,7 +91,11 @@ class GroundedTrainee(BoxedTrainee):
         predicted = self.unet(z, noised.t, words, cross_attention_kwargs=grounding).sample
         loss = self.loss(predicted, noised.x, noised.noise, noised.t)
         looks = self.attention.take()
-        return loss + self.spec.look * look_loss(looks, boxes, mask, *noised.x.shape[2:]) if looks else loss
+        return (
+            loss + self.spec.look * look_loss(looks, boxes, mask, *noised.x.shape[2:])
+            if looks
+            else loss
+        )
 
     def untold(self, batch: Batch) -> Batch:
         return replace(batch, mask=torch.zeros_like(batch.mask))

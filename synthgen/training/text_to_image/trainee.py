@@ -18,7 +18,10 @@ from synthgen.training.text_to_image import Spec
 from synthgen.training.vae.trainee import to_pixels
 from synthgen.training.windows import LEAST, EncodedScene, Window, WindowTrainee, is_gated
 
-GROUND_SHARE, SCENE_SHARE = 0.2, 0.08  # of the batches: ground alone; any window, with the names of all that is in it
+GROUND_SHARE, SCENE_SHARE = (
+    0.2,
+    0.08,
+)  # of the batches: ground alone; any window, with the names of all that is in it
 CAPTIONS_READ = 128  # scenes whose words a new tokenizer knows
 MORE_WORDS = "in on with standing sitting running lying field lawn golden gray red green blue yellow orange sunny dark"
 
@@ -30,7 +33,12 @@ class TextToImageTrainee(WindowTrainee):
 
     def __init__(self, spec: Spec) -> None:
         vae = AutoencoderKL.from_pretrained(spec.vae_folder, use_safetensors=True)
-        read = (scene for scene, _ in islice(open_scenes(spec.data, spec.seed + 1).from_number(0), CAPTIONS_READ))
+        read = (
+            scene
+            for scene, _ in islice(
+                open_scenes(spec.data, spec.seed + 1).from_number(0), CAPTIONS_READ
+            )
+        )
         tokenizer = new_tokenizer(c for scene in read for c in (*scene.phrases, scene.background))
         unet = new_unet(spec, vae.config["latent_channels"], LEAST // vae_factor(vae.config))
         super().__init__(spec, unet, new_text_encoder(tokenizer, spec.text_dim), tokenizer, vae)
@@ -45,10 +53,20 @@ class TextToImageTrainee(WindowTrainee):
         Raises:
             InputError: its networks are of other sizes than the job's.
         """
-        folder, variants = checkpoint.folder, {part: weights.variant for part, weights in checkpoint.weights.items()}
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", variant=variants["unet"]).state_dict()
-        text = CLIPTextModel.from_pretrained(folder / "text_encoder", variant=variants["text_encoder"]).state_dict()
-        words, known = self.tokenizer.get_vocab(), CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer").get_vocab()
+        folder, variants = (
+            checkpoint.folder,
+            {part: weights.variant for part, weights in checkpoint.weights.items()},
+        )
+        unet = UNet2DConditionModel.from_pretrained(
+            folder / "unet", variant=variants["unet"]
+        ).state_dict()
+        text = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", variant=variants["text_encoder"]
+        ).state_dict()
+        words, known = (
+            self.tokenizer.get_vocab(),
+            CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer").get_vocab(),
+        )
         name = next(n for n in text if n.endswith("token_embedding.weight"))
         theirs, embedding = text.pop(name), self.text.state_dict()[name].clone()
         for key, part, weights in (("text_dim", self.text, text), ("channels", self.unet, unet)):
@@ -67,11 +85,15 @@ class TextToImageTrainee(WindowTrainee):
         picks = self.picks(scenes, rng)
         x = torch.stack([s.latents[:, w.y : w.y + w.h, w.x : w.x + w.w] for s, w in picks]).float()
         dropped = rng.random(len(picks)) < self.spec.prompt_dropout
-        ids = self.tokens(["" if d else w.caption for d, (_, w) in zip(dropped, picks, strict=True)])
+        ids = self.tokens(
+            ["" if d else w.caption for d, (_, w) in zip(dropped, picks, strict=True)]
+        )
         t = torch.from_numpy(rng.integers(0, 1000, len(picks)))
         return x, ids, t, torch.from_numpy(rng.standard_normal(tuple(x.shape), np.float32))
 
-    def picks(self, scenes: list[EncodedScene], rng: np.random.Generator) -> list[tuple[EncodedScene, Window]]:
+    def picks(
+        self, scenes: list[EncodedScene], rng: np.random.Generator
+    ) -> list[tuple[EncodedScene, Window]]:
         kind = rng.random()
         grounds = [s for s in scenes if len(s.scene.layout) == 0]
         filled = [s for s in scenes if s.objects]
@@ -89,14 +111,21 @@ class TextToImageTrainee(WindowTrainee):
 
     def measure(self) -> dict[str, float]:
         """The loss of windows of held-out scenes."""
-        return {"heldout_loss": round(float(np.mean([float(self(batch)) for batch in self.held_out()])), 5)}
+        return {
+            "heldout_loss": round(
+                float(np.mean([float(self(batch)) for batch in self.held_out()])), 5
+            )
+        }
 
     def sheet(self) -> Image.Image:
         """Windows painted in 12 steps: a row a size."""
         things = ("brown dog", "white dog", "black dog", "gray cat", "red ball", "green tree")
         prompts = [f"a {thing}, a field of grass" for thing in things]
         prompts += ["a white and black dog, gravel", "a field of grass"]
-        rows = [self.paint(prompts[:n], h, w) for n, h, w in ((8, 64, 64), (8, 96, 80), (8, 128, 128), (3, 256, 256))]
+        rows = [
+            self.paint(prompts[:n], h, w)
+            for n, h, w in ((8, 64, 64), (8, 96, 80), (8, 128, 128), (3, 256, 256))
+        ]
         canvas = Image.new("RGB", (len(prompts) * 128, sum(row.shape[1] for row in rows)))
         y = 0
         for row in rows:
@@ -105,10 +134,17 @@ class TextToImageTrainee(WindowTrainee):
             y += row.shape[1]
         return canvas
 
-    def paint(self, prompts: list[str], height: int, width: int, guidance: float = 2.0, steps: int = 12) -> np.ndarray:
+    def paint(
+        self, prompts: list[str], height: int, width: int, guidance: float = 2.0, steps: int = 12
+    ) -> np.ndarray:
         """Pictures (N, H, W, 3) uint8 of single windows."""
         device = self.unet.device
-        shape = (len(prompts), self.unet.config["in_channels"], height // self.factor, width // self.factor)
+        shape = (
+            len(prompts),
+            self.unet.config["in_channels"],
+            height // self.factor,
+            width // self.factor,
+        )
         z = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
         emb = self.text(self.tokens([*prompts, *[""] * len(prompts)]).to(device)).last_hidden_state
         solver = self.solver
@@ -129,7 +165,10 @@ def new_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
             merges.append((parts[0], parts[1]))
             parts = [parts[0] + parts[1], *parts[2:]]
             tokens.append(parts[0])
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))}
+    vocabulary = {
+        token: i
+        for i, token in enumerate(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))
+    }
     return CLIPTokenizer(vocab=vocabulary, merges=list(dict.fromkeys(merges)), model_max_length=32)
 
 

@@ -18,13 +18,23 @@ class Spec(TaskSpec):
     TRAINEE: ClassVar[str] = "synthgen.training.vae.trainee:VaeTrainee"
 
     task: Literal["vae"] = "vae"
-    init: str | None = Field(None, description="checkpoint whose autoencoder is trained on; null: a new one")
-    train: Literal["all", "decoder"] = Field("all", description="decoder: latents stay what a UNet was trained on; needs init")
-    channels: tuple[int, ...] = Field((16, 48, 96), min_length=2, description="of a new one, a level; f = 2^(levels - 1)")
+    init: str | None = Field(
+        None, description="checkpoint whose autoencoder is trained on; null: a new one"
+    )
+    train: Literal["all", "decoder"] = Field(
+        "all", description="decoder: latents stay what a UNet was trained on; needs init"
+    )
+    channels: tuple[int, ...] = Field(
+        (16, 48, 96), min_length=2, description="of a new one, a level; f = 2^(levels - 1)"
+    )
     latent_channels: int = Field(8, ge=1, description="of a new one")
     crop: int = Field(64, ge=16, description="side of a training crop, px")
-    latent_noise: float = Field(0.02, ge=0, description="noise added to latents, in their standard deviations")
-    perceptual: float = Field(1.0, ge=0, description="weight of the distance of EfficientNet features; 0: none")
+    latent_noise: float = Field(
+        0.02, ge=0, description="noise added to latents, in their standard deviations"
+    )
+    perceptual: float = Field(
+        1.0, ge=0, description="weight of the distance of EfficientNet features; 0: none"
+    )
 
     def check(self) -> list[str]:
         problems = []
@@ -34,7 +44,9 @@ class Spec(TaskSpec):
             problems.append("perceptual: needs `pip install 'synthgen-layouts[train]'`; or give 0")
         if self.crop % 2 ** (len(self.channels) - 1):
             factor = 2 ** (len(self.channels) - 1)
-            problems.append(f"crop: {self.crop} px must be a multiple of {factor}, the factor of the channels")
+            problems.append(
+                f"crop: {self.crop} px must be a multiple of {factor}, the factor of the channels"
+            )
         if self.crop > self.data.side:
             problems.append(f"crop: {self.crop} px is larger than data.side, {self.data.side} px")
         return problems + model_problems("init", self.init)
@@ -53,7 +65,9 @@ def model_problems(key: str, name: str | None, unet: bool = False, mask: bool = 
         checkpoint = find_checkpoint(name)
     except VariantNotFoundError as error:
         reason = str(error).partition("; ")[0]
-        return [f"{key}: model {name!r}: {reason}; training reads the plain ones, or fp16: write it with `save_pretrained`"]
+        return [
+            f"{key}: model {name!r}: {reason}; training reads the plain ones, or fp16: write it with `save_pretrained`"
+        ]
     except ModelNotFoundError as error:
         return [f"{key}: {error}"]
     problem = input_problem(checkpoint, mask) if unet else None

@@ -36,19 +36,28 @@ class VaeTrainee(nn.Module):
         if spec.train == "decoder":
             self.vae.encoder.requires_grad_(False)
             self.vae.quant_conv.requires_grad_(False)
-        self.features = [Features()] if spec.perceptual else []  # in a list: its weights are not part of our state
+        self.features = (
+            [Features()] if spec.perceptual else []
+        )  # in a list: its weights are not part of our state
         self.scenes = open_scenes(spec.data, spec.seed, Least(spec.crop, "crop"))
         held_out = PastedScenes(256, 1, "heldout")
-        self.held_out = to_tensor(np.stack([p for _, p in islice(held_out.from_number(0), HELD_OUT_SCENES)]))
+        self.held_out = to_tensor(
+            np.stack([p for _, p in islice(held_out.from_number(0), HELD_OUT_SCENES)])
+        )
 
     def batches(self, start: int, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Crops, and noise for their latents."""
         pool: Pool[Picture] = Pool(self.scenes, self.spec.data, lambda _, picture: picture)
         f, side = 2 ** (len(self.vae.config["block_out_channels"]) - 1), self.spec.crop
         for step, pictures in enumerate(pool.steps(start), start):
-            rng = np.random.default_rng(seed_sequence(self.spec.seed, step, Stream.TRAINING_STEP, rank))
+            rng = np.random.default_rng(
+                seed_sequence(self.spec.seed, step, Stream.TRAINING_STEP, rank)
+            )
             shape = (self.spec.batch_size, self.vae.config["latent_channels"], side // f, side // f)
-            yield crops(pictures, rng, self.spec.batch_size, side), torch.from_numpy(rng.standard_normal(shape, np.float32))
+            yield (
+                crops(pictures, rng, self.spec.batch_size, side),
+                torch.from_numpy(rng.standard_normal(shape, np.float32)),
+            )
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         x, noise = (t.to(self.vae.device) for t in batch)
@@ -67,13 +76,17 @@ class VaeTrainee(nn.Module):
         return {"psnr": round(float(-10 * (F.mse_loss(y, self.held_out) / 4).log10()), 3)}
 
     def round_trip(self, x: Tensor) -> Tensor:
-        decoded: Tensor = self.vae.decode(self.vae.encode(x.to(self.vae.device)).latent_dist.mode()).sample.clamp(-1, 1)
+        decoded: Tensor = self.vae.decode(
+            self.vae.encode(x.to(self.vae.device)).latent_dist.mode()
+        ).sample.clamp(-1, 1)
         return decoded.cpu()
 
     def sheet(self) -> Image.Image:
         """Held-out scenes above, and what comes back of them below."""
         rows = [self.held_out, torch.cat([self.round_trip(x[None]) for x in self.held_out])]
-        return Image.fromarray(np.concatenate([np.concatenate(list(to_pixels(row)), 1) for row in rows]))
+        return Image.fromarray(
+            np.concatenate([np.concatenate(list(to_pixels(row)), 1) for row in rows])
+        )
 
     def export(self, folder: Path) -> None:
         """Write the autoencoder; if all of it was trained, with latents of about N(0, 1)."""
@@ -81,7 +94,9 @@ class VaeTrainee(nn.Module):
         if self.spec.train == "all":
             pictures = [p for _, p in islice(self.scenes.from_number(0), NORMALISED_ON)]
             normalise_latents(vae, [to_tensor(p[None]).to(vae.device) for p in pictures])
-        vae.register_to_config(_name_or_path=self.spec.name)  # not the folder that it was loaded from
+        vae.register_to_config(
+            _name_or_path=self.spec.name
+        )  # not the folder that it was loaded from
         vae.save_pretrained(folder / "vae")
 
 
@@ -119,7 +134,9 @@ def read_vae(name: str) -> AutoencoderKL:
     """The autoencoder of a checkpoint."""
     checkpoint = find_checkpoint(name)
     variant = checkpoint.weights["vae"].variant
-    return AutoencoderKL.from_pretrained(checkpoint.folder / "vae", variant=variant, use_safetensors=True)
+    return AutoencoderKL.from_pretrained(
+        checkpoint.folder / "vae", variant=variant, use_safetensors=True
+    )
 
 
 def new_vae(spec: Spec) -> AutoencoderKL:
@@ -167,7 +184,10 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
 
     Edges are what a small dog is made of; without the last term its colour drowns in the detail of the grass.
     """
-    edges = sum(((a - b).abs().mean() for a, b in zip(gradients(y), gradients(x), strict=True)), x.new_zeros(()))
+    edges = sum(
+        ((a - b).abs().mean() for a, b in zip(gradients(y), gradients(x), strict=True)),
+        x.new_zeros(()),
+    )
     colour = F.avg_pool2d(y - x, 4).abs().mean()
     return (y - x).abs().mean() + 2 * F.mse_loss(y, x) + edges + 4 * colour
 

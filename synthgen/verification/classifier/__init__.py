@@ -20,9 +20,13 @@ class Spec(ModelVerifierSpec):
 
     verifier: Literal["classifier"] = "classifier"
     model: str = Field(
-        PACKAGED, min_length=1, description="efficientnet-lite0, or a folder or Hub id of a transformers classifier"
+        PACKAGED,
+        min_length=1,
+        description="efficientnet-lite0, or a folder or Hub id of a transformers classifier",
     )
-    context: float = Field(0.2, ge=0, le=2, description="share of the longer side round a box that is shown too")
+    context: float = Field(
+        0.2, ge=0, le=2, description="share of the longer side round a box that is shown too"
+    )
     labels: dict[str, str | tuple[str, ...]] = Field(
         default={},
         description="what the classifier calls a category, where it is not its name; of several the probabilities add up. "
@@ -47,7 +51,9 @@ class Spec(ModelVerifierSpec):
         except ValueError as error:
             return [f"labels: {error}: ImageNet's classes are 0-999, given as 151-268 or 281,285"]
         unknown = [name for name in sampler.names() if not self.classes(name, known)]
-        return [f"labels: {self.model} has no label for {name}; say which one it is" for name in unknown]
+        return [
+            f"labels: {self.model} has no label for {name}; say which one it is" for name in unknown
+        ]
 
     def known(self) -> dict[str, list[int]]:
         """Class numbers of each name that the classifier knows, or that `labels` gives it in numbers.
@@ -59,7 +65,11 @@ class Spec(ModelVerifierSpec):
         if self.model != PACKAGED:
             return {name: [int(i)] for i, name in self.config().get("id2label", {}).items()}
         self.folder()
-        given = [text for value in self.labels.values() for text in ([value] if isinstance(value, str) else value)]
+        given = [
+            text
+            for value in self.labels.values()
+            for text in ([value] if isinstance(value, str) else value)
+        ]
         return {
             **{name: efficientnet.classes(text) for name, text in efficientnet.CLASSES.items()},
             **{text: efficientnet.classes(text) for text in given},
@@ -69,7 +79,15 @@ class Spec(ModelVerifierSpec):
         """Class numbers of a category; none if one of its labels is not known."""
         labels = self.labels.get(category, category)
         names = [labels] if isinstance(labels, str) else labels
-        return [i for name in names for i in known[name]] if all(name in known for name in names) else []
+        return (
+            [i for name in names for i in known[name]]
+            if all(name in known for name in names)
+            else []
+        )
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"model_sha256": efficientnet.weights_hash()} if self.model == PACKAGED else super().fingerprint()
+        return (
+            {"model_sha256": efficientnet.weights_hash()}
+            if self.model == PACKAGED
+            else super().fingerprint()
+        )

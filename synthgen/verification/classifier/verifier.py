@@ -24,13 +24,17 @@ class ClassifierVerifier:
         self.shares = packaged(device) if spec.model == PACKAGED else of_transformers(spec, device)
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Verdict]:
+    def __call__(
+        self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]
+    ) -> list[Verdict]:
         crops = crops_of(images, layouts, self.spec.context)
         found = [self.shares(part).float().softmax(1).cpu() for part in batches(crops)]
         names = [name for layout in layouts for name in layout.categories]
         wanted = {name: self.spec.classes(name, self.known) for name in set(names)}
         rows = zip(torch.cat(found) if found else [], names, strict=True)
-        return verdicts(torch.tensor([float(shares[wanted[name]].sum()) for shares, name in rows]), layouts)
+        return verdicts(
+            torch.tensor([float(shares[wanted[name]].sum()) for shares, name in rows]), layouts
+        )
 
 
 def of_transformers(spec: Spec, device: str) -> Callable[[Sequence[Image.Image]], Tensor]:
@@ -38,7 +42,9 @@ def of_transformers(spec: Spec, device: str) -> Callable[[Sequence[Image.Image]]
     processor = AutoImageProcessor.from_pretrained(spec.folder(), trust_remote_code=False)
     safe = {"use_safetensors": True, "trust_remote_code": False}
     model = AutoModelForImageClassification.from_pretrained(spec.folder(), **safe).eval().to(device)
-    return lambda pictures: model(**processor(list(pictures), return_tensors="pt").to(device)).logits
+    return lambda pictures: (
+        model(**processor(list(pictures), return_tensors="pt").to(device)).logits
+    )
 
 
 def packaged(device: str) -> Callable[[Sequence[Image.Image]], Tensor]:

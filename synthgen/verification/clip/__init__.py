@@ -13,5 +13,9 @@ class Spec(ModelVerifierSpec):
     IMPLEMENTATION: ClassVar[str] = "synthgen.verification.clip.verifier:ClipVerifier"
 
     verifier: Literal["clip"] = "clip"
-    context: float = Field(0.1, ge=0, le=2, description="share of the longer side round a box that is shown too")
-    text: str = Field("a photo of a {category}", description="of a box; {category} and {phrase} are replaced")
+    context: float = Field(
+        0.1, ge=0, le=2, description="share of the longer side round a box that is shown too"
+    )
+    text: str = Field(
+        "a photo of a {category}", description="of a box; {category} and {phrase} are replaced"
+    )

@@ -24,10 +24,14 @@ class ClipVerifier:
         self.spec = spec
         self.processor = AutoImageProcessor.from_pretrained(spec.folder(), trust_remote_code=False)
         self.tokenizer = CLIPTokenizer.from_pretrained(spec.folder())
-        self.model = CLIPModel.from_pretrained(spec.folder(), use_safetensors=True).eval().to(device)
+        self.model = (
+            CLIPModel.from_pretrained(spec.folder(), use_safetensors=True).eval().to(device)
+        )
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Verdict]:
+    def __call__(
+        self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]
+    ) -> list[Verdict]:
         crops = crops_of(images, layouts, self.spec.context)
         texts = [
             self.spec.text.format(category=n, phrase=p)
@@ -44,9 +48,16 @@ class ClipVerifier:
     def seen(self, crops: Sequence[Image.Image]) -> Tensor:
         """Normalised embeddings (n, D) of pictures."""
         pixels = self.processor(list(crops), return_tensors="pt").pixel_values.to(self.model.device)
-        return F.normalize(self.model.visual_projection(self.model.vision_model(pixels).pooler_output).float(), dim=1).cpu()
+        return F.normalize(
+            self.model.visual_projection(self.model.vision_model(pixels).pooler_output).float(),
+            dim=1,
+        ).cpu()
 
     def words(self, texts: Sequence[str]) -> Tensor:
         """Normalised embeddings (n, D) of texts."""
-        ids = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.model.device)
-        return F.normalize(self.model.text_projection(self.model.text_model(**ids).pooler_output).float(), dim=1).cpu()
+        ids = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(
+            self.model.device
+        )
+        return F.normalize(
+            self.model.text_projection(self.model.text_model(**ids).pooler_output).float(), dim=1
+        ).cpu()

@@ -17,11 +17,21 @@ class Spec(ModelVerifierSpec):
     IMPLEMENTATION: ClassVar[str] = "synthgen.verification.detector.verifier:DetectorVerifier"
 
     verifier: Literal["detector"] = "detector"
-    model: str = Field("centernet-tiny", min_length=1, description="embedded; or a folder or Hub id of a transformers detector")
-    zero_shot: bool = Field(False, description="it is told what to look for in words (OWLv2, Grounding DINO)")
-    labels: dict[str, str] = Field(default={}, description="what the detector calls a category, where it is not its name")
+    model: str = Field(
+        "centernet-tiny",
+        min_length=1,
+        description="embedded; or a folder or Hub id of a transformers detector",
+    )
+    zero_shot: bool = Field(
+        False, description="it is told what to look for in words (OWLv2, Grounding DINO)"
+    )
+    labels: dict[str, str] = Field(
+        default={}, description="what the detector calls a category, where it is not its name"
+    )
     iou: Share = Field(0.5, description="least IoU of a box with its detection")
-    unasked: Share | None = Field(0.5, description="score from which a detection without a box counts; null: they do not")
+    unasked: Share | None = Field(
+        0.5, description="score from which a detection without a box counts; null: they do not"
+    )
 
     def fails(self, verdict: Verdict, layout: Layout) -> NDArray[np.bool_]:
         assert verdict.ious is not None
@@ -36,7 +46,9 @@ class Spec(ModelVerifierSpec):
         unknown = [name for name in sampler.names() if self.labels.get(name, name) not in known]
         if unknown:
             have = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
-            problems.append(f"model: {self.model} does not know {', '.join(unknown)}; it knows {have}; see labels")
+            problems.append(
+                f"model: {self.model} does not know {', '.join(unknown)}; it knows {have}; see labels"
+            )
         return problems
 
     def known(self) -> list[str]:

@@ -35,17 +35,31 @@ class DetectorVerifier:
         self.spec, self.names = spec, {label: name for name, label in spec.labels.items()}
         self.detect = load_detector(spec, device)
 
-    def __call__(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Verdict]:
-        called = [replace(of, categories=tuple(self.spec.labels.get(name, name) for name in of.categories)) for of in layouts]
+    def __call__(
+        self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]
+    ) -> list[Verdict]:
+        called = [
+            replace(
+                of, categories=tuple(self.spec.labels.get(name, name) for name in of.categories)
+            )
+            for of in layouts
+        ]
         found = self.seen(images, layouts)
         return [hold(of, seen, self.spec.unasked) for of, seen in zip(called, found, strict=True)]
 
-    def found(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Detections]:
+    def found(
+        self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]
+    ) -> list[Detections]:
         """What is in each picture, in the layouts' names."""
         found = self.seen(images, layouts)
-        return [replace(f, categories=tuple(self.names.get(label, label) for label in f.categories)) for f in found]
+        return [
+            replace(f, categories=tuple(self.names.get(label, label) for label in f.categories))
+            for f in found
+        ]
 
-    def seen(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Detections]:
+    def seen(
+        self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]
+    ) -> list[Detections]:
         """The same in the detector's words; runs of pictures of one size are looked at together.
 
         Here detections enter the program: whatever uses them gets them clipped and filtered.
@@ -62,7 +76,9 @@ class DetectorVerifier:
 
     def labels(self, layout: Layout) -> list[str]:
         """What the detector calls a layout's categories."""
-        return list(dict.fromkeys(self.spec.labels.get(name, name) for name in layout.categories if name))
+        return list(
+            dict.fromkeys(self.spec.labels.get(name, name) for name in layout.categories if name)
+        )
 
 
 def load_detector(spec: Spec, device: str, least: float | None = None) -> Detect:
@@ -72,7 +88,11 @@ def load_detector(spec: Spec, device: str, least: float | None = None) -> Detect
         least: score from which detections are looked at; None: all of the small one's, LEAST_SCORE for those of transformers.
     """
     if "categories" in spec.config():
-        own = CenterNet.from_pretrained(spec.folder(), dtype=torch.float32, use_safetensors=True).eval().to(device)
+        own = (
+            CenterNet.from_pretrained(spec.folder(), dtype=torch.float32, use_safetensors=True)
+            .eval()
+            .to(device)
+        )
         own.to(memory_format=torch.channels_last)
         return lambda images, labels: own.detect_all(images, least=least or 0.0)
     floor = LEAST_SCORE if least is None else least
@@ -80,16 +100,23 @@ def load_detector(spec: Spec, device: str, least: float | None = None) -> Detect
     safe: dict[str, Any] = {"trust_remote_code": False, "model_kwargs": {"use_safetensors": True}}
     theirs: Any = pipeline(task, model=str(spec.folder()), device=device, **safe)
 
-    def told(images: Sequence[NDArray[np.uint8]], labels: Sequence[Sequence[str]]) -> list[Detections]:
+    def told(
+        images: Sequence[NDArray[np.uint8]], labels: Sequence[Sequence[str]]
+    ) -> list[Detections]:
         """Each label is a pass of its own there."""
         pairs = zip(images, labels, strict=True)
-        asked = [theirs(Image.fromarray(i), candidate_labels=list(of), threshold=floor) if of else [] for i, of in pairs]
+        asked = [
+            theirs(Image.fromarray(i), candidate_labels=list(of), threshold=floor) if of else []
+            for i, of in pairs
+        ]
         return [as_detections(f) for f in asked]
 
     return told if spec.zero_shot else lambda images, labels: detect_with(theirs, images, floor)
 
 
-def detect_with(theirs: Any, images: Sequence[NDArray[np.uint8]], least: float = LEAST_SCORE) -> list[Detections]:
+def detect_with(
+    theirs: Any, images: Sequence[NDArray[np.uint8]], least: float = LEAST_SCORE
+) -> list[Detections]:
     """What transformers' object-detection pipeline finds in pictures (H, W, 3)."""
     pictures = [Image.fromarray(image) for image in images]
     return [as_detections(f) for f in theirs(pictures, threshold=least, batch_size=AT_ONCE)]
@@ -98,8 +125,12 @@ def detect_with(theirs: Any, images: Sequence[NDArray[np.uint8]], least: float =
 def as_detections(found: Sequence[dict[str, Any]]) -> Detections:
     """What transformers' pipelines return, best first."""
     best = sorted(found, key=lambda f: -f["score"])
-    boxes = np.array([[f["box"][k] for k in ("xmin", "ymin", "xmax", "ymax")] for f in best], np.float32).reshape(-1, 4)
-    return Detections(boxes, np.array([f["score"] for f in best], np.float32), tuple(f["label"] for f in best))
+    boxes = np.array(
+        [[f["box"][k] for k in ("xmin", "ymin", "xmax", "ymax")] for f in best], np.float32
+    ).reshape(-1, 4)
+    return Detections(
+        boxes, np.array([f["score"] for f in best], np.float32), tuple(f["label"] for f in best)
+    )
 
 
 def hold(layout: Layout, found: Detections, unasked: float | None) -> Verdict:
@@ -114,7 +145,11 @@ def hold(layout: Layout, found: Detections, unasked: float | None) -> Verdict:
     ious = same[np.arange(len(layout)), best].astype(np.float32)
     there = ious > 0
     scores = np.where(there, found.scores[best] if len(found.boxes) else 0, 0).astype(np.float32)
-    boxes = np.where(there[:, None], found.boxes[best], layout.boxes) if len(found.boxes) else layout.boxes
+    boxes = (
+        np.where(there[:, None], found.boxes[best], layout.boxes)
+        if len(found.boxes)
+        else layout.boxes
+    )
     return Verdict(scores, ious, boxes.astype(np.float32), stray(layout, found, unasked))
 
 

@@ -40,8 +40,12 @@ class Spec(VerifierSpec):
     IMPLEMENTATION: ClassVar[str] = "synthgen.verification.panel.verifier:Panel"
 
     verifier: Literal["panel"] = "panel"
-    of: tuple[Member, ...] = Field(min_length=1, description="the verifiers, each with its threshold")
-    threshold: Share = Field(0.5, description="least score of a box that holds: 0.5 is what each member asks for")
+    of: tuple[Member, ...] = Field(
+        min_length=1, description="the verifiers, each with its threshold"
+    )
+    threshold: Share = Field(
+        0.5, description="least score of a box that holds: 0.5 is what each member asks for"
+    )
 
     def fails(self, verdict: Verdict, layout: Layout) -> NDArray[np.bool_]:
         failed = super().fails(verdict, layout)
@@ -51,7 +55,15 @@ class Spec(VerifierSpec):
         return failed
 
     def check(self, sampler: SamplerSpec) -> list[str]:
-        return [f"of[{k}].{problem}" for k, member in enumerate(self.of) for problem in member.check(sampler)]
+        return [
+            f"of[{k}].{problem}"
+            for k, member in enumerate(self.of)
+            for problem in member.check(sampler)
+        ]
 
     def fingerprint(self) -> dict[str, Any]:
-        return {f"of[{k}].{key}": value for k, member in enumerate(self.of) for key, value in member.fingerprint().items()}
+        return {
+            f"of[{k}].{key}": value
+            for k, member in enumerate(self.of)
+            for key, value in member.fingerprint().items()
+        }

@@ -21,15 +21,22 @@ class Panel:
     def __init__(self, spec: Spec, device: str) -> None:
         self.members = [(member, member.load(device)) for member in spec.of]
 
-    def __call__(self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]) -> list[Verdict]:
+    def __call__(
+        self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]
+    ) -> list[Verdict]:
         each = [verifier(images, layouts) for _, verifier in self.members]
         specs = [spec for spec, _ in self.members]
-        return [joined(specs, verdicts, layout) for *verdicts, layout in zip(*each, layouts, strict=True)]
+        return [
+            joined(specs, verdicts, layout)
+            for *verdicts, layout in zip(*each, layouts, strict=True)
+        ]
 
 
 def joined(specs: Sequence[VerifierSpec], verdicts: Sequence[Verdict], layout: Layout) -> Verdict:
     """The worst score of each box; what was found, and what nobody asked for, by those that look for it."""
-    scores = np.min([scaled(spec, v, layout) for spec, v in zip(specs, verdicts, strict=True)], 0).astype(np.float32)
+    scores = np.min(
+        [scaled(spec, v, layout) for spec, v in zip(specs, verdicts, strict=True)], 0
+    ).astype(np.float32)
     finder = next((v for v in verdicts if v.ious is not None), verdicts[0])
     return Verdict(scores, finder.ious, finder.found, np.concatenate([v.unasked for v in verdicts]))
 

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synthgen.layouts.base import Layout
-from synthgen.pipelines.diffusion.box_annotations import compact, corners_of, literal, paint_annotations, parse_literal
+from synthgen.pipelines.diffusion.box_annotations import (
+    compact,
+    corners_of,
+    literal,
+    paint_annotations,
+    parse_literal,
+)
 
 DOCUMENT = ["label_74_bbox_455.98_436.73_58.57_36.36", "label_74_bbox_405.44_594.41_76.59_40.23"]
 
@@ -19,13 +25,30 @@ def test_the_documents_strings_are_read() -> None:
 hundredths = st.integers(0, 100_000).map(lambda n: n / 100)
 
 
-@given(hundredths, hundredths, hundredths.map(lambda v: v + 1), hundredths.map(lambda v: v + 1), st.integers(1, 999))
-def test_strings_keep_boxes_to_a_hundredth(x: float, y: float, w: float, h: float, label: int) -> None:
-    assert parse_literal(literal((x, y, x + w, y + h, label))) == pytest.approx((x, y, x + w, y + h, label), abs=0.006)
+@given(
+    hundredths,
+    hundredths,
+    hundredths.map(lambda v: v + 1),
+    hundredths.map(lambda v: v + 1),
+    st.integers(1, 999),
+)
+def test_strings_keep_boxes_to_a_hundredth(
+    x: float, y: float, w: float, h: float, label: int
+) -> None:
+    assert parse_literal(literal((x, y, x + w, y + h, label))) == pytest.approx(
+        (x, y, x + w, y + h, label), abs=0.006
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["dog", "label_18_bbox_1_2_3", "label_x_bbox_1_2_3_4", "label_18_bbox_1_2_3_4_5", "label_18_bbox_1_2_0_4"]
+    "text",
+    [
+        "dog",
+        "label_18_bbox_1_2_3",
+        "label_x_bbox_1_2_3_4",
+        "label_18_bbox_1_2_3_4_5",
+        "label_18_bbox_1_2_0_4",
+    ],
 )
 def test_malformed_strings_are_named(text: str) -> None:
     with pytest.raises(ValueError, match=f"annotation '{text}'"):
@@ -34,10 +57,18 @@ def test_malformed_strings_are_named(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("box", "tokens"),
-    [((0, 0, 100, 50), "0 4095"), ((50, 25, 75, 49.9), "2080 4080"), ((1.5, 0.7, 3.2, 1.6), "0 130")],
+    [
+        ((0, 0, 100, 50), "0 4095"),
+        ((50, 25, 75, 49.9), "2080 4080"),
+        ((1.5, 0.7, 3.2, 1.6), "0 130"),
+    ],
 )
-def test_compact_form_names_the_cells_of_two_corners(box: tuple[float, float, float, float], tokens: str) -> None:
-    assert compact("a dog", box, (100, 50), 64) == "a dog " + " ".join(f"<loc_{k}>" for k in tokens.split())
+def test_compact_form_names_the_cells_of_two_corners(
+    box: tuple[float, float, float, float], tokens: str
+) -> None:
+    assert compact("a dog", box, (100, 50), 64) == "a dog " + " ".join(
+        f"<loc_{k}>" for k in tokens.split()
+    )
 
 
 def test_ids_are_cocos_or_given() -> None:
@@ -64,11 +95,16 @@ def test_small_boxes_lie_over_large_ones() -> None:
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ((0, 0, 17, 4, 1), r"annotations\[0\]: box \(0, 0, 17, 4\) is not inside the canvas, 16 x 16 px"),
+        (
+            (0, 0, 17, 4, 1),
+            r"annotations\[0\]: box \(0, 0, 17, 4\) is not inside the canvas, 16 x 16 px",
+        ),
         ((4, 0, 4, 4, 1), "is not inside"),
         ((0, 0, 4, 4, 91), "category id 91 must be from 1 to label_range, 90"),
     ],
 )
-def test_what_cannot_be_painted_is_named(box: tuple[float, float, float, float, int], message: str) -> None:
+def test_what_cannot_be_painted_is_named(
+    box: tuple[float, float, float, float, int], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         paint_annotations([[box]], (16, 16), 90)

@@ -80,7 +80,11 @@ def to_variant(variant: str, *files: str) -> Break:
     def change(folder: Path) -> None:
         for file in files:
             state = {name: tensor.half() for name, tensor in load_file(folder / file).items()}
-            save_file(state, folder / file.replace(".safetensors", f".{variant}.safetensors"), {"format": "pt"})
+            save_file(
+                state,
+                folder / file.replace(".safetensors", f".{variant}.safetensors"),
+                {"format": "pt"},
+            )
             (folder / file).unlink()
 
     return change
@@ -93,7 +97,9 @@ def shard(folder: Path) -> None:
     for name, half in zip(names, halves, strict=True):
         save_file(half, folder / "unet" / name, {"format": "pt"})
     weight_map = {tensor: name for name, half in zip(names, halves, strict=True) for tensor in half}
-    (folder / f"{UNET}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / f"{UNET}.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     (folder / UNET).unlink()
 
 
@@ -112,7 +118,9 @@ def widen(channels: int, kind: str) -> Break:
     def change(folder: Path) -> None:
         state = load_file(folder / UNET)
         old = state["conv_in.weight"]
-        state["conv_in.weight"] = torch.cat([old, torch.zeros(len(old), channels - old.shape[1], 3, 3)], 1)
+        state["conv_in.weight"] = torch.cat(
+            [old, torch.zeros(len(old), channels - old.shape[1], 3, 3)], 1
+        )
         save_file(state, folder / UNET, {"format": "pt"})
         edit("unet/config.json", in_channels=channels)(folder)
         edit("model_index.json", _class_name=kind)(folder)
@@ -140,7 +148,9 @@ def to_transformer(kind: str, network: str) -> Break:
 def to_refiner(folder: Path) -> None:
     second = ["transformers", "CLIPTextModelWithProjection"]
     kind = "StableDiffusionXLImg2ImgPipeline"
-    edit("model_index.json", _class_name=kind, text_encoder=[None, None], text_encoder_2=second)(folder)
+    edit("model_index.json", _class_name=kind, text_encoder=[None, None], text_encoder_2=second)(
+        folder
+    )
 
 
 def to_scheduler(name: str, **settings: Any) -> Break:
@@ -209,7 +219,9 @@ KINDS: list[tuple[str, Break, list[str], str, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "options", "key", "phrase"), [k[1:] for k in KINDS], ids=[k[0] for k in KINDS])
+@pytest.mark.parametrize(
+    ("change", "options", "key", "phrase"), [k[1:] for k in KINDS], ids=[k[0] for k in KINDS]
+)
 def test_what_cannot_be_used_is_refused_before_anything_is_written(
     change: Break,
     options: list[str],
@@ -223,7 +235,9 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
     folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     change(folder)
     start = time.process_time()
-    status = cli.main(["run", str(job_file), "pipeline.method=mixture", f"pipeline.model={folder}", *options])
+    status = cli.main(
+        ["run", str(job_file), "pipeline.method=mixture", f"pipeline.model={folder}", *options]
+    )
     error = capsys.readouterr().err
     assert (status, error.count("\n")) == (2, 1), error
     assert f"pipeline.{key}: " in error
@@ -243,7 +257,10 @@ def single_file(*names: str) -> Callable[[Path], Path]:
 @pytest.mark.parametrize(
     ("make", "phrase"),
     [
-        (single_file("model.diffusion_model.out.2.weight", "cond_stage_model.x"), "is a Stable Diffusion checkpoint in one file"),
+        (
+            single_file("model.diffusion_model.out.2.weight", "cond_stage_model.x"),
+            "is a Stable Diffusion checkpoint in one file",
+        ),
         (
             single_file("model.diffusion_model.out.2.weight", "conditioner.embedders.0.x"),
             "StableDiffusionXLPipeline.from_single_file",
@@ -263,7 +280,9 @@ def test_a_single_file_is_named_and_not_looked_up_on_the_hub(
     (tmp_path / "models").mkdir()
     name = make(tmp_path / "models").relative_to(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["run", str(job_file), "pipeline.method=mixture", f"pipeline.model={name}"]) == 2
+    assert (
+        cli.main(["run", str(job_file), "pipeline.method=mixture", f"pipeline.model={name}"]) == 2
+    )
     error = capsys.readouterr().err
     assert f"pipeline.model: model '{name}': " in error
     assert phrase in error
@@ -280,10 +299,23 @@ def test_a_single_file_is_named_and_not_looked_up_on_the_hub(
         (to_scheduler("HeunDiscreteScheduler"), ["pipeline.scheduler=null"]),
         (widen(6, "StableDiffusionPipeline"), ["pipeline.method=annotation_mask"]),
     ],
-    ids=["fp16 alone", "fp16 of the unet alone", "weights=fp16", "sharded", "PNDM", "Heun", "own mask"],
+    ids=[
+        "fp16 alone",
+        "fp16 of the unet alone",
+        "weights=fp16",
+        "sharded",
+        "PNDM",
+        "Heun",
+        "own mask",
+    ],
 )
 def test_what_can_be_used_runs(
-    change: Break, options: list[str], checkpoint: Path, job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: Break,
+    options: list[str],
+    checkpoint: Path,
+    job_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     change(folder)
@@ -298,19 +330,29 @@ def test_each_part_is_loaded_from_the_weights_chosen(checkpoint: Path, tmp_path:
     to_variant("fp16", UNET, VAE)(folder)
     save_file(plain, folder / VAE, {"format": "pt"})  # the autoencoder has both
     for weights, rounded in ((None, False), ("fp16", True)):
-        pipeline = load_pipeline(MixturePipeline, MixtureSpec(model=str(folder), weights=weights), None, Numerics())
+        pipeline = load_pipeline(
+            MixturePipeline, MixtureSpec(model=str(folder), weights=weights), None, Numerics()
+        )
         name = "decoder.conv_in.weight"
         wanted = plain[name].half().float() if rounded else plain[name]
         assert torch.equal(pipeline.vae.state_dict()[name], wanted)
-        assert torch.equal(pipeline.unet.conv_in.weight, load_file(checkpoint / UNET)["conv_in.weight"].half().float())
+        assert torch.equal(
+            pipeline.unet.conv_in.weight,
+            load_file(checkpoint / UNET)["conv_in.weight"].half().float(),
+        )
 
 
-def test_weights_that_the_heads_do_not_tell_of_are_missed_when_loaded(checkpoint: Path, tmp_path: Path) -> None:
+def test_weights_that_the_heads_do_not_tell_of_are_missed_when_loaded(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     state = load_file(folder / UNET)
     del state["mid_block.resnets.1.norm2.bias"]
     save_file(state, folder / UNET, {"format": "pt"})
-    with pytest.raises(ModelNotFoundError, match=r"its unet lacks 1 weights, such as mid_block.resnets.1.norm2.bias"):
+    with pytest.raises(
+        ModelNotFoundError,
+        match=r"its unet lacks 1 weights, such as mid_block.resnets.1.norm2.bias",
+    ):
         load_pipeline(MixturePipeline, MixtureSpec(model=str(folder)), None, Numerics())
 
 
@@ -325,7 +367,9 @@ HASH = "b58b08dc50d330e61d875686ec7b2baf06dd42534a00c5486ed259c5a7fff9e4"
 
 
 @pytest.mark.parametrize("method", ["annotation_tokens", "grounded"])
-def test_methods_of_one_text_encoder_refuse_sdxl(method: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_methods_of_one_text_encoder_refuse_sdxl(
+    method: str, checkpoint: Path, tmp_path: Path
+) -> None:
     folder = tiny_sdxl(checkpoint, tmp_path / "sdxl")
     with pytest.raises(ConfigError, match=r"pipeline.model: .* has two \(SDXL\)"):
         load_job("100dogs", [f"pipeline={{method: {method}, model: {folder}}}"])
@@ -372,7 +416,13 @@ def test_a_step_of_several_evaluations_is_diffusers_own(scheduler: Any, checkpoi
         pipeline.set_progress_bar_config(disable=True)
     layout = Layout(16, 16, np.zeros((0, 4), np.float32), ())
     noise = ours.noise([layout], torch.Generator().manual_seed(3))
-    options = {"height": 16, "width": 16, "num_inference_steps": 5, "guidance_scale": 3.0, "output_type": "latent"}
+    options = {
+        "height": 16,
+        "width": 16,
+        "num_inference_steps": 5,
+        "guidance_scale": 3.0,
+        "output_type": "latent",
+    }
     wanted = theirs("a brown dog", latents=noise, **options).images
     words = ours.text_conditions(["a brown dog", ""], 3.0)
     regions = ours.cover(0, (16, 16), (0, 1), 3.0)
@@ -392,8 +442,12 @@ def test_a_step_of_several_evaluations_is_diffusers_own(scheduler: Any, checkpoi
 @torch.no_grad()
 def test_an_autoencoder_with_statistics_of_its_latents_uses_them(checkpoint: Path) -> None:
     mean, std = [0.5, -1.0, 2.0], [2.0, 0.5, 1.5]
-    plain, other = (MixturePipeline.from_pretrained(checkpoint, use_safetensors=True) for _ in range(2))
-    other.vae = AutoencoderKL.from_config({**plain.vae.config, "latents_mean": mean, "latents_std": std})
+    plain, other = (
+        MixturePipeline.from_pretrained(checkpoint, use_safetensors=True) for _ in range(2)
+    )
+    other.vae = AutoencoderKL.from_config(
+        {**plain.vae.config, "latents_mean": mean, "latents_std": std}
+    )
     other.vae.load_state_dict(plain.vae.state_dict())
     pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     raw = plain.encode_pictures(pictures) / plain.vae.config.scaling_factor

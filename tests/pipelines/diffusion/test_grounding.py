@@ -23,7 +23,9 @@ def layouts(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int]]:
 
 @settings(max_examples=60, deadline=None)
 @given(layouts(), st.integers(2, 24), st.floats(0, 0.6), st.integers(1, 30))
-def test_windows_hold_what_they_are_told_of(of: tuple[np.ndarray, tuple[int, int]], side: int, overlap: float, most: int) -> None:
+def test_windows_hold_what_they_are_told_of(
+    of: tuple[np.ndarray, tuple[int, int]], side: int, overlap: float, most: int
+) -> None:
     boxes, canvas = of
     windows = grounded_windows(boxes, canvas, 4, 4, side * 4, overlap, most)
     covered = np.zeros((canvas[1] // 4, canvas[0] // 4), bool)
@@ -37,7 +39,9 @@ def test_windows_hold_what_they_are_told_of(of: tuple[np.ndarray, tuple[int, int
         shares = shares_inside(boxes / 4.0, [w.window])[:, 0]
         for i, share in zip(w.indices, w.boxes, strict=True):
             back = share * np.array([x1 - x0, y1 - y0] * 2) + [x0, y0, x0, y0]
-            np.testing.assert_allclose(back, np.clip(boxes[i] / 4, [x0, y0, x0, y0], [x1, y1, x1, y1]), atol=1e-3)
+            np.testing.assert_allclose(
+                back, np.clip(boxes[i] / 4, [x0, y0, x0, y0], [x1, y1, x1, y1]), atol=1e-3
+            )
             assert shares[i] > 0
         if len(w.indices) < most:  # it is told of all that it holds half of
             assert set(np.flatnonzero(shares >= HELD + 1e-6)) <= set(w.indices)
@@ -53,7 +57,9 @@ def test_a_box_that_no_window_holds_half_of_counts_once() -> None:
 
 
 def test_a_window_of_too_many_boxes_is_split() -> None:
-    boxes = np.array([(x, y, x + 6, y + 6) for y in range(0, 64, 8) for x in range(0, 64, 8)], np.float32)
+    boxes = np.array(
+        [(x, y, x + 6, y + 6) for y in range(0, 64, 8) for x in range(0, 64, 8)], np.float32
+    )
     assert [len(w.indices) for w in grounded_windows(boxes, (64, 64), 2, 4, 32, 0.25, 64)] == [64]
     windows = grounded_windows(boxes, (64, 64), 2, 4, 32, 0.25, 16)
     assert [len(w.indices) for w in windows] == [16] * 4
@@ -62,7 +68,11 @@ def test_a_window_of_too_many_boxes_is_split() -> None:
 
 @pytest.mark.parametrize(
     ("window", "parts"),
-    [((0, 0, 16, 8), [(0, 0, 8, 8), (8, 0, 16, 8)]), ((0, 4, 8, 24), [(0, 4, 8, 16), (0, 12, 8, 24)]), ((0, 0, 4, 4), [])],
+    [
+        ((0, 0, 16, 8), [(0, 0, 8, 8), (8, 0, 16, 8)]),
+        ((0, 4, 8, 24), [(0, 4, 8, 16), (0, 12, 8, 24)]),
+        ((0, 0, 4, 4), []),
+    ],
 )
 def test_halves_cover_a_window(window: tuple[int, ...], parts: list[tuple[int, ...]]) -> None:
     assert halves(window, 4) == parts
@@ -72,7 +82,9 @@ def test_halves_cover_a_window(window: tuple[int, ...], parts: list[tuple[int, .
     ("stages", "wanted"),
     [((0.3, 0.0), [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]), ((1.0, 0.0), [1] * 10), ((0.2, 0.4), [1, 1, 0.875, 0.625, 0.375, 0.125, 0, 0, 0, 0])],
 )  # fmt: skip
-def test_scheduled_sampling_is_on_then_falls_then_off(stages: tuple[float, float], wanted: list[float]) -> None:
+def test_scheduled_sampling_is_on_then_falls_then_off(
+    stages: tuple[float, float], wanted: list[float]
+) -> None:
     assert strengths(10, stages) == pytest.approx(wanted)
 
 
@@ -108,7 +120,10 @@ def test_gates_scale_what_the_layers_add() -> None:
         attended = layer.attn(layer.norm1(torch.cat([x, layer.linear(objects)], 1)))[:, :9]
         half = x + 0.5 * np.tanh(1.5) * attended
         torch.testing.assert_close(
-            layer(x, objects), half + 0.5 * np.tanh(-0.7) * layer.ff(layer.norm2(half)), atol=1e-5, rtol=1e-4
+            layer(x, objects),
+            half + 0.5 * np.tanh(-0.7) * layer.ff(layer.norm2(half)),
+            atol=1e-5,
+            rtol=1e-4,
         )
         gate.set(1.0)
         assert torch.equal(layer(x, objects), full)

@@ -43,9 +43,16 @@ def plain(state: State) -> State:
 def loaded(model: Path, lora: Path | None = None, scale: float = 1.0) -> dict[str, State]:
     """The weights of each part of a checkpoint with a LoRA."""
     name = None if lora is None else str(lora)
-    pipeline = load_pipeline(MixturePipeline, MixtureSpec(model=str(model), lora=name, lora_scale=scale), None, Numerics())
+    pipeline = load_pipeline(
+        MixturePipeline,
+        MixtureSpec(model=str(model), lora=name, lora_scale=scale),
+        None,
+        Numerics(),
+    )
     parts = {part: getattr(pipeline, part) for part in ("unet", "text_encoder", "text_encoder_2")}
-    return {part: plain(network.state_dict()) for part, network in parts.items() if network is not None}
+    return {
+        part: plain(network.state_dict()) for part, network in parts.items() if network is not None
+    }
 
 
 def kohya(part: str, module: str) -> tuple[str, str]:
@@ -73,12 +80,20 @@ TARGETS = [
     ("unet", f"{ATTENTION}.to_out.0"),
     ("text_encoder", "encoder.layers.0.self_attn.q_proj"),
 ]
-CONVOLUTIONS = [("unet", "down_blocks.0.resnets.0.conv1"), ("unet", "down_blocks.0.attentions.0.proj_in")]
+CONVOLUTIONS = [
+    ("unet", "down_blocks.0.resnets.0.conv1"),
+    ("unet", "down_blocks.0.attentions.0.proj_in"),
+]
 
 
 @pytest.mark.parametrize(
     ("form", "targets"),
-    [(kohya, TARGETS), (kohya, CONVOLUTIONS), (peft, [*TARGETS, *CONVOLUTIONS]), (old_diffusers, TARGETS)],
+    [
+        (kohya, TARGETS),
+        (kohya, CONVOLUTIONS),
+        (peft, [*TARGETS, *CONVOLUTIONS]),
+        (old_diffusers, TARGETS),
+    ],
 )
 @pytest.mark.parametrize("alpha", [None, 1.0])
 def test_every_layer_is_merged_exactly(
@@ -96,10 +111,15 @@ def test_every_layer_is_merged_exactly(
         state |= {name_of_down: down, name_of_up: up}
         if alpha is not None:
             state[
-                name_of_down.replace(".lora_down.weight", "").replace(".lora_A.weight", "").replace(".down.weight", "") + ".alpha"
+                name_of_down.replace(".lora_down.weight", "")
+                .replace(".lora_A.weight", "")
+                .replace(".down.weight", "")
+                + ".alpha"
             ] = torch.tensor(alpha)
         change = (up.double().flatten(1) @ down.double().flatten(1)).reshape(weight.shape)
-        wanted[part, f"{module}.weight"] = weight.double() + 0.7 * change * (1.0 if alpha is None else alpha / RANK)
+        wanted[part, f"{module}.weight"] = weight.double() + 0.7 * change * (
+            1.0 if alpha is None else alpha / RANK
+        )
     save_file(state, tmp_path / "lora.safetensors")
     got = loaded(checkpoint, tmp_path / "lora.safetensors", 0.7)
     for part, weights in base.items():
@@ -130,7 +150,10 @@ SDXL = {  # in kohya's names, which are the original code's
     "lora_unet_output_blocks_6_0_out_layers_3": ("unet", "up_blocks.2.resnets.0.conv2"),
     "lora_unet_time_embed_0": ("unet", "time_embedding.linear_1"),
     "lora_unet_label_emb_0_2": ("unet", "add_embedding.linear_2"),
-    "lora_te1_text_model_encoder_layers_0_self_attn_k_proj": ("text_encoder", "encoder.layers.0.self_attn.k_proj"),
+    "lora_te1_text_model_encoder_layers_0_self_attn_k_proj": (
+        "text_encoder",
+        "encoder.layers.0.self_attn.k_proj",
+    ),
     "lora_te2_text_model_encoder_layers_1_mlp_fc1": ("text_encoder_2", "encoder.layers.1.mlp.fc1"),
     "lora_te2_text_projection": ("text_encoder_2", "text_projection"),
 }
@@ -141,25 +164,43 @@ def test_sdxl_second_text_encoder_and_original_names(sdxl: Path, tmp_path: Path)
     for seed, (name, (part, module)) in enumerate(SDXL.items()):
         weight = base[part][f"{module}.weight"]
         down, up = pair(weight, seed)
-        state |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
+        state |= {
+            f"{name}.lora_down.weight": down,
+            f"{name}.lora_up.weight": up,
+            f"{name}.alpha": torch.tensor(1.0),
+        }
         change = (up.double().flatten(1) @ down.double().flatten(1)).reshape(weight.shape)
         wanted[part, f"{module}.weight"] = weight.double() + change / RANK
     save_file(state, tmp_path / "lora.safetensors")
     got = loaded(sdxl, tmp_path / "lora.safetensors")
-    changed = {(part, name) for part in base for name in base[part] if not torch.equal(got[part][name], base[part][name])}
+    changed = {
+        (part, name)
+        for part in base
+        for name in base[part]
+        if not torch.equal(got[part][name], base[part][name])
+    }
     assert changed == wanted.keys()
     for (part, name), expected in wanted.items():
         torch.testing.assert_close(got[part][name].double(), expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["peft", "diffusers"])
-def test_settings_of_an_adapter_are_followed(beside: bool, checkpoint: Path, tmp_path: Path) -> None:
+def test_settings_of_an_adapter_are_followed(
+    beside: bool, checkpoint: Path, tmp_path: Path
+) -> None:
     """peft writes alpha beside the file, diffusers into it."""
     base = loaded(checkpoint)["unet"][f"{ATTENTION}.to_q.weight"]
     down, up = pair(base)
     prefix = "base_model.model." if beside else "unet."
-    state = {f"{prefix}{ATTENTION}.to_q.lora_A.weight": down, f"{prefix}{ATTENTION}.to_q.lora_B.weight": up}
-    metadata = None if beside else {"lora_adapter_metadata": json.dumps({"unet.r": RANK, "unet.lora_alpha": 6})}
+    state = {
+        f"{prefix}{ATTENTION}.to_q.lora_A.weight": down,
+        f"{prefix}{ATTENTION}.to_q.lora_B.weight": up,
+    }
+    metadata = (
+        None
+        if beside
+        else {"lora_adapter_metadata": json.dumps({"unet.r": RANK, "unet.lora_alpha": 6})}
+    )
     save_file(state, tmp_path / "adapter_model.safetensors", metadata)
     fingerprints = []
     spec = MixtureSpec(model=str(checkpoint), lora=str(tmp_path))
@@ -175,7 +216,11 @@ def test_settings_of_an_adapter_are_followed(beside: bool, checkpoint: Path, tmp
 
 def layer(weight: Tensor, name: str = f"lora_unet_{ATTENTION.replace('.', '_')}_to_q") -> State:
     down, up = pair(weight)
-    return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
+    return {
+        f"{name}.lora_down.weight": down,
+        f"{name}.lora_up.weight": up,
+        f"{name}.alpha": torch.tensor(1.0),
+    }
 
 
 def loha(weight: Tensor) -> State:
@@ -197,7 +242,12 @@ def other_base(weight: Tensor) -> State:
 
 
 def partial(weight: Tensor) -> State:
-    return {**layer(weight), **layer(weight, f"lora_unet_{ATTENTION.replace('.', '_').replace('blocks_0', 'blocks_7')}_to_q")}
+    return {
+        **layer(weight),
+        **layer(
+            weight, f"lora_unet_{ATTENTION.replace('.', '_').replace('blocks_0', 'blocks_7')}_to_q"
+        ),
+    }
 
 
 def of_sdxl(weight: Tensor) -> State:
@@ -209,7 +259,10 @@ def flux(weight: Tensor) -> State:
 
 
 def sd3(weight: Tensor) -> State:
-    return {f"transformer.transformer_blocks.0.attn.to_q.lora_{x}.weight": torch.zeros(2, 2) for x in "AB"}
+    return {
+        f"transformer.transformer_blocks.0.attn.to_q.lora_{x}.weight": torch.zeros(2, 2)
+        for x in "AB"
+    }
 
 
 def half(weight: Tensor) -> State:
@@ -222,11 +275,16 @@ def inversion(weight: Tensor) -> State:
 
 
 def whole(weight: Tensor) -> State:
-    return {f"model.diffusion_model.input_blocks.{k}.weight": torch.zeros(2, 2, 3, 3) for k in range(6)}
+    return {
+        f"model.diffusion_model.input_blocks.{k}.weight": torch.zeros(2, 2, 3, 3) for k in range(6)
+    }
 
 
 def tucker(weight: Tensor) -> State:
-    return {**layer(weight), f"lora_unet_{ATTENTION.replace('.', '_')}_to_q.lora_mid.weight": torch.zeros(2, 2, 3, 3)}
+    return {
+        **layer(weight),
+        f"lora_unet_{ATTENTION.replace('.', '_')}_to_q.lora_mid.weight": torch.zeros(2, 2, 3, 3),
+    }
 
 
 OTHERS: list[tuple[Callable[[Tensor], State], str]] = [
@@ -254,7 +312,9 @@ def test_what_is_no_lora_of_this_checkpoint_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    weight = load_file(checkpoint / "unet/diffusion_pytorch_model.safetensors")[f"{ATTENTION}.to_q.weight"]
+    weight = load_file(checkpoint / "unet/diffusion_pytorch_model.safetensors")[
+        f"{ATTENTION}.to_q.weight"
+    ]
     file = tmp_path / "lora.safetensors"
     save_file(make(weight), file)
     refuse(job_file, checkpoint, file, phrase, capsys)
@@ -291,7 +351,11 @@ def refuse(job_file: Path, checkpoint: Path, file: Path, phrase: str, capsys: An
     assert not (job_file.parent / "out").exists()
 
 
-def test_diffusers_own_loading_is_refused_where_it_would_leave_something_out(sdxl: Path, tmp_path: Path) -> None:
+def test_diffusers_own_loading_is_refused_where_it_would_leave_something_out(
+    sdxl: Path, tmp_path: Path
+) -> None:
     pipeline = MixturePipeline.from_pretrained(sdxl, use_safetensors=True)
-    with pytest.raises(ValueError, match="it would leave out the second text encoder; use merge_lora"):
+    with pytest.raises(
+        ValueError, match="it would leave out the second text encoder; use merge_lora"
+    ):
         pipeline.load_lora_weights(str(tmp_path))

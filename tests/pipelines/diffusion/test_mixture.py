@@ -23,21 +23,27 @@ def stub(x: Tensor, conditions: Conditions) -> Tensor:
     return torch.einsum("cd,ndhw->nchw", mix, x + 0.5 * shifted) + words[:, :, None, None]
 
 
-def reference(z: NDArray[np.float64], regions: list[Region], table: NDArray[np.float64]) -> NDArray[np.float64]:
+def reference(
+    z: NDArray[np.float64], regions: list[Region], table: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """sum_i w_i (u_i + g (c_i - u_i)) / sum_i w_i, one region at a time, in float64."""
     total, norm = np.zeros_like(z), np.zeros_like(z)
     for r in regions:
         x0, y0, x1, y1 = r.window
         crop = z[r.image, :, y0:y1, x0:x1]
         base = np.einsum("cd,dhw->chw", MIX, crop + 0.5 * np.roll(crop, 1, -1))
-        cond, uncond = (base + (TEXT @ table[p].ravel())[:, None, None] for p in (r.prompt, r.negative))
+        cond, uncond = (
+            base + (TEXT @ table[p].ravel())[:, None, None] for p in (r.prompt, r.negative)
+        )
         w = r.weight.double().numpy()
         total[r.image, :, y0:y1, x0:x1] += w * (uncond + r.guidance * (cond - uncond))
         norm[r.image, :, y0:y1, x0:x1] += w
     return np.divide(total, norm, out=np.zeros_like(total), where=norm > 0)
 
 
-def random_regions(rng: np.random.Generator, images: int, n: int, side: int, prompts: int) -> list[Region]:
+def random_regions(
+    rng: np.random.Generator, images: int, n: int, side: int, prompts: int
+) -> list[Region]:
     kinds = list(region_weights.WINDOW.values())
     regions = []
     for _ in range(n):
@@ -48,7 +54,14 @@ def random_regions(rng: np.random.Generator, images: int, n: int, side: int, pro
             weight = region_weights.box(h, w, 1.5, 1.0, w - 1.2, h - 0.7)
         guidance = float(rng.choice([0.0, 1.0, 2.5, 7.5]))
         regions.append(
-            Region(int(rng.integers(images)), (x0, y0, x0 + w, y0 + h), int(rng.integers(1, prompts)), 0, guidance, weight)
+            Region(
+                int(rng.integers(images)),
+                (x0, y0, x0 + w, y0 + h),
+                int(rng.integers(1, prompts)),
+                0,
+                guidance,
+                weight,
+            )
         )
     return regions
 
@@ -58,7 +71,12 @@ def test_agrees_with_float64(seed: int) -> None:
     rng = np.random.default_rng(seed)
     z, table = rng.normal(size=(3, CHANNELS, 20, 20)), rng.normal(size=(5, TOKENS, DIM))
     regions = random_regions(rng, 3, 25, 20, 5)
-    mixture = Mixture(regions, {"encoder_hidden_states": torch.tensor(table, dtype=torch.float32)}, z.shape, cells=300)
+    mixture = Mixture(
+        regions,
+        {"encoder_hidden_states": torch.tensor(table, dtype=torch.float32)},
+        z.shape,
+        cells=300,
+    )
     got = mixture(torch.tensor(z, dtype=torch.float32), stub).double().numpy()
     wanted = reference(z, regions, table)
     assert np.linalg.norm(got - wanted) / np.linalg.norm(wanted) < 1e-5
@@ -66,9 +84,9 @@ def test_agrees_with_float64(seed: int) -> None:
 
 def test_uncovered_cells_predict_zero() -> None:
     region = Region(0, (0, 0, 4, 4), 1, 0, 7.5, region_weights.constant(4, 4))
-    merged = Mixture([region], {"encoder_hidden_states": torch.randn(2, TOKENS, DIM)}, (1, CHANNELS, 8, 8), 64)(
-        torch.randn(1, CHANNELS, 8, 8), stub
-    )
+    merged = Mixture(
+        [region], {"encoder_hidden_states": torch.randn(2, TOKENS, DIM)}, (1, CHANNELS, 8, 8), 64
+    )(torch.randn(1, CHANNELS, 8, 8), stub)
     assert (merged[..., 4:, :] == 0).all()
     assert (merged[..., :, 4:] == 0).all()
     assert (merged[..., :4, :4] != 0).any()
@@ -82,10 +100,15 @@ def test_branches_without_weight_are_not_computed(guidance: float, passes: int) 
         seen.append(len(x))
         return stub(x, conditions)
 
-    regions = [Region(0, (0, 0, 8, 8), 1, 0, guidance, region_weights.constant(8, 8)) for _ in range(5)]
-    Mixture(regions, {"encoder_hidden_states": torch.randn(2, TOKENS, DIM)}, (1, CHANNELS, 8, 8), cells=10_000)(
-        torch.randn(1, CHANNELS, 8, 8), counting
-    )
+    regions = [
+        Region(0, (0, 0, 8, 8), 1, 0, guidance, region_weights.constant(8, 8)) for _ in range(5)
+    ]
+    Mixture(
+        regions,
+        {"encoder_hidden_states": torch.randn(2, TOKENS, DIM)},
+        (1, CHANNELS, 8, 8),
+        cells=10_000,
+    )(torch.randn(1, CHANNELS, 8, 8), counting)
     assert seen == [5 * passes]
 
 
@@ -96,9 +119,16 @@ def test_equal_windows_of_all_images_go_together_as_many_as_the_cells_allow() ->
         seen.append(tuple(x.shape))
         return stub(x, conditions)
 
-    regions = [Region(i % 2, (0, 0, 4, 8), 1, 0, 1.0, region_weights.constant(8, 4)) for i in range(6)]
-    regions += [Region(i % 2, (0, 0, 8, 8), 1, 0, 1.0, region_weights.constant(8, 8)) for i in range(3)]
-    Mixture(regions, {"encoder_hidden_states": torch.randn(2, TOKENS, DIM)}, (2, CHANNELS, 8, 8), cells=128)(
-        torch.randn(2, CHANNELS, 8, 8), counting
-    )
+    regions = [
+        Region(i % 2, (0, 0, 4, 8), 1, 0, 1.0, region_weights.constant(8, 4)) for i in range(6)
+    ]
+    regions += [
+        Region(i % 2, (0, 0, 8, 8), 1, 0, 1.0, region_weights.constant(8, 8)) for i in range(3)
+    ]
+    Mixture(
+        regions,
+        {"encoder_hidden_states": torch.randn(2, TOKENS, DIM)},
+        (2, CHANNELS, 8, 8),
+        cells=128,
+    )(torch.randn(2, CHANNELS, 8, 8), counting)
     assert sorted(seen) == sorted([(4, 3, 8, 4), (2, 3, 8, 4), (2, 3, 8, 8), (1, 3, 8, 8)])

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from synthgen.pipelines.base import ModelNotFoundError
-from synthgen.pipelines.diffusion.models import EMBEDDED, find_model, folder_hash, read_config, unet_multiple, vae_factor
+from synthgen.pipelines.diffusion.models import (
+    EMBEDDED,
+    find_model,
+    folder_hash,
+    read_config,
+    unet_multiple,
+    vae_factor,
+)
 
 
 def test_a_folder_is_found_and_its_numbers_are_read(checkpoint: Path) -> None:
@@ -29,16 +36,21 @@ def test_the_hash_covers_every_byte(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["nosuchmodel", "./nowhere", "a/b/c"])
 def test_an_unknown_name_lists_the_embedded_ones(name: str) -> None:
     with pytest.raises(
-        ModelNotFoundError, match=r"no folder of that name holds a model_index.json.*embedded: synthgen-tiny"
+        ModelNotFoundError,
+        match=r"no folder of that name holds a model_index.json.*embedded: synthgen-tiny",
     ) as caught:
         find_model(name)
     assert "\n" not in str(caught.value)
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_that_cannot_be_reached_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelNotFoundError, match=r"model 'owner/name': not a local folder, not in the local cache") as caught:
+    with pytest.raises(
+        ModelNotFoundError, match=r"model 'owner/name': not a local folder, not in the local cache"
+    ) as caught:
         find_model("owner/name")
     assert "\n" not in str(caught.value)
     assert "pipeline.model=FOLDER" in str(caught.value)
@@ -49,7 +61,9 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         (tmp_path / part).mkdir()
         (tmp_path / part / "diffusion_pytorch_model.bin").write_bytes(b"x")
     (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(ModelNotFoundError, match="no safetensors weights for unet, vae, text_encoder"):
+    with pytest.raises(
+        ModelNotFoundError, match="no safetensors weights for unet, vae, text_encoder"
+    ):
         find_model(str(tmp_path))
 
 

@@ -33,7 +33,9 @@ def test_a_box_is_painted_again_and_nothing_else(kind: Any, checkpoint: Path) ->
         x0, y0, x1, y1 = scene.layout.boxes[0].astype(int)
         assert changed[y0:y1, x0:x1].mean() > 0.9
         rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
-        assert max(rows[-1] - rows[0], columns[-1] - columns[0]) < 34  # the box, context, and what the UNet can halve
+        assert (
+            max(rows[-1] - rows[0], columns[-1] - columns[0]) < 34
+        )  # the box, context, and what the UNet can halve
     again = painter.repaint(IMAGES, SCENES, [np.random.SeedSequence(k + 9) for k in range(2)])
     assert (again[0] != found[0]).any()
     plain = painter(SCENES, SEEDS)
@@ -45,4 +47,6 @@ def test_a_unet_that_reads_more_than_latents_cannot_repair(checkpoint: Path) -> 
     config = {**painter.pipeline.unet.config, "in_channels": 6}
     with torch.no_grad():
         painter.pipeline.unet = UNet2DConditionModel.from_config(config)
-    assert all((a == b).all() for a, b in zip(painter.repaint(IMAGES, SCENES, SEEDS), IMAGES, strict=True))
+    assert all(
+        (a == b).all() for a, b in zip(painter.repaint(IMAGES, SCENES, SEEDS), IMAGES, strict=True)
+    )

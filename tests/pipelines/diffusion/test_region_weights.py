@@ -11,7 +11,9 @@ from synthgen.pipelines.diffusion import region_weights
 @pytest.mark.parametrize(("h", "w"), [(8, 8), (5, 12), (64, 64)])
 def test_gaussian_is_the_papers_on_both_axes(h: int, w: int) -> None:
     def axis(x: int, n: int) -> float:
-        return math.exp(-((x - (n - 1) / 2) ** 2) / (n * n * 2 * 0.01)) / math.sqrt(2 * math.pi * 0.01)
+        return math.exp(-((x - (n - 1) / 2) ** 2) / (n * n * 2 * 0.01)) / math.sqrt(
+            2 * math.pi * 0.01
+        )
 
     got = region_weights.gaussian(h, w)
     assert got.dtype == torch.float32

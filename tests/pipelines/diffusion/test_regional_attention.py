@@ -7,14 +7,22 @@ from diffusers.models.attention_processor import Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthgen.pipelines.diffusion.regional_attention import Plan, PlanTable, PromptedWindow, RegionalAttention, sort_into_blocks
+from synthgen.pipelines.diffusion.regional_attention import (
+    Plan,
+    PlanTable,
+    PromptedWindow,
+    RegionalAttention,
+    sort_into_blocks,
+)
 
 DIM, TEXT, TOKENS = 16, 12, 5
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 200), st.integers(1, 40), st.integers(0, 10**6))
-def test_blocks_hold_every_cell_once_with_its_own_prompt(windows: int, cells: int, prompts: int, seed: int) -> None:
+def test_blocks_hold_every_cell_once_with_its_own_prompt(
+    windows: int, cells: int, prompts: int, seed: int
+) -> None:
     asked = np.random.default_rng(seed).integers(0, prompts, (windows, cells))
     blocks = sort_into_blocks(asked, torch.device("cpu"))
     size = len(blocks.cells) // len(blocks.rows)
@@ -30,7 +38,12 @@ def test_cells_of_overlapping_boxes_read_the_smallest_and_none_is_lost() -> None
     wanted = np.zeros((16, 16), int)
     wanted[2:10, 2:10], wanted[4:6, 4:6], wanted[12, 12] = 1, 2, 3
     np.testing.assert_array_equal(whole, wanted)
-    assert set(np.unique(window.prompts(4, 4))) == {0, 1, 2, 3}  # each keeps a cell where it has less than one
+    assert set(np.unique(window.prompts(4, 4))) == {
+        0,
+        1,
+        2,
+        3,
+    }  # each keeps a cell where it has less than one
 
 
 def test_a_box_without_a_cell_gets_one_where_others_share_its_prompt() -> None:
@@ -52,7 +65,9 @@ def test_a_box_whose_centre_is_left_of_a_window_takes_none_of_its_cells() -> Non
 
 
 def test_boxes_over_the_edge_of_a_window_are_cut() -> None:
-    window = PromptedWindow((8, 8), 0, np.array([[-4.0, -4, 2, 2], [6, 6, 20, 20], [30, 30, 40, 40]]), (1, 2, 3))
+    window = PromptedWindow(
+        (8, 8), 0, np.array([[-4.0, -4, 2, 2], [6, 6, 20, 20], [30, 30, 40, 40]]), (1, 2, 3)
+    )
     found = window.prompts(8, 8)
     assert (found[:2, :2] == 1).all()
     assert (found[6:, 6:] == 2).all()
@@ -70,7 +85,9 @@ def test_agrees_with_attention_of_each_cell_in_float64(seed: int) -> None:
     for k in range(3):
         low = rng.uniform(0, 8, (5, 2))
         boxes = np.concatenate([low, low + rng.uniform(1, 6, (5, 2))], 1)
-        windows.append(PromptedWindow((12, 10), k % 2, boxes, tuple(int(r) for r in rng.integers(0, 6, 5))))
+        windows.append(
+            PromptedWindow((12, 10), k % 2, boxes, tuple(int(r) for r in rng.integers(0, 6, 5)))
+        )
     plan = PlanTable(windows, text, 1)[torch.arange(3)]
     processor = RegionalAttention()
     for h, w in ((12, 10), (6, 5)):
@@ -83,14 +100,19 @@ def test_agrees_with_attention_of_each_cell_in_float64(seed: int) -> None:
                 q = exact.to_q(x[i, cell].double()).view(2, 8)
                 k, v = (f(text[row].double()).view(TOKENS, 2, 8) for f in (exact.to_k, exact.to_v))
                 weights = torch.softmax(torch.einsum("hd,thd->ht", q, k) / 8**0.5, 1)
-                wanted[i, cell] = exact.to_out[0](torch.einsum("ht,thd->hd", weights, v).reshape(-1))
+                wanted[i, cell] = exact.to_out[0](
+                    torch.einsum("ht,thd->hd", weights, v).reshape(-1)
+                )
         attn.float()
         assert (got.double() - wanted).norm() / wanted.norm() < 1e-5
 
 
 @torch.no_grad()
 def test_keys_and_values_are_computed_once_for_all_steps_and_prompts() -> None:
-    attn, text = Attention(query_dim=DIM, cross_attention_dim=TEXT, heads=2, dim_head=8), torch.randn(100, TOKENS, TEXT)
+    attn, text = (
+        Attention(query_dim=DIM, cross_attention_dim=TEXT, heads=2, dim_head=8),
+        torch.randn(100, TOKENS, TEXT),
+    )
     seen: list[int] = []
     attn.to_k.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     boxes = np.array([(x, y, x + 1, y + 1) for y in range(10) for x in range(10)], np.float64)
@@ -99,6 +121,8 @@ def test_keys_and_values_are_computed_once_for_all_steps_and_prompts() -> None:
     for _ in range(3):
         processor(attn, torch.randn(1, 100, DIM), plan=plan)
     assert seen == [100]
-    other = Plan([PromptedWindow((10, 10), 0, boxes, tuple(range(100)))], torch.randn(100, TOKENS, TEXT), 0)
+    other = Plan(
+        [PromptedWindow((10, 10), 0, boxes, tuple(range(100)))], torch.randn(100, TOKENS, TEXT), 0
+    )
     processor(attn, torch.randn(1, 100, DIM), plan=other)
     assert seen == [100, 100]

@@ -49,7 +49,9 @@ def make_scene(width: int, height: int, box: tuple[float, float, float, float]) 
 
 
 @given(st.lists(st.floats(4, 900), min_size=1, max_size=50), SIDES, SIDES, st.floats(4, 500))
-def test_the_scale_is_the_least_that_suits_three_of_four_boxes(sides: list[float], width: int, height: int, least: float) -> None:
+def test_the_scale_is_the_least_that_suits_three_of_four_boxes(
+    sides: list[float], width: int, height: int, least: float
+) -> None:
     found = choose_scale(np.array(sides), (width, height), least)
     assert 1 <= found <= LARGEST_SCALE
     assert found % 0.25 == 0
@@ -66,7 +68,9 @@ def test_a_job_without_boxes_has_scale_one() -> None:
 
 
 @given(SIDES, SIDES, st.floats(1, 8), st.sampled_from([2, 4, 8, 64]))
-def test_the_canvas_is_enlarged_to_a_multiple(width: int, height: int, scale: float, multiple: int) -> None:
+def test_the_canvas_is_enlarged_to_a_multiple(
+    width: int, height: int, scale: float, multiple: int
+) -> None:
     found = enlarge_canvas((width, height), scale, multiple)
     if scale == 1:
         assert found == (width, height)
@@ -103,7 +107,9 @@ def test_what_was_not_changed_keeps_every_bit() -> None:
     assert (shrink_changes(original, original, original) == original).all()
 
 
-@pytest.mark.parametrize("kind", [MixtureSpec, LayeredSpec, RegionalSpec, AnnotationMaskSpec, AnnotationTokensSpec])
+@pytest.mark.parametrize(
+    "kind", [MixtureSpec, LayeredSpec, RegionalSpec, AnnotationMaskSpec, AnnotationTokensSpec]
+)
 def test_a_method_generates_at_its_scale(kind: Any, checkpoint: Path) -> None:
     spec = kind(model=str(checkpoint), steps=2, scale=1.5)
     scenes = [make_scene(61, 47, (4, 4, 30, 28)), make_scene(61, 47, (30, 10, 55, 40))]
@@ -131,7 +137,9 @@ def test_a_box_is_repaired_at_the_scale_and_nothing_else_changes(checkpoint: Pat
     assert not changed[:, 40:].any()
 
 
-def test_the_users_own_images_stay_as_they_are_outside_the_windows(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_users_own_images_stay_as_they_are_outside_the_windows(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "own.png")
     spec = MixtureSpec(model=str(checkpoint), steps=2, scale=2.0)
@@ -145,8 +153,22 @@ def test_the_users_own_images_stay_as_they_are_outside_the_windows(checkpoint: P
 def test_canvas_and_tiling_are_generated_at_their_scale(checkpoint: Path) -> None:
     empty = Scene(Layout(64, 48, np.zeros((0, 4), np.float32), ()), "")
     region = {"row_init": 0, "row_end": 48, "col_init": 0, "col_end": 64, "prompt": "sand"}
-    reroll = {"row_init": 0, "row_end": 16, "col_init": 0, "col_end": 16, "region_seed": 1, "kind": "reroll"}
-    canvas = CanvasSpec(model=str(checkpoint), regions=(region,), reroll_regions=(reroll,), steps=2, scheduler="ddim", scale=1.5)
+    reroll = {
+        "row_init": 0,
+        "row_end": 16,
+        "col_init": 0,
+        "col_end": 16,
+        "region_seed": 1,
+        "kind": "reroll",
+    }
+    canvas = CanvasSpec(
+        model=str(checkpoint),
+        regions=(region,),
+        reroll_regions=(reroll,),
+        steps=2,
+        scheduler="ddim",
+        scale=1.5,
+    )
     tiles = TilingSpec(
         model=str(checkpoint), prompt=(("sand", "grass"),), steps=2, scheduler="ddim", scale=1.5,
         tile_height=48, tile_width=40, tile_row_overlap=0, tile_col_overlap=16,
@@ -172,7 +194,9 @@ def test_native_becomes_a_number_that_the_job_keeps() -> None:
     assert job.pipeline.model_dump()["scale"] == 1.25
     assert job.fingerprint()["pipeline.scale"] == 1.25
     assert job.pipeline.generation_canvas((1024, 1024)) == (1280, 1280)
-    large = load_job("100dogs", ["pipeline.scale=native", "layout.objects={dog: 4}", "layout.size=[120, 160]"])
+    large = load_job(
+        "100dogs", ["pipeline.scale=native", "layout.objects={dog: 4}", "layout.size=[120, 160]"]
+    )
     assert large.fingerprint()["pipeline.scale"] == 1
     with pytest.raises(ValueError, match="native depends on a job's layouts"):
         MixtureSpec(scale="native").generation_canvas((64, 64))
@@ -186,10 +210,16 @@ def test_layouts_do_not_depend_on_the_scale() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["layout.size=[20, 28]"], r"scale: boxes of \d\d px .* draws objects of 70 to 110 px; pipeline.scale=native"),
+        (
+            ["layout.size=[20, 28]"],
+            r"scale: boxes of \d\d px .* draws objects of 70 to 110 px; pipeline.scale=native",
+        ),
         (["layout.size=[200, 240]", "layout.objects={dog: 4}"], "scale: boxes of 3.* are large"),
         (["pipeline.scheduler=lcm"], "guidance_scale: 3.5 is much: .* give 1"),
-        (["pipeline.window=512"], "window: 512 px is not what synthgen-tiny was trained at, 64 to 272 px"),
+        (
+            ["pipeline.window=512"],
+            "window: 512 px is not what synthgen-tiny was trained at, 64 to 272 px",
+        ),
     ],
 )
 def test_what_the_checkpoint_does_badly_is_warned_of(changes: list[str], words: str) -> None:
@@ -231,7 +261,12 @@ def test_the_card_tells_the_scale(make_job: Callable[..., Job], checkpoint: Path
 
 def test_boxes_that_find_no_room_are_told_by_the_layout_alone() -> None:
     with pytest.raises(ConfigError, match=r"layout\.objects: ") as caught:
-        load_job("100dogs", ["pipeline.scale=native", "layout.canvas=[256, 256]", "layout.objects={dog: 40}"])
+        load_job(
+            "100dogs",
+            ["pipeline.scale=native", "layout.canvas=[256, 256]", "layout.objects={dog: 40}"],
+        )
     assert len(caught.value.problems) == 1
-    full = load_job("100dogs").layout.model_copy(update={"canvas": (256, 256), "objects": {"dog": ObjectSpec(count=(40, 40))}})
+    full = load_job("100dogs").layout.model_copy(
+        update={"canvas": (256, 256), "objects": {"dog": ObjectSpec(count=(40, 40))}}
+    )
     assert len(measure_boxes(full)) == 0

@@ -40,7 +40,13 @@ def layout(n: int, side: int = SIDE) -> Layout:
     rng = np.random.default_rng(n)
     low = rng.uniform(0, side - 8, (n, 2))
     boxes = np.concatenate([low, low + rng.uniform(3, 8, (n, 2))], 1).astype(np.float32)
-    return Layout(side, side, boxes, ("dog",) * n, tuple(("a brown dog", "a white dog")[i % 2] for i in range(n)))
+    return Layout(
+        side,
+        side,
+        boxes,
+        ("dog",) * n,
+        tuple(("a brown dog", "a white dog")[i % 2] for i in range(n)),
+    )
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
@@ -76,12 +82,19 @@ def make_sdxl(checkpoint: Path, folder: Path) -> Path:
 
 
 def plain(
-    pipeline: LatentPipeline, prompt: str, noise: Tensor, guidance: float, steps: int, negative: str | None = None
+    pipeline: LatentPipeline,
+    prompt: str,
+    noise: Tensor,
+    guidance: float,
+    steps: int,
+    negative: str | None = None,
 ) -> Tensor:
     """Text-to-image with one region."""
     words = pipeline.text_conditions([prompt, negative], guidance)
     regions = pipeline.cover(0, (SIDE, SIDE), (0, 1), guidance)
-    return pipeline.denoise(noise, [Mixture(regions, words, noise.shape, 10**6)] * steps, generator=generators(7))
+    return pipeline.denoise(
+        noise, [Mixture(regions, words, noise.shape, 10**6)] * steps, generator=generators(7)
+    )
 
 
 @pytest.mark.parametrize("prompt", ["a brown dog", ""])
@@ -93,7 +106,13 @@ def test_sdxl_is_diffusers_own_pipeline(sdxl: Path, prompt: str, negative: str |
     for pipeline in (ours, theirs):
         pipeline.set_progress_bar_config(disable=True)
     noise = ours.noise([layout(0)], generators(3))
-    options = {"height": SIDE, "width": SIDE, "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent"}
+    options = {
+        "height": SIDE,
+        "width": SIDE,
+        "num_inference_steps": 3,
+        "guidance_scale": 3.0,
+        "output_type": "latent",
+    }
     wanted = theirs(prompt, latents=noise, negative_prompt=negative, **options).images
     got = plain(ours, prompt, noise, 3.0, 3, negative)
     assert (got - wanted).norm() / wanted.norm() < 1e-5
@@ -108,11 +127,18 @@ def test_an_empty_prompt_of_a_job_is_none_and_a_space_is_an_empty_one(sdxl: Path
     seed = np.random.SeedSequence(0)
     said: dict[str, Any] = {}
     for words in ("", " ", "sand"):
-        said[words] = spec.load(SceneSpec(), Numerics())([Scene(of, "grass", words)], [seed])[0].image
+        said[words] = spec.load(SceneSpec(), Numerics())([Scene(of, "grass", words)], [seed])[
+            0
+        ].image
 
     def own(negative: str | None) -> Any:
         number = int(seed.generate_state(1, np.uint64)[0] >> 1)
-        options = {"background": "grass", "num_inference_steps": 2, "output_type": "np", "generator": generators(number)}
+        options = {
+            "background": "grass",
+            "num_inference_steps": 2,
+            "output_type": "np",
+            "generator": generators(number),
+        }
         return pipeline([of], negative_prompt=negative, **options)[0]
 
     for written, prompt in (("", None), (" ", ""), ("sand", "sand")):
@@ -134,7 +160,10 @@ def test_sdxl_paints_batches_of_layouts(sdxl: Path, kind: Any) -> None:
 
 def test_methods_that_do_not_read_sdxl_say_so(sdxl: Path) -> None:
     pipeline = AnnotationTokensPipeline.from_pretrained(sdxl, use_safetensors=True)
-    with pytest.raises(IncompatibleLayoutError, match="text_encoder_2: this method reads checkpoints with one text encoder"):
+    with pytest.raises(
+        IncompatibleLayoutError,
+        match="text_encoder_2: this method reads checkpoints with one text encoder",
+    ):
         pipeline([layout(1)])
 
 
@@ -151,7 +180,13 @@ def test_a_distilled_unet_takes_the_guidance_scale_and_has_one_branch(checkpoint
     for pipeline in (ours, theirs):
         pipeline.set_progress_bar_config(disable=True)
     noise = ours.noise([layout(0)], generators(3))
-    options = {"height": SIDE, "width": SIDE, "num_inference_steps": 4, "guidance_scale": 8.0, "output_type": "latent"}
+    options = {
+        "height": SIDE,
+        "width": SIDE,
+        "num_inference_steps": 4,
+        "guidance_scale": 8.0,
+        "output_type": "latent",
+    }
     wanted = theirs("a brown dog", latents=noise, generator=generators(7), **options)
     rows: list[int] = []
     ours.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
@@ -164,17 +199,23 @@ def test_a_distilled_unet_takes_the_guidance_scale_and_has_one_branch(checkpoint
 def lora(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA of the tiny checkpoint's UNet, as diffusers' training scripts save it."""
     unet = UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet")
-    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian"))
+    unet.add_adapter(
+        LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian")
+    )
     for name, weight in unet.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(0))
     folder = tmp_path_factory.mktemp("lora")
-    StableDiffusionPipeline.save_lora_weights(folder, convert_state_dict_to_diffusers(get_peft_model_state_dict(unet)))
+    StableDiffusionPipeline.save_lora_weights(
+        folder, convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    )
     return folder
 
 
 def test_a_lora_is_merged_into_the_weights(checkpoint: Path, lora: Path) -> None:
-    merged, base = (MixturePipeline.from_pretrained(checkpoint, use_safetensors=True) for _ in range(2))
+    merged, base = (
+        MixturePipeline.from_pretrained(checkpoint, use_safetensors=True) for _ in range(2)
+    )
     merged.merge_lora(find_lora(str(lora)), 0.5)
     from safetensors.torch import load_file
 
@@ -186,21 +227,31 @@ def test_a_lora_is_merged_into_the_weights(checkpoint: Path, lora: Path) -> None
             state.get(f"unet.{name.removesuffix('.weight')}.lora.down.weight"),
         )
         up = state.get(
-            f"unet.{name.removesuffix('.weight')}.lora_B.weight", state.get(f"unet.{name.removesuffix('.weight')}.lora.up.weight")
+            f"unet.{name.removesuffix('.weight')}.lora_B.weight",
+            state.get(f"unet.{name.removesuffix('.weight')}.lora.up.weight"),
         )
         wanted = weight.double() + (0.5 * up @ down if up is not None and down is not None else 0)
-        torch.testing.assert_close(merged.unet.state_dict()[name].double(), wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            merged.unet.state_dict()[name].double(), wanted, atol=1e-5, rtol=1e-5
+        )
         changed += up is not None
     assert changed >= 4
 
 
 def test_a_recipe_names_a_lora(checkpoint: Path, lora: Path, tmp_path: Path) -> None:
     scene = Scene(layout(2), "sand")
-    plain_, with_lora = (MixtureSpec(model=str(checkpoint), steps=2, lora=name) for name in (None, str(lora)))
-    images = [s.load(SceneSpec(), Numerics())([scene], [np.random.SeedSequence(0)])[0].image for s in (plain_, with_lora)]
+    plain_, with_lora = (
+        MixtureSpec(model=str(checkpoint), steps=2, lora=name) for name in (None, str(lora))
+    )
+    images = [
+        s.load(SceneSpec(), Numerics())([scene], [np.random.SeedSequence(0)])[0].image
+        for s in (plain_, with_lora)
+    ]
     assert not np.array_equal(images[0], images[1])
     assert "lora_sha256" in with_lora.fingerprint()
-    with pytest.raises(ConfigError, match=r"pipeline.lora: LoRA 'nowhere.safetensors': no such .safetensors file"):
+    with pytest.raises(
+        ConfigError, match=r"pipeline.lora: LoRA 'nowhere.safetensors': no such .safetensors file"
+    ):
         load_job("100dogs", ["pipeline.lora=nowhere.safetensors"])
     with pytest.raises(ModelNotFoundError, match=r"0 .safetensors files"):
         find_lora(str(tmp_path))
@@ -208,9 +259,13 @@ def test_a_recipe_names_a_lora(checkpoint: Path, lora: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("scheduler", ["lcm", "unipc"])
 def test_few_steps(checkpoint: Path, scheduler: str) -> None:
-    spec = MixtureSpec.model_validate({"model": str(checkpoint), "steps": 4, "scheduler": scheduler, "guidance_scale": 1.0})
+    spec = MixtureSpec.model_validate(
+        {"model": str(checkpoint), "steps": 4, "scheduler": scheduler, "guidance_scale": 1.0}
+    )
     painter = spec.load(SceneSpec(), Numerics())
-    one, two = (painter([Scene(layout(2), "sand")], [np.random.SeedSequence(0)])[0].image for _ in range(2))
+    one, two = (
+        painter([Scene(layout(2), "sand")], [np.random.SeedSequence(0)])[0].image for _ in range(2)
+    )
     np.testing.assert_array_equal(one, two)
 
 
@@ -219,10 +274,14 @@ def test_embeddings_are_kept_from_batch_to_batch(checkpoint: Path) -> None:
     fresh = LatentPipeline.from_pretrained(checkpoint, use_safetensors=True)
     pipeline = load_pipeline(MixturePipeline, spec, None, Numerics())
     encoded: list[int] = []
-    pipeline.text_encoder.register_forward_pre_hook(lambda module, inputs: encoded.append(len(inputs[0])))
+    pipeline.text_encoder.register_forward_pre_hook(
+        lambda module, inputs: encoded.append(len(inputs[0]))
+    )
     with torch.no_grad():
         for prompts in (["sand", "a dog", "sand"], ["a dog", "sand"], ["a dog", "a cat"]):
-            got, wanted = (p.text_conditions(prompts, 2.0)["encoder_hidden_states"] for p in (pipeline, fresh))
+            got, wanted = (
+                p.text_conditions(prompts, 2.0)["encoder_hidden_states"] for p in (pipeline, fresh)
+            )
             torch.testing.assert_close(got, wanted)
         assert encoded == [2, 2]
         for k in range(2 * KEPT):
@@ -247,7 +306,9 @@ def test_a_compiled_unet_paints_the_same(checkpoint: Path, monkeypatch: pytest.M
         painter = spec.load(SceneSpec(background="sand"), Numerics(batch_size=2, chunk=2))
         for batch in range(3):
             scenes = [Scene(layout(n, 32), "sand") for n in (5, 6 + batch)]
-            images += [p.image for p in painter(scenes, [np.random.SeedSequence(k) for k in range(2)])]
+            images += [
+                p.image for p in painter(scenes, [np.random.SeedSequence(k) for k in range(2)])
+            ]
         kept.append(len(graphs))
     for plain, other in zip(images[:6], images[6:], strict=True):
         assert np.abs(plain.astype(int) - other).max() <= 1

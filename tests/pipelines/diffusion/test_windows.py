@@ -14,21 +14,28 @@ def test_object_windows_hold_their_boxes(seed: int, factor: int, multiple: int) 
     least = multiple * int(rng.integers(1, 4))
     canvas = (int(factor * rng.integers(least + 4, 60)), int(factor * rng.integers(least + 4, 60)))
     low = rng.random((6, 2)) * (np.array(canvas) * 0.6)
-    boxes = np.concatenate([low, low + rng.random((6, 2)) * (np.array(canvas) * 0.3) + 1], 1).astype(np.float32)
+    boxes = np.concatenate(
+        [low, low + rng.random((6, 2)) * (np.array(canvas) * 0.3) + 1], 1
+    ).astype(np.float32)
     windows = object_windows(boxes, canvas, factor, multiple, least, 0.1)
     sides = windows[:, 2:] - windows[:, :2]
     assert (sides % multiple == 0).all()
     assert (sides >= least).all()
     assert (windows[:, :2] >= 0).all()
     assert (windows[:, 2:] <= np.array(canvas) // factor).all()
-    fits = ((boxes[:, 2:] - boxes[:, :2]) * 1.2 / factor <= np.array(canvas) // factor // multiple * multiple).all(1)
+    fits = (
+        (boxes[:, 2:] - boxes[:, :2]) * 1.2 / factor
+        <= np.array(canvas) // factor // multiple * multiple
+    ).all(1)
     assert (windows[fits, :2] * factor <= boxes[fits, :2] + factor).all()
     assert (windows[fits, 2:] * factor >= boxes[fits, 2:] - factor).all()
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 6), st.floats(0, 0.8))
-def test_background_covers_every_cell_and_keeps_the_overlap(w: int, h: int, side: int, overlap: float) -> None:
+def test_background_covers_every_cell_and_keeps_the_overlap(
+    w: int, h: int, side: int, overlap: float
+) -> None:
     side, factor, multiple = 4 * side, 4, 4
     canvas = (max(w, 4) * factor, max(h, 4) * factor)
     windows = background_windows(canvas, factor, multiple, side, overlap)
