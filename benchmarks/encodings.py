@@ -5,7 +5,7 @@ usage: benchmarks/encodings.py DATASET [--judge judge.py] [--results FILE]
 
 DATASET holds images as PNG, such as `synthgen run 100dogs images=20 output.image_format=png` makes. Each
 image is encoded and decoded anew in each way; the hit rate is that of benchmarks/methods.py.
-`benchmarks/tables.py` makes the table of docs/output.md from the results.
+`benchmarks/tables.py` makes the table of docs/reference/output.md from the results.
 """
 
 import argparse

@@ -12,7 +12,7 @@ columns: hit rate, variety, count error and colour as in benchmarks/checkpoint.p
   passes    windows that went through the UNet, an image: equal ones go together in a call
   GB        most memory that the process had, or on the GPU
 Each row is generated in a process of its own. Rows are added to the JSON file of results as they are measured;
-a row that is there is not measured again. `benchmarks/tables.py` makes the table of docs/methods.md from it.
+a row that is there is not measured again. `benchmarks/tables.py` makes the table of docs/explanation/methods.md from it.
 With `--images`, each row's first image is written to the folder, and then a sheet of all that are there.
 Needs `pip install 'synthgen-layouts[train]'`.
 """

@@ -1,4 +1,4 @@
-"""The pages of the site that nobody writes: what the code says of itself, and texts that stand elsewhere in the repository."""
+"""Hooks of mkdocs: the pages that are generated from the code, and those outside docs/."""
 
 import argparse
 import os
@@ -19,167 +19,174 @@ from synthgen.config import Job, OutputSpec
 from synthgen.scenes.scene import SceneSpec
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = {
-    "index.md": "README.md",
-    "models.md": "synthgen/weights/README.md",
-    "notice.md": "NOTICE",
-    "changelog.md": "CHANGELOG.md",
-    "contributing.md": "CONTRIBUTING.md",
+METHODS = "docs/explanation/methods.md"
+# Page of the site by the file of the repository that it shows.
+PAGES_BY_FILE = {
+    "README.md": "index.md",
+    "synthgen/weights/README.md": "models.md",
+    "NOTICE": "notice.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
 }
+FILES_BY_PAGE = {page: file for file, page in PAGES_BY_FILE.items()}
+# Scripts that rendered the shipped cut-outs, and the former places of public names.
+HIDDEN_MODULES = {"assets", "data", "export"}
 LINK = re.compile(r"(\]\()([^)#:\s]+)(#[^)\s]*)?\)")
-NOT_SHOWN = {
-    "assets",
-    "data",
-    "export",
-}  # scripts that drew what ships, and the former places of public names
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+TYPES = {
+    "array": "list",
+    "object": "mapping",
+    "string": "text",
+    "null": "null",
+    "boolean": "true or false",
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages to those of docs/."""
-    for uri, text in pages():
+    """Add the generated pages to those of docs/."""
+    for uri, text in generate_pages():
         files.append(File.generated(config, uri, content=text))
     return files
 
 
-def pages() -> Iterator[tuple[str, str]]:
-    """Path in the site and Markdown of each page."""
-    for uri, path in ELSEWHERE.items():
-        text = (ROOT / path).read_text()
-        yield uri, text if path.endswith(".md") else f"# Notices\n\n```text\n{text}```\n"
-    yield "reference/commands.md", commands_page()
-    yield "reference/jobs.md", jobs_page()
-    yield "reference/python/index.md", python_page()
-    for name in modules():
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Rewrite links from the repository's paths to the site's, and append what is generated."""
+    uri = page.file.src_uri
+    text = ""
+    for part in FENCED.split(markdown):
+        if part.startswith("```"):
+            text += part
+        else:
+            text += LINK.sub(lambda link: relink(link, uri), part)
+    if uri == "reference/commands.md":
+        text += generate_help()
+    elif uri == "reference/python.md":
+        text += generate_modules_table()
+    elif dirname(uri) == "reference/methods":
+        text += generate_method_facts(Path(uri).stem)
+    return text
+
+
+def generate_pages() -> Iterator[tuple[str, str]]:
+    """Yield the path in the site and the Markdown of each generated page."""
+    for file, uri in PAGES_BY_FILE.items():
+        text = (ROOT / file).read_text()
+        if not file.endswith(".md"):
+            text = f"# Notices\n\n```text\n{text}```\n"
+        yield uri, text
+    yield "reference/jobs.md", generate_jobs_page()
+    for name in list_modules():
         yield f"reference/python/{name}.md", f"# {name}\n\n::: {name}\n"
 
 
-def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Make links hold that are written for the repository; add to a method's page what the code and the table say of it."""
-    uri = page.file.src_uri
-    parts = FENCED.split(markdown)  # every other part is code
-    text = "".join(
-        part if i % 2 else LINK.sub(lambda m: moved(m, uri), part) for i, part in enumerate(parts)
-    )
-    return text + method_facts(Path(uri).stem) if dirname(uri) == "methods" else text
+def relink(link: re.Match[str], uri: str) -> str:
+    """Return a link to a file of the repository as a link to its page in the site."""
+    file = FILES_BY_PAGE.get(uri, f"docs/{uri}")
+    target = normpath(join(dirname(file), link[2]))
+    page = PAGES_BY_FILE.get(target, target.removeprefix("docs/"))
+    return f"{link[1]}{relpath(page, dirname(uri) or '.')}{link[3] or ''})"
 
 
-def moved(link: re.Match[str], uri: str) -> str:
-    """A link to a file of the repository as one to its page in the site."""
-    target = normpath(join(dirname(ELSEWHERE.get(uri, f"docs/{uri}")), link[2]))
-    named = {path: page for page, path in ELSEWHERE.items()}.get(
-        target, target.removeprefix("docs/")
-    )
-    return f"{link[1]}{relpath(named, dirname(uri) or '.')}{link[3] or ''})"
-
-
-def commands_page() -> str:
-    """Every command's own help, and the keys of its `--json`."""
-    os.environ["COLUMNS"] = "110"  # argparse wraps its help to this
-    parsers = next(
-        a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)
-    ).choices
-    text = "# Commands\n\nExit status: 0 done, 1 faults or failure, 2 bad input, 130 stopped with Ctrl-C, 143 with SIGTERM.\n"
-    for name, sub in parsers.items():
-        keys = str(sub.get_default("command").__doc__)
-        text += f"\n## synthgen {name}\n\n```text\n{sub.format_help()}```\n\n{keys}\n"
+def generate_help() -> str:
+    """Return the help of every command, and the keys of its `--json`."""
+    os.environ["COLUMNS"] = "100"  # argparse wraps the help to this width
+    text = ""
+    for action in cli.parser()._actions:
+        if not isinstance(action, argparse._SubParsersAction):
+            continue
+        for name, parser in action.choices.items():
+            keys = str(parser.get_default("command").__doc__)
+            text += f"\n## synthgen {name}\n\n```text\n{parser.format_help()}```\n\n{keys}\n"
     return text
 
 
-def jobs_page() -> str:
-    """Every key of a job file, and of what it names."""
-    text = "# Keys of jobs and recipes\n\nAny of them can be set on the command line: `layout.size='[80, 120]'`.\n"
+def generate_jobs_page() -> str:
+    """Return the page of all keys of job files and recipes."""
+    text = "# Keys of jobs and recipes\n\n"
+    text += "This page lists every key of a job file and of the recipes that it names. "
+    text += "Each key can be set on the command line: `layout.size='[80, 120]'`.\n"
     for title, spec in (("A job", Job), ("`output`", OutputSpec), ("`scene`", SceneSpec)):
-        text += f"\n## {title}\n\n{keys_table(spec)}"
-    for kind, title in (
-        ("sampler", "`layout`"),
-        ("verifier", "`verify`"),
-        ("task", "A training job:"),
-    ):
+        text += f"\n## {title}\n\n{generate_keys_table(spec)}"
+    kinds = {"sampler": "`layout`", "verifier": "`verify`", "task": "A training job:"}
+    for kind, title in kinds.items():
         for name in registry.names(kind):
             spec = registry.spec_class(kind, name)
-            text += f"\n## {title} `{kind}: {name}`\n\n{spec.__doc__.strip()}\n\n{keys_table(spec)}"
-    return text + "\nThose of `pipeline` are on the pages of the [methods](../methods.md).\n"
+            text += f"\n## {title} `{kind}: {name}`\n\n{spec.__doc__.strip()}\n\n"
+            text += generate_keys_table(spec)
+    link = "[method](../explanation/methods.md)"
+    return text + f"\nThe keys of `pipeline` are on the page of each {link}.\n"
 
 
-def keys_table(spec: type[BaseModel]) -> str:
-    """Key, type, default and description of each field."""
+def generate_keys_table(spec: type[BaseModel]) -> str:
+    """Return a table with key, type, default and description of each field of a spec."""
     schema = spec.model_json_schema()
-    text = "| key | is | default | |\n| --- | --- | --- | --- |\n"
+    text = "| key | type | default | description |\n| --- | --- | --- | --- |\n"
     for name, field in schema["properties"].items():
-        default = (
-            f"`{field['default']}`"
-            if "default" in field
-            else ""
-            if name in schema.get("required", ())
-            else "`{}`"
-        )
-        said = field.get("description", "").replace("|", "\\|")
-        text += f"| `{name}` | {kind_of(field, schema)} | {default} | {said} |\n"
+        if "default" in field:
+            default = f"`{field['default']}`"
+        elif name in schema.get("required", ()):
+            default = ""
+        else:
+            default = "`{}`"
+        description = field.get("description", "").replace("|", "\\|")
+        text += f"| `{name}` | {describe_type(field, schema)} | {default} | {description} |\n"
     return text
 
 
-def kind_of(field: dict[str, Any], schema: dict[str, Any]) -> str:
-    """The type of a field, and its bounds, in words."""
+def describe_type(field: dict[str, Any], schema: dict[str, Any]) -> str:
+    """Return the type of a field and its bounds in words."""
     if "$ref" in field:
-        found = schema["$defs"][field["$ref"].split("/")[-1]]
-        return kind_of({k: v for k, v in found.items() if k != "description"}, schema)
+        definition = schema["$defs"][field["$ref"].split("/")[-1]]
+        return describe_type(definition, schema)
     if "anyOf" in field:
-        return " or ".join(dict.fromkeys(kind_of(option, schema) for option in field["anyOf"]))
-    if "enum" in field or "const" in field:
-        return " or ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
-    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = ", ".join(f"{sign} {field[key]:g}" for key, sign in bounds.items() if key in field)
-    words = {
-        "array": "list",
-        "object": "mapping",
-        "string": "text",
-        "null": "null",
-        "boolean": "true or false",
-    }
-    return " ".join(
-        filter(None, [words.get(field.get("type", ""), field.get("type", "any")), limits])
-    )
+        options = [describe_type(option, schema) for option in field["anyOf"]]
+        return " or ".join(dict.fromkeys(options))
+    if "enum" in field:
+        return " or ".join(f"`{value}`" for value in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    kind = field.get("type", "any")
+    bounds = [f"{sign} {field[key]:g}" for key, sign in BOUNDS.items() if key in field]
+    return " ".join([TYPES.get(kind, kind), ", ".join(bounds)]).strip()
 
 
-def method_facts(method: str) -> str:
-    """What is known of a method elsewhere: its row of the overview, its recipes, its keys, its rows of the measured table."""
-    overview = (ROOT / "docs/methods.md").read_text().splitlines()
-    start = next(i for i, line in enumerate(overview) if line.startswith("| method, dogs |"))
+def generate_method_facts(method: str) -> str:
+    """Return a method's rows of the measured table, its recipes and its keys."""
+    overview = (ROOT / METHODS).read_text().splitlines()
     rows = [line for line in overview if line.startswith(f"| {method}, ")]
-    measured = "\n".join(
-        [
-            "## Measured",
-            "",
-            *overview[start : start + 2],
-            *rows,
-            "",
-            "See [methods](../methods.md#measured).",
-        ]
-    )
-    recipes = [
-        p
-        for p in sorted((ROOT / "pipelines").glob("*.yaml"))
-        if f"method: {method}\n" in p.read_text()
-    ]
-    shown = "\n".join(f"`pipelines/{p.name}`\n\n```yaml\n{p.read_text()}```\n" for p in recipes)
-    keys = keys_table(registry.spec_class("method", method))
-    return f"\n{measured if rows else ''}\n\n## Recipes\n\n{shown}\n## Keys of `pipeline`\n\n{keys}"
+    text = ""
+    if rows:
+        (start, *_) = [i for i, row in enumerate(overview) if row.startswith("| method, dogs |")]
+        table = "\n".join([*overview[start : start + 2], *rows])
+        link = "[methods](../../explanation/methods.md#measured)"
+        text += f"\n## Measured\n\n{table}\n\nThe columns are explained in {link}.\n"
+    text += "\n## Recipes\n"
+    for path in sorted((ROOT / "pipelines").glob("*.yaml")):
+        recipe = path.read_text()
+        if f"method: {method}\n" in recipe:
+            text += f"\n`pipelines/{path.name}`\n\n```yaml\n{recipe}```\n"
+    keys = generate_keys_table(registry.spec_class("method", method))
+    return f"{text}\n## Keys of `pipeline`\n\n{keys}"
 
 
-def python_page() -> str:
-    """Return the page of the public names, and of the packages and modules that they come from."""
-    text = "# Python\n\nWhat a program uses ([from Python](../../python.md)):\n\n::: synthgen\n"
-    text += "    options: {show_root_heading: false, show_root_toc_entry: false, show_submodules: false}\n"
-    text += "\n## The modules\n\n| | |\n| --- | --- |\n"
-    for name in modules():
+def generate_modules_table() -> str:
+    """Return the documentation of the public names, and a table of all modules."""
+    text = "\n## The public names\n\n::: synthgen\n    options:\n"
+    text += "      show_root_heading: false\n      show_root_toc_entry: false\n"
+    text += "      show_submodules: false\n\n"
+    text += "## The modules\n\n| module | contents |\n| --- | --- |\n"
+    for name in list_modules():
         summary = str(import_module(name).__doc__).splitlines()[0]
-        text += f"| [`{name}`]({name}.md) | {summary} |\n"
+        text += f"| [`{name}`](python/{name}.md) | {summary} |\n"
     return text
 
 
-def modules() -> list[str]:
-    """The packages and modules of the reference, each a page."""
-    inside = (ROOT / "synthgen").iterdir()
-    found = {p.stem for p in inside if (p / "__init__.py").is_file() or p.suffix == ".py"}
-    return sorted(f"synthgen.{name}" for name in found - NOT_SHOWN if name[0] != "_")
+def list_modules() -> list[str]:
+    """Return the packages and modules that have a page in the reference."""
+    names = []
+    for path in (ROOT / "synthgen").iterdir():
+        is_module = path.suffix == ".py" or (path / "__init__.py").is_file()
+        if is_module and path.stem not in HIDDEN_MODULES and not path.stem.startswith("_"):
+            names.append(f"synthgen.{path.stem}")
+    return sorted(names)

@@ -43,7 +43,7 @@ def test_a_public_name_is_imported_and_documented(name: str) -> None:
     value = getattr(synthgen, name)
     assert value.__name__ == name
     assert inspect.getdoc(value)
-    assert f"`{name}`" in (ROOT / "docs/python.md").read_text()
+    assert f"`{name}`" in (ROOT / "docs/reference/python.md").read_text()
 
 
 def test_another_name_is_an_attribute_error() -> None:

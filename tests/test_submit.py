@@ -39,7 +39,7 @@ MISSING = [
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (docs/cluster.md#tests)"
+        bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (docs/how-to/cluster.md#tests)"
     ),
 ]
 HEAD, WORKER = "127.0.0.1", "127.0.0.2"

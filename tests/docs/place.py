@@ -1,4 +1,4 @@
-"""A folder in which the documentation's commands run: all that they name is there, and tiny."""
+"""A folder in which the documentation's commands run, with tiny versions of the files they name."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from synthgen.config import load_job
 from synthgen.engine.driver import run
 from synthgen.pipelines.diffusion.models import EMBEDDED
 from tests.conftest import tiny_checkpoint
-from tests.docs.commands import ROOT, TINY, blocks
+from tests.docs.commands import ROOT, TINY, find_blocks
 from tests.formats.sources import picture, write_coco, write_lines, write_voc, write_yolo
 from tests.pipelines.test_tiling import FOREST
 from tests.training.test_dreambooth import draw_cutouts
@@ -25,17 +25,19 @@ DOGS = [
 
 
 def furnish(place: Path) -> Path:
-    """Fill the (present) folder; what a page writes itself, such as a job file, is not here."""
+    """Fill an existing folder and return it.
+
+    Files that a page defines itself, such as a job file, are written by `write_files`.
+    """
     for name in ("gnome", "dog", "<rex> dog"):
         draw_cutouts(place / "my/cutouts" / name, (200, 80, 40))
     for name in ("rex", "bud"):
         draw_cutouts(place / "my" / name, (30, 60, 220))
-    (place / "my/pictures").mkdir()
+    (place / "my/photos").mkdir()
     for k in range(4):
-        picture(k, (160, 140)).save(place / f"my/pictures/{k}.jpg")
-    shutil.copytree(
-        tiny_checkpoint(place / TINY, halvings=3), place / "my/checkpoint"
-    )  # 64 latents of a picture of 64 px
+        picture(k, (160, 140)).save(place / f"my/photos/{k}.jpg")
+    checkpoint = tiny_checkpoint(place / TINY, halvings=3)  # 64 latents for an image of 64 px
+    shutil.copytree(checkpoint, place / "my/checkpoint")
     for name in ("PekingU/rtdetr_r18vd", "out/train/detector/checkpoint"):
         shutil.copytree(EMBEDDED / "centernet-tiny", place / name)
     shutil.copytree(ROOT / "jobs", place / "jobs")
@@ -47,18 +49,15 @@ def furnish(place: Path) -> Path:
 
 
 def make_dataset(out: Path, *overrides: str) -> None:
-    """A dataset of four pictures, others than those of any other name."""
-    run(
-        load_job(
-            "100dogs", [*DOGS, f"output.path={out}", f"seed={crc32(out.name.encode())}", *overrides]
-        )
-    )
+    """Generate a dataset of four images, whose seed depends on the name of the folder."""
+    seed = crc32(out.name.encode())
+    run(load_job("100dogs", [*DOGS, f"output.path={out}", f"seed={seed}", *overrides]))
 
 
 def write_sources(place: Path) -> None:
-    """Annotated pictures, recordings and files of other programs."""
-    found = write_coco(place / "coco")
-    found.rename(found.with_name("instances_val2017.json"))
+    """Write annotated images, a recording and files of other programs."""
+    coco = write_coco(place / "coco")
+    coco.rename(coco.with_name("instances_val2017.json"))
     write_lines(place / "photographs")
     write_yolo(place / "yolo")
     names = (place / "yolo/data.yaml").read_text()
@@ -78,8 +77,8 @@ def write_sources(place: Path) -> None:
 
 
 def write_files(page: Path, place: Path) -> None:
-    """The files that a page shows: YAML whose first line is a comment with a path."""
-    for block in blocks(page, "yaml"):
+    """Write the files that a page shows: YAML blocks whose first line is a comment with a path."""
+    for block in find_blocks(page, "yaml"):
         path = place / block.splitlines()[0].removeprefix("# ")
         if block.startswith("# ") and path.suffix == ".yaml":
             path.write_text(block)

@@ -1,4 +1,4 @@
-"""The trainings of docs/loading.md, as they stand there: at toy size, with the real programs."""
+"""The trainings of docs/how-to/loading.md run at toy size, with the real programs."""
 
 import os
 import re
@@ -11,42 +11,47 @@ import torch
 
 from synthgen.engine.importing import ImportSpec, import_dataset
 from synthgen.formats.source import Source
+from tests.docs.commands import ROOT
 from tests.formats.sources import write_rich_coco
 from tests.formats.test_consumers import library, ultralytics_or_skip
 
-PAGE = Path(__file__).parents[2] / "docs" / "loading.md"
+PAGE = ROOT / "docs/how-to/loading.md"
 
 
-def example(name: str, **exchanged: str) -> str:
-    """The code of an example, with what the reader would change exchanged.
+def read_example(name: str, replacements: dict[str, str]) -> str:
+    """Return the code of an example of the page, made small.
 
     Args:
-        exchanged: values by what stands there, each of which must be found.
+        name: of the example.
+        replacements: the new text by the old one, for settings that a reader would change. Every
+            old text must occur in the code.
     """
     (code,) = re.findall(
         rf"<!-- example: {name} -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL
     )
-    for old, new in {"range(10)": "range(2)", **exchanged}.items():
-        if old in exchanged:
-            assert old in code, old
+    for old, new in replacements.items():
+        assert old in code, old
         code = code.replace(old, new)
-    return code
+    return code.replace("range(10)", "range(2)")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the dataset of the examples in it."""
+    """Return a folder that contains the dataset of the examples."""
     source = Source("coco", write_rich_coco(tmp_path / "source"))
     import_dataset(ImportSpec(source, tmp_path / "out/100dogs", shard_size=4))
     return tmp_path
 
 
-def run(code: str, folder: Path) -> str:
+def run_example(code: str, folder: Path) -> str:
+    """Run a program in a folder and return its output."""
     (folder / "example.py").write_text(code)
-    paths = os.pathsep.join(filter(None, [str(PAGE.parent.parent), os.environ.get("PYTHONPATH")]))
+    paths = [str(ROOT)]
+    if os.environ.get("PYTHONPATH"):
+        paths.append(os.environ["PYTHONPATH"])
     environment = {
         **os.environ,
-        "PYTHONPATH": paths,
+        "PYTHONPATH": os.pathsep.join(paths),
         "YOLO_CONFIG_DIR": str(folder),
         "YOLO_OFFLINE": "true",
     }
@@ -63,14 +68,11 @@ def run(code: str, folder: Path) -> str:
     return done.stdout
 
 
-def losses(printed: str) -> list[float]:
-    found = [
-        float(line.split()[1])
-        for line in printed.splitlines()
-        if re.fullmatch(r"\d+ \d+\.\d+", line)
-    ]
-    assert len(found) == 2
-    return found
+def check_losses(output: str) -> None:
+    """Check that a training printed a finite loss for each of two epochs."""
+    losses = re.findall(r"^\d+ (\d+\.\d+)$", output, re.MULTILINE)
+    assert len(losses) == 2
+    assert all(0 < float(loss) < 100 for loss in losses)
 
 
 def test_transformers(folder: Path) -> None:
@@ -86,29 +88,34 @@ def test_transformers(folder: Path) -> None:
         out_features=["stage2"],
     )
     config = DetrConfig(
-        backbone_config=backbone, d_model=32, num_queries=20, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, id2label={i: str(i) for i in range(5)},
-    )  # fmt: skip
+        backbone_config=backbone,
+        d_model=32,
+        num_queries=20,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        id2label={i: str(i) for i in range(5)},
+    )
     DetrForObjectDetection(config).save_pretrained(folder / "tiny")
     DetrImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder / "tiny")
-    code = example(
-        "transformers", **{"PekingU/rtdetr_r18vd": "tiny", "num_workers=2": "num_workers=1"}
-    )
-    assert all(0 < loss < 100 for loss in losses(run(code, folder)))
+    small = {"PekingU/rtdetr_r18vd": "tiny", "num_workers=2": "num_workers=1"}
+    check_losses(run_example(read_example("transformers", small), folder))
 
 
 @pytest.mark.slow
 def test_torchvision(folder: Path) -> None:
     library("torchvision")
-    assert all(0 < loss < 100 for loss in losses(run(example("torchvision"), folder)))
+    check_losses(run_example(read_example("torchvision", {}), folder))
 
 
 @pytest.mark.slow
 def test_ultralytics(folder: Path) -> None:
     ultralytics_or_skip()
-    runs = (
-        folder / "runs"
-    )  # by itself Ultralytics writes where its settings, or the test that it finds it is in, say
+    # Without `project`, Ultralytics writes to the folder of its settings.
+    runs = folder / "runs"
     small = f"epochs=1, imgsz=64, workers=0, batch=4, plots=False, project={str(runs)!r}"
-    run(example("ultralytics", **{"epochs=10, imgsz=640": small}), folder)
+    run_example(read_example("ultralytics", {"epochs=10, imgsz=640": small}), folder)
     assert list(runs.rglob("best.pt"))

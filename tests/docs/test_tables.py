@@ -1,4 +1,4 @@
-"""Tables of the documentation are those of the results that are measured."""
+"""The tables of the documentation are those of the measured results."""
 
 import json
 import runpy
@@ -23,7 +23,7 @@ def test_every_result_has_a_table_in_the_documentation() -> None:
         assert f"<!-- table: {name} -->\n" in text
 
 
-def test_cells_of_methods_have_enough_boxes() -> None:
+def test_rows_of_methods_have_enough_boxes() -> None:
     rows: list[dict[str, Any]] = json.loads((ROOT / "benchmarks/results/methods.json").read_text())
     assert rows
     assert all(row["boxes"] >= 500 for row in rows)
