@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Does training help annotations as tokens, and annotations as a mask, to put objects into their boxes?
+"""Measure whether training teaches two methods to place objects in their boxes.
 
-usage: benchmarks/annotations.py [--tokens FOLDER] [--mask FOLDER] [--images 8] [--dogs 10] [--keep FOLDER] [--judge judge.py]
-                                 [--json]
-  --tokens, --mask: checkpoints of jobs/train-annotation-tokens.yaml and jobs/train-annotation-mask.yaml
-rows, for each method:
+usage: benchmarks/annotations.py [--tokens FOLDER] [--mask FOLDER] [--images 8] [--dogs 10]
+                                 [--keep FOLDER] [--judge judge.py] [--json]
+  --tokens, --mask: checkpoints of jobs/train-annotation-tokens.yaml and
+                    jobs/train-annotation-mask.yaml
+rows, for each of the methods annotation_tokens and annotation_mask:
   before    the embedded checkpoint, which was not trained to read annotations
-  after     the trained one
-  shuffled  the trained one told of another picture's boxes: what its dogs would score by chance
-columns as in benchmarks/checkpoint.py; seconds an image: of one core, or of the GPU.
+  after     the trained checkpoint
+  shuffled  the trained checkpoint with the boxes of another image: the result of chance
+columns as in benchmarks/checkpoint.py; seconds per image, of one core or of the GPU.
 Needs `pip install 'synthgen-layouts[train]'`.
 """
 
@@ -18,7 +19,17 @@ import time
 from pathlib import Path
 
 import torch
-from measure import SCENES, Meters, Pictures, draw_scenes, images_of, load_judge, save, seeds, table
+from measure import (
+    SCENES,
+    Images,
+    Meters,
+    format_table,
+    generate_images,
+    load_judge,
+    make_seeds,
+    sample_scenes,
+    save_images,
+)
 
 from synthgen.config import load_job
 from synthgen.pipelines.base import Numerics
@@ -34,12 +45,11 @@ RECIPES = {
     "tokens": ["pipeline=annotation-tokens-tiny", "pipeline.tile=112", "pipeline.overlap=0.05"],
     "mask": ["pipeline=annotation-mask-tiny", "pipeline.tile=112"],
 }
-GUIDED = ["pipeline.guidance_scale=3.5", "pipeline.steps=12"]
+GUIDANCE = ["pipeline.guidance_scale=3.5", "pipeline.steps=12"]
 COLUMNS = ("hit rate", "variety", "count error", "colour", "seconds")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-clock = (
-    time.perf_counter if torch.cuda.is_available() else time.process_time
-)  # one thread: what else runs does not count
+# The processor time of one thread does not count other processes.
+clock = time.perf_counter if torch.cuda.is_available() else time.process_time
 
 
 def main() -> None:
@@ -49,45 +59,46 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path)
     parser.add_argument("--mask", type=Path)
     parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--dogs", type=int, default=10, help="in each")
-    parser.add_argument("--keep", type=Path, help="folder for the pictures")
+    parser.add_argument("--dogs", type=int, default=10, help="number of dogs in each image")
+    parser.add_argument("--keep", type=Path, help="folder for the images")
     parser.add_argument("--judge", type=Path)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     detector = CenterNet.from_pretrained(EMBEDDED / "centernet-tiny", dtype=torch.float32).eval()
     meters = Meters(load_judge(args.judge), detector, efficientnet.load(), SIZE)
-    scenes, rows = draw_scenes(args.dogs, args.images, 21, LAYOUT), {}
+    scenes = sample_scenes(args.dogs, args.images, 21, LAYOUT)
+    rows = {}
     for method in RECIPES:
-        for name, told, recipe in variants(method, getattr(args, method), scenes):
-            pictures, seconds = paint(recipe, told)
-            save(args.keep, f"{method}-{name}", pictures)
-            found = meters.measure(pictures, scenes, seconds)
-            rows[f"{method}, {name}"] = {column: found[column] for column in COLUMNS}
-    print(json.dumps(rows, indent=1) if args.json else table(rows))
+        for name, generated_scenes, recipe in list_rows(method, getattr(args, method), scenes):
+            images, seconds = generate(recipe, generated_scenes)
+            save_images(args.keep, f"{method}-{name}", images)
+            figures = meters.measure(images, scenes, seconds)
+            rows[f"{method}, {name}"] = {column: figures[column] for column in COLUMNS}
+    print(json.dumps(rows, indent=1) if args.json else format_table(rows))
 
 
-def variants(
-    method: str, trained: Path | None, scenes: list[Scene]
+def list_rows(
+    method: str, checkpoint: Path | None, scenes: list[Scene]
 ) -> list[tuple[str, list[Scene], list[str]]]:
-    """The rows of a method: name, what it is told, and its recipe."""
+    """Return the name, the scenes to generate, and the recipe of each row of a method."""
     rows = [("before", scenes, RECIPES[method])]
-    if trained is not None:
-        recipe = [*RECIPES[method], *GUIDED, f"pipeline.model={trained}"]
-        rows += [("after", scenes, recipe), ("shuffled", scenes[1:] + scenes[:1], recipe)]
+    if checkpoint is not None:
+        recipe = [*RECIPES[method], *GUIDANCE, f"pipeline.model={checkpoint}"]
+        rows.append(("after", scenes, recipe))
+        rows.append(("shuffled", scenes[1:] + scenes[:1], recipe))
     return rows
 
 
-def paint(recipe: list[str], scenes: list[Scene]) -> tuple[Pictures, float]:
-    """Pictures of scenes, and seconds each."""
-    painter = load_job("100dogs", [*recipe, *LAYOUT, "layout.objects={dog: 1}"]).pipeline.load(
-        SCENES, Numerics(1, 32, 1, DEVICE)
-    )
-    began = clock()
-    pictures = [
-        images_of(painter, [s], [q])[0] for s, q in zip(scenes, seeds(scenes, 21), strict=True)
-    ]
-    return pictures, (clock() - began) / len(scenes)
+def generate(recipe: list[str], scenes: list[Scene]) -> tuple[Images, float]:
+    """Return an image of each scene, and the seconds per image."""
+    job = load_job("100dogs", [*recipe, *LAYOUT, "layout.objects={dog: 1}"])
+    painter = job.pipeline.load(SCENES, Numerics(1, 32, 1, DEVICE))
+    start = clock()
+    images = []
+    for scene, seed in zip(scenes, make_seeds(scenes, 21), strict=True):
+        images += generate_images(painter, [scene], [seed])
+    return images, (clock() - start) / len(scenes)
 
 
 if __name__ == "__main__":

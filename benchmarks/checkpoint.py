@@ -1,17 +1,25 @@
 #!/usr/bin/env python3
-"""How good is the embedded checkpoint? The same held-out layouts of 10 to 100 dogs, painted in four ways, measured.
+"""Measure the quality of the embedded checkpoint on held-out layouts of 10 to 100 dogs.
 
-usage: benchmarks/checkpoint.py [--images 2] [--counts 10 30 50 100] [--model synthgen-tiny] [--judge judge.py] [--json]
-rows: paste (held-out cut-outs), the same after the autoencoder's round trip, mixture, and mixture's ground without dogs.
+usage: benchmarks/checkpoint.py [--images 2] [--counts 10 30 50 100] [--model synthgen-tiny]
+                                [--judge judge.py] [--json]
+rows: paste (held-out cut-outs), the same images after encoding and decoding by the autoencoder,
+mixture, and the background of mixture without dogs.
 columns:
-  hit rate     share of boxes in which an independent detector finds a dog, IoU >= 0.5 (needs --judge: a file with a class
-               Judge, `Judge("Dog")(picture) -> (boxes, scores)`, boxes in [0, 1])
-  variety      mean squared distance of all pairs of box crops in EfficientNet-Lite0 features, relative to paste's
-  count error  sum of |found - asked| over the sum of asked; by centernet-tiny, trained on pasted scenes alone
-  colour       share of boxes that show the asked colour; by a linear classifier of colour histograms of pasted boxes
-  Fréchet      distance of the crops' features to another draw of pasted ones, in the 64 main directions of those
-  nearest      mean distance of a crop's features to the nearest of 800 training crops: it must not copy
-  seconds      an image, on all cores
+  hit rate     share of boxes in which an independent detector finds a dog, IoU >= 0.5; needs
+               --judge: a file with a class Judge, whose `Judge("Dog")(image)` returns
+               `(boxes, scores)` with boxes in [0, 1]
+  variety      mean squared distance of all pairs of box crops in EfficientNet-Lite0 features,
+               relative to that of paste
+  count error  sum of |found dogs - boxes| over the sum of boxes; by centernet-tiny, which was
+               trained on pasted scenes alone
+  colour       share of boxes that have the requested colour; by a linear classifier of colour
+               histograms of pasted boxes
+  Fréchet      distance of the crops' features to those of other pasted crops, in the 64 main
+               directions of the latter
+  nearest      mean distance of a crop's features to the nearest of 800 training crops; a small
+               distance would show that the checkpoint copies them
+  seconds      per image, on all cores
 Needs `pip install 'synthgen-layouts[train]'`.
 """
 
@@ -24,7 +32,17 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from measure import Meters, Pictures, draw_scenes, images_of, load_judge, paste, save, seeds, table
+from measure import (
+    Images,
+    Meters,
+    format_table,
+    generate_images,
+    load_judge,
+    load_paste,
+    make_seeds,
+    sample_scenes,
+    save_images,
+)
 
 from synthgen.config import load_job
 from synthgen.pipelines.base import Numerics
@@ -36,56 +54,60 @@ from synthgen.verification import efficientnet
 from synthgen.verification.centernet import CenterNet
 
 
-def round_trip(vae: AutoencoderKL, pictures: Pictures) -> Pictures:
-    with torch.no_grad():
-        return [
-            to_pixels(vae.decode(vae.encode(to_tensor(p[None])).latent_dist.mode()).sample)[0]
-            for p in pictures
-        ]
+@torch.no_grad()
+def encode_and_decode(vae: AutoencoderKL, images: Images) -> Images:
+    """Return images after one pass through the autoencoder."""
+    decoded = []
+    for image in images:
+        latents = vae.encode(to_tensor(image[None])).latent_dist.mode()
+        decoded.append(to_pixels(vae.decode(latents).sample)[0])
+    return decoded
 
 
-def timed(make: Callable[..., Pictures], *args: Any) -> tuple[Pictures, float]:
-    began = time.perf_counter()
-    return make(*args), time.perf_counter() - began
+def measure_seconds(function: Callable[..., Images], *args: Any) -> tuple[Images, float]:
+    """Return the images that a function makes, and the seconds that it takes."""
+    start = time.perf_counter()
+    images = function(*args)
+    return images, time.perf_counter() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=2, help="of each count")
+    parser.add_argument("--images", type=int, default=2, help="number of images of each count")
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 30, 50, 100])
     parser.add_argument("--model", default="synthgen-tiny")
     parser.add_argument("--detector", type=Path, default=EMBEDDED / "centernet-tiny")
     parser.add_argument("--judge", type=Path)
-    parser.add_argument("--save", type=Path, help="folder for the pictures")
+    parser.add_argument("--save", type=Path, help="folder for the images")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    recipe = load_job("100dogs", [f"pipeline.model={args.model}"]).pipeline
-    numerics = Numerics(
-        threads=torch.get_num_threads(), device="cuda" if torch.cuda.is_available() else "cpu"
-    )
-    mixture = MixturePainter(recipe, SceneSpec(), numerics)  # type: ignore[arg-type]  # the recipe of the job is a mixture
-    vae = AutoencoderKL.from_pretrained(
-        find_model(args.model), subfolder="vae", dtype=torch.float32
-    ).eval()
+    recipe: Any = load_job("100dogs", [f"pipeline.model={args.model}"]).pipeline
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    numerics = Numerics(threads=torch.get_num_threads(), device=device)
+    mixture = MixturePainter(recipe, SceneSpec(), numerics)
+    folder = find_model(args.model)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=torch.float32).eval()
     detector = CenterNet.from_pretrained(args.detector, dtype=torch.float32).eval()
-    meters, held_out = (
-        Meters(load_judge(args.judge), detector, efficientnet.load()),
-        paste("heldout"),
-    )
+    meters = Meters(load_judge(args.judge), detector, efficientnet.load())
+    paste = load_paste("heldout")
     rows: dict[str, dict[str, float | None]] = {}
     for count in args.counts:
-        scenes = draw_scenes(count, args.images, 7)
-        empty = [Scene(s.layout.select([]), s.background) for s in scenes]
-        pasted, seconds = timed(held_out, scenes, seeds(scenes, 7))
-        painted = {"paste": (pasted, seconds), "VAE round trip": timed(round_trip, vae, pasted)}
-        painted["mixture"] = timed(images_of, mixture, scenes, seeds(scenes, 7))
-        painted["ground"] = timed(images_of, mixture, empty, seeds(scenes, 7))
-        for name, (pictures, seconds) in painted.items():
-            rows[f"{name}, {count}"] = meters.measure(pictures, scenes, seconds / len(scenes))
-            save(args.save, f"{name.replace(' ', '-')}-{count}", pictures)
-    print(json.dumps(rows, indent=1) if args.json else table(rows))
+        scenes = sample_scenes(count, args.images, 7)
+        empty = [Scene(scene.layout.select([]), scene.background) for scene in scenes]
+        # Each call gets new seeds, because a seed sequence may change while it is used.
+        pasted = measure_seconds(paste, scenes, make_seeds(scenes, 7))
+        results = {
+            "paste": pasted,
+            "VAE round trip": measure_seconds(encode_and_decode, vae, pasted[0]),
+            "mixture": measure_seconds(generate_images, mixture, scenes, make_seeds(scenes, 7)),
+            "ground": measure_seconds(generate_images, mixture, empty, make_seeds(scenes, 7)),
+        }
+        for name, (images, seconds) in results.items():
+            rows[f"{name}, {count}"] = meters.measure(images, scenes, seconds / len(scenes))
+            save_images(args.save, f"{name.replace(' ', '-')}-{count}", images)
+    print(json.dumps(rows, indent=1) if args.json else format_table(rows))
 
 
 if __name__ == "__main__":

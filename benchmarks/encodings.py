@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Measure what the encoding of images costs: hit rate against bytes.
+"""Measure the hit rate and the size of images for each encoding.
 
 usage: benchmarks/encodings.py DATASET [--judge judge.py] [--results FILE]
 
-DATASET holds images as PNG, such as `synthgen run 100dogs images=20 output.image_format=png` makes. Each
-image is encoded and decoded anew in each way; the hit rate is that of benchmarks/methods.py.
+DATASET has PNG images, for example of `synthgen run 100dogs images=20 output.image_format=png`.
+Each image is encoded and decoded with each encoding. The hit rate is that of benchmarks/methods.py.
 `benchmarks/tables.py` makes the table of docs/reference/output.md from the results.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import hit_rate, load_judge
+from measure import load_judge, measure_hit_rate
 from PIL import Image
 
 from synthgen.config import OutputSpec
@@ -25,7 +25,7 @@ from synthgen.layouts.base import Layout
 from synthgen.scenes.scene import Scene
 
 RESULTS = Path(__file__).parent / "results" / "encodings.json"
-WAYS: list[dict[str, Any]] = [
+ENCODINGS: list[dict[str, Any]] = [
     {"image_format": "png"},
     {"image_format": "jpg", "quality": 90, "subsampling": "4:2:0"},
     {"image_format": "jpg", "quality": 92, "subsampling": "4:2:0"},
@@ -52,28 +52,28 @@ def main() -> None:
 
 
 def measure(dataset: Path, judge: Any) -> list[dict[str, Any]]:
-    """Encode the images of a dataset in each way, and measure what comes back."""
-    pictures, scenes = [], []
+    """Return a row of figures for each encoding of the images of a dataset."""
+    images = []
+    scenes = []
     for image, target in open_dataset(dataset):
         pixels = image.permute(1, 2, 0).numpy()
         boxes = target["boxes"].numpy()
         layout = Layout(pixels.shape[1], pixels.shape[0], boxes, ("dog",) * len(boxes))
-        pictures.append(pixels)
+        images.append(pixels)
         scenes.append(Scene(layout, ""))
+    box_count = sum(len(scene.layout) for scene in scenes)
     rows = []
-    for way in WAYS:
-        encoded = [encode_image(pixels, OutputSpec(path="none", **way)) for pixels in pictures]
+    for encoding in ENCODINGS:
+        output = OutputSpec(path="none", **encoding)
+        encoded = [encode_image(pixels, output) for pixels in images]
         decoded = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in encoded]
-        boxes_judged = sum(len(scene.layout) for scene in scenes)
         size = sum(len(data) for data in encoded) / len(encoded)
-        rows.append(
-            {
-                **way,
-                "boxes": boxes_judged,
-                "bytes": round(size),
-                "hit rate": hit_rate(judge, decoded, scenes),
-            }
-        )
+        figures = {
+            "boxes": box_count,
+            "bytes": round(size),
+            "hit rate": measure_hit_rate(judge, decoded, scenes),
+        }
+        rows.append({**encoding, **figures})
     return rows
 
 

@@ -1,17 +1,23 @@
 #!/usr/bin/env python3
-"""Nothing lost, nothing twice: runs that are killed and resumed, workers that hang and wake, files that are damaged.
+"""Inject faults into runs, and compare the finished datasets with that of an undisturbed run.
 
 usage: benchmarks/faults.py [--seed 0] [--json]
-  commit     SIGKILL at one step of the driver's work on files, spread over all of a run's steps
+rows:
+  commit     SIGKILL before one of the driver's file operations, spread over all those of a run
   driver     SIGKILL to the driver at a random moment
-  ray driver, actor, node   SIGKILL to one of these at a random moment, on a Ray cluster of nodes on this machine (a node:
-             `remove_node(allow_graceful=False)`)
-  stalled    SIGSTOP to an actor and its node there, past the stall limit; SIGCONT when others have made all shards
-  woken      SIGSTOP to a worker at a random moment; SIGCONT when another run has committed its shards
-Each is resumed until it is done, and held against the undisturbed run: samples lost and doubled, whether all bytes are equal, and
-what `check` finds. A fault that came too late for its run is tried again.
-  damaged    100 truncations and 100 flipped bits of committed tars and tables: how many `check` finds
-  changed    20 changes of the job: how many are refused, with nothing changed
+  ray driver, actor, node
+             SIGKILL to one of these at a random moment, on a Ray cluster whose nodes are on this
+             machine (a node is killed by `remove_node(allow_graceful=False)`)
+  stalled    SIGSTOP to an actor and its node of this cluster, for longer than the stall timeout;
+             SIGCONT when other actors have made all shards
+  woken      SIGSTOP to a worker at a random moment; SIGCONT when another run has committed its
+             shards
+Each run is resumed until it is finished. The table gives the number of runs, lost and duplicate
+samples, runs whose bytes are all equal to those of the undisturbed run, and faults that `check`
+finds. A run that ends before its fault is repeated.
+  damaged    100 truncations and 100 flipped bits of committed tars and tables, and how many of them
+             `check` finds
+  changed    20 changes of the job, and how many are refused without a change of the dataset
 """
 
 import argparse
@@ -27,21 +33,20 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from measure import table
+from measure import format_table
 
 from synthgen.config import Job, load_job
 from synthgen.dataset.check import check_dataset
 from synthgen.dataset.info import ChangedJobError
-from synthgen.dataset.marker import committed
-from synthgen.engine.driver import run
-from synthgen.engine.pool import local_device
+from synthgen.dataset.marker import list_committed_shards
+from synthgen.engine.generation import run
+from synthgen.engine.pool import find_local_device
 from synthgen.engine.worker import Worker
 from synthgen.storage.location import open_store
 
@@ -55,19 +60,33 @@ SMALL = [
 IMAGES = 16
 RUNS = {"commit": 20, "driver": 10, "woken": 10}
 RAY_RUNS = {"ray driver": 6, "actor": 8, "node": 6, "stalled": 3}
-QUICK = {
-    "health_check_initial_delay_ms": 500,
-    "health_check_period_ms": 300,
-}  # a lost node is noticed in 2 s instead of 15
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-STEPS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree")
+# With these settings Ray notices a lost node after 2 s instead of 15 s.
+HEALTH_CHECKS = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 300}
+WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+WRITE_EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree")
 CHANGES = (
-    "seed=1", "layout.gap=3", "layout.size=[24, 41]", "layout.size=[20, 40]", "layout.objects={dog: 2}",
-    "layout.objects={dog: 4}", "layout.canvas=[128, 99]", "scene.background=sand", "scene.object=a dog", "pipeline.shadow=0.1",
-    "pipeline.cutouts=heldout", "pipeline.grounds=heldout", "output.shard_size=3", "output.image_format=png", "output.quality=80",
-    "images=4", "images=15", "categories={unicorn: 400}", "verify=detector", "pipeline=mixture-tiny",
-)  # fmt: skip
-fork = multiprocessing.get_context("fork")  # the children need import nothing
+    "seed=1",
+    "layout.gap=3",
+    "layout.size=[24, 41]",
+    "layout.size=[20, 40]",
+    "layout.objects={dog: 2}",
+    "layout.objects={dog: 4}",
+    "layout.canvas=[128, 99]",
+    "scene.background=sand",
+    "scene.object=a dog",
+    "pipeline.shadow=0.1",
+    "pipeline.cutouts=heldout",
+    "pipeline.grounds=heldout",
+    "output.shard_size=3",
+    "output.image_format=png",
+    "output.quality=80",
+    "images=4",
+    "images=15",
+    "categories={unicorn: 400}",
+    "verify=detector",
+    "pipeline=mixture-tiny",
+)
+fork = multiprocessing.get_context("fork")  # forked processes import nothing again
 
 
 def main() -> None:
@@ -79,298 +98,342 @@ def main() -> None:
     args = parser.parse_args()
     rng = random.Random(args.seed)
     with TemporaryDirectory() as folder:
-        results = Faults(Path(folder), rng).all()
-    print(json.dumps(results, indent=1) if args.json else table(results))
+        rows = FaultRuns(Path(folder), rng).run_all()
+    print(json.dumps(rows, indent=1) if args.json else format_table(rows))
 
 
-def small(out: Path, *more: str) -> Job:
-    return load_job(
-        "100dogs", [*SMALL, f"images={IMAGES}", f"output.path={out}", "workers=0", *more]
-    )
+def make_job(out: Path, *overrides: str) -> Job:
+    """Return a small job that writes to `out`, without Ray unless the overrides set workers."""
+    keys = [f"images={IMAGES}", f"output.path={out}", "workers=0"]
+    return load_job("100dogs", [*SMALL, *keys, *overrides])
 
 
-class Faults:
-    """All the runs, in folders of their own."""
+class FaultRuns:
+    """The runs of all rows, each in a new folder.
+
+    Attributes:
+        seconds: of the undisturbed run.
+        expected: the files of the undisturbed run.
+        steps: the number of file operations of a run.
+    """
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
-        self.folder, self.rng = folder, rng
-        run(small(folder / "first"))  # loads what all others find in memory
-        began = time.monotonic()
-        run(small(folder / "undisturbed"))
-        self.seconds, self.wanted = time.monotonic() - began, contents(folder / "undisturbed")
+        self.folder = folder
+        self.rng = rng
+        run(make_job(folder / "first"))  # later runs find its data in memory
+        start = time.monotonic()
+        run(make_job(folder / "undisturbed"))
+        self.seconds = time.monotonic() - start
+        self.expected = read_files(folder / "undisturbed")
         self.steps = self.count_steps()
 
-    def all(self) -> dict[str, dict[str, Any]]:
-        rows = {
-            "commit": self.judged("commit", self.at_step),
-            "driver": self.judged("driver", self.at_moment),
-        }
-        rows |= self.on_ray()
-        rows["woken"] = self.judged("woken", self.woken)
-        return rows | {"damaged": self.damaged(), "changed": self.changed()}
+    def run_all(self) -> dict[str, dict[str, Any]]:
+        """Return all rows."""
+        rows = {"commit": self.repeat("commit", self.kill_at_step)}
+        rows["driver"] = self.repeat("driver", self.kill_driver)
+        rows |= self.run_on_ray()
+        rows["woken"] = self.repeat("woken", self.stop_worker)
+        rows["damaged"] = self.damage_files()
+        rows["changed"] = self.change_job()
+        return rows
 
-    def judged(self, kind: str, strike: Callable[[Path, int], bool]) -> dict[str, Any]:
-        """What came of runs that a fault struck; `strike` makes one, and says whether it was on when the fault came."""
+    def repeat(self, kind: str, run_with_fault: Callable[[Path, int], bool]) -> dict[str, Any]:
+        """Return the figures of a kind of fault.
+
+        Args:
+            run_with_fault: makes a dataset in a folder, given the number of earlier runs, and
+                returns whether the fault was early enough to interrupt the run.
+        """
         row: Counter[str] = Counter()
-        for attempt in count():
+        attempt = 0
+        while row["runs"] < {**RUNS, **RAY_RUNS}[kind]:
             out = self.folder / f"{kind.replace(' ', '-')}-{attempt}"
-            if strike(out, row["runs"]):
-                found, keys = contents(out), sample_keys(out)
-                row += Counter(
-                    runs=1, lost=IMAGES - len(set(keys)), doubled=len(keys) - len(set(keys))
-                )
-                row += Counter(
-                    equal=found == self.wanted, faults=len(check_dataset(open_store(out))[0])
-                )
-                print(f"{out.name}: equal {found == self.wanted}", file=sys.stderr)
-            if row["runs"] == {**RUNS, **RAY_RUNS}[kind]:
-                break
+            attempt += 1
+            if not run_with_fault(out, row["runs"]):
+                continue
+            is_equal = read_files(out) == self.expected
+            keys = list_sample_keys(out)
+            row["runs"] += 1
+            row["lost"] += IMAGES - len(set(keys))
+            row["doubled"] += len(keys) - len(set(keys))
+            row["equal"] += is_equal
+            row["faults"] += len(check_dataset(open_store(out))[0])
+            print(f"{out.name}: equal {is_equal}", file=sys.stderr)
         return {name: row[name] for name in ("runs", "lost", "doubled", "equal", "faults")}
 
     def count_steps(self) -> int:
-        """Steps that a whole run makes on files."""
-        seen = fork.Value("i", 0)
+        """Return the number of file operations of a whole run."""
+        steps = fork.Value("i", 0)
 
-        def counted() -> None:
-            on_step(lambda number: setattr(seen, "value", number))
-            run(small(self.folder / "counted"))
+        def store_number(number: int) -> None:
+            steps.value = number
 
-        finish(counted)
-        return int(seen.value)
+        def run_counted() -> None:
+            call_before_steps(store_number)
+            run(make_job(self.folder / "counted"))
 
-    def at_step(self, out: Path, number: int) -> bool:
-        """Killed before a step; the steps are spread evenly, with a random shift."""
-        step = 1 + int((number + self.rng.random()) / RUNS["commit"] * self.steps)
+        run_process(run_counted)
+        return int(steps.value)
 
-        def killed() -> None:
-            on_step(lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == step else None)
-            run(small(out))
+    def kill_at_step(self, out: Path, number: int) -> bool:
+        """Kill a run before a file operation.
 
-        struck = finish(killed) == -signal.SIGKILL
-        run(small(out))
-        return struck
+        The operations of all runs are evenly spread, with a random offset.
+        """
+        last_step = 1 + int((number + self.rng.random()) / RUNS["commit"] * self.steps)
 
-    def at_moment(self, out: Path, number: int) -> bool:
-        child = begin(partial(run, small(out)))
+        def kill_at_last_step(step: int) -> None:
+            if step == last_step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def run_and_kill() -> None:
+            call_before_steps(kill_at_last_step)
+            run(make_job(out))
+
+        was_running = run_process(run_and_kill) == -signal.SIGKILL
+        run(make_job(out))
+        return was_running
+
+    def kill_driver(self, out: Path, number: int) -> bool:
+        """Kill a run at a random moment."""
+        child = start_process(partial(run, make_job(out)))
         time.sleep(self.rng.random() * self.seconds)
-        struck = child.is_alive()
+        was_running = child.is_alive()
         child.kill()
         child.join()
-        run(small(out))
-        return struck
+        run(make_job(out))
+        return was_running
 
-    def woken(self, out: Path, number: int) -> bool:
-        """A worker that is stopped while it makes a shard, and goes on after another one's was committed."""
-        job = small(out)
+    def stop_worker(self, out: Path, number: int) -> bool:
+        """Stop a worker at a random moment, and continue it after another run."""
+        job = make_job(out)
 
-        def stray() -> None:
-            worker = Worker(job, open_store(out), local_device(job))
+        def make_all_shards() -> None:
+            worker = Worker(job, open_store(out), find_local_device(job))
             for shard in range(job.shards):
                 list(worker.make_shard(shard))
 
-        child = begin(stray)
+        child = start_process(make_all_shards)
         time.sleep(self.rng.random() * self.seconds)
-        struck = child.is_alive()
-        send(child.pid, signal.SIGSTOP)
+        was_running = child.is_alive()
+        send_signal(child.pid, signal.SIGSTOP)
         run(job)
-        send(child.pid, signal.SIGCONT)
+        send_signal(child.pid, signal.SIGCONT)
         child.join()
-        return struck
+        return was_running
 
-    def damaged(self) -> dict[str, Any]:
-        """Truncations and flipped bits, each undone after it was looked for."""
+    def damage_files(self) -> dict[str, Any]:
+        """Return the figures of truncations and flipped bits, each undone after `check`."""
         out = self.folder / "damaged"
-        run(small(out, "images=6"))
-        files = sorted(p for p in (out / "shards").iterdir() if p.suffix in (".tar", ".parquet"))
-        row: Counter[str] = Counter()
-        for i in range(200):
+        run(make_job(out, "images=6"))
+        files = [*(out / "shards").glob("*.tar"), *(out / "shards").glob("*.parquet")]
+        files.sort()
+        runs = 200
+        detected = 0
+        for number in range(runs):
             path = self.rng.choice(files)
-            whole = path.read_bytes()
-            at = self.rng.randrange(len(whole))
-            flipped = whole[:at] + bytes([whole[at] ^ 1 << self.rng.randrange(8)]) + whole[at + 1 :]
-            path.write_bytes(whole[:at] if i % 2 else flipped)
-            row += Counter(runs=1, found=bool(check_dataset(open_store(out))[0]))
-            path.write_bytes(whole)
-        return {
-            "runs": row["runs"],
-            "found": row["found"],
-            "faults": len(check_dataset(open_store(out))[0]),
-        }
+            data = path.read_bytes()
+            position = self.rng.randrange(len(data))
+            flipped = bytearray(data)
+            flipped[position] ^= 1 << self.rng.randrange(8)
+            path.write_bytes(data[:position] if number % 2 else flipped)
+            detected += bool(check_dataset(open_store(out))[0])
+            path.write_bytes(data)
+        faults = len(check_dataset(open_store(out))[0])
+        return {"runs": runs, "found": detected, "faults": faults}
 
-    def changed(self) -> dict[str, Any]:
+    def change_job(self) -> dict[str, Any]:
+        """Return the figures of changed jobs, which are run on the undisturbed dataset."""
         out = self.folder / "undisturbed"
         refused = 0
         for change in CHANGES:
             try:
-                run(small(out, change))
+                run(make_job(out, change))
             except ChangedJobError:
-                refused += contents(out) == self.wanted
+                refused += read_files(out) == self.expected
         return {"runs": len(CHANGES), "refused": refused}
 
-    def on_ray(self) -> dict[str, dict[str, Any]]:
-        """The faults that need a cluster: one serves all."""
-        there, here = fork.Pipe()
-        keeper = begin(lambda: keep_cluster(here))
+    def run_on_ray(self) -> dict[str, dict[str, Any]]:
+        """Return the rows that need a cluster; all of them use the same one."""
+        pipe, child_pipe = fork.Pipe()
+        process = start_process(partial(serve_cluster, child_pipe))
+        rows = {}
         try:
-            cluster = _Cluster(there, str(there.recv()), keeper)
-            return {
-                kind: self.judged(kind, partial(self.struck_on_ray, kind, cluster))
-                for kind in RAY_RUNS
-            }
+            cluster = LocalCluster(pipe, str(pipe.recv()), process)
+            for kind in RAY_RUNS:
+                rows[kind] = self.repeat(kind, partial(self.disturb_on_ray, kind, cluster))
         finally:
-            there.send("stop")
-            keeper.join(60)
+            pipe.send("stop")
+            process.join(60)
+        return rows
 
-    def struck_on_ray(self, kind: str, cluster: "_Cluster", out: Path, number: int) -> bool:
-        """One run on two nodes; a fault strikes at a random moment after its first shard."""
-        job = small(out, "workers=2", "stall_timeout=2")
-        child = begin(lambda: run(job, cluster.address))
-        while child.is_alive() and not committed(open_store(out)):
+    def disturb_on_ray(self, kind: str, cluster: "LocalCluster", out: Path, number: int) -> bool:
+        """Run a job on two nodes, with a fault at a random moment after its first shard."""
+        job = make_job(out, "workers=2", "stall_timeout=2")
+        child = start_process(partial(run, job, cluster.address))
+        while child.is_alive() and not list_committed_shards(open_store(out)):
             time.sleep(0.01)
         time.sleep(self.rng.random() * self.seconds / 2)
-        actors = cluster.actors()
-        victim = self.rng.choice(actors) if actors else None
-        struck = child.is_alive() and victim is not None
+        actors = cluster.list_actors()
+        actor = self.rng.choice(actors) if actors else None
+        was_running = child.is_alive() and actor is not None
+
+        def is_finished() -> bool:
+            return not child.is_alive() or len(list_committed_shards(open_store(out))) == job.shards
+
         if kind == "ray driver":
             child.kill()
         elif kind == "node":
-            cluster.tell("node")
+            cluster.replace_node()
         elif kind == "actor":
-            send(victim, signal.SIGKILL)
-        elif struck:
-            pause(
-                victim,
-                lambda: not child.is_alive() or len(committed(open_store(out))) == job.shards,
-            )
+            send_signal(actor, signal.SIGKILL)
+        elif was_running:
+            stop_actor(actor, is_finished)
         child.join()
-        finish(lambda: run(job, cluster.address))
-        return struck
+        run_process(partial(run, job, cluster.address))
+        return was_running
 
 
-class _Cluster:
-    """The keeper's end of the pipe."""
+class LocalCluster:
+    """A Ray cluster that `serve_cluster` runs in a child process."""
 
-    def __init__(self, pipe: Connection, address: str, keeper: BaseProcess) -> None:
-        self.pipe, self.address, self.keeper = pipe, address, keeper
+    def __init__(self, pipe: Connection, address: str, process: BaseProcess) -> None:
+        self.pipe = pipe
+        self.address = address
+        self.process = process
 
-    def tell(self, word: str) -> None:
-        self.pipe.send(word)
+    def replace_node(self) -> None:
+        """Kill a node, add another one, and wait until this is done."""
+        self.pipe.send("node")
         self.pipe.recv()
 
-    def actors(self) -> list[int]:
-        return [
-            pid
-            for pid in descendants(int(self.keeper.pid or 0))
-            if command(pid).startswith("ray::Actor")
-        ]
+    def list_actors(self) -> list[int]:
+        """Return the process ids of the workers of a job."""
+        pids = list_descendants(int(self.process.pid or 0))
+        return [pid for pid in pids if read_command(pid).startswith("ray::Actor")]
 
 
-def keep_cluster(pipe: Connection) -> None:
-    """A head and two nodes of one place each; at "node" one is lost and another joins."""
+def serve_cluster(pipe: Connection) -> None:
+    """Run a cluster of a head and two nodes with a CPU each, until the pipe says "stop".
+
+    The address is sent through the pipe. At each "node" the older node is killed, and a new node
+    joins.
+    """
     from ray.cluster_utils import Cluster
 
-    small_store = {"object_store_memory": 80 * 2**20}
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK, **small_store}
-    )
-    nodes = [cluster.add_node(num_cpus=1, **small_store) for _ in range(2)]
+    memory = {"object_store_memory": 80 * 2**20}
+    head = {"num_cpus": 0, "_system_config": HEALTH_CHECKS, **memory}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    nodes = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
     pipe.send(cluster.address)
     while pipe.recv() == "node":
         cluster.remove_node(nodes.pop(0), allow_graceful=False)
-        nodes.append(cluster.add_node(num_cpus=1, **small_store))
+        nodes.append(cluster.add_node(num_cpus=1, **memory))
         pipe.send("done")
     cluster.shutdown()
 
 
-def on_step(act: Callable[[int], None]) -> None:
-    """Call `act` with the number of each step on files of this process, before the step."""
+def call_before_steps(function: Callable[[int], None]) -> None:
+    """Call a function with the number of each file operation of this process, before it happens."""
     steps = 0
 
-    def hook(event: str, args: tuple[Any, ...]) -> None:
+    def count_step(event: str, args: tuple[Any, ...]) -> None:
         nonlocal steps
-        if event in STEPS or (event == "open" and isinstance(args[2], int) and args[2] & WRITES):
+        is_step = event in WRITE_EVENTS
+        if event == "open" and isinstance(args[2], int):
+            is_step = bool(args[2] & WRITE_FLAGS)
+        if is_step:
             steps += 1
-            act(steps)
+            function(steps)
 
-    sys.addaudithook(hook)
+    sys.addaudithook(count_step)
 
 
-def begin(work: Callable[[], Any]) -> BaseProcess:
-    """Work in a process of its own, whose words go to stderr."""
+def start_process(function: Callable[[], Any]) -> BaseProcess:
+    """Start a function in a new process, whose standard output goes to standard error."""
 
-    def told() -> None:
+    def run_function() -> None:
         os.dup2(2, 1)
-        work()
+        function()
 
-    child = fork.Process(target=told)
+    child = fork.Process(target=run_function)
     child.start()
     return child
 
 
-def finish(work: Callable[[], Any]) -> int | None:
-    """The exit code of work in a process of its own."""
-    child = begin(work)
+def run_process(function: Callable[[], Any]) -> int | None:
+    """Run a function in a new process, and return the exit code."""
+    child = start_process(function)
     child.join()
     return child.exitcode
 
 
-def send(pid: int | None, number: int) -> None:
-    """Send a signal to a process that may be gone."""
+def send_signal(pid: int | None, number: int) -> None:
+    """Send a signal to a process that may have ended."""
     if pid is not None:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
-def pause(actor: int | None, until: Callable[[], bool]) -> None:
-    """Stop an actor, and its node first, which would kill it when it is told to; wake them in the other order."""
-    both = [parent(actor), actor]
-    for pid in both:
-        send(pid, signal.SIGSTOP)
-    while not until():
+def stop_actor(actor: int | None, is_finished: Callable[[], bool]) -> None:
+    """Stop an actor until a condition is true.
+
+    Its node is stopped first and continued last, because it would kill the actor when the driver
+    requests it.
+    """
+    processes = [read_parent(actor), actor]
+    for pid in processes:
+        send_signal(pid, signal.SIGSTOP)
+    while not is_finished():
         time.sleep(0.05)
-    for pid in reversed(both):
+    for pid in reversed(processes):
         time.sleep(1)
-        send(pid, signal.SIGCONT)
+        send_signal(pid, signal.SIGCONT)
 
 
-def parent(pid: int | None) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def read_parent(pid: int | None) -> int:
+    """Return the process id of the parent of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    return int(fields.split()[1])
 
 
-def descendants(pid: int) -> list[int]:
-    children = [
-        int(c)
-        for task in Path(f"/proc/{pid}/task").glob("*/children")
-        for c in task.read_text().split()
-    ]
-    return [found for child in children for found in (child, *descendants(child))]
+def list_descendants(pid: int) -> list[int]:
+    """Return the process ids of the children of a process, and of their children."""
+    descendants = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in file.read_text().split():
+            descendants += [int(child), *list_descendants(int(child))]
+    return descendants
 
 
-def command(pid: int) -> str:
+def read_command(pid: int) -> str:
+    """Return the command line of a process, or "" if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return ""
 
 
-def contents(out: Path) -> dict[str, bytes]:
-    """The files whose bytes depend on the job alone: all but markers (times), the card and what names the folder."""
+def read_files(out: Path) -> dict[str, bytes]:
+    """Return the files of a dataset whose bytes only depend on the job.
+
+    These are all files but the markers, which contain times, the dataset card, and files that
+    contain the name of the folder.
+    """
     paths = [*(out / "shards").glob("*.tar"), *(out / "shards").glob("*.parquet")]
-    paths += [
-        out / name
-        for name in (
-            "annotations/instances.json",
-            "manifest.parquet",
-            "index.json",
-            "contact_sheet.jpg",
-        )
-    ]
-    return {
-        str(path.relative_to(out)): path.read_bytes() for path in sorted(paths) if path.exists()
-    }
+    for name in (
+        "annotations/instances.json",
+        "manifest.parquet",
+        "index.json",
+        "contact_sheet.jpg",
+    ):
+        if (out / name).exists():
+            paths.append(out / name)
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(paths)}
 
 
-def sample_keys(out: Path) -> list[str]:
+def list_sample_keys(out: Path) -> list[str]:
+    """Return the names of the JSON files in all tars of a dataset, one for each sample."""
     names = []
     for path in (out / "shards").glob("*.tar"):
         with tarfile.open(path) as tar:

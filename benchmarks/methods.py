@@ -1,19 +1,22 @@
 #!/usr/bin/env python3
-"""Measure every method on the same layouts with the same checkpoint: do the labels hold, and what does it cost?
+"""Measure the labels and the cost of every method on the same layouts with the same checkpoint.
 
-usage: benchmarks/methods.py [--methods mixture …] [--counts 30 100] [--scales 1 1.25 1.5 2] [--boxes 500]
-                             [--changes pipeline.steps=7] [--judge judge.py] [--results FILE] [--images FOLDER]
+usage: benchmarks/methods.py [--methods mixture …] [--counts 30 100] [--scales 1 1.25 1.5 2]
+                             [--boxes 500] [--changes pipeline.steps=7] [--judge judge.py]
+                             [--results FILE] [--images FOLDER]
 
-A row is a method's recipe for the embedded checkpoint (`paste` for comparison), the dogs of 56-76 px in each
-image of 896 x 896 px, and `pipeline.scale`. There are as many images as hold `--boxes` boxes.
+A row is a method's recipe for the embedded checkpoint (`paste` for comparison), the number of dogs
+of 56-76 px in each image of 896 x 896 px, and `pipeline.scale`. Each row has as many images as are
+needed for `--boxes` boxes.
 columns: hit rate, variety, count error and colour as in benchmarks/checkpoint.py, and
-  seconds   an image: of one core, or of the GPU
-  calls     of the UNet, an image
-  passes    windows that went through the UNet, an image: equal ones go together in a call
-  GB        most memory that the process had, or on the GPU
-Each row is generated in a process of its own. Rows are added to the JSON file of results as they are measured;
-a row that is there is not measured again. `benchmarks/tables.py` makes the table of docs/explanation/methods.md from it.
-With `--images`, each row's first image is written to the folder, and then a sheet of all that are there.
+  seconds   per image, of one core or of the GPU
+  calls     calls of the UNet per image
+  passes    windows per image that the UNet processes; windows of equal size share a call
+  GB        peak memory of the process, or of the GPU
+Each row is generated in a new process. Rows are added to the JSON file of results as soon as they
+are measured, and a row that is in the file is not measured again. `benchmarks/tables.py` makes the
+table of docs/explanation/methods.md from the file. With `--images`, the first image of each row is
+written to the folder, with a sheet of all images of the folder.
 Needs `pip install 'synthgen-layouts[train]'`.
 """
 
@@ -27,10 +30,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from measure import SCENES, Meters, draw_scenes, load_judge, seeds
+from measure import SCENES, Images, Meters, load_judge, make_seeds, sample_scenes
 from PIL import Image, ImageDraw
 
 from synthgen.config import load_job
@@ -49,15 +51,13 @@ METHODS = {
     "grounded": ["pipeline=grounded-tiny"],
     "regional_attention": ["pipeline=regional-attention-tiny"],
     "annotation_mask": ["pipeline=annotation-mask-tiny"],
-    "annotation_tokens": [
-        "pipeline=annotation-tokens-tiny",
-        "pipeline.steps=3",
-    ],  # the canvas in one piece: 9 s a step
+    # The whole canvas at once takes 9 s a step.
+    "annotation_tokens": ["pipeline=annotation-tokens-tiny", "pipeline.steps=3"],
 }
 LAYOUT = ["layout.canvas=[896, 896]", "layout.size=[56, 76]", "layout.gap=6"]
 KEYS = ("method", "dogs", "scale", "changes")
 FIGURES = ("hit rate", "variety", "count error", "colour", "seconds")
-SHEET = 448  # px, an image's side on the sheet
+SHEET = 448  # side of an image on the sheet, px
 
 
 def main() -> None:
@@ -67,11 +67,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--counts", type=int, nargs="+", default=[30, 100])
     parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.25, 1.5, 2])
-    parser.add_argument("--boxes", type=int, default=500, help="of each row, at least")
-    parser.add_argument("--changes", nargs="*", default=[], help="further key=value of the job")
+    parser.add_argument(
+        "--boxes", type=int, default=500, help="minimum number of boxes of each row"
+    )
+    parser.add_argument("--changes", nargs="*", default=[], help="overrides key=value of the job")
     parser.add_argument("--judge", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--images", type=Path, help="folder of images and their sheet")
+    parser.add_argument("--images", type=Path, help="folder for images and their sheet")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     if args.results.is_file():
@@ -80,7 +82,7 @@ def main() -> None:
     detector = CenterNet.from_pretrained(EMBEDDED / "centernet-tiny", dtype=torch.float32).eval()
     meters = Meters(load_judge(args.judge), detector, efficientnet.load(), LAYOUT)
     for key in list_keys(args):
-        if not any(all(row[name] == key[name] for name in KEYS) for row in rows):
+        if not is_measured(key, rows):
             rows.append({**key, **measure_row(key, args.boxes, meters, args.images)})
             args.results.parent.mkdir(parents=True, exist_ok=True)
             args.results.write_text(json.dumps(rows, indent=1) + "\n")
@@ -89,23 +91,31 @@ def main() -> None:
 
 
 def list_keys(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the keys of the rows that are asked for; `paste`, which generates nothing, is measured at scale 1 alone."""
+    """Return the keys of the requested rows.
+
+    `paste` is only measured at scale 1, because it generates nothing.
+    """
     keys = []
     for method in args.methods:
+        scales = [1.0] if method == "paste" else args.scales
         for dogs in args.counts:
-            for scale in args.scales if method != "paste" else [1.0]:
-                keys.append(
-                    {"method": method, "dogs": dogs, "scale": scale, "changes": args.changes}
-                )
+            for scale in scales:
+                key = {"method": method, "dogs": dogs, "scale": scale, "changes": args.changes}
+                keys.append(key)
     return keys
+
+
+def is_measured(key: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
+    """Return whether there is a row with a key."""
+    return any({name: row[name] for name in KEYS} == key for row in rows)
 
 
 def measure_row(
     key: dict[str, Any], boxes: int, meters: Meters, folder: Path | None
 ) -> dict[str, Any]:
-    """Generate the images of a row in a process of its own, and measure them."""
+    """Generate the images of a row in a new process, and return their figures."""
     images = -(-boxes // key["dogs"])
-    scenes = draw_scenes(key["dogs"], images, 11, LAYOUT)
+    scenes = sample_scenes(key["dogs"], images, 11, LAYOUT)
     changes = list(key["changes"])
     if key["method"] != "paste":
         changes.append(f"pipeline.scale={key['scale']}")
@@ -113,40 +123,41 @@ def measure_row(
         generated, cost = pool.submit(generate, key["method"], scenes, changes).result()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generated[0]).save(
-            folder / f"{key['method']}, {key['dogs']}, {key['scale']:g}.png"
-        )
-    found = meters.measure(generated, scenes, cost.pop("seconds"))
-    figures = {name: found[name] for name in FIGURES} | cost
-    rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
-    return {"boxes": images * key["dogs"], **rounded}
+        name = f"{key['method']}, {key['dogs']}, {key['scale']:g}.png"
+        Image.fromarray(generated[0]).save(folder / name)
+    figures = meters.measure(generated, scenes, cost.pop("seconds"))
+    columns = {name: figures[name] for name in FIGURES} | cost
+    row: dict[str, Any] = {"boxes": images * key["dogs"]}
+    for name, value in columns.items():
+        row[name] = None if value is None else round(value, 4)
+    return row
 
 
 def generate(
     method: str, scenes: Sequence[Scene], changes: Sequence[str] = ()
-) -> tuple[list[np.ndarray], dict[str, float]]:
-    """Generate the scenes one by one, and return the images (H, W, 3) and what an image cost.
+) -> tuple[Images, dict[str, float]]:
+    """Generate scenes one by one, and return the images (H, W, 3) and the cost per image.
 
     Args:
-        changes: further `key=value` of the job.
+        changes: overrides `key=value` of the job.
     """
     torch.set_num_threads(1)
     gpu = torch.cuda.is_available()
     spec = load_job("100dogs", [*METHODS[method], *LAYOUT, *changes]).pipeline
-    painter: Any = spec.load(SCENES, Numerics(device="cuda" if gpu and spec.uses_torch else "cpu"))
+    device = "cuda" if gpu and spec.uses_torch else "cpu"
+    painter: Any = spec.load(SCENES, Numerics(device=device))
     passes: list[int] = []
     unet = getattr(getattr(painter, "pipeline", None), "unet", None)
     if isinstance(unet, UNet2DConditionModel):
         unet.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
-    clock = (
-        time.perf_counter if gpu else time.process_time
-    )  # one thread: what else runs here does not count
-    began = clock()
+    # The processor time of one thread does not count other processes.
+    clock = time.perf_counter if gpu else time.process_time
+    start = clock()
     images = []
-    for scene, seed in zip(scenes, seeds(list(scenes), 11), strict=True):
+    for scene, seed in zip(scenes, make_seeds(list(scenes), 11), strict=True):
         images.append(painter([scene], [seed])[0].image)
     count = len(scenes)
-    seconds = (clock() - began) / count
+    seconds = (clock() - start) / count
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if gpu:
         memory = torch.cuda.max_memory_allocated()
@@ -160,14 +171,16 @@ def generate(
 
 
 def make_sheet(folder: Path) -> Image.Image:
-    """Return the first images of all rows that are in a folder, four in a line."""
+    """Return a sheet of all images of a folder, four in a line."""
     files = sorted(folder.glob("*.png"))
     sheet = Image.new("RGB", (4 * SHEET, -(-len(files) // 4) * (SHEET + 16)), "white")
     draw = ImageDraw.Draw(sheet)
     for number, file in enumerate(files):
-        x, y = number % 4 * SHEET, number // 4 * (SHEET + 16)
+        x = number % 4 * SHEET
+        y = number // 4 * (SHEET + 16)
         draw.text((x + 4, y + 2), file.stem, "black")
-        sheet.paste(Image.open(file).resize((SHEET, SHEET), Image.Resampling.LANCZOS), (x, y + 16))
+        image = Image.open(file).resize((SHEET, SHEET), Image.Resampling.LANCZOS)
+        sheet.paste(image, (x, y + 16))
     return sheet
 
 

@@ -1,17 +1,23 @@
 #!/usr/bin/env python3
-"""Is it fast? Each row times two things in turn, several times, and prints the medians and their ratio.
+"""Measure the speed of the pipelines, each compared with another way to compute the same.
 
 usage: benchmarks/pipelines.py [--rows …] [--repeats 3] [--steps 2] [--json]
-rows (each with the floating-point operations of its two sides):
-  mixture       100 boxes, batch 4, as the recipe has it, against one UNet call of both branches for each region, as in the
-                published code; of five steps at least, for the recipe guides three of five
-  mixture, all guided   the same with guidance everywhere and at every step: what going through the UNet together brings alone
-  regional, n   100 boxes with n distinct prompts, against plain text-to-image of the same canvas
-  grounded      100 boxes in grounded windows, against plain text-to-image of the same canvas
-  job           images/s of a whole job with one worker, against the bare pipeline on the same batches
-  flops         FLOP/s of the compiled UNet against a large bfloat16 matrix product (GPU)
-On a CPU the embedded checkpoint is used; on a GPU a UNet of Stable Diffusion 1.5's shape with random weights: speed does not
-depend on the weights. Rows that need a GPU are left out without one.
+Each row times two functions alternately, several times, and prints the medians, their ratio, and
+the floating-point operations of both.
+rows:
+  mixture       100 boxes, batch 4, with the recipe's settings, against one UNet call of both
+                branches for each region, as in the published code; at least five steps, because
+                the recipe guides three of five
+  mixture, all guided   the same with guidance everywhere and at every step, which shows the effect
+                of the batched UNet calls alone
+  regional, n   100 boxes with n distinct prompts, against text-to-image of the same canvas
+  grounded      100 boxes in grounded windows, against text-to-image of the same canvas
+  job           images/s of a whole job with one worker, against the pipeline alone on the same
+                batches
+  flops         FLOP/s of the compiled UNet against a large bfloat16 matrix product; needs a GPU
+On a CPU the pipelines use the embedded checkpoint. On a GPU they use a UNet of the shape of Stable
+Diffusion 1.5 with random weights, because the speed does not depend on the weights. Rows that need
+a GPU are skipped without one.
 """
 
 import argparse
@@ -28,13 +34,13 @@ from unittest.mock import patch
 
 import torch
 from diffusers import UNet2DConditionModel
-from measure import draw_scenes
+from measure import sample_scenes
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from synthgen.config import load_job
-from synthgen.engine.driver import run
-from synthgen.engine.worker import draw_scene
+from synthgen.engine.generation import run
+from synthgen.engine.worker import sample_scene
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import Numerics
 from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, Predict, Region, select
@@ -46,9 +52,11 @@ from synthgen.pipelines.regional_attention.pipeline import RegionalAttentionPipe
 from synthgen.randomness import Stream, seed_sequence
 
 GPU = torch.cuda.is_available()
-DEVICE, DTYPE = ("cuda", torch.float16) if GPU else ("cpu", torch.float32)
+DEVICE = "cuda" if GPU else "cpu"
+DTYPE = torch.float16 if GPU else torch.float32
 BATCH = 4
-Side = Callable[[], Any]
+PROMPT = "a field of grass"
+Function = Callable[[], Any]
 
 
 def main() -> None:
@@ -60,67 +68,75 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="denoising steps of each timed call")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for name in args.rows:
         if name != "flops" or GPU:
-            found[name] = ROWS[name](args.steps, args.repeats)
-    print(json.dumps(found, indent=1) if args.json else table(found))
+            rows[name] = ROWS[name](args.steps, args.repeats)
+    print(json.dumps(rows, indent=1) if args.json else format_table(rows))
 
 
 def compare(
-    ours: Side, other: Side, repeats: int, flops: Callable[[Any], int] | None = None
+    ours: Function, other: Function, repeats: int, count: Callable[[Any], int] | None = None
 ) -> dict[str, Any]:
-    """Median seconds of both sides, run in turn, the ratio other / ours, and what each computes.
+    """Return the median seconds of two functions, their ratio, and the operations of both.
 
     Args:
-        flops: what a side computes, if `count`, which runs the side, would take too long; asked for after the timing.
+        count: returns the floating-point operations of a function that has been timed; default:
+            `count_flops`, which runs the function before the timing. This warms it up, too.
     """
-    sides, seconds = (ours, other), ([], [])  # type: tuple[Side, Side], tuple[list[float], list[float]]
-    counted = [count(side) for side in sides] if flops is None else []  # warms up, too
+    flops = []
+    if count is None:
+        flops = [count_flops(ours), count_flops(other)]
+    seconds = []
+    other_seconds = []
     for _ in range(repeats):
-        for side, took in zip(sides, seconds, strict=True):
-            took.append(timed(side))
-    counted = counted or [flops(side) for side in sides if flops is not None]
-    a, b = (median(took) for took in seconds)
+        seconds.append(measure_seconds(ours))
+        other_seconds.append(measure_seconds(other))
+    if count is not None:
+        flops = [count(ours), count(other)]
     return {
-        "seconds": a,
-        "other": b,
-        "other / ours": b / a,
-        "TFLOP": counted[0] / 1e12,
-        "other TFLOP": counted[1] / 1e12,
+        "seconds": median(seconds),
+        "other": median(other_seconds),
+        "other / ours": median(other_seconds) / median(seconds),
+        "TFLOP": flops[0] / 1e12,
+        "other TFLOP": flops[1] / 1e12,
     }
 
 
-def timed(side: Side) -> float:
-    began = time.perf_counter()
-    side()
+def measure_seconds(function: Function) -> float:
+    """Return the seconds of one call, until the GPU has finished."""
+    start = time.perf_counter()
+    function()
     if GPU:
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def count(side: Side) -> int:
-    """Floating-point operations of convolutions, matrix products and attention."""
+def count_flops(function: Function) -> int:
+    """Return the floating-point operations of convolutions, matrix products and attention."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        side()
+        function()
     return counter.get_total_flops()
 
 
 def load(kind: type[LatentPipeline]) -> Any:
-    """The pipeline on the embedded checkpoint; on a GPU with a UNet of Stable Diffusion 1.5's shape."""
+    """Return the pipeline of the embedded checkpoint, on a GPU with a larger UNet.
+
+    The larger UNet has the shape of Stable Diffusion 1.5 and random weights.
+    """
     pipeline: Any = kind.from_pretrained(
         find_model("synthgen-tiny"), dtype=DTYPE, use_safetensors=True
     )
     if GPU:
         torch.manual_seed(0)
         gated = {"attention_type": "gated"} if kind is GroundedPipeline else {}
-        words = pipeline.text_encoder.config.hidden_size
+        width = pipeline.text_encoder.config.hidden_size
         channels = pipeline.vae.config.latent_channels
         pipeline.unet = UNet2DConditionModel(
             sample_size=64,
             in_channels=channels,
             out_channels=channels,
-            cross_attention_dim=words,
+            cross_attention_dim=width,
             **gated,
         )
         pipeline.multiple = 8
@@ -130,235 +146,244 @@ def load(kind: type[LatentPipeline]) -> Any:
     return pipeline
 
 
-def layouts(n: int = 1, prompts: int = 3) -> list[Layout]:
-    """Layouts of 100 dogs on 1024 x 1024, with so many distinct prompts."""
-    made = [scene.layout for scene in draw_scenes(100, n, 5)]
-    return [
-        m.with_phrases(tuple(f"a dog {i % prompts}" for i in range(100))) if prompts != 3 else m
-        for m in made
-    ]
+def sample_layouts(count: int = 1, prompts: int = 3) -> list[Layout]:
+    """Return layouts of 100 dogs on 1024 x 1024 px with this number of distinct prompts."""
+    layouts = [scene.layout for scene in sample_scenes(100, count, 5)]
+    if prompts == 3:  # the scenes have three
+        return layouts
+    phrases = tuple(f"a dog {number % prompts}" for number in range(100))
+    return [layout.with_phrases(phrases) for layout in layouts]
 
 
 class RegionLoop(Mixture):
-    """One UNet call a region, both branches in it: what the published code does."""
+    """A mixture with one UNet call of both branches for each region, as in the published code."""
 
     def __init__(
         self, regions: Sequence[Region], conditions: Conditions, shape: Sequence[int], cells: int
     ) -> None:
         super().__init__(regions, conditions, shape, cells)
-        self.regions, self.all_conditions = regions, conditions
+        self.regions = regions
+        self.all_conditions = conditions
 
     def __call__(self, z: Tensor, predict: Predict) -> Tensor:
-        merged, norm = (
-            torch.zeros(self.shape, device=z.device),
-            torch.zeros(self.shape[0], 1, *self.shape[2:], device=z.device),
-        )
-        for r in self.regions:
-            x0, y0, x1, y1 = r.window
-            crop, weight = z[r.image, :, y0:y1, x0:x1], r.weight.to(z.device)
-            rows = torch.tensor([r.prompt, r.negative], device=z.device)
-            cond, uncond = predict(
-                torch.stack([crop, crop]), select(self.all_conditions, rows)
-            ).float()
-            merged[r.image, :, y0:y1, x0:x1] += weight * (uncond + r.guidance * (cond - uncond))
-            norm[r.image, :, y0:y1, x0:x1] += weight
+        merged = torch.zeros(self.shape, device=z.device)
+        norm = torch.zeros(self.shape[0], 1, *self.shape[2:], device=z.device)
+        for region in self.regions:
+            x0, y0, x1, y1 = region.window
+            crop = z[region.image, :, y0:y1, x0:x1]
+            weight = region.weight.to(z.device)
+            rows = torch.tensor([region.prompt, region.negative], device=z.device)
+            conditions = select(self.all_conditions, rows)
+            cond, uncond = predict(torch.stack([crop, crop]), conditions).float()
+            guided = uncond + region.guidance * (cond - uncond)
+            merged[region.image, :, y0:y1, x0:x1] += weight * guided
+            norm[region.image, :, y0:y1, x0:x1] += weight
         return merged / norm.clamp(min=1e-12)
 
 
-def mixture(steps: int, repeats: int, guided: bool = False) -> dict[str, Any]:
-    pipeline, batch = load(MixturePipeline), layouts(BATCH)
+def measure_mixture(steps: int, repeats: int, guided: bool = False) -> dict[str, Any]:
+    """Return the figures of the rows `mixture` and, if guided, `mixture, all guided`."""
+    pipeline = load(MixturePipeline)
+    batch = sample_layouts(BATCH)
     recipe: Any = load_job("100dogs").pipeline
-    keys = (
-        "guidance_scale",
-        "context",
-        "background_window",
-        "background_overlap",
-        "background_weight",
-    )
-    options: dict[str, Any] = {key: getattr(recipe, key) for key in keys} | {
-        "num_inference_steps": steps
-    }
+    keys = ["guidance_scale", "context", "background_window"]
+    keys += ["background_overlap", "background_weight"]
     if not guided:
-        options |= {
-            key: getattr(recipe, key) for key in ("background_guidance_scale", "guidance_interval")
-        }
-        options["num_inference_steps"] = max(5, steps)
+        keys += ["background_guidance_scale", "guidance_interval"]
+    options: dict[str, Any] = {key: getattr(recipe, key) for key in keys}
+    options["num_inference_steps"] = steps if guided else max(5, steps)
 
     def ours() -> Tensor:
-        return pipeline(
-            batch, "a field of grass", generator=noise(BATCH), output_type="latent", **options
-        )
+        noise = make_generators(BATCH)
+        return pipeline(batch, PROMPT, generator=noise, output_type="latent", **options)
 
     def other() -> Tensor:
         with patch("synthgen.pipelines.mixture.pipeline.Mixture", RegionLoop):
             return ours()
 
-    first, second = Recorded(ours, pipeline.unet), Recorded(other, pipeline.unet)
-    figures = compare(first, second, repeats, flops=Recorded.flops)
-    a, b = first.result.float(), second.result.float()
+    first = RecordedFunction(ours, pipeline.unet)
+    second = RecordedFunction(other, pipeline.unet)
+    figures = compare(first, second, repeats, RecordedFunction.count_flops)
+    a = first.result.float()
+    b = second.result.float()
     return {**figures, "difference": float((a - b).norm() / b.norm())}
 
 
-class Recorded:
-    """A side whose result is kept, and the windows that it sends through a UNet."""
+class RecordedFunction:
+    """A function whose last call is recorded.
 
-    def __init__(self, side: Side, unet: Any) -> None:
-        self.side, self.unet = side, unet
+    Attributes:
+        result: what the function returned.
+        windows: the number of windows of each size (height, width) that the UNet processed.
+    """
+
+    def __init__(self, function: Function, unet: Any) -> None:
+        self.function = function
+        self.unet = unet
         self.result: Any = None
         self.windows: Counter[tuple[int, ...]] = Counter()
 
     def __call__(self) -> None:
         self.windows.clear()
-        hook = self.unet.register_forward_pre_hook(lambda module, inputs: self.note(inputs[0]))
-        self.result = self.side()
+        hook = self.unet.register_forward_pre_hook(self.record_windows)
+        self.result = self.function()
         hook.remove()
 
-    def note(self, latents: Tensor) -> None:
+    def record_windows(self, unet: Any, inputs: tuple[Tensor, ...]) -> None:
+        latents = inputs[0]
         self.windows[tuple(latents.shape[2:])] += len(latents)
 
-    def flops(self) -> int:
-        """Operations of all windows of the last run: those of one of each size, times how many there were."""
-        words = torch.zeros(1, 32, self.unet.config.cross_attention_dim, device=DEVICE, dtype=DTYPE)
+    def count_flops(self) -> int:
+        """Return the operations of all windows of the last call, counted for one of each size."""
+        unet = self.unet
+        text = torch.zeros(1, 32, unet.config.cross_attention_dim, device=DEVICE, dtype=DTYPE)
         total = 0
-        for (h, w), times in self.windows.items():
-            x = torch.zeros(1, self.unet.config.in_channels, h, w, device=DEVICE, dtype=DTYPE)
-            total += times * count(partial(self.unet, x, 500, encoder_hidden_states=words))
+        for (height, width), number in self.windows.items():
+            shape = (1, unet.config.in_channels, height, width)
+            z = torch.zeros(shape, device=DEVICE, dtype=DTYPE)
+            total += number * count_flops(partial(unet, z, 500, encoder_hidden_states=text))
         return total
 
 
-def noise(n: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(i) for i in range(n)]
+def make_generators(count: int) -> list[torch.Generator]:
+    """Return the generators of the initial noise of images."""
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
 
 
-def plain(pipeline: Any, steps: int, guidance: float) -> Side:
-    """Text-to-image of the whole canvas in one pass a step."""
-    layout = layouts()[0]
+def make_text_to_image(pipeline: Any, steps: int, guidance: float) -> Function:
+    """Return text-to-image of the whole canvas, with one pass a step."""
+    layout = sample_layouts()[0]
 
     @torch.no_grad()
-    def paint() -> Tensor:
-        words = pipeline.text_conditions(["a field of grass", ""], guidance)
-        z = pipeline.noise([layout], noise(1))
+    def generate() -> Tensor:
+        conditions = pipeline.text_conditions([PROMPT, ""], guidance)
+        z = pipeline.noise([layout], make_generators(1))
         regions = pipeline.cover(0, (layout.width, layout.height), (0, 1), guidance)
-        return pipeline.denoise(z, [Mixture(regions, words, z.shape, 10**9)] * steps)
+        return pipeline.denoise(z, [Mixture(regions, conditions, z.shape, 10**9)] * steps)
 
-    return paint
+    return generate
 
 
-def regional(steps: int, repeats: int, prompts: int) -> dict[str, Any]:
-    pipeline, batch = load(RegionalAttentionPipeline), layouts(1, prompts)
+def measure_regional(steps: int, repeats: int, prompts: int) -> dict[str, Any]:
+    """Return the figures of the row `regional` with a number of distinct prompts."""
+    pipeline = load(RegionalAttentionPipeline)
+    batch = sample_layouts(1, prompts)
     options = {"num_inference_steps": steps, "guidance_scale": 3.5, "region_prompt": "{phrase}"}
 
     def ours() -> Tensor:
-        return pipeline(
-            batch, "a field of grass", generator=noise(1), output_type="latent", **options
-        )
+        noise = make_generators(1)
+        return pipeline(batch, PROMPT, generator=noise, output_type="latent", **options)
 
-    return compare(ours, plain(pipeline, steps, 3.5), repeats)
+    return compare(ours, make_text_to_image(pipeline, steps, 3.5), repeats)
 
 
-def grounded(steps: int, repeats: int) -> dict[str, Any]:
-    pipeline, batch = load(GroundedPipeline), layouts(1)
+def measure_grounded(steps: int, repeats: int) -> dict[str, Any]:
+    """Return the figures of the row `grounded`."""
+    pipeline = load(GroundedPipeline)
+    batch = sample_layouts(1)
     recipe: Any = load_job("100dogs", ["pipeline=grounded-tiny"]).pipeline
     options = {
         "num_inference_steps": steps,
         "guidance_scale": 3.5,
         "stages": (1.0, 0.0),
         "overlap": recipe.overlap,
+        "window": None if GPU else recipe.window,
+        "max_boxes": 30 if GPU else recipe.max_boxes,
     }
-    options |= (
-        {"window": None, "max_boxes": 30}
-        if GPU
-        else {"window": recipe.window, "max_boxes": recipe.max_boxes}
-    )
 
     def ours() -> Tensor:
-        return pipeline(
-            batch, "a field of grass", generator=noise(1), output_type="latent", **options
-        )
+        noise = make_generators(1)
+        return pipeline(batch, PROMPT, generator=noise, output_type="latent", **options)
 
-    return compare(ours, plain(pipeline, steps, 3.5), repeats)
+    return compare(ours, make_text_to_image(pipeline, steps, 3.5), repeats)
 
 
-def job(steps: int, repeats: int) -> dict[str, Any]:
-    """A whole job, layouts to committed shards, and the bare pipeline: both load the checkpoint."""
-    changes = [
+def measure_job(steps: int, repeats: int) -> dict[str, Any]:
+    """Return the figures of the row `job`.
+
+    One function runs a whole job, from layouts to committed shards, and the other one only the
+    pipeline. Both load the checkpoint.
+    """
+    overrides = [
         "images=16",
         "workers=0",
         "layout.canvas=[512, 512]",
         "layout.objects={dog: 25}",
         f"pipeline.steps={steps}",
+        f"threads={torch.get_num_threads()}",
+        "output.shard_size=8",
     ]
-    made = load_job(
-        "100dogs", [*changes, f"threads={torch.get_num_threads()}", "output.shard_size=8"]
-    )
+    job = load_job("100dogs", overrides)
 
-    def whole() -> None:
+    def run_job() -> None:
         with TemporaryDirectory() as folder:
-            out = made.output.model_copy(update={"path": str(Path(folder) / "out")})
-            run(made.model_copy(update={"output": out}))
+            out = job.output.model_copy(update={"path": str(Path(folder) / "out")})
+            run(job.model_copy(update={"output": out}))
 
-    def bare() -> None:
-        painter = made.pipeline.load(
-            made.scene, Numerics(made.batch_size, made.chunk, made.threads, DEVICE)
-        )
-        for start in range(0, made.images, made.batch_size):
-            indices = range(start, min(made.images, start + made.batch_size))
-            painter(
-                [draw_scene(made, i) for i in indices],
-                [seed_sequence(made.seed, i, Stream.NOISE) for i in indices],
-            )
+    def run_pipeline() -> None:
+        numerics = Numerics(job.batch_size, job.chunk, job.threads, DEVICE)
+        painter = job.pipeline.load(job.scene, numerics)
+        for start in range(0, job.images, job.batch_size):
+            indices = range(start, min(job.images, start + job.batch_size))
+            scenes = [sample_scene(job, index) for index in indices]
+            painter(scenes, [seed_sequence(job.seed, index, Stream.NOISE) for index in indices])
 
-    figures = compare(whole, bare, repeats)
+    figures = compare(run_job, run_pipeline, repeats)
     return {key: value for key, value in figures.items() if "TFLOP" not in key}
 
 
-def flops(steps: int, repeats: int) -> dict[str, Any]:
-    """The compiled UNet of the GPU rows on 64 windows of 64 x 64 cells, and an 8192-sided bfloat16 product."""
+def measure_flops(steps: int, repeats: int) -> dict[str, Any]:
+    """Return the figures of the row `flops`.
+
+    The compiled UNet of the GPU rows processes 64 windows of 64 x 64 latent cells, and the matrices
+    of the product are 8192 x 8192.
+    """
     unet = load(MixturePipeline).unet.to(torch.bfloat16)
     unet.compile()
-    x = torch.randn(64, unet.config.in_channels, 64, 64, device=DEVICE, dtype=torch.bfloat16)
-    x = x.to(memory_format=torch.channels_last)
-    words = torch.randn(
-        64, 77, unet.config.cross_attention_dim, device=DEVICE, dtype=torch.bfloat16
-    )
-    square = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
+    options: Any = {"device": DEVICE, "dtype": torch.bfloat16}
+    z = torch.randn(64, unet.config.in_channels, 64, 64, **options)
+    z = z.to(memory_format=torch.channels_last)
+    text = torch.randn(64, 77, unet.config.cross_attention_dim, **options)
+    matrix = torch.randn(8192, 8192, **options)
 
     @torch.no_grad()
-    def ours() -> None:
-        unet(x, 500, encoder_hidden_states=words)
+    def call_unet() -> None:
+        unet(z, 500, encoder_hidden_states=text)
 
-    def product() -> None:
+    def multiply() -> None:
         for _ in range(16):
-            torch.mm(square, square)
+            torch.mm(matrix, matrix)
 
-    seconds = [median(timed(side) for _ in range(repeats + 2)) for side in (ours, product)]
+    unet_seconds = median(measure_seconds(call_unet) for _ in range(repeats + 2))
+    product_seconds = median(measure_seconds(multiply) for _ in range(repeats + 2))
     with patch.object(unet, "_compiled_call_impl", None):
-        done = count(ours)
-    rates = [done / seconds[0], 16 * 2 * 8192**3 / seconds[1]]
+        flops = count_flops(call_unet)
+    unet_rate = flops / unet_seconds
+    product_rate = 16 * 2 * 8192**3 / product_seconds
     return {
-        "TFLOP/s": rates[0] / 1e12,
-        "product TFLOP/s": rates[1] / 1e12,
-        "share": rates[0] / rates[1],
+        "TFLOP/s": unet_rate / 1e12,
+        "product TFLOP/s": product_rate / 1e12,
+        "share": unet_rate / product_rate,
     }
 
 
 ROWS: dict[str, Callable[[int, int], dict[str, Any]]] = {
-    "mixture": mixture,
-    "mixture, all guided": lambda steps, repeats: mixture(steps, repeats, guided=True),
-    "regional, 100 prompts": lambda steps, repeats: regional(steps, repeats, 100),
-    "regional, 1 prompt": lambda steps, repeats: regional(steps, repeats, 1),
-    "grounded": grounded,
-    "job": job,
-    "flops": flops,
+    "mixture": measure_mixture,
+    "mixture, all guided": partial(measure_mixture, guided=True),
+    "regional, 100 prompts": partial(measure_regional, prompts=100),
+    "regional, 1 prompt": partial(measure_regional, prompts=1),
+    "grounded": measure_grounded,
+    "job": measure_job,
+    "flops": measure_flops,
 }
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
+def format_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Return a Markdown table with the figures of a row in one cell."""
     lines = ["| row | figures |", "| --- | --- |"]
-    for name, values in rows.items():
-        lines.append(
-            f"| {name} | " + ", ".join(f"{key} {value:.3g}" for key, value in values.items()) + " |"
-        )
+    for name, figures in rows.items():
+        cell = ", ".join(f"{key} {value:.3g}" for key, value in figures.items())
+        lines.append(f"| {name} | {cell} |")
     return "\n".join(lines)
 
 

@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
-"""Run many small commands with an older commit and with this tree, and compare all that they write.
+"""Run many small commands with an older commit and with this tree, and compare all output files.
 
 usage: benchmarks/same.py [--old COMMIT] [--only PREFIX …] [--keep FOLDER] [--json]
 
-Every method, sampler, verifier, format, `repair`, `merge`, `finalize` and training task runs once with each
-of the two, in a folder of its own, on the same inputs. Then every file is compared byte for byte, training by
-its figures and weights. Half-made datasets of the older commit are finished by this tree, and must become what
-the older commit makes. The imports that the older commit's documentation shows, and its console scripts, must
-work here. Differences are listed, and the exit status is 1 if there are any.
+Both versions run every method, sampler, verifier, format and training task, and the commands
+`repair`, `merge` and `finalize`, once each in a new folder on the same inputs. Then all files are
+compared byte for byte, and trainings by their figures and weights. This tree also finishes
+half-finished datasets of the older commit, which must become equal to finished ones of the older
+commit. The imports in the documentation of the older commit and its console scripts must work in
+this tree. Of what commands print, the exit status and the keys of JSON are compared, not the words.
+The script lists the differences, and its exit status is 1 if there are any.
 
-  --old COMMIT     what to compare with (default: the commit in benchmarks/results/same.json)
-  --only PREFIX    the steps whose names begin so, and no others; a step may need earlier ones
-  --keep FOLDER    keep what was written there; what the older commit wrote is then not written again
+  --old COMMIT     the older commit (default: the commit in benchmarks/results/same.json)
+  --only PREFIX    run only the steps whose names start with a prefix; a step may need earlier ones
+  --keep FOLDER    keep the output in a folder; the output of the older commit is reused if the
+                   folder has it
 """
 
 import argparse
@@ -94,21 +97,24 @@ SAMPLERS = {
     ],
     "coco": [
         *PLACED,
-        "layout={sampler: coco, source: export/coco/annotations/instances_train.json, canvas: [128, 128]}",
+        "layout={sampler: coco, source: export/coco/annotations/instances_train.json,"
+        " canvas: [128, 128]}",
     ],
     "file": [*PLACED, "layout={sampler: file, source: layouts.jsonl, canvas: [128, 128]}"],
     "fit": [*PLACED, "layout={sampler: fit, model: fitted.json, canvas: [128, 128]}"],
 }
 VERIFIERS = {
     "detector": [
-        "verify={verifier: detector, model: centernet-tiny, on_failure: [repair, tighten, redo, flag]}"
+        "verify={verifier: detector, model: centernet-tiny,"
+        " on_failure: [repair, tighten, redo, flag]}"
     ],
     "classifier": ["verify={verifier: classifier, on_failure: [redo, flag]}"],
     "panel": [
-        "verify={verifier: panel, of: [{verifier: detector, model: centernet-tiny}, {verifier: classifier}]}"
+        "verify={verifier: panel, of: [{verifier: detector, model: centernet-tiny},"
+        " {verifier: classifier}]}"
     ],
 }
-TRAINED = [
+TRAINING = [
     "steps=20",
     "batch_size=2",
     "warmup=2",
@@ -130,11 +136,8 @@ TASKS = {
     "train-annotation-mask": ["windows=[64, 64]"],
     "train-annotation-tokens": ["windows=[64, 64]", "rehearse=4"],
 }
-HALF = (
-    "paste",
-    "mixture",
-    "backgrounds",
-)  # datasets that are also finished from what the older commit left half made
+# Half-finished copies of these datasets of the older commit are finished by this tree.
+HALF = ("paste", "mixture", "backgrounds")
 IMPORTS = {
     "coco": ["export/coco/annotations/instances_train.json"],
     "yolo": ["export/yolo", "--split", "all"],
@@ -142,45 +145,36 @@ IMPORTS = {
     "jsonl": ["lines.jsonl"],
     "labelme": ["labelme"],
 }
-# What tells the time, a process or a place: left out of the comparison, or cut out of the text.
-PASSING = re.compile(
+# Files that depend on the time, the process or the place are not compared.
+VOLATILE_FILES = re.compile(
     r"(^|/)(log\.jsonl|report\.html|state\.pt|events\.out\.[^/]*|\.export/.*|loss\.png|time\.json)$"
 )
+# Values that depend on them are removed before the comparison.
 TIMES = re.compile(rb'"(seconds|attempts|created|host|pid)": ?("[^"]*"|[\d.e-]+),?')
+DURATIONS = re.compile(rb"\d+(\.\d+)? ?(s|seconds|min|images/s|images a second)\b")
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+IMPORT = re.compile(r"^\s*from (synthgen[\w.]*) import ([\w, ]+)$", re.MULTILINE)
 
 
 def list_steps() -> Iterator[tuple[str, list[str]]]:
-    """Yield the name and the command line of each step, in an order in which each finds what it needs."""
+    """Yield the name and the command line of each step, each after the steps that it needs."""
+    run = ["run", "100dogs"]
     for name, overrides in METHODS.items():
-        yield (
-            f"method {name}",
-            ["run", "100dogs", f"output.path=run/{name}", f"name={name}", *overrides],
-        )
-    yield "ray", ["run", "100dogs", "output.path=run/ray", *METHODS["paste"], "workers=2"]
-    for form in ("coco", "yolo", "hf", "voc"):
-        yield (
-            f"export {form}",
-            ["export", "run/paste", f"export/{form}", "--to", form, "--val", "0.25"],
-        )
+        yield f"method {name}", [*run, f"output.path=run/{name}", f"name={name}", *overrides]
+    yield "ray", [*run, "output.path=run/ray", *METHODS["paste"], "workers=2"]
+    for name in ("coco", "yolo", "hf", "voc"):
+        options = ["--to", name, "--val", "0.25"]
+        yield f"export {name}", ["export", "run/paste", f"export/{name}", *options]
     for name, arguments in IMPORTS.items():
         yield f"import {name}", ["import", *arguments, f"import/{name}", "--shard-size", "2"]
     yield "fit", ["fit", "run/paste", "-o", "fitted.json"]
     for name, overrides in SAMPLERS.items():
-        yield f"sampler {name}", ["run", "100dogs", f"output.path=sampled/{name}", *overrides]
+        yield f"sampler {name}", [*run, f"output.path=sampled/{name}", *overrides]
     for name, overrides in VERIFIERS.items():
         arguments = [f"output.path=verified/{name}", *TWO, "pipeline=mixture-tiny", *overrides]
-        yield f"verifier {name}", ["run", "100dogs", *arguments]
-    yield (
-        "verifier repaint",
-        [
-            "run",
-            "100dogs",
-            "output.path=verified/paste",
-            *DOGS,
-            "pipeline=paste",
-            *VERIFIERS["detector"],
-        ],
-    )
+        yield f"verifier {name}", [*run, *arguments]
+    arguments = ["output.path=verified/paste", *DOGS, "pipeline=paste", *VERIFIERS["detector"]]
+    yield "verifier repaint", [*run, *arguments]
     yield "merge", ["merge", "run/paste", "import/coco", "--to", "merged", "--shard-size", "3"]
     yield "check", ["check", "run/paste", "--json"]
     yield "evaluate", ["evaluate", "run/paste", "--json"]
@@ -188,10 +182,8 @@ def list_steps() -> Iterator[tuple[str, list[str]]]:
         yield f"repair {name}", ["repair", f"damaged/{name}"]
     yield "finalize", ["finalize", "damaged/backgrounds"]
     for name, overrides in TASKS.items():
-        yield (
-            f"task {name}",
-            ["train", name, f"output.path=train/{name}", *TRAINED, "output.every=10", *overrides],
-        )
+        arguments = [f"output.path=train/{name}", *TRAINING, "output.every=10", *overrides]
+        yield f"task {name}", ["train", name, *arguments]
     yield "preview", ["preview", "100dogs", "-n", "2", "-o", "previewed"]
     yield "describe", ["describe", "mixture", "--json"]
     yield "list", ["list", "--json"]
@@ -201,13 +193,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--old", help="the commit to compare with")
+    parser.add_argument("--old", help="the older commit")
     parser.add_argument("--only", nargs="+", default=[""])
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument(
-        "--in-place", action="store_true", help=argparse.SUPPRESS
-    )  # the child of each of the two
+    # The child process of each version gets this option.
+    parser.add_argument("--in-place", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.in_place:
         run_steps(args.only)
@@ -224,22 +215,14 @@ def main() -> None:
 
 
 def compare(old: str, folder: Path, only: list[str]) -> list[str]:
-    """Run all steps with both, and return the differences, a line each."""
+    """Run all steps with both versions, and return the differences, a line each."""
     tree = folder / "tree"
     if not tree.is_dir():
-        command = [
-            "git",
-            "-C",
-            str(ROOT),
-            "archive",
-            old,
-            "--prefix=tree/",
-            "-o",
-            str(folder / "tree.tar"),
-        ]
         folder.mkdir(parents=True, exist_ok=True)
+        archive = str(folder / "tree.tar")
+        command = ["git", "-C", str(ROOT), "archive", old, "--prefix=tree/", "-o", archive]
         subprocess.run(command, check=True)
-        shutil.unpack_archive(folder / "tree.tar", folder, filter="data")
+        shutil.unpack_archive(archive, folder, filter="data")
     if not (folder / "old" / "done").is_file():
         run_with(tree, folder / "old", only, None)
         (folder / "old" / "done").touch()
@@ -247,11 +230,11 @@ def compare(old: str, folder: Path, only: list[str]) -> list[str]:
     run_with(ROOT, folder / "new", only, folder / "old")
     differences = [*find_failures(folder / "old"), *find_failures(folder / "new")]
     differences += compare_folders(folder / "old", folder / "new")
-    return [*differences, *find_broken_imports(tree), *find_lost_scripts(tree)]
+    return [*differences, *find_broken_imports(tree), *find_missing_scripts(tree)]
 
 
 def find_failures(folder: Path) -> list[str]:
-    """Return the steps that failed, a line each: such a step compares nothing."""
+    """Return the steps that failed, a line each, because their files cannot be compared."""
     failures = []
     for path in sorted((folder / "printed").glob("*.txt")):
         status = path.read_text().rpartition("exit status ")[2].strip()
@@ -264,13 +247,13 @@ def run_with(tree: Path, folder: Path, only: list[str], old: Path | None) -> Non
     """Run the steps with the package of a tree in a new folder.
 
     Args:
-        old: where the older commit wrote: its half-made datasets are put into the folder first.
+        old: the folder of the older commit, whose half-finished datasets are copied first.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_inputs(folder)
     if old is not None:
-        leave_half(old, folder)
+        copy_half(old, folder)
     environment = {
         **os.environ,
         "PYTHONPATH": str(tree),
@@ -282,7 +265,7 @@ def run_with(tree: Path, folder: Path, only: list[str], old: Path | None) -> Non
 
 
 def run_steps(only: list[str]) -> None:
-    """Run the steps in the working directory, and keep what each prints."""
+    """Run the steps in the working directory, and write what each prints to a file."""
     cli = importlib.import_module("synthgen.cli")
     printed = Path("printed")
     printed.mkdir()
@@ -295,14 +278,19 @@ def run_steps(only: list[str]) -> None:
         with (printed / f"{name.replace(' ', '-')}.txt").open("w") as file:
             status = run_command(cli, argv, file.fileno())
             file.write(f"\nexit status {status}\n")
-        if name.startswith("method") and name.split()[1] in HALF:
-            finish_half(cli, name.split()[1], argv)
+        kind, _, method = name.partition(" ")
+        if kind == "method" and method in HALF:
+            finish_half(cli, method, argv)
 
 
 def run_command(cli: object, argv: list[str], file: int) -> int | str:
-    """Run one command in this process with its standard output in a file, and return its exit status."""
+    """Run a command in this process, and return its exit status.
+
+    Args:
+        file: the descriptor of a file for the standard output.
+    """
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     os.dup2(file, 1)
     try:
         return cli.main(argv) or 0  # type: ignore[attr-defined]
@@ -313,22 +301,23 @@ def run_command(cli: object, argv: list[str], file: int) -> int | str:
         return repr(error)
     finally:
         sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def write_inputs(folder: Path) -> None:
-    """Write images, layouts and labels of other programs, without the package."""
+    """Write images, layouts, and labels in the formats of other programs, without the package."""
     import numpy as np
     from PIL import Image
 
     rng = np.random.default_rng(7)
     (folder / "images").mkdir()
     (folder / "labelme").mkdir()
-    lines, layouts = [], []
+    lines = []
+    layouts = []
     for number in range(4):
-        low = rng.integers(0, 256, (9, 9, 3), np.uint8)
-        image = Image.fromarray(low).resize((160, 144), Image.Resampling.BICUBIC)
+        noise = rng.integers(0, 256, (9, 9, 3), np.uint8)
+        image = Image.fromarray(noise).resize((160, 144), Image.Resampling.BICUBIC)
         image.save(folder / "images" / f"{number}.png")
         image.save(folder / "labelme" / f"{number}.jpg", quality=90)
         x, y = (int(value) for value in rng.integers(4, 60, 2))
@@ -343,18 +332,19 @@ def write_inputs(folder: Path) -> None:
         }
         (folder / "labelme" / f"{number}.json").write_text(json.dumps(record))
         boxes = [[x, y, x + 50, y + 40], [x / 2, y, x / 2 + 30, y + 70]]
-        annotation = {"width": 160, "height": 144, "categories": ["dog", "cat"], "boxes": boxes}
-        words = [f"label_18_bbox_{x}_{y}_50_40", f"label_17_bbox_{x // 2}_{y}_30_70"]
-        lines.append(
-            {
-                "file_name": f"images/{number}.png",
-                "caption": f"image {number}",
-                "custom_annotation": words,
-            }
-        )
-        layouts.append(annotation)
-    (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "layouts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in layouts))
+        layout = {"width": 160, "height": 144, "categories": ["dog", "cat"], "boxes": boxes}
+        line = {
+            "file_name": f"images/{number}.png",
+            "caption": f"image {number}",
+            "custom_annotation": [
+                f"label_18_bbox_{x}_{y}_50_40",
+                f"label_17_bbox_{x // 2}_{y}_30_70",
+            ],
+        }
+        lines.append(json.dumps(line) + "\n")
+        layouts.append(json.dumps(layout) + "\n")
+    (folder / "lines.jsonl").write_text("".join(lines))
+    (folder / "layouts.jsonl").write_text("".join(layouts))
 
 
 def damage(name: str) -> None:
@@ -371,8 +361,8 @@ def damage(name: str) -> None:
     (copy / "shards" / "000000.parquet").unlink()
 
 
-def leave_half(old: Path, folder: Path) -> None:
-    """Copy datasets that the older commit made, less one shard, the folder's name being `half`."""
+def copy_half(old: Path, folder: Path) -> None:
+    """Copy datasets of the older commit to the folder `half`, without one of their shards."""
     for name in HALF:
         if (old / "run" / name).is_dir():
             copy = folder / "half" / name
@@ -383,97 +373,121 @@ def leave_half(old: Path, folder: Path) -> None:
 
 
 def finish_half(cli: object, name: str, argv: list[str]) -> None:
-    """Finish the half-made dataset of the older commit, if it is here."""
+    """Finish the half-finished dataset of the older commit, if there is one."""
     folder = Path("half") / name
     if folder.is_dir():
-        changed = [
-            f"output.path={folder}" if word.startswith("output.path=") else word for word in argv
-        ]
+        arguments = [re.sub(r"^output\.path=.*", f"output.path={folder}", word) for word in argv]
         with Path(f"printed/half-{name}.txt").open("w") as file:
-            file.write(f"exit status {run_command(cli, changed, file.fileno())}\n")
+            status = run_command(cli, arguments, file.fileno())
+            file.write(f"exit status {status}\n")
 
 
 def compare_folders(old: Path, new: Path) -> list[str]:
     """Return the files that are missing, additional or different, a line each."""
     differences = []
-    before, after = read_digests(old), read_digests(new)
+    before = read_digests(old)
+    after = read_digests(new)
     for name in sorted({*before, *after}):
         if name.startswith(("half/", "printed/half", "done")):
             continue
-        if before.get(name) != after.get(name):
-            what = (
-                "is missing"
-                if name not in after
-                else "is additional"
-                if name not in before
-                else "differs"
-            )
-            differences.append(f"{name}: {what}")
-    for name in HALF:
-        for file, digest in before.items():
-            if (
-                file.startswith(f"run/{name}/shards/")
-                and after.get(file.replace("run/", "half/", 1)) != digest
-            ):
-                differences.append(
-                    f"{file.replace('run/', 'half/', 1)}: differs from what the older commit makes"
-                )
+        if name not in after:
+            differences.append(f"{name}: is missing")
+        elif name not in before:
+            differences.append(f"{name}: is additional")
+        elif before[name] != after[name]:
+            differences.append(f"{name}: differs")
+    shards = tuple(f"run/{name}/shards/" for name in HALF)
+    for name, digest in before.items():
+        finished = name.replace("run/", "half/", 1)
+        if name.startswith(shards) and after.get(finished) != digest:
+            differences.append(f"{finished}: differs from the file of the older commit")
     return differences
 
 
 def read_digests(folder: Path) -> dict[str, str]:
-    """Return the digest of each file by its name, less what tells the time."""
+    """Return the digest of each file by its name, without values that depend on the time."""
     digests = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and not PASSING.search(name):
+        if path.is_file() and not VOLATILE_FILES.search(name):
             data = path.read_bytes()
             if path.suffix in (".json", ".txt", ".jsonl", ".md"):
                 data = TIMES.sub(b"", data.replace(str(folder).encode(), b"."))
-                data = re.sub(
-                    rb"\d+(\.\d+)? ?(s|seconds|min|images/s|images a second)\b", b"", data
-                )
+                data = DURATIONS.sub(b"", data)
+            if name.startswith("printed/"):
+                data = "\n".join(list_printed_keys(data.decode())).encode()
             digests[name] = hashlib.sha256(data).hexdigest()
     return digests
 
 
+def list_printed_keys(text: str) -> list[str]:
+    """Return the exit status and the dotted keys of each JSON object that a command printed.
+
+    Words that are printed for people, and descriptions, may change; what programs read may not.
+    """
+    keys = []
+    for line in text.splitlines():
+        if line.startswith("{"):
+            keys += list_keys(json.loads(line), "")
+        elif line.startswith("exit status "):
+            keys.append(line)
+    return sorted(keys)
+
+
+def list_keys(value: object, prefix: str) -> list[str]:
+    """Return the dotted keys of a JSON value, and of the values in it."""
+    keys = []
+    if isinstance(value, dict):
+        for key, child in value.items():
+            keys += [f"{prefix}{key}", *list_keys(child, f"{prefix}{key}.")]
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            keys += list_keys(child, f"{prefix}{index}.")
+    return keys
+
+
 def find_broken_imports(tree: Path) -> list[str]:
-    """Return each import of the older commit's documentation that fails here."""
+    """Return each import of the older commit's documentation that fails in this tree."""
     broken = []
     for page in [tree / "README.md", *sorted((tree / "docs").rglob("*.md"))]:
-        for block in re.findall(
-            r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL
-        ):
-            for module, names in re.findall(
-                r"^\s*from (synthgen[\w.]*) import ([\w, ]+)$", block, re.MULTILINE
-            ):
-                for name in names.split(","):
-                    if not importable(module, name.strip()):
-                        broken.append(
-                            f"{page.relative_to(tree)}: from {module} import {name.strip()}: fails"
-                        )
+        for statement in list_imports(page.read_text()):
+            if not runs(statement):
+                broken.append(f"{page.relative_to(tree)}: {statement}: fails")
     return broken
 
 
-def importable(module: str, name: str) -> bool:
-    """Whether this tree's package has a name in a module."""
-    program = f"from {module} import {name}"
+def list_imports(text: str) -> list[str]:
+    """Return an import statement for each name that the Python code of a page imports."""
+    statements = []
+    for block in PYTHON_BLOCK.findall(text):
+        for module, names in IMPORT.findall(block):
+            for name in names.split(","):
+                statements.append(f"from {module} import {name.strip()}")
+    return statements
+
+
+def runs(statement: str) -> bool:
+    """Return whether a statement runs with the package of this tree."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return (
-        subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True
-        ).returncode
-        == 0
-    )
+    command = [sys.executable, "-c", statement]
+    return subprocess.run(command, env=environment, capture_output=True).returncode == 0
 
 
-def find_lost_scripts(tree: Path) -> list[str]:
+def find_missing_scripts(tree: Path) -> list[str]:
     """Return each console script of the older commit that this tree does not declare."""
-    old, new = (
-        tomllib.loads((root / "pyproject.toml").read_text())["project"]["scripts"]
-        for root in (tree, ROOT)
-    )
-    return [f"pyproject.toml: script {name}: is missing" for name in old if name not in new]
+    scripts = read_scripts(ROOT)
+    missing = []
+    for name in read_scripts(tree):
+        if name not in scripts:
+            missing.append(f"pyproject.toml: script {name}: is missing")
+    return missing
+
+
+def read_scripts(tree: Path) -> dict[str, str]:
+    """Return the console scripts that a tree declares."""
+    project = tomllib.loads((tree / "pyproject.toml").read_text())
+    scripts: dict[str, str] = project["project"]["scripts"]
+    return scripts
 
 
 if __name__ == "__main__":

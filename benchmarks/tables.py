@@ -3,8 +3,8 @@
 
 usage: benchmarks/tables.py
 
-A page names a table by a comment above it, `<!-- table: methods -->`, and ends it with `<!-- end of table -->`.
-What stands between the two is made from benchmarks/results/methods.json.
+On a page, a comment `<!-- table: methods -->` is above a table, and `<!-- end of table -->` below.
+The script replaces the text between them by the table of benchmarks/results/methods.json.
 """
 
 import json
@@ -49,25 +49,25 @@ def main() -> None:
 
 
 def remake(text: str) -> str:
-    """Return a page with its marked tables made from the results."""
+    """Return the text of a page with new tables."""
     return MARKED.sub(lambda match: match[1] + make_table(match[2]) + match[3], text)
 
 
 def make_table(name: str) -> str:
-    """Return the Markdown table of a file of results, with a line end after each row."""
+    """Return the Markdown table of a file of results, with a newline after each row."""
     rows: Rows = json.loads((RESULTS / f"{name}.json").read_text())
     return "".join(line + "\n" for line in TABLES[name](rows))
 
 
 def tabulate_methods(rows: Rows) -> list[str]:
-    """Return the table of benchmarks/methods.py: by number of dogs, method and scale."""
+    """Return the table of benchmarks/methods.py, sorted by number of dogs, method and scale."""
     lines = [
         "| method, dogs | scale | " + " | ".join(COLUMNS) + " |",
         "| --- |" + " --- |" * (1 + len(COLUMNS)),
     ]
-    for row in sorted(rows, key=place_of_method):
-        further = [change for change in row["changes"] if "dtype" not in change]
-        name = ", ".join([row["method"], str(row["dogs"]), *further])
+    for row in sorted(rows, key=sort_key_of_method):
+        changes = [change for change in row["changes"] if "dtype" not in change]
+        name = ", ".join([row["method"], str(row["dogs"]), *changes])
         scale = "-" if row["method"] == "paste" else f"{row['scale']:g}"
         cells = []
         for column, style in COLUMNS.items():
@@ -76,8 +76,8 @@ def tabulate_methods(rows: Rows) -> list[str]:
     return lines
 
 
-def place_of_method(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what the rows of `tabulate_methods` are sorted by."""
+def sort_key_of_method(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the key by which the rows of `tabulate_methods` are sorted."""
     return (
         row["dogs"],
         ORDER.index(row["method"]),
@@ -94,7 +94,8 @@ def tabulate_encodings(rows: Rows) -> list[str]:
         "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        quality, subsampling = row.get("quality", "-"), row.get("subsampling", "-")
+        quality = row.get("quality", "-")
+        subsampling = row.get("subsampling", "-")
         figures = f"{row['bytes'] / 1000:.0f} | {row['hit rate']:.3f}"
         lines.append(f"| {row['image_format']} | {quality} | {subsampling} | {figures} |")
     return lines

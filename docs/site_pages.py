@@ -110,8 +110,8 @@ def generate_jobs_page() -> str:
         text += f"\n## {title}\n\n{generate_keys_table(spec)}"
     kinds = {"sampler": "`layout`", "verifier": "`verify`", "task": "A training job:"}
     for kind, title in kinds.items():
-        for name in registry.names(kind):
-            spec = registry.spec_class(kind, name)
+        for name in registry.list_names(kind):
+            spec = registry.load_spec_class(kind, name)
             text += f"\n## {title} `{kind}: {name}`\n\n{spec.__doc__.strip()}\n\n"
             text += generate_keys_table(spec)
     link = "[method](../explanation/methods.md)"
@@ -166,7 +166,7 @@ def generate_method_facts(method: str) -> str:
         recipe = path.read_text()
         if f"method: {method}\n" in recipe:
             text += f"\n`pipelines/{path.name}`\n\n```yaml\n{recipe}```\n"
-    keys = generate_keys_table(registry.spec_class("method", method))
+    keys = generate_keys_table(registry.load_spec_class("method", method))
     return f"{text}\n## Keys of `pipeline`\n\n{keys}"
 
 

@@ -1,4 +1,7 @@
-"""`synthgen run` with the arguments given, on the Ray cluster whose head this runs on: for `ray submit` and `ray job submit`."""
+"""Run `synthgen run` with the given arguments on the Ray cluster of this machine.
+
+The script runs on the head of the cluster, for `ray submit` and `ray job submit`.
+"""
 
 import os
 import sys
@@ -7,7 +10,6 @@ from pathlib import Path
 import synthgen
 from synthgen.cli.main import main
 
-os.chdir(
-    Path(synthgen.__file__).parents[1]
-)  # jobs/ and layouts/ are found there, wherever `ray submit` has put this file
+# The folder of jobs/ and layouts/, because `ray submit` may copy this file elsewhere.
+os.chdir(Path(synthgen.__file__).parents[1])
 sys.exit(main(["run", *sys.argv[1:], "--address", os.environ.get("RAY_ADDRESS", "auto")]))

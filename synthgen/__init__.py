@@ -1,4 +1,8 @@
-"""Labelled detection datasets that do not exist yet: layouts, pictures painted to them, trustworthy shards."""
+"""Generate labelled detection datasets.
+
+A sampler places the boxes of an image, a pipeline generates the image for them, and the images are
+written in shards, with their labels in COCO files.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,7 +12,7 @@ if TYPE_CHECKING:
     from synthgen.config.loading import load_job
     from synthgen.dataset.check import check_dataset
     from synthgen.dataset.reader import as_coco, open_dataset
-    from synthgen.engine.driver import run
+    from synthgen.engine.generation import run
     from synthgen.errors import InputError
     from synthgen.formats.export import ExportSpec, export_dataset
     from synthgen.layouts.base import Layout
@@ -46,12 +50,15 @@ _MODULES = {
     "load_job": "synthgen.config.loading",
     "open_dataset": "synthgen.dataset.reader",
     "open_store": "synthgen.storage.location",
-    "run": "synthgen.engine.driver",
+    "run": "synthgen.engine.generation",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `import synthgen` loads neither torch nor Ray nor pyarrow."""
+    """Import a public name when it is first used.
+
+    So `import synthgen` loads neither torch nor Ray nor pyarrow.
+    """
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_MODULES[name]), name)
@@ -60,5 +67,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the names of this module, those that are not loaded yet among them."""
+    """Return the names of this module, including those that are not loaded yet."""
     return sorted({*globals(), *__all__})

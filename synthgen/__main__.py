@@ -1,4 +1,4 @@
-"""`python -m synthgen`."""
+"""The entry point of `python -m synthgen`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Labels: the type that a labelled object has from the engine to the exports, and a category's."""
+"""Labels: the types of a labelled object and of a category, from the engine to the exports."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -7,11 +7,11 @@ from typing import Any
 from synthgen.geometry import Box
 
 DEFAULT_PHRASE = "a {category}"
-"""Template of the prompt of an object that is given none."""
+"""The prompt template of an object without a phrase."""
 
 
-def default_phrase(category: str) -> str:
-    """Return the prompt of an object of a category that is given none."""
+def build_default_phrase(category: str) -> str:
+    """Return the prompt of an object of this category that has no phrase."""
     return DEFAULT_PHRASE.format(category=category)
 
 
@@ -20,31 +20,33 @@ class Category:
     """A category as COCO files name it.
 
     Attributes:
-        id: a whole number from 1; COCO's own for COCO's names.
+        id: a whole number, at least 1; COCO's own id for COCO's names.
     """
 
     id: int
     name: str
 
     def to_coco(self) -> dict[str, Any]:
-        """Return COCO's record of the category, which is its own supercategory."""
+        """Return COCO's record of the category. The supercategory is the category itself."""
         return {"id": self.id, "name": self.name, "supercategory": self.name}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """A labelled object of an image: what COCO says of it, and what else is known; None is unknown.
+    """A labelled object of an image: COCO's keys and those that synthgen adds.
+
+    A value that is not known is None.
 
     Attributes:
         bbox: x, y, width, height in px.
         category_id: the id of the category in the dataset.
-        category: its name.
-        phrase: what the object was prompted with.
-        area: px² of the mask where there is one, else of the box.
-        iscrowd: 1 of a crowd, else 0.
-        score: of the verifier, in [0, 1].
-        iou: of the box and the one that a detector found, in [0, 1].
-        action: what was done about the verdict: "", "repaired", "tightened" or "flagged".
+        category: the name of the category.
+        phrase: the prompt of the object.
+        area: the area in px² of the mask if there is one, else of the box.
+        iscrowd: 1 for a crowd, else 0.
+        score: the verifier's score, in [0, 1].
+        iou: the IoU of the box and the box that a detector found, in [0, 1].
+        action: the action taken on the verdict: "", "repaired", "tightened" or "flagged".
         segmentation: COCO's run-length encoding: {"size": [height, width], "counts": text}.
     """
 
@@ -61,10 +63,10 @@ class Annotation:
 
     @classmethod
     def from_coco(cls, record: Mapping[str, Any]) -> "Annotation":
-        """Return the annotation that a record of `to_coco` or `to_record` holds.
+        """Return the annotation of a record that `to_coco` or `to_record` returned.
 
-        Values are taken as they are, and what is missing is None: who reads a file that others may
-        have written checks them.
+        Values are not checked, and a missing value becomes None. A caller that reads files of
+        other programs has to check the values.
         """
         values: dict[str, Any] = {name: record.get(name) for name in COCO_KEYS}
         if isinstance(values["bbox"], list):
@@ -72,13 +74,13 @@ class Annotation:
         return cls(**values)
 
     def to_coco(self) -> dict[str, Any]:
-        """Return the record of a COCO file but for its ids; what is None is left out."""
+        """Return the record of a COCO file without its ids, leaving out what is None."""
         return self._record(COCO_KEYS)
 
     def to_record(self) -> dict[str, Any]:
-        """Return the same record in the order of a sample's JSON.
+        """Return the same record with its keys in the order of a sample's JSON.
 
-        There, what a verifier says stands before the area.
+        In that order the verifier's keys precede the area.
         """
         return self._record(SAMPLE_KEYS)
 

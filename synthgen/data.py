@@ -1,4 +1,4 @@
-"""The former place of the reader; import it from `synthgen`."""
+"""The deprecated module of the reader, which is now imported from `synthgen`."""
 
 import warnings
 

@@ -1,105 +1,129 @@
-"""The bases of all errors that are told in plain words instead of a traceback, and what to say of others that a user meets."""
+"""The bases of all errors that are reported as plain messages instead of tracebacks.
+
+`explain` also turns common errors of the system and of missing packages into such messages.
+"""
 
 import errno
 import re
 from importlib.metadata import PackageNotFoundError, requires
 
 DISTRIBUTION = "synthgen-layouts"
-UNABLE = "the file system there cannot do that; give a folder on another, such as a local disk"
-UNREACHED = "see that the disk or file server there is well; what was finished is kept, and the same command goes on"
-NEXT = {
-    errno.ENOSPC: "free some room, or give another output folder; what was finished is kept, and the same command goes on",
-    errno.EDQUOT: "free some room, or give another output folder; what was finished is kept, and the same command goes on",
-    errno.EACCES: "give another folder, or make it yours to write to",
-    errno.EROFS: "give another folder: this one cannot be written to",
+RESUME_ADVICE = "finished work is kept, so run the same command again to continue"
+UNSUPPORTED_ADVICE = (
+    "the file system does not support this; use a folder on another one, such as a local disk"
+)
+UNREACHABLE_ADVICE = f"check the disk or file server; {RESUME_ADVICE}"
+DISK_FULL_ADVICE = f"free some space, or use another output folder; {RESUME_ADVICE}"
+ADVICE = {
+    errno.ENOSPC: DISK_FULL_ADVICE,
+    errno.EDQUOT: DISK_FULL_ADVICE,
+    errno.EACCES: "use another folder, or change the permissions of this one",
+    errno.EROFS: "use another folder: this one is read-only",
     errno.ENOENT: "check the path",
     errno.EISDIR: "give the name of a file",
     errno.ENOTDIR: "give the name of a folder",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EMFILE: "raise the limit of open files: ulimit -n 65536",
-    errno.ENFILE: "the machine has too many files open; close other programs",
-    errno.EEXIST: "the name is taken, or is a link that leads nowhere; give another",
-    errno.ELOOP: "a link leads to itself; give another path",
-    errno.ENOTEMPTY: "give another folder, or empty this one",
-    errno.EBUSY: "another program has it open; close that, and the same command goes on",
-    errno.EFBIG: "this file system takes no file so large; give a folder on another",
-    errno.EINVAL: UNABLE,
-    errno.ENOSYS: UNABLE,
-    errno.ENOTSUP: UNABLE,
-    errno.EOPNOTSUPP: UNABLE,
-    errno.EPERM: UNABLE,
-    errno.EXDEV: UNABLE,
-    errno.EIO: UNREACHED,
-    errno.ENXIO: UNREACHED,
-    errno.ENODEV: UNREACHED,
-    errno.ESTALE: UNREACHED,
-    errno.ENOTCONN: UNREACHED,
-    errno.ETIMEDOUT: UNREACHED,
-    errno.EHOSTDOWN: UNREACHED,
-    errno.EHOSTUNREACH: UNREACHED,
+    errno.ENFILE: "the machine has too many open files; close other programs",
+    errno.EEXIST: "the name is in use, or is a broken link; give another name",
+    errno.ELOOP: "a link refers to itself; give another path",
+    errno.ENOTEMPTY: "use another folder, or empty this one",
+    errno.EBUSY: "another program is using it; close that program, then run the same command again",
+    errno.EFBIG: "the file is too large for this file system; use a folder on another one",
+    errno.EINVAL: UNSUPPORTED_ADVICE,
+    errno.ENOSYS: UNSUPPORTED_ADVICE,
+    errno.ENOTSUP: UNSUPPORTED_ADVICE,
+    errno.EOPNOTSUPP: UNSUPPORTED_ADVICE,
+    errno.EPERM: UNSUPPORTED_ADVICE,
+    errno.EXDEV: UNSUPPORTED_ADVICE,
+    errno.EIO: UNREACHABLE_ADVICE,
+    errno.ENXIO: UNREACHABLE_ADVICE,
+    errno.ENODEV: UNREACHABLE_ADVICE,
+    errno.ESTALE: UNREACHABLE_ADVICE,
+    errno.ENOTCONN: UNREACHABLE_ADVICE,
+    errno.ETIMEDOUT: UNREACHABLE_ADVICE,
+    errno.EHOSTDOWN: UNREACHABLE_ADVICE,
+    errno.EHOSTUNREACH: UNREACHABLE_ADVICE,
 }
-NAMED = {code for code, what in NEXT.items() if what in (UNABLE, UNREACHED)} - {
-    errno.EIO,
-    errno.ESTALE,
+"""What a user can do about an error of the system, by its number."""
+AMBIGUOUS_CODES = {
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+    errno.EXDEV,
+    errno.ENXIO,
+    errno.ENODEV,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
 }
-"""What else than a file system gives these too: they are told of a file alone."""
+"""Errors that not only file systems raise: the advice holds only if the error names a file."""
 
 
-def without_addresses(text: str) -> str:
-    """A message without objects as Python shows them, `<_io.BytesIO object at 0x7f…>`: they say nothing to a user."""
+def remove_addresses(text: str) -> str:
+    """Return a message without Python's representations such as `<_io.BytesIO object at 0x7f…>`."""
     return re.sub(r" ?<[^<>\n]* at 0x[0-9a-fA-F]+>", "", text)
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return next(iter(without_addresses(str(error)).strip().splitlines()), type(error).__name__)
+def get_first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if it has none."""
+    lines = remove_addresses(str(error)).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 class InputError(Exception):
-    """Bad input: one line a problem, each with what would be right; the commands exit with status 2.
+    """Bad input: one line for each problem, which says what would be right.
 
-    ConfigError, InfeasibleLayoutError, IncompatibleLayoutError, ModelNotFoundError, ChangedJobError, LockedError and
-    StoreRefusedError derive from it.
+    The commands exit with status 2. ConfigError, InfeasibleLayoutError, IncompatibleLayoutError,
+    ModelNotFoundError, ChangedJobError, LockedError and StoreRefusedError derive from it.
     """
 
     @property
     def problems(self) -> list[str]:
-        return without_addresses(str(self)).splitlines()
+        """The problems, one line each."""
+        return remove_addresses(str(self)).splitlines()
 
 
 class StoreFailedError(Exception):
-    """An object store went on failing, however often it was asked again; the commands exit with status 1."""
+    """An object store still failed after all retries; the commands exit with status 1."""
 
 
 class StoreRefusedError(InputError):
-    """An object store will not do what was asked, however often: no such bucket, access denied."""
+    """An object store refused a request, and retries would not help: no such bucket, no access."""
 
 
 def explain(error: InputError | StoreFailedError | OSError | ModuleNotFoundError) -> list[str]:
-    """What to tell the user, a line a problem, each with what to do next.
+    """Return what to report to the user: one line for each problem, with what to do next.
 
     Raises:
-        OSError, ModuleNotFoundError: the same again, if it is none that a user can do something about.
+        OSError, ModuleNotFoundError: the same error, if the user can do nothing about it.
     """
     if isinstance(error, InputError):
         return error.problems
     if isinstance(error, StoreFailedError):
-        return [f"{error}; all that was finished is kept, and the same command goes on"]
+        return [f"{error}; {RESUME_ADVICE}"]
     if isinstance(error, ModuleNotFoundError):
-        return [missing_module(error)]
-    if type(error).__name__ == "UnidentifiedImageError":  # Pillow's, which is not imported for it
-        return [f"{first_line(error)}; remove the file, or put an image in its place"]
-    if error.errno not in NEXT or (error.errno in NAMED and not error.filename):
+        return [explain_missing_module(error)]
+    # The name is compared, so that Pillow is not imported.
+    if type(error).__name__ == "UnidentifiedImageError":
+        return [f"{get_first_line(error)}; remove the file, or replace it with an image"]
+    if error.errno not in ADVICE:
+        raise error
+    if error.errno in AMBIGUOUS_CODES and not error.filename:
         raise error
     place = f"{error.filename}: " if error.filename else ""
-    return [f"{place}{(error.strerror or str(error)).lower()}; {NEXT[error.errno]}"]
+    reason = (error.strerror or str(error)).lower()
+    return [f"{place}{reason}; {ADVICE[error.errno]}"]
 
 
-def missing_module(error: ModuleNotFoundError) -> str:
-    """Which package holds a module that is not installed.
+def explain_missing_module(error: ModuleNotFoundError) -> str:
+    """Return a message that names the package of a missing module, and how to install it.
 
     Raises:
-        ModuleNotFoundError: the same again, if it is none of those that this project names.
+        ModuleNotFoundError: the same error, if the module belongs to no dependency of synthgen.
     """
     module = str(error.name).partition(".")[0]
     try:
@@ -110,6 +134,6 @@ def missing_module(error: ModuleNotFoundError) -> str:
         package = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         if re.sub(r"[-.]", "_", package).lower() == module.lower():
             extra = re.search(r"extra == ['\"](\w+)", requirement)
-            what = f"{DISTRIBUTION}[{extra[1]}]" if extra else DISTRIBUTION
-            return f"{package} is not installed; install it: pip install '{what}'"
+            target = f"{DISTRIBUTION}[{extra[1]}]" if extra else DISTRIBUTION
+            return f"{package} is not installed; install it: pip install '{target}'"
     raise error

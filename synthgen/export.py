@@ -1,4 +1,4 @@
-"""The former place of the exports; import them from `synthgen`."""
+"""The deprecated module of the exports, which are now imported from `synthgen`."""
 
 import warnings
 

@@ -1,13 +1,13 @@
-"""Boxes: their forms, how one becomes another, and how boxes are compared (numpy only).
+"""Boxes: their formats, conversions between formats, and comparisons of boxes (numpy only).
 
 Boxes are arrays (N, 4), in px unless a function says otherwise. x grows to the right, y downwards,
 and an edge lies between two pixels: a box from x0 = 0 to x1 = 1 covers the first column. Functions
 whose shapes are written (..., 4) also take a single box.
 
-- xyxy: the left, upper, right and lower edge. Layouts have it.
-- xywh: the left and upper edge, width and height. COCO has it.
-- cxcywh: centre, width and height. YOLO has it in shares of the image's sides.
-- VOC's corners: the first and the last pixel in whole numbers, counted from 1.
+- xyxy: the left, upper, right and lower edge. Layouts use it.
+- xywh: the left and upper edge, width and height. COCO uses it.
+- cxcywh: centre, width and height. YOLO uses it, relative to the width and height of the image.
+- VOC's corners: the first and the last pixel as whole numbers, counted from 1.
 
 Results have the dtype of the boxes unless a function says otherwise.
 """
@@ -20,10 +20,10 @@ from numpy.typing import ArrayLike, NDArray
 
 AnyFloat = TypeVar("AnyFloat", bound=np.floating[Any])
 Box = tuple[float, float, float, float]
-"""One box of Python's numbers, in the form that is told beside it."""
+"""One box as Python's numbers; the format is documented where the type is used."""
 
-FARTHEST = 1e6
-"""px: a coordinate whose magnitude is larger is no place in an image."""
+MAX_COORDINATE = 1e6
+"""The largest magnitude in px that a coordinate may have."""
 
 
 def box_sides(boxes: NDArray[AnyFloat]) -> NDArray[AnyFloat]:
@@ -55,7 +55,7 @@ def xywh_to_xyxy(boxes: NDArray[AnyFloat]) -> NDArray[AnyFloat]:
 
 
 def xywh_to_yolo(boxes: NDArray[AnyFloat], width: int, height: int) -> NDArray[AnyFloat]:
-    """Return boxes (..., 4) xywh as cxcywh in shares of an image of width x height px."""
+    """Return boxes (..., 4) xywh as cxcywh relative to an image of width x height px."""
     low = boxes[..., :2]
     size = boxes[..., 2:]
     shares: NDArray[AnyFloat] = np.concatenate([low + size / 2, size], -1)
@@ -63,7 +63,7 @@ def xywh_to_yolo(boxes: NDArray[AnyFloat], width: int, height: int) -> NDArray[A
 
 
 def yolo_to_xywh(boxes: NDArray[AnyFloat], width: int, height: int) -> NDArray[AnyFloat]:
-    """Return boxes (..., 4) cxcywh in shares of an image of width x height px as xywh."""
+    """Return boxes (..., 4) cxcywh, relative to an image of width x height px, as xywh."""
     centre = boxes[..., :2]
     size = boxes[..., 2:]
     shares: NDArray[AnyFloat] = np.concatenate([centre - size / 2, size], -1)
@@ -73,10 +73,10 @@ def yolo_to_xywh(boxes: NDArray[AnyFloat], width: int, height: int) -> NDArray[A
 def xywh_to_voc(box: Box) -> tuple[int, int, int, int]:
     """Return VOC's xmin, ymin, xmax, ymax of a box xywh.
 
-    They are the pixels whose centres the box covers, as the development kit of VOC2012
-    ("Annotations") counts them, from 1 and both ends included: xmin = round(x0) + 1,
-    xmax = round(x1). A side moves by half a pixel at most. A box has a pixel at least, and none
-    beyond the last one that it touches.
+    They name the pixels whose centres the box covers, counted from 1 with both ends included, as
+    in the development kit of VOC2012 ("Annotations"): xmin = round(x0) + 1, xmax = round(x1). A
+    side moves by at most half a pixel. The result has at least one pixel, and no pixel that the
+    box does not touch.
     """
     x, y, width, height = box
     xmin = min(round(x) + 1, ceil(x + width))
@@ -85,14 +85,14 @@ def xywh_to_voc(box: Box) -> tuple[int, int, int, int]:
 
 
 def voc_to_xyxy(xmin: float, ymin: float, xmax: float, ymax: float) -> Box:
-    """Return a box xyxy of VOC's corners."""
+    """Return VOC's corners as a box xyxy."""
     return xmin - 1, ymin - 1, xmax, ymax
 
 
 def clip_boxes(boxes: NDArray[AnyFloat], width: float, height: float) -> NDArray[np.float64]:
-    """Return boxes (..., 4) xyxy cut off at the edges of an image of width x height px, as float64.
+    """Return boxes (..., 4) xyxy clipped to an image of width x height px, as float64.
 
-    What lies outside as a whole becomes a box without area at the edge. NaN stays.
+    A box that lies wholly outside becomes a box without area at the edge. NaN stays NaN.
     """
     return np.clip(boxes, 0, np.array([width, height, width, height], np.float64))
 
@@ -110,8 +110,8 @@ def box_intersections(boxes: NDArray[Any], others: NDArray[Any]) -> NDArray[Any]
 def box_iou(boxes: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
     """Return the intersection over union (N, M) of boxes (N, 4) and others (M, 4) xyxy.
 
-    It lies in [0, 1], and is 0 where both boxes have no area. Whatever the dtypes are,
-    it is computed in float64.
+    It lies in [0, 1], and is 0 where both boxes have no area. It is computed in float64 for
+    boxes of any dtype.
     """
     a = np.asarray(boxes, np.float64)
     b = np.asarray(others, np.float64)
@@ -121,32 +121,32 @@ def box_iou(boxes: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def shares_inside(boxes: NDArray[Any], windows: ArrayLike) -> NDArray[Any]:
-    """Return the shares (N, M) of the areas of boxes (N, 4) xyxy that windows (M, 4) xyxy hold.
+    """Return the share (N, M) of the area of each box (N, 4) xyxy inside each window (M, 4) xyxy.
 
-    They lie in [0, 1] and have numpy's common dtype of both. Boxes and windows are in the same
-    unit, and each box has an area.
+    Shares lie in [0, 1] and have numpy's common dtype of both. Boxes and windows are in the same
+    unit, and every box must have an area.
     """
     return box_intersections(boxes, np.asarray(windows)) / box_areas(boxes)[:, None]
 
 
 def non_maximum_suppression(boxes: NDArray[Any], threshold: float = 0.5) -> list[int]:
-    """Return the boxes that stay when each one drops the worse ones that overlap it.
+    """Return the boxes that remain after each one suppressed the worse boxes that overlap it.
 
     Args:
-        boxes: (N, 4) xyxy, the best first.
-        threshold: IoU above which two boxes overlap.
+        boxes: (N, 4) xyxy, the best box first.
+        threshold: the IoU above which two boxes overlap.
 
     Returns:
-        Their numbers, ascending.
+        The indices of the remaining boxes, ascending.
     """
     overlap = box_iou(boxes, boxes) > threshold
-    dropped = np.zeros(len(boxes), bool)
-    kept = []
+    suppressed = np.zeros(len(boxes), bool)
+    remaining = []
     for i in range(len(boxes)):
-        if not dropped[i]:
-            kept.append(i)
-            dropped |= overlap[i]
-    return kept
+        if not suppressed[i]:
+            remaining.append(i)
+            suppressed |= overlap[i]
+    return remaining
 
 
 def _corner(boxes: NDArray[AnyFloat], width: int, height: int) -> NDArray[AnyFloat]:

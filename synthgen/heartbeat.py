@@ -1,14 +1,17 @@
-"""A sign of life of work that takes long: each pass through a network counts one; whoever watches sees it grow."""
+"""A heartbeat for work that takes long: each pass through a network counts one beat.
 
-_beats = 0
+Code that watches the work sees the count grow as long as the work makes progress.
+"""
 
-
-def beat() -> None:
-    """Say that the work gets on."""
-    global _beats
-    _beats += 1
+_count = 0
 
 
-def beats() -> int:
-    """How often it was said in this process."""
-    return _beats
+def record_beat() -> None:
+    """Record that the work makes progress."""
+    global _count
+    _count += 1
+
+
+def count_beats() -> int:
+    """Return the number of beats in this process so far."""
+    return _count

@@ -1,7 +1,7 @@
-"""Where all randomness comes from: one numbered stream for each thing that is drawn.
+"""The source of all randomness: one numbered stream for each use of random numbers.
 
-What is drawn for sample `index` is a function of the seed, the index, the stream and the attempt alone.
-So it stays the same on any number of workers, and two streams never yield the same numbers.
+The random numbers of sample `index` depend only on the seed, the index, the stream and the attempt.
+They are therefore the same on any number of workers, and no two streams share numbers.
 """
 
 from enum import IntEnum
@@ -10,7 +10,10 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What is drawn. A number is part of the bytes of every dataset: it is never changed or reused."""
+    """The uses of random numbers.
+
+    The numbers determine the bytes of every dataset: never change or reuse one.
+    """
 
     LAYOUT = 0
     SCENE = 1
@@ -19,23 +22,23 @@ class Stream(IntEnum):
     ATMOSPHERE = 4
     CAMERA = 5
     TRAINING_STEP = 6
-    """What a training step draws; index: the step, attempt: the rank of the process."""
+    """The random numbers of a training step; index: the step, attempt: the rank of the process."""
     TRAINING_REHEARSAL = 7
     """The random boxes of a rehearsal; index: the step, attempt: the rank of the process."""
     TRAINING_CROP = 8
-    """Crop and flip of an image of a dataset; index: its number in the sequence."""
+    """The crop and flip of an image of a dataset; index: its number in the sequence."""
     TRAINING_ORDER = 9
     """The order of the images; index: the epoch."""
     PASTED_SCENE = 10
-    """A scene pasted on the fly; index: its number, attempt: which part of it (see `PastedScenes`)."""
+    """A scene pasted on the fly; index: its number, attempt: the use (see `PastedScenes`)."""
     CONCEPT_SCENE = 11
     """A scene of new classes; index: its number."""
     PRIOR_SCENE = 12
     """A scene for prior preservation; index: its number, attempt: the number of its class."""
     PRIOR_NOISE = 13
-    """The noise from which such a scene is generated; index: its number among all of them."""
+    """The initial noise of a scene for prior preservation; index: its number among all of them."""
     HELD_OUT = 14
-    """Windows of held-out scenes to measure on; index: the number of the batch."""
+    """The windows of held-out scenes to measure on; index: the number of the batch."""
     SHEET = 15
     """The layouts of a sample sheet; index: the number of the image."""
 
@@ -43,21 +46,24 @@ class Stream(IntEnum):
 def seed_sequence(
     seed: int, index: int, stream: Stream, attempt: int = 0
 ) -> np.random.SeedSequence:
-    """Return the randomness of one sample in one stream.
+    """Return the seed sequence of one sample in one stream.
 
     Args:
-        seed: of the job, at least 0.
-        index: of the sample (or whatever the stream counts), from 0 to 2**32 - 1.
-        attempt: number of the attempt (or whatever the stream says), from 0 to 2**32 - 1.
+        seed: the seed of the job, at least 0.
+        index: the index of the sample (or of what the stream counts), from 0 to 2**32 - 1.
+        attempt: the number of the attempt (or what the stream documents), from 0 to 2**32 - 1.
     """
     return np.random.SeedSequence(seed, spawn_key=(index, int(stream), attempt))
 
 
-def child_sequence(parent: np.random.SeedSequence, number: int) -> np.random.SeedSequence:
-    """Return the randomness of one part of what a sequence is for; it meets neither its parent nor another child."""
+def spawn_sequence(parent: np.random.SeedSequence, number: int) -> np.random.SeedSequence:
+    """Return an independent sequence for one numbered step of what a sequence is used for.
+
+    It shares no random numbers with its parent or with another child.
+    """
     return np.random.SeedSequence(parent.entropy, spawn_key=(*parent.spawn_key, number))
 
 
-def torch_seed(sequence: np.random.SeedSequence) -> int:
-    """Return a seed for torch's generators, from 0 to 2**63 - 1."""
+def make_torch_seed(sequence: np.random.SeedSequence) -> int:
+    """Return a seed for a generator of torch, from 0 to 2**63 - 1."""
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)

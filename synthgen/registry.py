@@ -1,4 +1,7 @@
-"""Samplers, methods, tasks and verifiers by name: modules of this package, or entry points of another one."""
+"""Samplers, methods, tasks and verifiers by name.
+
+They are modules of this package, or entry points of another one.
+"""
 
 from functools import cache
 from importlib import import_module
@@ -14,43 +17,50 @@ PACKAGES = {
     "verifier": "synthgen.verification",
 }
 FORMER_GROUPS = {"task": "synthgen.train.tasks", "verifier": "synthgen.verify.verifiers"}
-"""Groups of entry points that packages for earlier versions used; they are still read."""
+"""Groups of entry points that packages for earlier versions use; they are still read."""
 
 
-def names(kind: str) -> list[str]:
-    """Names of the known samplers (kind "sampler"), methods ("method"), training tasks ("task") or verifiers ("verifier")."""
-    return sorted({*_modules(kind), *_plugins(kind)})
+def list_names(kind: str) -> list[str]:
+    """Return the sorted names of everything of a kind.
+
+    Args:
+        kind: "sampler", "method", "task" (for training) or "verifier".
+    """
+    return sorted({*_find_modules(kind), *_find_plugins(kind)})
 
 
-def spec_class(kind: str, name: str) -> Any:
-    """The `Spec` of a sampler, method, task or verifier, without importing any other one.
+def load_spec_class(kind: str, name: str) -> Any:
+    """Return the `Spec` of a sampler, method, task or verifier without importing any other one.
 
     Raises:
-        KeyError: there is none of that name.
+        KeyError: nothing of this kind has the name.
     """
-    if name not in names(kind):
+    if name not in list_names(kind):
         raise KeyError(name)
-    plugins = _plugins(kind)
-    return (
-        plugins[name].load() if name in plugins else import_module(f"{PACKAGES[kind]}.{name}").Spec
-    )
+    plugins = _find_plugins(kind)
+    if name in plugins:
+        return plugins[name].load()
+    return import_module(f"{PACKAGES[kind]}.{name}").Spec
 
 
 @cache
-def _modules(kind: str) -> tuple[str, ...]:
-    """Modules of the kind's package that define a `Spec`; the others hold what several of these use."""
+def _find_modules(kind: str) -> tuple[str, ...]:
+    """Return the modules of the kind's package that define a `Spec`; the others are shared code."""
     folder = Path(__file__).parent / PACKAGES[kind].partition(".")[2]
-    found = []
+    modules = []
     for module in iter_modules([str(folder)]):
-        source = (
-            folder / module.name / "__init__.py" if module.ispkg else folder / f"{module.name}.py"
-        )
-        if "\nclass Spec(" in source.read_text(encoding="utf-8"):
-            found.append(module.name)
-    return tuple(found)
+        file = f"{module.name}/__init__.py" if module.ispkg else f"{module.name}.py"
+        source = (folder / file).read_text(encoding="utf-8")
+        if "\nclass Spec(" in source:
+            modules.append(module.name)
+    return tuple(modules)
 
 
-@cache  # looking through all that is installed takes 15 ms, and a job asks a dozen times
-def _plugins(kind: str) -> dict[str, Any]:
-    groups = [FORMER_GROUPS[kind]] if kind in FORMER_GROUPS else []
-    return {e.name: e for group in (*groups, PACKAGES[kind]) for e in entry_points(group=group)}
+@cache  # a search of all installed packages takes 15 ms, and a job needs a dozen
+def _find_plugins(kind: str) -> dict[str, Any]:
+    """Return the entry points of a kind by name; the current group replaces the former one."""
+    plugins = {}
+    for group in (FORMER_GROUPS.get(kind), PACKAGES[kind]):
+        if group is not None:
+            plugins.update({entry.name: entry for entry in entry_points(group=group)})
+    return plugins

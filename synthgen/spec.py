@@ -1,4 +1,4 @@
-"""What all recipes and jobs have in common: how numbers are read, and how a spec finds its implementation."""
+"""The base class of recipes and jobs: how numbers are read and implementations are found."""
 
 from importlib import import_module
 from typing import Any
@@ -6,19 +6,15 @@ from typing import Any
 from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-SKIPPED = {
-    "config",
-    "default",
-    "metadata",
-    "serialization",
-}  # parts of a schema that validate nothing
+NOT_VALIDATING = {"config", "default", "metadata", "serialization"}
+"""Keys of a core schema that hold no schemas of values."""
 
 
 def reject_non_numbers(value: Any) -> Any:
-    """Return a value that may be a number.
+    """Return the value unless it is a boolean or NaN, which pydantic takes for a number.
 
     Raises:
-        ValueError: it is true, false or nan.
+        ValueError: the value is true, false or nan.
     """
     if isinstance(value, bool):
         raise ValueError(f"{str(value).lower()}: input should be a number, not true or false")
@@ -28,60 +24,68 @@ def reject_non_numbers(value: Any) -> Any:
 
 
 def _is_number(schema: dict[str, Any]) -> bool:
-    """Tell whether a core schema is that of numbers, or of certain numbers alone."""
+    """Return whether a core schema accepts numbers only, or a literal with a whole number."""
     if schema.get("type") == "literal":
         return any(type(value) is int for value in schema["expected"])
     return schema.get("type") in ("int", "float")
 
 
-def _guard(schema: Any) -> Any:
-    """Put `reject_non_numbers` before every number of a core schema."""
+def _guard_numbers(schema: Any) -> Any:
+    """Return a core schema that calls `reject_non_numbers` before it validates a number."""
     if isinstance(schema, list | tuple):
-        return type(schema)(_guard(part) for part in schema)
+        return type(schema)([_guard_numbers(item) for item in schema])
     if not isinstance(schema, dict):
         return schema
-    guarded: Any = {
-        key: value if key in SKIPPED else _guard(value) for key, value in schema.items()
-    }
-    if (
-        schema.get("type") == "union"
-    ):  # the places of errors name the choices, and not by this guard
-        pairs = zip(schema["choices"], guarded["choices"], strict=True)
-        guarded["choices"] = [_labelled(old, new) for old, new in pairs]
+    guarded: Any = {}
+    for key, value in schema.items():
+        guarded[key] = value if key in NOT_VALIDATING else _guard_numbers(value)
+    if schema.get("type") == "union":
+        choices = zip(schema["choices"], guarded["choices"], strict=True)
+        guarded["choices"] = [_keep_label(original, choice) for original, choice in choices]
     if _is_number(schema):
         return core_schema.no_info_before_validator_function(reject_non_numbers, guarded)
     return guarded
 
 
-def _labelled(choice: Any, guarded: Any) -> Any:
-    """Return a guarded choice of a union with a name like the one that it would have without."""
-    is_guarded = isinstance(choice, dict) and _is_number(choice)
-    return (guarded, f"constrained-{choice['type']}") if is_guarded else guarded
+def _keep_label(choice: Any, guarded: Any) -> Any:
+    """Return a guarded choice of a union with a label like that of the original choice.
+
+    Pydantic's errors locate a value by the labels of its choices. Without this they would name
+    the guard.
+    """
+    if isinstance(choice, dict) and _is_number(choice):
+        return guarded, f"constrained-{choice['type']}"
+    return guarded
 
 
 class SpecModel(BaseModel):
-    """A mapping of a job file; whole decimals such as 10.0 are whole numbers, true and nan are none."""
+    """A mapping of a job file.
+
+    A number such as 10.0 is accepted as a whole number; true, false and nan are not numbers.
+    """
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        schema: CoreSchema = _guard(handler(source))
+        schema: CoreSchema = _guard_numbers(handler(source))
         return schema
 
 
 def load_implementation(path: str) -> Any:
     """Import what a spec names, such as `synthgen.pipelines.mixture.painter:MixturePainter`.
 
-    Specs are read where neither torch nor a model is needed; what they describe is imported when it is used.
+    Specs are read without torch and without models. Their implementations are imported on first
+    use.
     """
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
 
 
-def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one: {"a": {"b": 1}} is {"a.b": 1}."""
+def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one mapping with dotted keys: {"a": {"b": 1}} is {"a.b": 1}."""
     result: dict[str, Any] = {}
     for key, value in data.items():
-        result.update(
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        )
+        if isinstance(value, dict):
+            result.update(flatten(value, f"{prefix}{key}."))
+        else:
+            result[f"{prefix}{key}"] = value
     return result

@@ -1,4 +1,4 @@
-"""JSON as every program reads it: without NaN and infinities, which Python's own module writes and reads."""
+"""Strict JSON, without the NaN and infinities that Python's own module reads and writes."""
 
 import json
 import math
@@ -6,35 +6,38 @@ from typing import Any, NoReturn
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Return JSON text; a number that JSON has not is left out (`without_nan`)."""
+    """Return a value as JSON text, without the numbers that JSON does not have (`remove_nan`)."""
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
     except ValueError:
-        return json.dumps(without_nan(value), indent=indent, allow_nan=False)
+        return json.dumps(remove_nan(value), indent=indent, allow_nan=False)
 
 
 def from_json(text: str | bytes) -> Any:
-    """Return what JSON text says.
+    """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON, or has a NaN or an infinity.
-        RecursionError: it is nested too deeply.
+        ValueError: the text is not JSON, or contains NaN or an infinity.
+        RecursionError: the text is nested too deeply.
     """
-    return json.loads(text, parse_constant=_refuse)
+    return json.loads(text, parse_constant=_reject_constant)
 
 
-def without_nan(value: Any) -> Any:
-    """Return a copy without NaN and infinities: a key that has one is left out, and an item of a list becomes None."""
+def remove_nan(value: Any) -> Any:
+    """Return a copy without NaN and infinities.
+
+    A key with such a value is left out; such an item of a list becomes None.
+    """
     if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items() if not _is_beyond_json(item)}
+        return {key: remove_nan(item) for key, item in value.items() if not _is_not_finite(item)}
     if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if _is_beyond_json(value) else value
+        return [remove_nan(item) for item in value]
+    return None if _is_not_finite(value) else value
 
 
-def _is_beyond_json(value: Any) -> bool:
+def _is_not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not valid JSON")

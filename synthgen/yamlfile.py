@@ -1,4 +1,4 @@
-"""YAML read as data, with the file and line of every key."""
+"""YAML files read as plain data, with the file and line of every key."""
 
 from dataclasses import dataclass, field
 from io import StringIO
@@ -14,24 +14,29 @@ from synthgen.errors import InputError
 
 KeyPath = tuple[str | int, ...]
 COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
-MAX_NODES = 100_000  # aliases multiply: a file of a few lines can stand for billions of values
+MAX_NODES = 100_000
+"""The most values of a file: aliases multiply, so a few lines can expand to billions of values."""
 
 
 class ConfigError(InputError):
-    """One line a problem of a job or recipe, each with file, line, key, value and what would be right."""
+    """Problems of a job or recipe, one line each.
+
+    A line gives the file, line, key and value, and says what would be right.
+    """
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(" ".join(problem.splitlines()) for problem in problems))
+        lines = [" ".join(problem.splitlines()) for problem in problems]
+        super().__init__("\n".join(lines))
 
 
 @dataclass
 class Document:
-    """Plain data and where each key of it stands.
+    """Plain data, with the file and line of each key.
 
     Attributes:
         data: mappings, lists and scalars.
-        places: file and line of each key path, as "file:line".
-        problems: what is wrong with the text itself (duplicate keys).
+        places: the file and line of each key path, as "file:line".
+        problems: problems of the text itself, such as duplicate keys.
     """
 
     data: Any
@@ -39,17 +44,17 @@ class Document:
     problems: list[str] = field(default_factory=list)
 
     def place(self, path: KeyPath) -> str:
-        """Where a key stands, or the nearest key that it would belong to."""
+        """Return the file and line of a key, or of its nearest parent that is in the file."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, "job")
 
 
 def read_yaml(path: Path) -> Document:
-    """Read one YAML file as data.
+    """Read a YAML file as data.
 
     Raises:
-        ConfigError: it cannot be read or is not YAML.
+        ConfigError: the file cannot be read, or is not YAML.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -61,78 +66,93 @@ def read_yaml(path: Path) -> Document:
 
 
 def parse_yaml(text: str, name: str) -> Document:
-    """Read YAML text; `name` stands for the file in messages.
+    """Parse YAML text.
+
+    Args:
+        name: the name of the file, for messages.
 
     Raises:
-        ConfigError: it is not YAML, or it holds more than MAX_NODES values.
+        ConfigError: the text is not YAML, or has more than MAX_NODES values.
     """
     yaml = YAML(typ="safe", pure=True)
+    document = Document(None)
     try:
         node = yaml.compose(StringIO(text))
-        document = Document(None)
-        document.data = (
-            _Walk(name, yaml.constructor, document).value(node, ()) if node is not None else None
-        )
+        if node is not None:
+            document.data = _Converter(name, yaml.constructor, document).convert(node, ())
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError([f"{name}:{line}: not YAML: {error.problem or error.context}"]) from None
     except (YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            [f"{name}:1: not YAML: {(str(error) or type(error).__name__).splitlines()[0]}"]
-        ) from None
-    document.places.setdefault((), f"{name}:1")  # of a file without any
+        message = str(error) or type(error).__name__
+        raise ConfigError([f"{name}:1: not YAML: {message.splitlines()[0]}"]) from None
+    document.places.setdefault((), f"{name}:1")  # the only place in a file without values
     return document
 
 
-class _Walk:
-    """Turns a node tree into plain data, noting where every key stands."""
+class _Converter:
+    """Converts a node tree to plain data and records the place of every key in the document."""
 
     def __init__(self, name: str, constructor: SafeConstructor, document: Document) -> None:
-        self.name, self.constructor, self.document, self.count = name, constructor, document, 0
+        self.name = name
+        self.constructor = constructor
+        self.document = document
+        self.count = 0
 
-    def value(self, node: Node, path: KeyPath) -> Any:
+    def convert(self, node: Node, path: KeyPath) -> Any:
+        """Return the value of a node.
+
+        Raises:
+            ConstructorError: the node is not plain data.
+            ValueError: the text has more than MAX_NODES values.
+        """
         self.count += 1
         if self.count > MAX_NODES:
             raise ValueError(f"more than {MAX_NODES} values")
-        self.document.places.setdefault(path, f"{self.name}:{node.start_mark.line + 1}")
+        self.document.places.setdefault(path, self.place_of(node))
         if isinstance(node, MappingNode | SequenceNode) and str(node.tag) not in COLLECTIONS:
-            raise self.refused(node, f"the tag {node.tag!s} is not data")
+            raise self.error_at(node, f"the tag {node.tag!s} is not data")
         if isinstance(node, MappingNode):
-            return self.mapping(node, path)
+            return self.convert_mapping(node, path)
         if isinstance(node, SequenceNode):
-            return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
-        return self.scalar(node)
+            return [self.convert(item, (*path, i)) for i, item in enumerate(node.value)]
+        return self.convert_scalar(node)
 
-    def scalar(self, node: Node) -> Any:
-        """A text, a number, true, false or null."""
+    def convert_scalar(self, node: Node) -> Any:
+        """Return a text, a number, true, false or null."""
         try:
             value = self.constructor.construct_object(node)
         except LookupError:
-            raise self.refused(node, f"{node.value!r} is not what its tag says") from None
+            raise self.error_at(node, f"{node.value!r} does not match its tag") from None
         except ValueError as error:
-            raise self.refused(node, f"{str(node.value)[:40]!r}: {error}") from None
+            raise self.error_at(node, f"{str(node.value)[:40]!r}: {error}") from None
         if not isinstance(value, str | int | float | bool | None):
-            raise self.refused(
-                node, f"{node.value!r} is a {type(value).__name__}; for a text put it in quotes"
-            )
+            kind = type(value).__name__
+            raise self.error_at(node, f"{node.value!r} is a {kind}; for a text put it in quotes")
         if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise self.refused(node, "half of a surrogate pair is no character")
+            raise self.error_at(node, "an unpaired surrogate is not a character")
         return value
 
-    def refused(self, node: Node, why: str) -> ConstructorError:
-        return ConstructorError(None, None, why, node.start_mark)
-
-    def mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
+    def convert_mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
+        """Return a mapping; a duplicate key is recorded as a problem, and its first value stays."""
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, ScalarNode):
-                raise self.refused(key_node, "a key is a text or a number")
-            key = str(self.scalar(key_node))
-            place = f"{self.name}:{key_node.start_mark.line + 1}"
+                raise self.error_at(key_node, "a key is a text or a number")
+            key = str(self.convert_scalar(key_node))
+            place = self.place_of(key_node)
             if key in result:
                 dotted = ".".join(map(str, (*path, key)))
-                self.document.problems.append(f"{place}: {dotted}: this key stands twice; keep one")
+                self.document.problems.append(f"{place}: {dotted}: duplicate key; keep one")
                 continue
             self.document.places[(*path, key)] = place
-            result[key] = self.value(value_node, (*path, key))
+            result[key] = self.convert(value_node, (*path, key))
         return result
+
+    def place_of(self, node: Node) -> str:
+        """Return the file and line of a node."""
+        return f"{self.name}:{node.start_mark.line + 1}"
+
+    def error_at(self, node: Node, reason: str) -> ConstructorError:
+        """Return an error that names the line of a node."""
+        return ConstructorError(None, None, reason, node.start_mark)

@@ -1,4 +1,7 @@
-"""A real S3-protocol server (moto) on loopback that can be told to fail: `python -m tests.s3` prints its port."""
+"""A server of the S3 protocol (moto) on loopback, whose requests can be made to fail.
+
+`python -m tests.s3` prints its port.
+"""
 
 import json
 import os
@@ -21,13 +24,15 @@ BUCKET = "bucket"
 
 @dataclass
 class Fault:
-    """What befalls requests.
+    """A fault of some requests.
 
     Attributes:
-        kind: an HTTP status; "cut": the connection breaks half-way through the request's body; "lost": the request is carried
-            out, and the connection breaks before the answer; "hang": no answer for 30 s.
-        match: of "METHOD /bucket/key?query".
-        times: how many requests, and every how many-th of those that match.
+        kind: an HTTP status; "cut": the connection breaks half-way through the request's body;
+            "lost": the request is carried out, and the connection breaks before the answer; "hang":
+            no answer for 30 s.
+        match: a regular expression that finds "METHOD /bucket/key?query" of the requests.
+        times: how many requests fail.
+        every: the fault applies to every `every`-th request that matches.
     """
 
     kind: int | str
@@ -36,7 +41,8 @@ class Fault:
     every: int = 1
     seen: int = 0
 
-    def strikes(self, request: str) -> bool:
+    def applies_to(self, request: str) -> bool:
+        """Return whether a request fails, and count it."""
         if self.times == 0 or not re.search(self.match, request):
             return False
         self.seen += 1
@@ -46,103 +52,121 @@ class Fault:
         return True
 
 
-class Faulty:
-    """A WSGI application before moto's: lets requests fail as it was told, and keeps a list of them."""
+class FaultyApplication:
+    """A WSGI application that wraps moto's, lets requests fail, and keeps a list of requests."""
 
     def __init__(self, inner: Callable[..., Iterable[bytes]]) -> None:
-        self.inner, self.faults, self.requests = inner, list[Fault](), list[str]()
+        self.inner = inner
+        self.faults: list[Fault] = []
+        self.requests: list[str] = []
 
     def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        path, query = environ["PATH_INFO"], environ.get("QUERY_STRING", "")
+        path = environ["PATH_INFO"]
+        query = environ.get("QUERY_STRING", "")
         if path == "/_control":
             return self.control(environ, start)
         request = f"{environ['REQUEST_METHOD']} {path}{'?' if query else ''}{query}"
         self.requests.append(request)
-        fault = next((f for f in self.faults if f.strikes(request)), None)
+        fault = self.find_fault(request)
         if fault is None:
             return self.inner(environ, start)
+        length = int(environ.get("CONTENT_LENGTH") or 0)
         if isinstance(fault.kind, int):
-            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            return answer(environ, start, fault.kind)
+            environ["wsgi.input"].read(length)
+            return answer_error(environ, start, fault.kind)
         if fault.kind == "hang":
             time.sleep(30)
         elif fault.kind == "cut":
-            in_chunks = "HTTP_TRANSFER_ENCODING" in environ
-            environ["wsgi.input"].read(
-                65536 if in_chunks else int(environ.get("CONTENT_LENGTH") or 0) // 2
-            )
+            is_chunked = "HTTP_TRANSFER_ENCODING" in environ
+            environ["wsgi.input"].read(65536 if is_chunked else length // 2)
         else:
             list(self.inner(environ, lambda *_: lambda data: None))
         environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         raise ConnectionAbortedError
 
+    def find_fault(self, request: str) -> Fault | None:
+        """Return the first fault that applies to a request."""
+        for fault in self.faults:
+            if fault.applies_to(request):
+                return fault
+        return None
+
     def control(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        """POST: the faults to come; GET: the requests since."""
+        """Set the faults (POST), and answer with the requests since they were set (GET)."""
         if environ["REQUEST_METHOD"] == "POST":
-            told = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
-            self.faults, self.requests = [Fault(**fault) for fault in told], []
+            faults = json.loads(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
+            self.faults = [Fault(**fault) for fault in faults]
+            self.requests = []
         start("200 OK", [("Content-Type", "application/json")])
         return [json.dumps(self.requests).encode()]
 
 
-def answer(environ: dict[str, Any], start: Callable[..., Any], status: int) -> Iterable[bytes]:
+def answer_error(
+    environ: dict[str, Any], start: Callable[..., Any], status: int
+) -> Iterable[bytes]:
+    """Answer a request with an error of S3."""
     code = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}[status]
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
-    start(
-        f"{status} {code}",
-        [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))],
-    )
-    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as told</Message></Error>"
+    headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+    start(f"{status} {code}", headers)
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body.encode()]
 
 
 def serve() -> None:
+    """Run the server until stdin is closed, and print its port."""
     import logging
 
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    server = make_server(
-        "127.0.0.1", 0, Faulty(DomainDispatcherApplication(create_backend_app)), threaded=True
-    )
+    application = FaultyApplication(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, application, threaded=True)
     print(server.server_port, flush=True)
-    threading.Thread(
-        target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True
-    ).start()  # with the tests, however they end
+    threading.Thread(target=exit_with_the_tests, daemon=True).start()
     server.serve_forever()
 
 
+def exit_with_the_tests() -> None:
+    """End this process when stdin is closed, which happens however the tests end."""
+    sys.stdin.read()
+    os._exit(0)
+
+
 class S3:
-    """The running server, as tests use it."""
+    """The running server, for tests."""
 
     def __init__(self, port: int) -> None:
         self.endpoint = f"http://127.0.0.1:{port}"
 
     def url(self, folder: str) -> str:
+        """Return the URL of a folder in the bucket."""
         return f"s3://{BUCKET}/{folder}"
 
     def fail(self, *faults: Fault) -> None:
-        """Let requests fail from now on; with no faults, none."""
+        """Replace the faults; without arguments no request fails."""
         self._request("/_control", "POST", json.dumps([asdict(f) for f in faults]).encode())
 
     def requests(self) -> list[str]:
-        """The requests since `fail`."""
-        found: list[str] = json.loads(self._request("/_control", "GET"))
-        return found
+        """Return the requests since the last call of `fail`."""
+        requests: list[str] = json.loads(self._request("/_control", "GET"))
+        return requests
 
     def _request(self, path: str, method: str, data: bytes | None = None) -> bytes:
-        with urllib.request.urlopen(
-            urllib.request.Request(self.endpoint + path, data, method=method), timeout=30
-        ) as reply:
+        request = urllib.request.Request(self.endpoint + path, data, method=method)
+        with urllib.request.urlopen(request, timeout=30) as reply:
             return bytes(reply.read())
 
 
 @contextmanager
-def running() -> Iterator[S3]:
-    """The server in a process of its own, and the environment that leads to it."""
-    command, pipe = [sys.executable, "-m", "tests.s3"], subprocess.PIPE
+def run_server() -> Iterator[S3]:
+    """Run the server in a process of its own, and set the environment variables for it."""
     process = subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-m", "tests.s3"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     try:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""A label goes to JSON, to the columns of a table and back, and says the same."""
+"""A label stays the same when it is converted to JSON or to the columns of a table and back."""
 
 import json
 
@@ -6,9 +6,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthgen.annotations import COCO_KEYS, SAMPLE_KEYS, Annotation, Category, default_phrase
+from synthgen.annotations import COCO_KEYS, SAMPLE_KEYS, Annotation, Category, build_default_phrase
 from synthgen.dataset import sample as samples
-from synthgen.dataset.sample import Sample, annotations_of, parse_sample
+from synthgen.dataset.sample import Sample, parse_sample, read_annotations
 
 WHOLE = Annotation(
     bbox=(1.5, 2.0, 3.0, 4.0),
@@ -78,7 +78,7 @@ def test_both_orders_and_the_table_have_every_key() -> None:
 
 
 @given(labels)
-def test_records_and_back(label: Annotation) -> None:
+def test_a_record_converts_back_to_the_same_label(label: Annotation) -> None:
     assert Annotation.from_coco(label.to_coco()) == label
     assert Annotation.from_coco(json.loads(json.dumps(label.to_record()))) == label
     assert label.to_record() == label.to_coco()
@@ -86,12 +86,13 @@ def test_records_and_back(label: Annotation) -> None:
 
 
 @given(st.lists(labels, max_size=4))
-def test_tables_and_back(made: list[Annotation]) -> None:
-    table: pa.Table = samples.table_of([sample(*made)], "000000")
+def test_a_table_converts_back_to_the_same_labels(annotations: list[Annotation]) -> None:
+    table: pa.Table = samples.table_of([sample(*annotations)], "000000")
     (row,) = table.to_pylist()
-    assert annotations_of(row) == made
-    assert parse_sample(sample(*made).json(), b"image", "png") == sample(*made)
+    assert read_annotations(row) == annotations
+    encoded = sample(*annotations)
+    assert parse_sample(encoded.json(), b"image", "png") == encoded
 
 
 def test_the_default_phrase() -> None:
-    assert default_phrase("traffic {cone}") == "a traffic {cone}"
+    assert build_default_phrase("traffic {cone}") == "a traffic {cone}"

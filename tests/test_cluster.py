@@ -1,4 +1,4 @@
-"""cluster.yaml and what is in deploy/, against Ray's own schema and code, and launched on an emulated EC2."""
+"""cluster.yaml and deploy/, checked by Ray's own code and launched on an emulated EC2."""
 
 import json
 import re
@@ -22,21 +22,21 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 LAUNCHED = ["cluster.yaml", "deploy/local.yaml"]
 REGION = "us-east-1"
-NOTICE = 90  # seconds that a worker has to end its shard in
+NOTICE = 90  # seconds in which a worker must finish its shard
 
 
 def read(name: str) -> dict[str, Any]:
-    """The last document of a YAML file of the repository; CloudFormation's tags stay what they are."""
+    """Return the last document of a YAML file of the repository, with CloudFormation's tags."""
     return list(YAML().load_all(ROOT / name))[-1]
 
 
 def plain(data: Any) -> Any:
-    """Dicts, lists, strings and numbers alone, as Ray's own reader gives them."""
+    """Return dicts, lists, strings and numbers, as Ray's own reader does."""
     return json.loads(json.dumps(data))
 
 
 def prepared(name: str) -> dict[str, Any]:
-    """As Ray's launcher completes it, but for what it asks AWS about an instance type."""
+    """Return a configuration as Ray's launcher completes it, without the resources from AWS."""
     config: dict[str, Any] = prepare_config(plain(read(name)))
     for node in config["available_node_types"].values():
         node.setdefault("resources", {})
@@ -44,14 +44,14 @@ def prepared(name: str) -> dict[str, Any]:
 
 
 def pinned(package: str) -> str:
-    """The version in constraints.txt."""
-    found = re.search(rf"^{package}==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    assert found, package
-    return found[1]
+    """Return the version of a package in constraints.txt."""
+    match = re.search(rf"^{package}==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert match, package
+    return match[1]
 
 
 def worker_group(job: dict[str, Any]) -> dict[str, Any]:
-    """The one group of workers of a RayJob."""
+    """Return the only group of workers of a RayJob."""
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     return group
 
@@ -67,7 +67,7 @@ def test_ray_refuses_an_unknown_key() -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
-def test_mounts_are_there_and_small_and_hold_what_is_installed(name: str) -> None:
+def test_file_mounts_exist_and_are_small_and_complete(name: str) -> None:
     mounts = {remote: ROOT / local for remote, local in read(name)["file_mounts"].items()}
     assert all(
         remote == f"~/synthgen/{local.relative_to(ROOT)}" and local.exists()
@@ -95,12 +95,12 @@ def test_mounts_are_there_and_small_and_hold_what_is_installed(name: str) -> Non
 
 
 def test_the_two_clusters_get_the_same_files_and_the_same_package() -> None:
-    aws, own = (read(name) for name in LAUNCHED)
+    aws, local_cluster = (read(name) for name in LAUNCHED)
     for key in ("file_mounts", "rsync_exclude"):
-        assert aws[key] == own[key]
+        assert aws[key] == local_cluster[key]
     assert (
-        aws["setup_commands"][1:] == own["setup_commands"][1:]
-    )  # only how Python's venv gets there differs
+        aws["setup_commands"][1:] == local_cluster["setup_commands"][1:]
+    )  # only the installation of Python's venv differs
 
 
 @pytest.mark.parametrize("name", LAUNCHED)
@@ -121,9 +121,10 @@ def test_every_node_may_open_many_files(name: str) -> None:
         )
 
 
-def test_workers_come_from_zero_and_the_head_paints_nothing() -> None:
+def test_workers_scale_from_zero_and_the_head_runs_none() -> None:
     config = read("cluster.yaml")
-    head, gpu = config["available_node_types"]["head"], config["available_node_types"]["gpu"]
+    head = config["available_node_types"]["head"]
+    gpu = config["available_node_types"]["gpu"]
     assert head["resources"] == {"CPU": 0}
     assert (head["max_workers"], gpu["min_workers"], gpu["max_workers"]) == (
         0,
@@ -134,7 +135,7 @@ def test_workers_come_from_zero_and_the_head_paints_nothing() -> None:
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """EC2 and IAM in this process, with the two instance profiles; keys are written to a home of their own."""
+    """Emulate EC2 and IAM with the two instance profiles, and use another home folder for keys."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
@@ -154,7 +155,8 @@ def test_ray_launches_the_nodes_on_ec2() -> None:
         (nodes[name],) = provider.create_node(
             node["node_config"], {"ray-node-type": name}, 1
         ).values()
-    head, gpu = nodes["head"], nodes["gpu"]
+    head = nodes["head"]
+    gpu = nodes["gpu"]
     assert head.iam_instance_profile["Arn"].endswith("/synthgen-head")
     assert gpu.iam_instance_profile["Arn"].endswith("/synthgen-worker")
     assert (head.instance_lifecycle, gpu.instance_lifecycle) == (None, "spot")
@@ -163,15 +165,15 @@ def test_ray_launches_the_nodes_on_ec2() -> None:
     assert "ubuntu-24.04" in gpu.image_id  # its Python is 3.12: requires-python is >=3.11
 
 
-def test_roles_make_the_profiles_that_the_cluster_names() -> None:
+def test_the_roles_file_creates_the_profiles_of_the_cluster() -> None:
     resources = read("deploy/aws-roles.yaml")["Resources"]
-    made = {
+    created = {
         r["Properties"]["InstanceProfileName"]
         for r in resources.values()
         if r["Type"] == "AWS::IAM::InstanceProfile"
     }
     nodes = read("cluster.yaml")["available_node_types"].values()
-    assert made == {node["node_config"]["IamInstanceProfile"]["Name"] for node in nodes}
+    assert created == {node["node_config"]["IamInstanceProfile"]["Name"] for node in nodes}
 
 
 def test_ray_reads_the_kubernetes_cluster() -> None:
@@ -186,15 +188,16 @@ def test_ray_reads_the_kubernetes_cluster() -> None:
     assert (nodes["gpu"]["resources"]["GPU"], nodes["gpu"]["resources"]["CPU"]) == (1, 3)
 
 
-def test_the_kubernetes_job_ends_its_cluster_and_goes_on_by_its_output() -> None:
+def test_the_kubernetes_job_stops_its_cluster_and_resumes_from_its_output() -> None:
     account, job = YAML().load_all(ROOT / "deploy/rayjob.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    spec, worker = job["spec"], worker_group(job)["template"]["spec"]
+    spec = job["spec"]
+    worker = worker_group(job)["template"]["spec"]
     assert spec["shutdownAfterJobFinishes"]
     assert spec["backoffLimit"] > 0
     assert spec["rayClusterSpec"]["enableInTreeAutoscaling"]
     head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
-    for pod in (head, worker):  # autoscaler v2 asks for Never
+    for pod in (head, worker):  # required by autoscaler v2
         assert (pod["serviceAccountName"], pod["restartPolicy"]) == (
             account["metadata"]["name"],
             "Never",
@@ -207,7 +210,7 @@ def test_the_kubernetes_job_ends_its_cluster_and_goes_on_by_its_output() -> None
     assert output.startswith("output.path=s3://")
 
 
-def test_images_hold_the_pinned_ray() -> None:
+def test_container_images_have_the_pinned_ray() -> None:
     dockerfile = (ROOT / "deploy/Dockerfile").read_text()
     assert f"FROM rayproject/ray:{pinned('ray')}-py312\n" in dockerfile
     assert read("deploy/rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == pinned("ray")

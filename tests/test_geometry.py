@@ -1,4 +1,4 @@
-"""Conversions of boxes lead back, and IoU, clipping and suppression are as they are defined."""
+"""Conversions of boxes can be reversed; IoU, clipping and suppression match their definitions."""
 
 from fractions import Fraction
 from typing import Any
@@ -34,7 +34,7 @@ DTYPES = st.sampled_from([np.float32, np.float64])
 
 @st.composite
 def boxes(draw: st.DrawFn, most: int = 6, least: float = 0.25, dtype: Any = None) -> NDArray[Any]:
-    """Boxes (N, 4) xyxy of sides from `least` px, some of which stand out of the image."""
+    """Boxes (N, 4) xyxy with sides of at least `least` px, some partly outside the image."""
     n = draw(st.integers(0, most))
     kind = draw(DTYPES) if dtype is None else dtype
     low = draw(arrays(np.float64, (n, 2), elements=st.floats(-300, 700, width=32)))
@@ -44,7 +44,7 @@ def boxes(draw: st.DrawFn, most: int = 6, least: float = 0.25, dtype: Any = None
 
 @st.composite
 def whole_boxes(draw: st.DrawFn) -> NDArray[Any]:
-    """Boxes (N, 4) xyxy on whole pixels, also such without area."""
+    """Boxes (N, 4) xyxy on whole pixels, some of them without area."""
     n = draw(st.integers(0, 6))
     low = draw(arrays(np.int64, (n, 2), elements=st.integers(0, 20)))
     size = draw(arrays(np.int64, (n, 2), elements=st.integers(0, 20)))
@@ -52,7 +52,7 @@ def whole_boxes(draw: st.DrawFn) -> NDArray[Any]:
 
 
 def exact_iou(one: NDArray[Any], other: NDArray[Any]) -> float:
-    """IoU of two boxes (4,) xyxy, computed without rounding; 0 of two without area."""
+    """Return the IoU of two boxes (4,) xyxy without rounding errors; 0 if both have no area."""
     ax0, ay0, ax1, ay1 = map(Fraction, one.tolist())
     bx0, by0, bx1, by1 = map(Fraction, other.tolist())
     width = max(Fraction(0), min(ax1, bx1) - max(ax0, bx0))
@@ -62,23 +62,23 @@ def exact_iou(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 
 @given(boxes())
-def test_xywh_and_back(given_boxes: NDArray[Any]) -> None:
-    there = xyxy_to_xywh(given_boxes)
-    assert there.dtype == given_boxes.dtype
-    np.testing.assert_array_equal(there[:, 2:], box_sides(given_boxes))
-    np.testing.assert_allclose(xywh_to_xyxy(there), given_boxes, rtol=1e-6, atol=1e-4)
-    for box, one in zip(given_boxes, there, strict=True):
+def test_conversion_to_xywh_can_be_reversed(given_boxes: NDArray[Any]) -> None:
+    converted = xyxy_to_xywh(given_boxes)
+    assert converted.dtype == given_boxes.dtype
+    np.testing.assert_array_equal(converted[:, 2:], box_sides(given_boxes))
+    np.testing.assert_allclose(xywh_to_xyxy(converted), given_boxes, rtol=1e-6, atol=1e-4)
+    for box, one in zip(given_boxes, converted, strict=True):
         np.testing.assert_array_equal(xyxy_to_xywh(box), one)
 
 
 @given(boxes())
-def test_yolo_and_back(given_boxes: NDArray[Any]) -> None:
+def test_conversion_to_yolo_can_be_reversed(given_boxes: NDArray[Any]) -> None:
     xywh = xyxy_to_xywh(given_boxes)
-    there = xywh_to_yolo(xywh, WIDTH, HEIGHT)
-    assert there.dtype == given_boxes.dtype
-    centres = there[:, :2] * [WIDTH, HEIGHT]
+    converted = xywh_to_yolo(xywh, WIDTH, HEIGHT)
+    assert converted.dtype == given_boxes.dtype
+    centres = converted[:, :2] * [WIDTH, HEIGHT]
     np.testing.assert_allclose(centres, box_centres(given_boxes), rtol=1e-5, atol=1e-3)
-    np.testing.assert_allclose(yolo_to_xywh(there, WIDTH, HEIGHT), xywh, rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(yolo_to_xywh(converted, WIDTH, HEIGHT), xywh, rtol=1e-5, atol=1e-3)
 
 
 @given(st.integers(0, 600), st.integers(0, 400), st.integers(1, 40), st.integers(1, 40))
@@ -103,7 +103,7 @@ def test_voc_moves_an_edge_by_half_a_pixel_at_most(given_boxes: NDArray[Any]) ->
 
 
 @given(boxes())
-def test_areas_and_centres(given_boxes: NDArray[Any]) -> None:
+def test_areas_and_centres_follow_from_the_sides(given_boxes: NDArray[Any]) -> None:
     xywh = xyxy_to_xywh(given_boxes)
     np.testing.assert_array_equal(box_areas(given_boxes), xywh[:, 2] * xywh[:, 3])
     centres = xywh[:, :2] + xywh[:, 2:] / 2
@@ -111,7 +111,7 @@ def test_areas_and_centres(given_boxes: NDArray[Any]) -> None:
 
 
 @given(boxes())
-def test_what_is_clipped_lies_inside_and_what_lay_inside_stays(given_boxes: NDArray[Any]) -> None:
+def test_clipped_boxes_lie_inside_and_boxes_inside_stay_the_same(given_boxes: NDArray[Any]) -> None:
     clipped = clip_boxes(given_boxes, WIDTH, HEIGHT)
     assert clipped.dtype == np.float64
     assert ((clipped >= 0) & (clipped <= [WIDTH, HEIGHT, WIDTH, HEIGHT])).all()
@@ -123,21 +123,21 @@ def test_what_is_clipped_lies_inside_and_what_lay_inside_stays(given_boxes: NDAr
 
 
 @given(boxes(), boxes())
-def test_iou_is_that_of_exact_arithmetic(some: NDArray[Any], others: NDArray[Any]) -> None:
+def test_iou_equals_that_of_exact_arithmetic(some: NDArray[Any], others: NDArray[Any]) -> None:
     expected = np.zeros((len(some), len(others)))
     for i, one in enumerate(some):
         expected[i] = [exact_iou(one, other) for other in others]
-    found = box_iou(some, others)
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
-    np.testing.assert_array_equal(found, box_iou(others, some).T)
+    result = box_iou(some, others)
+    assert result.dtype == np.float64
+    np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(result, box_iou(others, some).T)
 
 
 @given(whole_boxes())
-def test_iou_of_counted_pixels(given_boxes: NDArray[Any]) -> None:
+def test_iou_equals_that_of_counted_pixels(given_boxes: NDArray[Any]) -> None:
     maps = np.zeros((len(given_boxes), 41, 41), bool)
-    for shown, (x0, y0, x1, y1) in zip(maps, given_boxes.astype(int), strict=True):
-        shown[y0:y1, x0:x1] = True
+    for pixels, (x0, y0, x1, y1) in zip(maps, given_boxes.astype(int), strict=True):
+        pixels[y0:y1, x0:x1] = True
     common = (maps[:, None] & maps[None]).sum((2, 3))
     united = (maps[:, None] | maps[None]).sum((2, 3))
     np.testing.assert_array_equal(box_intersections(given_boxes, given_boxes), common)
@@ -146,7 +146,9 @@ def test_iou_of_counted_pixels(given_boxes: NDArray[Any]) -> None:
 
 
 @given(boxes(), boxes())
-def test_shares_inside(given_boxes: NDArray[Any], windows: NDArray[Any]) -> None:
+def test_shares_inside_equal_the_areas_of_clipped_boxes(
+    given_boxes: NDArray[Any], windows: NDArray[Any]
+) -> None:
     shares = shares_inside(given_boxes, windows)
     assert shares.shape == (len(given_boxes), len(windows))
     assert ((shares >= 0) & (shares <= 1 + 1e-5)).all()
@@ -156,20 +158,22 @@ def test_shares_inside(given_boxes: NDArray[Any], windows: NDArray[Any]) -> None
         np.testing.assert_allclose(shares[:, k], expected, rtol=1e-2, atol=1e-4)
 
 
-def test_shares_inside_of_numbers() -> None:
+def test_shares_inside_for_known_numbers() -> None:
     some = np.array([[0, 0, 4, 4], [2, 2, 6, 6], [8, 8, 9, 9]], np.float64)
     np.testing.assert_allclose(shares_inside(some, [(0, 0, 4, 4)])[:, 0], [1, 0.25, 0])
 
 
 @given(boxes(most=12), st.floats(0, 0.9))
-def test_suppression_drops_what_overlaps(given_boxes: NDArray[Any], threshold: float) -> None:
-    kept = non_maximum_suppression(given_boxes, threshold)
+def test_suppression_drops_boxes_that_overlap_better_ones(
+    given_boxes: NDArray[Any], threshold: float
+) -> None:
+    remaining = non_maximum_suppression(given_boxes, threshold)
     overlap = box_iou(given_boxes, given_boxes)
-    assert kept[:1] == [0][: len(given_boxes)]
-    assert kept == sorted(kept)
+    assert remaining[:1] == [0][: len(given_boxes)]
+    assert remaining == sorted(remaining)
     for i in range(len(given_boxes)):
-        better = [k for k in kept if k < i]
-        assert (i in kept) == (not (overlap[i, better] > threshold).any())
+        better = [k for k in remaining if k < i]
+        assert (i in remaining) == (not (overlap[i, better] > threshold).any())
 
 
 def test_suppression_keeps_the_best() -> None:
@@ -181,7 +185,7 @@ FUNCTIONS = [box_sides, box_areas, box_centres, xyxy_to_xywh, xywh_to_xyxy]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_no_boxes(function: Any) -> None:
+def test_functions_accept_no_boxes(function: Any) -> None:
     assert len(function(np.zeros((0, 4), np.float32))) == 0
     assert box_iou(np.zeros((0, 4)), np.ones((3, 4))).shape == (0, 3)
     assert non_maximum_suppression(np.zeros((0, 4))) == []

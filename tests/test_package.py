@@ -1,4 +1,4 @@
-"""What is built to be given away: the wheel and the source archive, installed and used outside the checkout."""
+"""The wheel and the source archive can be installed and used outside the checkout."""
 
 import os
 import re
@@ -19,14 +19,16 @@ from ruamel.yaml import YAML
 from synthgen import __version__
 
 ROOT = Path(__file__).parents[1]
-LIBRARIES = Path(numpy.__file__).parents[1]  # those of these tests: what a package index would give
-LARGEST = 45e6  # bytes of a wheel or an archive
+LIBRARIES = Path(numpy.__file__).parents[1]
+"""The installed dependencies, which replace downloads from a package index."""
+MAX_BYTES = 45e6
+"""The largest size of a wheel or an archive."""
 SMALL = ["images=1", "workers=0", "layout.canvas=[256, 256]", "layout.objects={dog: 2}"]
 pytestmark = pytest.mark.slow
 
 
-def done(argv: list[str], cwd: Path, status: int = 0, **more: Any) -> str:
-    """Run a program; what it printed."""
+def run_program(argv: list[str], cwd: Path, status: int = 0, **more: Any) -> str:
+    """Run a program, check its exit status, and return what it printed."""
     result = subprocess.run(
         argv,
         cwd=cwd,
@@ -42,9 +44,9 @@ def done(argv: list[str], cwd: Path, status: int = 0, **more: Any) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the source archive, and the wheel that was built from it."""
+    """Build the source archive, and a wheel from it; return the folder of both."""
     folder = tmp_path_factory.mktemp("built")
-    done(
+    run_program(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)],
         folder,
     )
@@ -53,11 +55,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Runs `synthgen` of the wheel, in an environment that has no checkout."""
+    """Return a function that runs the `synthgen` of the wheel, without the checkout."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder)
     site = next(folder.glob("lib/python*/site-packages"))
-    done(
+    run_program(
         [
             sys.executable,
             "-m",
@@ -71,28 +73,25 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         ],
         folder,
     )
-    (site / "libraries.pth").write_text(
-        f"{LIBRARIES}\n"
-    )  # of those its own .pth files, a checkout among them, are not read
+    # The .pth files in LIBRARIES, one of which leads to the checkout, are not read.
+    (site / "libraries.pth").write_text(f"{LIBRARIES}\n")
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    where = done(
+    where = run_program(
         [str(folder / "bin/python"), "-c", "import synthgen; print(synthgen.__file__)"],
         folder,
         env=clean,
     )
     assert Path(where.strip()).is_relative_to(site)
-    return lambda cwd, *argv: done([str(folder / "bin/synthgen"), *argv], cwd, env=clean)
+    return lambda cwd, *argv: run_program([str(folder / "bin/synthgen"), *argv], cwd, env=clean)
 
 
-def test_the_wheel_holds_what_it_needs(built: Path) -> None:
+def test_the_wheel_contains_recipes_assets_and_weights(built: Path) -> None:
     wheel = next(built.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    recipes = {
-        f"synthgen/recipes/{p.parent.name}/{p.name}"
-        for k in ("jobs", "layouts", "pipelines")
-        for p in (ROOT / k).glob("*.yaml")
-    }
+    recipes = set()
+    for kind in ("jobs", "layouts", "pipelines"):
+        recipes |= {f"synthgen/recipes/{kind}/{file.name}" for file in (ROOT / kind).glob("*.yaml")}
     assets = {p.relative_to(ROOT).as_posix() for p in (ROOT / "synthgen/assets").rglob("*.webp")}
     models = {
         p.relative_to(ROOT).as_posix()
@@ -108,10 +107,10 @@ def test_the_wheel_holds_what_it_needs(built: Path) -> None:
     )
     assert needed - names == set()
     assert [n for n in names if not n.startswith(("synthgen/", info)) or "__pycache__" in n] == []
-    assert wheel.stat().st_size < LARGEST
+    assert wheel.stat().st_size < MAX_BYTES
 
 
-def test_the_source_archive_holds_the_repository_and_no_more(built: Path) -> None:
+def test_the_source_archive_contains_only_the_repository(built: Path) -> None:
     archive = next(built.glob("*.tar.gz"))
     with tarfile.open(archive) as tar:
         names = {member.name.partition("/")[2] for member in tar.getmembers()}
@@ -129,7 +128,7 @@ def test_the_source_archive_holds_the_repository_and_no_more(built: Path) -> Non
     assert [
         n for n in names if re.match(r"(out|runs|site|\.venv|\.git)(/|$)", n) or "cache" in n
     ] == []
-    assert archive.stat().st_size < LARGEST
+    assert archive.stat().st_size < MAX_BYTES
 
 
 def test_the_wheel_works_from_an_empty_folder(
@@ -146,9 +145,10 @@ def test_the_wheel_works_from_an_empty_folder(
 
 
 def test_the_first_line_of_the_readme(built: Path, tmp_path: Path) -> None:
-    """Word for word in the unpacked source archive; the libraries are those of these tests, the job is a small one that pastes.
+    """The README's first command works as it is written, in the unpacked source archive.
 
-    That the checkpoint paints outside the checkout is the test above.
+    The dependencies are those of these tests, and the job is a small one that pastes. The test
+    above generates with a checkpoint outside the checkout.
     """
     with tarfile.open(next(built.glob("*.tar.gz"))) as tar:
         tar.extractall(tmp_path, filter="data")
@@ -157,21 +157,21 @@ def test_the_first_line_of_the_readme(built: Path, tmp_path: Path) -> None:
         r"^python3 .* run jobs/100dogs\.yaml$", (folder / "README.md").read_text(), re.MULTILINE
     )
     assert line is not None
-    given = {
+    variables = {
         "PIP_NO_DEPS": "1",
-        "PIP_NO_BUILD_ISOLATION": "0",
+        "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this as: do not isolate
         "PYTHONPATH": str(LIBRARIES),
-    }  # "0": do not isolate
+    }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    said = done(
+    printed = run_program(
         ["bash", "-euc", f"{line[0]} pipeline=paste {shlex.join(SMALL)}"],
         folder,
-        env={**os.environ, **given, "PATH": path},
+        env={**os.environ, **variables, "PATH": path},
     )
-    assert "out/100dogs: 1 images, 2 boxes, 1 shards" in said
+    assert "out/100dogs: 1 images, 2 boxes, 1 shards" in printed
 
 
-def test_the_citation_is_of_this_version() -> None:
+def test_the_citation_and_changelog_name_this_version() -> None:
     citation = YAML(typ="safe").load(ROOT / "CITATION.cff")
     assert (citation["version"], citation["license"]) == (__version__, "Apache-2.0")
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,4 +1,4 @@
-"""What `import synthgen` offers: these names and no others, documented, and loaded when they are used."""
+"""The public names of synthgen are documented, and are loaded when they are first used."""
 
 import importlib
 import inspect

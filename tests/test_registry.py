@@ -1,4 +1,4 @@
-"""What other packages add: entry points in the groups of today, and in the former ones."""
+"""Entry points of other packages are found, in the current groups and in the former ones."""
 
 from importlib.metadata import EntryPoint
 
@@ -23,9 +23,9 @@ def test_an_entry_point_is_found(kind: str, group: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(
         registry, "entry_points", lambda group: [point] if group == point.group else []
     )
-    registry._plugins.cache_clear()
+    registry._find_plugins.cache_clear()
     try:
-        assert "another" in registry.names(kind)
-        assert registry.spec_class(kind, "another").__name__ == "Decimal"
+        assert "another" in registry.list_names(kind)
+        assert registry.load_spec_class(kind, "another").__name__ == "Decimal"
     finally:
-        registry._plugins.cache_clear()
+        registry._find_plugins.cache_clear()

@@ -1,4 +1,4 @@
-"""What must not get out: secrets of the environment; and what hostile names must not do in the card."""
+"""Secrets of the environment are not revealed, and hostile names do no harm in the card."""
 
 import json
 from pathlib import Path
@@ -9,17 +9,23 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from synthgen import cli
-from synthgen.dataset.card import escaped, quoted
+from synthgen.dataset.card import escape_markdown, quote_yaml
 from synthgen.dataset.finalise import finalize
 from synthgen.dataset.info import DatasetInfo, write_info
 from synthgen.formats.export import ExportSpec, export_dataset
 from synthgen.storage.location import open_store
 from tests.dataset.test_shard import write_dataset
 
-SECRETS = {name: f"do-not-tell-{k}" for k, name in enumerate(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"))}  # fmt: skip
+SECRETS = {
+    "HF_TOKEN": "do-not-tell-0",
+    "HUGGING_FACE_HUB_TOKEN": "do-not-tell-1",
+    "AWS_ACCESS_KEY_ID": "do-not-tell-2",
+    "AWS_SECRET_ACCESS_KEY": "do-not-tell-3",
+    "AWS_SESSION_TOKEN": "do-not-tell-4",
+}
 
 
-def test_secrets_of_the_environment_stay_there(
+def test_secrets_of_the_environment_are_neither_printed_nor_written(
     job_file: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -27,7 +33,8 @@ def test_secrets_of_the_environment_stay_there(
 ) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    out, other = job_file.parent / "out", job_file.parent / "merged"
+    out = job_file.parent / "out"
+    other = job_file.parent / "merged"
     caplog.set_level("DEBUG")
     assert cli.main(["run", str(job_file), "images=2", "--json"]) == 0
     (out / "shards/000000.json").write_text("{}")
@@ -35,13 +42,17 @@ def test_secrets_of_the_environment_stay_there(
     assert cli.main(["merge", str(out), "--to", str(other), "--json"]) == 0
     assert cli.main(["run", str(job_file), "images=2", "seed=9"]) == 2
     printed = capfd.readouterr()
-    told = [printed.out, printed.err, caplog.text]
-    told += [p.read_bytes().decode("latin-1") for p in job_file.parent.rglob("*") if p.is_file()]
-    assert len(told) > 20
-    assert [value for value in SECRETS.values() if any(value in text for text in told)] == []
+    texts = [printed.out, printed.err, caplog.text]
+    texts += [p.read_bytes().decode("latin-1") for p in job_file.parent.rglob("*") if p.is_file()]
+    assert len(texts) > 20
+    for secret in SECRETS.values():
+        assert not any(secret in text for text in texts)
 
 
-HOSTILE = "x\n---\nlicense: evil\n# <script>alert(1)</script> | ![p](http://evil/p.png) [l](javascript:alert(1)) `c` <!-- *b* _i_ {{x}} {name} ~s~ \\ 🐕\x85\u2028\x07"
+HOSTILE = (
+    "x\n---\nlicense: evil\n# <script>alert(1)</script> | ![p](http://evil/p.png) "
+    "[l](javascript:alert(1)) `c` <!-- *b* _i_ {{x}} {name} ~s~ \\ 🐕\x85\u2028\x07"
+)
 
 
 def test_hostile_names_are_text_in_the_card(tmp_path: Path) -> None:
@@ -61,23 +72,21 @@ def test_hostile_names_are_text_in_the_card(tmp_path: Path) -> None:
     data = YAML(typ="safe").load(header)
     assert data["pretty_name"] == HOSTILE
     assert set(data) == {"pretty_name", "task_categories", "tags", "configs", "dataset_info"}
-    code, prose = body.split("## Reading it")[1], body.split("## Reading it")[0]
+    prose, code = body.split("## Reading it")
     assert "evil" not in code
     assert "<" not in prose
     assert prose.count("\n# ") == 1
-    assert prose.count("\n") == 16 + 1  # not one line more than the card has
+    assert prose.count("\n") == 16 + 1  # as many lines as with harmless names
     for mark in ("![p](", "[l](", "`c`", "*b*"):
         assert mark not in prose
-    assert (
-        json.loads((out / "annotations/instances.json").read_text())["categories"][1]["name"]
-        == HOSTILE
-    )
+    coco = json.loads((out / "annotations/instances.json").read_text())
+    assert coco["categories"][1]["name"] == HOSTILE
 
 
 @given(st.text(max_size=20))
-def test_quoted_text_is_that_text_in_yaml(text: str) -> None:
-    assert YAML(typ="safe").load(f"a: {quoted(text)}") == {"a": text}
-    assert len(quoted(text).splitlines()) == 1
+def test_quoted_text_is_the_same_text_in_yaml(text: str) -> None:
+    assert YAML(typ="safe").load(f"a: {quote_yaml(text)}") == {"a": text}
+    assert len(quote_yaml(text).splitlines()) == 1
 
 
 def test_hostile_names_are_text_in_the_card_of_an_export(tmp_path: Path) -> None:
@@ -94,16 +103,15 @@ def test_hostile_names_are_text_in_the_card_of_an_export(tmp_path: Path) -> None
         HOSTILE,
         {"pretty_name", "task_categories", "tags", "configs", "dataset_info"},
     )
-    classes = next(f for f in data["dataset_info"]["features"] if f["name"] == "objects")["struct"][
-        2
-    ]["list"]["class_label"]
+    features = {feature["name"]: feature for feature in data["dataset_info"]["features"]}
+    classes = features["objects"]["struct"][2]["list"]["class_label"]
     assert list(classes["names"].values()) == ["dog", HOSTILE]
     assert "<" not in body
     assert body.count("\n# ") == 1
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         ("a | b", "a \\| b"),
         ("two\nlines\u2028three\x85four", "two lines three four"),
@@ -113,5 +121,5 @@ def test_hostile_names_are_text_in_the_card_of_an_export(tmp_path: Path) -> None
         (3, "3"),
     ],
 )
-def test_escaped(text: object, shown: str) -> None:
-    assert escaped(text) == shown
+def test_text_is_escaped_for_a_table(text: object, expected: str) -> None:
+    assert escape_markdown(text) == expected

@@ -1,4 +1,4 @@
-"""What is written is JSON for every reader."""
+"""Files are written as JSON that every program can read."""
 
 import json
 from dataclasses import replace
@@ -7,30 +7,31 @@ from typing import Any
 
 import pytest
 
-from synthgen.dataset.coco import coco_head, write_coco
+from synthgen.dataset.coco import build_coco_head, write_coco
 from synthgen.dataset.finalise import finalize
 from synthgen.dataset.info import DatasetInfo, write_info
 from synthgen.dataset.sample import Sample
 from synthgen.dataset.shard import commit, stage
 from synthgen.formats.export import ExportSpec, export_dataset
 from synthgen.storage.location import open_store
-from synthgen.strict_json import from_json, to_json, without_nan
+from synthgen.strict_json import from_json, remove_nan, to_json
 from tests.dataset.test_coco import load
 from tests.dataset.test_shard import sample
 
-NAN, INF = float("nan"), float("inf")
+NAN = float("nan")
+INF = float("inf")
 
 
-def test_a_number_that_json_has_not_is_left_out() -> None:
+def test_numbers_that_json_does_not_have_are_left_out() -> None:
     value = {"a": NAN, "b": [1, INF, {"c": -INF, "d": "NaN"}], "e": (2.5, None)}
-    assert without_nan(value) == {"b": [1, None, {"d": "NaN"}], "e": [2.5, None]}
-    assert from_json(to_json(value)) == without_nan(value)
+    assert remove_nan(value) == {"b": [1, None, {"d": "NaN"}], "e": [2.5, None]}
+    assert from_json(to_json(value)) == remove_nan(value)
     assert to_json({"a": [1, 2.5]}, indent=1) == json.dumps({"a": [1, 2.5]}, indent=1)
 
 
 @pytest.mark.parametrize("text", ["NaN", '{"a": [Infinity]}', "-Infinity"])
-def test_what_is_no_json_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no number of JSON"):
+def test_nan_and_infinities_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not valid JSON"):
         from_json(text)
 
 
@@ -44,7 +45,7 @@ def test_coco_files_have_no_nan(tmp_path: Path) -> None:
         "iscrowd": 0,
         "more": NAN,
     }
-    head = {**coco_head({"dog": 18}, {}, "CC0"), "odd": [NAN]}
+    head = {**build_coco_head({"dog": 18}, {}, "CC0"), "odd": [NAN]}
     write_coco(
         tmp_path / "x.json",
         head,
@@ -52,42 +53,32 @@ def test_coco_files_have_no_nan(tmp_path: Path) -> None:
     )
     data = from_json((tmp_path / "x.json").read_text())
     assert data["images"] == [{"id": 1, "width": 9, "height": 9, "file_name": "a"}]
-    assert data["annotations"] == [
-        {key: value for key, value in annotation.items() if key != "more"}
-    ]
+    del annotation["more"]
+    assert data["annotations"] == [annotation]
 
 
-def imported(out: Path, head: dict[str, Any], said: dict[str, Any]) -> Path:
-    """A dataset that an earlier version imported from a COCO file with NaN in it."""
-    given = {"head": head, "file_names": True, "annotation_ids": False}
+def write_imported(out: Path, head: dict[str, Any], annotation: dict[str, Any]) -> Path:
+    """Write a dataset that an earlier version imported from a COCO file with NaN in it."""
+    coco_source = {"head": head, "file_names": True, "annotation_ids": False}
     info = DatasetInfo(
-        "test", 1, {}, {"dog": 18}, "png", "CC0", imported="coco: x.json", source=given
+        "test", 1, {}, {"dog": 18}, "png", "CC0", imported="coco: x.json", source=coco_source
     )
-    write_info(open_store(out), info, {})
-    made = sample(0, 1)
-    source = json.dumps({"image": {"id": 1, "file_name": "a.png"}, "annotations": [said]})
-    annotations = tuple(
-        replace(a, segmentation={"size": [24, 32], "counts": "]81g0"}) for a in made.annotations
-    )
-    commit(
-        open_store(out),
-        stage(
-            open_store(out),
-            0,
-            [Sample(0, 32, 24, "a", 0, 0, annotations, made.image, "png", source=source)],
-            {},
-            0.0,
-            1,
-        ),
-    )
+    store = open_store(out)
+    write_info(store, info, {})
+    generated = sample(0, 1)
+    source = json.dumps({"image": {"id": 1, "file_name": "a.png"}, "annotations": [annotation]})
+    mask = {"size": [24, 32], "counts": "]81g0"}
+    annotations = tuple(replace(a, segmentation=mask) for a in generated.annotations)
+    samples = [Sample(0, 32, 24, "a", 0, 0, annotations, generated.image, "png", source=source)]
+    commit(store, stage(store, 0, samples, {}, 0.0, 1))
     (out / "job.yaml").write_text("version: 1\n")
-    finalize(open_store(out), info)
+    finalize(store, info)
     return out
 
 
-def test_an_export_of_what_was_imported_with_nan(tmp_path: Path) -> None:
+def test_an_export_of_a_dataset_imported_with_nan_is_valid(tmp_path: Path) -> None:
     categories = [{"id": 18, "name": "dog"}]
-    out = imported(
+    out = write_imported(
         tmp_path / "out",
         {"categories": categories, "odd": NAN},
         {"area": NAN, "extra": [NAN, 1], "id": 1},
@@ -99,6 +90,6 @@ def test_an_export_of_what_was_imported_with_nan(tmp_path: Path) -> None:
     (annotation,) = data["annotations"]
     assert (annotation["area"], annotation["extra"]) == (33.0, [None, 1])
     assert isinstance(annotation["segmentation"]["counts"], str)
-    coco = load(path)  # older pycocotools look up both in loadRes
+    coco = load(path)  # loadRes of older versions of pycocotools reads both keys below
     assert {"info", "licenses"} <= set(coco.dataset)
     assert data["categories"] == categories

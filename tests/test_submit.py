@@ -1,8 +1,10 @@
-"""Jobs sent to a Ray cluster as a user sends them: `ray submit --start` over ssh to machines of one's own, and `ray job submit`.
+"""Jobs that are sent to a Ray cluster as a user sends them.
 
-Two "machines" on loopback: a private sshd gives 127.0.0.1 (head) and 127.0.0.2 (worker) a home folder each. Ray's launcher copies
-the files there, starts the head, whose autoscaler starts the worker, and runs the script: all as deploy/local.yaml says, but for
-ports, addresses, and the installation, for which the environment of the tests stands in.
+`ray submit --start` sends them over ssh to one's own machines, `ray job submit` over HTTP. Two
+"machines" are on loopback: a private sshd gives 127.0.0.1 (head) and 127.0.0.2 (worker) a home
+folder each. Ray's launcher copies the files, starts the head, whose autoscaler starts the worker,
+and runs the script. Everything is as in deploy/local.yaml, except for ports, addresses, and the
+installation, which is replaced by the environment of the tests.
 """
 
 import os
@@ -29,12 +31,12 @@ ROOT = Path(__file__).parents[1]
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin:" + os.environ.get("PATH", ""))
 MISSING = [
     name
-    for name, there in (
+    for name, path in (
         ("openssh-server", SSHD),
         ("ssh", shutil.which("ssh")),
         ("rsync", shutil.which("rsync")),
     )
-    if not there
+    if not path
 ]
 pytestmark = [
     pytest.mark.slow,
@@ -42,8 +44,9 @@ pytestmark = [
         bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (docs/how-to/cluster.md#tests)"
     ),
 ]
-HEAD, WORKER = "127.0.0.1", "127.0.0.2"
-TRIES = 3  # of Ray, which gives up a head that takes more than 30 s to start, as on a busy machine
+HEAD = "127.0.0.1"
+WORKER = "127.0.0.2"
+TRIES = 3  # on a busy machine a head may take longer than the 30 s that Ray waits for it
 MARK = "SYNTHGEN_TEST_CLUSTER"  # in the environment of every process that the cluster starts
 SMALL = ["images=2", "output.shard_size=1", "pipeline=paste", "workers=1"]
 SHARED = "output.shared=true"  # both machines are this one
@@ -51,14 +54,14 @@ SHARED = "output.shared=true"  # both machines are this one
 
 @dataclass
 class Cluster:
-    """Where the launcher finds the cluster, and the environment of the laptop that it is called from."""
+    """The cluster, and the environment of the laptop that calls the launcher."""
 
     folder: Path
     dashboard: int
     env: dict[str, str]
 
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """The `ray` of these tests' environment, in this repository's root."""
+        """Run the `ray` of the environment of the tests, in the root of this repository."""
         command = [str(Path(sys.executable).with_name("ray")), *arguments]
         return subprocess.run(
             command,
@@ -78,7 +81,7 @@ class Cluster:
 def cluster() -> Iterator[Cluster]:
     folder = Path(
         mkdtemp(prefix="sg", dir="/tmp")
-    )  # Ray's sockets lie below it: their paths must be short
+    )  # the paths of Ray's sockets below it must be short
     ssh, gcs, dashboard = free_ports(3)
     daemon = start_sshd(folder, ssh)
     try:
@@ -99,7 +102,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now."""
+    """Return ports that no server listens on."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:
@@ -108,7 +111,10 @@ def free_ports(count: int) -> list[int]:
 
 
 def agent_ports() -> str:
-    """Ports of a node's agents: of two nodes that take the same ones, one has no agents, and so no jobs are submitted to it."""
+    """Return options with the ports of a node's agents.
+
+    If two nodes use the same ports, one has no agents, and no jobs can be submitted to it.
+    """
     names = ("dashboard-agent-listen-port", "metrics-export-port", "runtime-env-agent-port")
     return " ".join(
         f"--{name}={port}" for name, port in zip(names, free_ports(len(names)), strict=True)
@@ -116,7 +122,10 @@ def agent_ports() -> str:
 
 
 def start_sshd(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """A private sshd with a throw-away key; each of its addresses has a home of its own. `bin/ssh` knows the port and the key."""
+    """Start a private sshd with a new key; each of its addresses has its own home folder.
+
+    The wrapper `bin/ssh` uses its port and key.
+    """
     for name in ("host", "key"):
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True
@@ -128,16 +137,17 @@ def start_sshd(folder: Path, port: int) -> subprocess.Popen[bytes]:
     )
     settings = folder / "sshd_config"
     settings.write_text(
-        f"Port {port}\nListenAddress {HEAD}\nListenAddress {WORKER}\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/key.pub\n"
-        f"PasswordAuthentication no\nUsePAM no\nStrictModes no\nPidFile none\nForceCommand bash {session}\n"
+        f"Port {port}\nListenAddress {HEAD}\nListenAddress {WORKER}\nHostKey {folder}/host\n"
+        f"AuthorizedKeysFile {folder}/key.pub\nPasswordAuthentication no\nUsePAM no\n"
+        f"StrictModes no\nPidFile none\nForceCommand bash {session}\n"
     )
     wrapper = folder / "bin/ssh"
     wrapper.parent.mkdir()
-    # ssh reads "~" off the user's entry in the system, not off HOME: the head's key for its worker is named here
+    # ssh ignores HOME and takes "~" from the system, so the wrapper names the key for the worker.
     wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -p {port} -i {folder}/key "$@"\n')
     wrapper.chmod(0o755)
     if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(exist_ok=True)  # where sshd, started by root, confines itself
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd needs it if root starts it
     daemon = subprocess.Popen([str(SSHD), "-D", "-E", folder / "sshd.log", "-f", settings])
     for _ in range(100):
         with socket.socket() as probe:
@@ -149,7 +159,7 @@ def start_sshd(folder: Path, port: int) -> subprocess.Popen[bytes]:
 
 
 def write_config(folder: Path, gcs: int, dashboard: int) -> None:
-    """deploy/local.yaml with these machines in it."""
+    """Write deploy/local.yaml with these machines."""
     config: dict[str, Any] = YAML(typ="safe").load(ROOT / "deploy/local.yaml")
     config["cluster_name"] = folder.name
     config["provider"] |= {"head_ip": HEAD, "worker_ips": [WORKER]}
@@ -159,25 +169,26 @@ def write_config(folder: Path, gcs: int, dashboard: int) -> None:
         f"PATH={path} PYTHONPATH=~/synthgen RAY_TMPDIR={folder} AUTOSCALER_UPDATE_INTERVAL_S=1"
     )
     config["setup_commands"] = [f"echo 'export {exports}' > ~/.bashrc"]
-    head, worker = config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]
+    head = config["head_start_ray_commands"][-1]
+    worker = config["worker_start_ray_commands"][-1]
     small = "--object-store-memory=100000000"
     head += f" --temp-dir={folder}/ray {small} --dashboard-port={dashboard} {agent_ports()}"
     worker += f" --node-ip-address={WORKER} --num-cpus=1 {small} {agent_ports()}"
-    # and no `ray stop`, which would end every Ray of this machine
+    # `ray stop` is left out: it would stop every Ray of this machine
     config["head_start_ray_commands"] = [head.replace("6379", str(gcs))]
     config["worker_start_ray_commands"] = [worker.replace("6379", str(gcs))]
     YAML().dump(config, folder / "cluster.yaml")
 
 
 def end_processes(folder: Path) -> None:
-    """End what the cluster started and nothing else."""
+    """Kill the processes that the cluster started, and no others."""
     mark = f"{MARK}={folder}".encode()
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (entry / "environ").read_bytes().split(b"\0"):
                 os.kill(int(entry.name), signal.SIGKILL)
         except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # gone, or another user's
+            continue  # it has exited, or belongs to another user
 
 
 def assert_holds(out: Path, images: int) -> None:
@@ -186,7 +197,8 @@ def assert_holds(out: Path, images: int) -> None:
 
 
 def test_ray_submit_starts_the_cluster_and_runs_the_job_on_its_worker(cluster: Cluster) -> None:
-    config, out = str(cluster.folder / "cluster.yaml"), cluster.folder / "out"
+    config = str(cluster.folder / "cluster.yaml")
+    out = cluster.folder / "out"
     for _ in range(TRIES):
         done = cluster.submit(
             "--start",
@@ -199,12 +211,12 @@ def test_ray_submit_starts_the_cluster_and_runs_the_job_on_its_worker(cluster: C
         )
         if "Failed to setup head node" not in done.stdout:
             break
-        end_processes(cluster.folder)  # the `ray stop` that is left out
+        end_processes(cluster.folder)  # instead of `ray stop`
     assert done.returncode == 0, done.stdout + done.stderr
     assert_holds(out, 2)
 
 
-def test_a_wrong_job_is_told_and_fails(cluster: Cluster) -> None:
+def test_a_wrong_job_is_reported_and_fails(cluster: Cluster) -> None:
     done = cluster.submit(
         str(cluster.folder / "cluster.yaml"), "jobs/submit.py", "jobs/100dogs.yaml", "imags=2"
     )
@@ -212,7 +224,7 @@ def test_a_wrong_job_is_told_and_fails(cluster: Cluster) -> None:
     assert "imags" in done.stdout
 
 
-def test_a_folder_of_each_machine_is_refused(cluster: Cluster) -> None:
+def test_a_folder_that_machines_do_not_share_is_refused(cluster: Cluster) -> None:
     out = cluster.folder / "own"
     done = cluster.submit(
         str(cluster.folder / "cluster.yaml"),
@@ -227,7 +239,8 @@ def test_a_folder_of_each_machine_is_refused(cluster: Cluster) -> None:
 
 
 def test_ray_job_submit_runs_on_the_running_cluster(cluster: Cluster) -> None:
-    address, out = f"http://127.0.0.1:{cluster.dashboard}", cluster.folder / "job"
+    address = f"http://127.0.0.1:{cluster.dashboard}"
+    out = cluster.folder / "job"
     script = ["python", "jobs/submit.py", "jobs/100dogs.yaml", f"output.path={out}", *SMALL, SHARED]
     done = cluster.ray("job", "submit", "--address", address, "--working-dir", ".", "--", *script)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Pictures that ship with the package (dog cut-outs, grounds) and the scripts that made them."""
+"""Images that ship with the package (cut-outs and backgrounds), and the scripts that made them."""
 
 from pathlib import Path
 

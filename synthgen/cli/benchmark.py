@@ -1,9 +1,15 @@
-"""`synthgen benchmark`: tell whether synthetic images help a detector."""
+"""`synthgen benchmark`: measure whether synthetic images help a detector."""
 
 import argparse
 from pathlib import Path
 
-from synthgen.cli.command import EXIT_INTERRUPTED, Commands, Result, Shares, progress_bar
+from synthgen.cli.command import (
+    EXIT_INTERRUPTED,
+    Commands,
+    NumbersAction,
+    Result,
+    make_progress_bar,
+)
 
 
 def add(commands: Commands) -> None:
@@ -11,13 +17,13 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "benchmark",
         benchmark_command,
-        "train a detector on real, synthetic and mixed pictures: do these help?",
+        "train a detector on real, synthetic and mixed images, and compare the results",
     )
     sub.add_argument(
         "--real",
         type=Path,
         required=True,
-        help="dataset of real pictures (synthgen import makes one)",
+        help="dataset of real images (create one with `synthgen import`)",
     )
     sub.add_argument(
         "--synthetic", type=Path, required=True, help="output folder of `synthgen run`"
@@ -25,24 +31,36 @@ def add(commands: Commands) -> None:
     sub.add_argument(
         "--test",
         type=Path,
-        help="dataset of other real pictures; without one a part of --real is held out",
+        help="dataset of other real images to test on (default: images held out from --real)",
     )
     sub.add_argument(
         "--hold-out",
         type=int,
         default=5,
         metavar="N",
-        help="that part: every N-th picture (default 5)",
+        help="without --test, hold out every N-th image of --real (default 5)",
     )
-    text = "shares of synthetic scenes when mixed (default 0.5)"
-    sub.add_argument("--ratios", action=Shares, nargs="+", default=[0.5], help=text)
-    sub.add_argument("--seeds", type=int, default=3, help="trainings of each (default 3)")
+    sub.add_argument(
+        "--ratios",
+        action=NumbersAction,
+        nargs="+",
+        default=[0.5],
+        help="shares of synthetic images in mixed trainings (default 0.5)",
+    )
+    sub.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        help="number of trainings, with a seed each, on each mixture of data (default 3)",
+    )
     sub.add_argument(
         "--detector",
         default="train-detector",
         help="training job of the detector (default: train-detector)",
     )
-    sub.add_argument("--steps", type=int, help="steps of each training (default: the job's)")
+    sub.add_argument(
+        "--steps", type=int, help="steps of each training (default: as in the training job)"
+    )
     sub.add_argument(
         "-o",
         "--output",
@@ -51,15 +69,24 @@ def add(commands: Commands) -> None:
         help="folder for the trainings, results.json and benchmark.png",
     )
     sub.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="of the training job"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="new values for keys of the training job",
     )
 
 
 def benchmark_command(args: argparse.Namespace) -> Result:
-    """`--json`: what `synthgen.evaluation.benchmark.run.benchmark` returns."""
+    """Run the command.
+
+    `--json`: what `synthgen.evaluation.benchmark.run.benchmark` returns.
+    """
     from synthgen.evaluation.benchmark import Benchmark
 
-    overrides = (*args.overrides, *([f"steps={args.steps}"] if args.steps is not None else []))
+    overrides = list(args.overrides)
+    if args.steps is not None:
+        overrides.append(f"steps={args.steps}")
     spec = Benchmark(
         args.real,
         args.synthetic,
@@ -69,7 +96,7 @@ def benchmark_command(args: argparse.Namespace) -> Result:
         tuple(args.ratios),
         args.seeds,
         args.detector,
-        overrides,
+        tuple(overrides),
     )
     spec.check()
     runs = list(spec.runs())
@@ -77,22 +104,27 @@ def benchmark_command(args: argparse.Namespace) -> Result:
     from synthgen.evaluation.benchmark.run import benchmark
     from synthgen.evaluation.benchmark.summary import table
 
-    with progress_bar(args, "step", total) as bar:
+    with make_progress_bar(args, "step", total) as bar:
 
-        def step(name: str, done: int, loss: float) -> None:
+        def report(name: str, done: int, loss: float) -> None:
             bar.set_description(name, refresh=False)
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update(done - bar.n)
 
-        data = benchmark(spec, step, (lambda text: None) if args.quiet else bar.write)
+        def write(text: str) -> None:
+            if not args.quiet:
+                bar.write(text)
+
+        data = benchmark(spec, report, write)
     if data.get("interrupted"):
-        return (
-            EXIT_INTERRUPTED,
-            data,
-            [
-                f"stopped; {len(data['runs'])} of {len(runs)} trainings are done. The same command goes on"
-            ],
+        text = (
+            f"stopped; {len(data['runs'])} of {len(runs)} trainings are done. "
+            "Run the same command again to continue"
         )
+        return EXIT_INTERRUPTED, data, [text]
     images = ", ".join(f"{count} {name}" for name, count in data["images"].items())
-    tail = f"{spec.out}/results.json, benchmark.png: {data['steps']} steps each, {spec.seeds} seeds; pictures: {images}"
-    return 0, data, [*table(data["rows"]), "", tail]
+    summary = (
+        f"{spec.out}/results.json, benchmark.png: {data['steps']} steps each, "
+        f"{spec.seeds} seeds; images: {images}"
+    )
+    return 0, data, [*table(data["rows"]), "", summary]

@@ -1,4 +1,4 @@
-"""`synthgen check`: look for faults of a dataset."""
+"""`synthgen check`: find faults of a dataset."""
 
 import argparse
 
@@ -7,12 +7,15 @@ from synthgen.cli.command import EXIT_FAULT, Commands, Result
 
 def add(commands: Commands) -> None:
     """Add `check`."""
-    sub = commands.add("check", check_command, "look for anything wrong with a dataset")
-    sub.add_argument("out", metavar="OUT", help="output folder, or URL")
+    sub = commands.add("check", check_command, "check a dataset, and list its faults")
+    sub.add_argument("out", metavar="OUT", help="output folder or URL of the dataset")
 
 
 def check_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"ok", "faults", "images", "boxes", "shards"}."""
+    """Run the command.
+
+    `--json`: {"ok", "faults", "images", "boxes", "shards"}.
+    """
     from synthgen.dataset.check import check_dataset
     from synthgen.storage.location import open_store
 

@@ -1,7 +1,8 @@
-"""What the commands share. Each command is a module that is named after it; whatever is heavy is imported by its function.
+"""Code that several commands share.
 
-A new command is a function of the parsed arguments that returns a `Result`, an `add` that adds it, and a line in
-`synthgen.cli.main.COMMANDS`.
+Each command is a module of the same name. Slow imports are made in its function. A new command
+needs a function that returns a `Result` for the parsed arguments, a function `add` that adds the
+command, and a line in `synthgen.cli.main.COMMANDS`.
 """
 
 import argparse
@@ -19,18 +20,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WHISPER = "openai/whisper-base.en"
-SHOWN = 200  # pictures in a report that a command writes on its way: it is made anew with each extension of a dataset
+DEFAULT_SPEECH_MODEL = "openai/whisper-base.en"
+REPORT_IMAGES = 200
+"""How many images the report of a command shows that is rewritten whenever a dataset grows."""
 
-EXIT_FAULT, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
-Result = tuple[
-    int, dict[str, Any], list[str]
-]  # exit status, what --json prints, lines of text for people
+EXIT_FAULT = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+Result = tuple[int, dict[str, Any], list[str]]
+"""The exit status, the object that --json prints, and the lines of text that are printed else."""
 Run = Callable[[argparse.Namespace], Result]
 
 
-class Shares(argparse.Action):
-    """Numbers of an option; `key=value` that follow them are overrides, which argparse alone would take for numbers."""
+class NumbersAction(argparse.Action):
+    """An option with several numbers, which may be followed by `key=value` overrides.
+
+    argparse alone would take these overrides for numbers.
+    """
 
     def __call__(
         self,
@@ -40,9 +47,10 @@ class Shares(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         numbers = []
+        overrides = list(getattr(namespace, "late_overrides", []))
         for text in values:
             if "=" in text:
-                namespace.late_overrides = [*getattr(namespace, "late_overrides", []), text]
+                overrides.append(text)
                 continue
             try:
                 numbers.append(float(text))
@@ -50,137 +58,166 @@ class Shares(argparse.Action):
                 parser.error(f"argument {option_string}: invalid float value: {text!r}")
         if not numbers:
             parser.error(f"argument {option_string}: expected at least one number")
+        namespace.late_overrides = overrides
         setattr(namespace, self.dest, numbers)
 
 
 class Commands:
-    """The command line that the modules add their commands to.
+    """The commands of a parser. Each module of a command adds its own.
 
     Args:
-        top: the parser of all.
+        top: the parser of the whole command line.
     """
 
     def __init__(self, top: argparse.ArgumentParser) -> None:
         self.subparsers = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(self, name: str, run: Run, text: str) -> argparse.ArgumentParser:
-        """A command; returns its parser, for its own arguments."""
+        """Add a command, and return its parser.
+
+        Args:
+            run: the function that runs the command.
+            text: what the command does, for the help.
+        """
         sub = self.subparsers.add_parser(name, help=text, description=text)
         sub.set_defaults(command=run)
         sub.add_argument(
-            "--json", action="store_true", help="one JSON object on stdout instead of text"
+            "--json", action="store_true", help="print one JSON object on stdout instead of text"
         )
-        loud = sub.add_mutually_exclusive_group()
-        loud.add_argument(
+        verbosity = sub.add_mutually_exclusive_group()
+        verbosity.add_argument(
             "-q",
             "--quiet",
             action="store_true",
-            help="errors alone: no progress, no warnings, no closing line",
+            help="print only errors: no progress, no warnings, no summary",
         )
-        loud.add_argument(
+        verbosity.add_argument(
             "-v",
             "--verbose",
             action="store_true",
-            help="tell each step, and errors with their traceback",
+            help="print every step, and errors with their traceback",
         )
         return sub
 
     def add_job(
         self, name: str, run: Run, text: str, example: str = "images=1000 pipeline.steps=12"
     ) -> argparse.ArgumentParser:
-        """A command that takes a job and overrides of its keys."""
+        """Add a command that takes a job and overrides of its keys, and return its parser.
+
+        Args:
+            example: overrides, for the help.
+        """
         sub = self.add(name, run, text)
-        job = sub.add_argument("job", metavar="JOB", help="job file, or the name of a shipped job")
-        job.completer = job_names  # type: ignore[attr-defined]  # argcomplete's
+        job = sub.add_argument("job", metavar="JOB", help="job file, or name of a shipped job")
+        job.completer = complete_job  # type: ignore[attr-defined]  # read by argcomplete
         sub.add_argument(
-            "overrides", nargs="*", default=[], metavar="key=value", help=f"such as {example}"
+            "overrides",
+            nargs="*",
+            default=[],
+            metavar="key=value",
+            help=f"new values for keys of the job, such as {example}",
         )
         return sub
 
 
-def progress_bar(args: argparse.Namespace, unit: str, total: int | None = None) -> "tqdm[Any]":
-    """Units done, units/s and time left, on stderr; nothing before the first of them, so that an error is one line."""
+def make_progress_bar(args: argparse.Namespace, unit: str, total: int | None = None) -> "tqdm[Any]":
+    """Return a progress bar on stderr, with units done, units/s and the remaining time.
+
+    It appears after the first units, so that an early error is a single line.
+    """
     from tqdm import tqdm
 
     bar = tqdm(
         total=total, unit=unit, smoothing=0.05, dynamic_ncols=True, delay=0.1, disable=args.quiet
     )
     if args.quiet:
-        bar.desc = ""  # a bar that is not shown lacks it
+        bar.desc = ""  # a disabled bar does not have this attribute
     return bar
 
 
-def again(command: str, *arguments: str) -> str:
-    """A line that a shell reads as these arguments, to be told."""
+def format_command(command: str, *arguments: str) -> str:
+    """Return the shell command line of a synthgen command."""
     return shlex.join(["synthgen", command, *arguments])
 
 
-def job_names(prefix: str, **_: Any) -> list[str]:
-    """Jobs by name, and job files; for shell completion."""
+def complete_job(prefix: str, **_: Any) -> list[str]:
+    """Return names of jobs, and job files, for shell completion."""
     from argcomplete.completers import FilesCompleter
 
-    from synthgen.config import recipe_names
+    from synthgen.config import list_recipe_names
 
-    return [*recipe_names("job"), *FilesCompleter(("yaml", "yml", "json"))(prefix)]
-
-
-def speech_option(sub: argparse.ArgumentParser) -> None:
-    """Which Whisper listens."""
-    text = f"a Whisper: Hugging Face id, or folder (transformers', or one for faster-whisper); default: {WHISPER}"
-    sub.add_argument("--speech", metavar="MODEL", default=WHISPER, help=text)
+    return [*list_recipe_names("job"), *FilesCompleter(("yaml", "yml", "json"))(prefix)]
 
 
-def spoken(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Let a job command be spoken to."""
-    either = sub.add_mutually_exclusive_group()
-    either.add_argument(
+def add_speech_option(sub: argparse.ArgumentParser) -> None:
+    """Add the option for the model that transcribes recordings."""
+    sub.add_argument(
+        "--speech",
+        metavar="MODEL",
+        default=DEFAULT_SPEECH_MODEL,
+        help="Whisper model that transcribes recordings: Hugging Face id, or folder in the format "
+        f"of transformers or faster-whisper (default: {DEFAULT_SPEECH_MODEL})",
+    )
+
+
+def add_prompt_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options that change a job by a spoken or written prompt."""
+    prompt = sub.add_mutually_exclusive_group()
+    prompt.add_argument(
         "--voice",
         type=Path,
         metavar="WAV",
-        help='recording of such as "one hundred dogs in a park"',
+        help='recording of a spoken prompt that changes the job, such as "one hundred dogs in a '
+        'park"',
     )
-    either.add_argument("--say", metavar="TEXT", help="the same in writing")
-    speech_option(sub)
-    return sub
+    prompt.add_argument(
+        "--say", metavar="TEXT", help="the same as --voice, but with the prompt as text"
+    )
+    add_speech_option(sub)
 
 
-def load(args: argparse.Namespace) -> tuple["Job", dict[str, Any]]:
-    """The job, and {"spoken": the fields of `synthgen.speech.Spoken`} if something was said to it, which is shown.
+def load_prompted_job(args: argparse.Namespace) -> tuple["Job", dict[str, Any]]:
+    """Return the job of the arguments, and what to add to the output of --json.
 
-    What the recipe's checkpoint may paint badly is shown too.
+    The latter is {"spoken": the fields of `synthgen.speech.Spoken`} if there was a prompt, else {}.
+    How the prompt was understood is printed, and what the checkpoint may generate badly is logged.
     """
     from synthgen.config import find_recipe, load_job
     from synthgen.speech import Spoken
 
-    find_recipe("job", args.job)  # a wrong name is told before a recording is listened to
-    said = None if args.say is None else Spoken(text=args.say)
+    find_recipe("job", args.job)  # report a wrong name before a recording is transcribed
+    prompt = None if args.say is None else Spoken(text=args.say)
     if args.voice is not None:
-        from synthgen.speech.speech import hear
+        from synthgen.speech.speech import transcribe_recording
 
-        said = hear(args.voice, args.speech)
-        print(said.heard(), file=sys.stderr)
-    job = load_job(args.job, args.overrides, said)
-    for doubt in job.pipeline.doubts(job.layout):
+        prompt = transcribe_recording(args.voice, args.speech)
+        print(prompt.describe_text(), file=sys.stderr)
+    job = load_job(args.job, args.overrides, prompt)
+    for doubt in job.pipeline.find_warnings(job.layout):
         log.warning("pipeline.%s", doubt)
-    if said is None or job.spoken is None:
+    if prompt is None or job.spoken is None:
         return job, {}
-    print(*job.spoken.understood(), sep="\n", file=sys.stderr)
+    print(*job.spoken.describe_meaning(), sep="\n", file=sys.stderr)
     return job, {"spoken": job.spoken.model_dump(mode="json")}
 
 
-def split(counts: dict[str, Any]) -> str:
-    """That a dataset has several COCO files, to be told after its figures."""
-    from synthgen.dataset.coco import SHARDS_A_FILE
+def describe_coco_files(counts: dict[str, Any]) -> str:
+    """Return a note on a dataset with several COCO files, to append to its figures."""
+    from synthgen.dataset.coco import SHARDS_PER_FILE
 
     files = counts["coco_files"]
     if files == 1:
         return ""
-    return f"; COCO annotations in {files} files of {SHARDS_A_FILE} shards each: annotations/instances-00000.json …"
+    return (
+        f"; COCO annotations in {files} files of {SHARDS_PER_FILE} shards each: "
+        "annotations/instances-00000.json …"
+    )
 
 
-def given_ids(args: argparse.Namespace) -> tuple[dict[str, int], list[str]]:
-    """Category ids that the command line gives; and what is wrong with them, or with the shard size."""
-    problems, ids = [], {}
+def parse_ids(args: argparse.Namespace) -> tuple[dict[str, int], list[str]]:
+    """Return the category ids of --ids, and the problems of --ids and --shard-size."""
+    ids = {}
+    problems = []
     for text in args.ids or ():
         name, _, number = text.rpartition("=")
         if name and number.isdecimal() and int(number) > 0:

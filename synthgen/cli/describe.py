@@ -1,4 +1,4 @@
-"""`synthgen describe`: tell what a name stands for, and its keys."""
+"""`synthgen describe`: print the description and the keys of a name."""
 
 import argparse
 from typing import Any
@@ -11,27 +11,39 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "describe",
         describe_command,
-        "tell what a sampler, method, task, verifier, recipe or job is, and its keys",
+        "describe a sampler, method, task, verifier, recipe or job, and list its keys",
     )
-    name = sub.add_argument("name", metavar="NAME", help="one of those that `synthgen list` names")
-    name.completer = all_names  # type: ignore[attr-defined]  # argcomplete's
+    name = sub.add_argument("name", metavar="NAME", help="a name that `synthgen list` prints")
+    name.completer = all_names  # type: ignore[attr-defined]  # read by argcomplete
 
 
 def describe_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"descriptions": [the fields of `synthgen.config.describe.Description`]}: one for each thing of that name."""
+    """Run the command.
+
+    `--json`: {"descriptions": [the fields of `synthgen.config.describe.Description`]}, with one
+    description for everything that has the name.
+    """
     from dataclasses import asdict
 
     from synthgen.config.describe import describe
 
-    found = describe(args.name)
-    lines = [line for description in found for line in (*description.lines(), "")]
-    return 0, {"descriptions": [asdict(description) for description in found]}, lines[:-1]
+    descriptions = describe(args.name)
+    lines: list[str] = []
+    for description in descriptions:
+        if lines:
+            lines.append("")
+        lines += description.lines()
+    return 0, {"descriptions": [asdict(description) for description in descriptions]}, lines
 
 
 def all_names(**_: Any) -> list[str]:
-    """What can be described; for shell completion."""
+    """Return all names that can be described, for shell completion."""
     from synthgen import registry
-    from synthgen.config.loading import RECIPES, recipe_names
+    from synthgen.config.loading import RECIPES, list_recipe_names
 
-    specs = {name for kind in registry.PACKAGES for name in registry.names(kind)}
-    return sorted(specs | {name for kind in RECIPES for name in recipe_names(kind)})
+    names: set[str] = set()
+    for kind in registry.PACKAGES:
+        names.update(registry.list_names(kind))
+    for kind in RECIPES:
+        names.update(list_recipe_names(kind))
+    return sorted(names)

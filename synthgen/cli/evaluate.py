@@ -1,4 +1,4 @@
-"""`synthgen evaluate`: measure the images and labels of a dataset."""
+"""`synthgen evaluate`: measure the quality of the images and labels of a dataset."""
 
 import argparse
 from pathlib import Path
@@ -16,48 +16,59 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "evaluate",
         evaluate_command,
-        "hold a dataset against a detector, against CLIP, and against real pictures",
+        "measure a dataset with a detector, with CLIP, and in comparison with real images",
     )
     sub.add_argument(
         "out",
         metavar="OUT",
         help="output folder or URL of `synthgen run`; or a job, which is run first",
     )
-    sub.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="of the job")
+    sub.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="new values for keys of the job",
+    )
     sub.add_argument(
         "--detector",
         default="centernet-tiny",
-        help="embedded, folder or Hub id (default: centernet-tiny)",
+        help="detector: an embedded one, a folder, or a Hugging Face id (default: centernet-tiny)",
     )
     sub.add_argument(
         "--threshold",
         type=float,
         default=0.3,
-        help="score from which a detection counts (default 0.3)",
+        help="minimum score of a detection that counts (default 0.3)",
     )
     sub.add_argument(
-        "--clip", help="folder or Hub id of a CLIP; without one its figures are not measured"
+        "--clip",
+        help="CLIP model: folder or Hugging Face id (default: none, CLIP scores are not measured)",
     )
     sub.add_argument(
         "--reference",
         type=Path,
-        help="real pictures, a folder or a dataset; without them theirs are not measured",
+        help="real images to compare with: a folder or a dataset (default: none, no comparison)",
     )
     sub.add_argument(
         "--encoder",
         default="efficientnet-lite0",
-        help="what they are compared in: folder or Hub id",
+        help="image encoder for the comparison: folder or Hugging Face id (default: "
+        "efficientnet-lite0)",
     )
     sub.add_argument(
         "--objects",
         action="store_true",
-        help="compare what is in the boxes instead of whole pictures",
+        help="compare crops of the boxes instead of whole images",
     )
-    sub.add_argument("--limit", type=int, help="look at so many images")
+    sub.add_argument("--limit", type=int, help="evaluate at most this many images")
 
 
 def evaluate_command(args: argparse.Namespace) -> Result:
-    """`--json`: what `synthgen.evaluation.evaluate.evaluate` returns."""
+    """Run the command.
+
+    `--json`: what `synthgen.evaluation.evaluate.evaluate` returns.
+    """
     from synthgen.config import ConfigError
     from synthgen.evaluation.reference_images import Reference
     from synthgen.verification.clip import Spec as Clip
@@ -71,43 +82,55 @@ def evaluate_command(args: argparse.Namespace) -> Result:
     clip = None if args.clip is None else Clip(model=args.clip)
     for spec in (detector, clip):
         if spec is not None:
-            spec.folder()  # says what is wrong with the name
-    reference = (
-        None if args.reference is None else Reference(args.reference, args.encoder, args.objects)
-    )
-    if reference is not None and (problems := reference.check()):
-        raise ConfigError([f"command line: {problem}" for problem in problems])
-    store, (status, data, made) = dataset_of(args)
+            spec.folder()  # raises an error if there is no such model
+    reference = None
+    if args.reference is not None:
+        reference = Reference(args.reference, args.encoder, args.objects)
+        problems = reference.check()
+        if problems:
+            raise ConfigError([f"command line: {problem}" for problem in problems])
+    store, (status, data, run_lines) = open_or_run(args)
     if status:
-        return status, data, made
+        return status, data, run_lines
     from synthgen.evaluation.evaluate import evaluate
     from synthgen.evaluation.fidelity import NOT_MEASURED
 
     data = evaluate(store, detector, clip, reference, args.limit)
-    told = [f"{name:<12} {value}" for name, value in data.items() if value != NOT_MEASURED]
-    left = ", ".join(name for name, value in data.items() if value == NOT_MEASURED)
-    return (
-        0,
-        data,
-        [*made, *told, *([f"not measured: {left}; see --clip and --reference"] if left else [])],
-    )
+    lines = list(run_lines)
+    not_measured = []
+    for name, value in data.items():
+        if value == NOT_MEASURED:
+            not_measured.append(name)
+        else:
+            lines.append(f"{name:<12} {value}")
+    if not_measured:
+        lines.append(f"not measured: {', '.join(not_measured)}; see --clip and --reference")
+    return 0, data, lines
 
 
-def dataset_of(args: argparse.Namespace) -> tuple["Store", Result]:
-    """The dataset that is meant by `out`; if that is a job it is run, and what came of it is returned too."""
+def open_or_run(args: argparse.Namespace) -> tuple["Store", Result]:
+    """Return the dataset that `out` names, after running it if it is a job.
+
+    The second value is the result of the run, or an empty one for a dataset.
+    """
     from synthgen.config import ConfigError, load_job
     from synthgen.dataset.info import read_info
     from synthgen.storage.location import is_url, open_store
 
     if not (is_url(args.out) or Path(args.out).is_dir()):
         job = load_job(args.out, args.overrides)
-        loudness = [option for option, said in (("-q", args.quiet), ("-v", args.verbose)) if said]
+        argv = ["run", args.out, *args.overrides]
+        if args.quiet:
+            argv.append("-q")
+        if args.verbose:
+            argv.append("-v")
         parser = argparse.ArgumentParser()
         run.add(Commands(parser))
-        run_args = parser.parse_args(["run", args.out, *args.overrides, *loudness])
-        return open_store(job.output.path), run.run_command(run_args)
+        return open_store(job.output.path), run.run_command(parser.parse_args(argv))
     if args.overrides:
-        raise ConfigError([f"{args.out}: a dataset; {args.overrides[0]!r} is for jobs"])
+        raise ConfigError(
+            [f"{args.out}: is a dataset, and {args.overrides[0]!r} can only be given for a job"]
+        )
     store = open_store(args.out)
     if read_info(store) is None:
         raise ConfigError([f"{args.out}: not a synthgen dataset (no readable dataset.json)"])

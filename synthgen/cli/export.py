@@ -1,12 +1,16 @@
-"""`synthgen export`: write a dataset for other programs."""
+"""`synthgen export`: write a dataset in the format of another program."""
 
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from synthgen.cli.command import EXIT_INTERRUPTED, Commands, Result, progress_bar
+from synthgen.cli.command import EXIT_INTERRUPTED, Commands, Result, make_progress_bar
 from synthgen.errors import InputError
-from synthgen.formats.base import writable_formats
+from synthgen.formats.base import list_writable_formats
+
+if TYPE_CHECKING:
+    from synthgen.formats.export import ExportResult
 
 log = logging.getLogger(__name__)
 
@@ -16,52 +20,60 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "export",
         export_command,
-        "write a dataset as COCO, for Ultralytics, for Hugging Face or as Pascal VOC",
+        "export a dataset for other programs: COCO, Ultralytics, Hugging Face, Pascal VOC",
     )
     sub.add_argument(
         "out", metavar="OUT", help="output folder or URL of `synthgen run` or `synthgen import`"
     )
-    sub.add_argument("--to", required=True, choices=tuple(writable_formats()), help="the form")
+    sub.add_argument(
+        "--to", required=True, choices=tuple(list_writable_formats()), help="format of the export"
+    )
     sub.add_argument("folder", metavar="DIR", type=Path, help="folder to write")
     sub.add_argument(
         "--val",
         type=float,
         default=0.1,
         metavar="SHARE",
-        help="share of the pictures in the split val (default 0.1)",
+        help="share of the images in the validation split `val` (default 0.1)",
     )
     sub.add_argument(
         "--label",
         action="append",
         metavar="NAME=NAME",
-        help="puppy=dog: call it so in the export; repeatable",
+        help="rename a category in the export, such as puppy=dog; can be repeated",
     )
     sub.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="shards that are worked on at a time (default: cores, at most 8)",
+        help="number of shards that are converted in parallel (default: CPU cores, at most 8)",
     )
 
 
 def export_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"output", "form", "images": {split: n}, "boxes": {split: n}, "labels": [], "shards", "written", "interrupted"}.
+    """Run the command.
 
-    "crowds": boxes that were left out, as the form has no crowds, "crowd_images" and "crowd_labels": those with crowds alone;
-    "missing": images that the dataset's job asks for, and that are not made yet; "written": shards that were written now.
+    `--json`: {"output", "form", "images": {split: n}, "boxes": {split: n}, "labels": [], "shards",
+    "written", "interrupted", "crowds", "crowd_images", "crowd_labels", "missing"}.
+
+    "written": shards that this command wrote; "crowds": boxes that were left out because the format
+    has no crowds; "crowd_images" and "crowd_labels": images and labels that have only crowds;
+    "missing": images of the dataset's job that have not been generated yet.
     """
     from dataclasses import asdict
 
     from synthgen.formats.export import ExportSpec, export_dataset
 
-    pairs = dict(text.partition("=")[::2] for text in args.label or ())
-    if not all(pairs.values()):
-        raise InputError(
-            f"command line: --label: {next(n for n in pairs if not pairs[n])!r}: give puppy=dog"
-        )
+    labels = {}
+    for text in args.label or ():
+        name, _, label = text.partition("=")
+        labels[name] = label
+    for name, label in labels.items():
+        if not label:
+            raise InputError(f"command line: --label: {name!r}: give puppy=dog")
     workers = {} if args.workers is None else {"workers": args.workers}
-    spec = ExportSpec(args.out, args.to, args.folder, args.val, pairs, **workers)
-    with progress_bar(args, "shard") as bar:
+    spec = ExportSpec(args.out, args.to, args.folder, args.val, labels, **workers)
+    with make_progress_bar(args, "shard") as bar:
 
         def report(done: int, total: int) -> None:
             bar.total = total
@@ -70,30 +82,33 @@ def export_command(args: argparse.Namespace) -> Result:
         result = export_dataset(spec, report)
     data = {"output": str(args.folder), "form": args.to, **asdict(result)}
     if result.interrupted:
-        return (
-            EXIT_INTERRUPTED,
-            data,
-            [f"stopped; {sum(result.images.values())} images are done; the same command goes on"],
-        )
-    counts = ", ".join(
-        f"{split} {n} images {result.boxes[split]} boxes" for split, n in result.images.items()
-    )
-    missing = (
-        [f"{args.out} is not finished: {result.missing} images are missing"]
-        if result.missing > 0
-        else []
-    )
-    left_out = [f"{result.crowds} crowds left out"] if result.crowds else []
+        done = sum(result.images.values())
+        text = f"stopped; {done} images are done. Run the same command again to continue"
+        return EXIT_INTERRUPTED, data, [text]
     if result.crowds and (result.crowd_images or result.crowd_labels):
-        found = [f"{result.crowd_images} images"] if result.crowd_images else []
-        found += [f"the classes {', '.join(result.crowd_labels)}"] if result.crowd_labels else []
-        what = f"{args.to} has no crowds: {' and '.join(found)} have nothing but crowds, and so no label now"
-        log.warning("%s; import with --crowds objects takes them as objects", what)
-    return (
-        0,
-        data,
-        [
-            "; ".join([f"{args.folder}: {counts}, {len(result.labels)} classes", *left_out]),
-            *missing,
-        ],
+        warn_of_crowds(args.to, result)
+    counts = []
+    for split, images in result.images.items():
+        counts.append(f"{split} {images} images {result.boxes[split]} boxes")
+    summary = f"{args.folder}: {', '.join(counts)}, {len(result.labels)} classes"
+    if result.crowds:
+        summary += f"; {result.crowds} crowds left out"
+    lines = [summary]
+    if result.missing > 0:
+        lines.append(f"{args.out} is not complete: {result.missing} images are missing")
+    return 0, data, lines
+
+
+def warn_of_crowds(form: str, result: "ExportResult") -> None:
+    """Warn of images and classes without a label in the export, because they have only crowds."""
+    affected = []
+    if result.crowd_images:
+        affected.append(f"{result.crowd_images} images")
+    if result.crowd_labels:
+        affected.append(f"the classes {', '.join(result.crowd_labels)}")
+    log.warning(
+        "%s has no crowds: %s have nothing but crowds, and so no label in this export; "
+        "to keep crowds as objects, import with --crowds objects",
+        form,
+        " and ".join(affected),
     )

@@ -1,20 +1,26 @@
-"""`synthgen finalize`: write the dataset files for what is committed."""
+"""`synthgen finalize`: write the dataset files for the committed shards."""
 
 import argparse
 
-from synthgen.cli.command import Commands, Result, split
+from synthgen.cli.command import Commands, Result, describe_coco_files
 
 
 def add(commands: Commands) -> None:
     """Add `finalize`."""
     sub = commands.add(
-        "finalize", finalize_command, "write the dataset files for what is committed so far"
+        "finalize",
+        finalize_command,
+        "write the COCO, manifest and card files for the shards that are finished so far",
     )
-    sub.add_argument("out", metavar="OUT", help="output folder, or URL")
+    sub.add_argument("out", metavar="OUT", help="output folder or URL of the dataset")
 
 
 def finalize_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "coco_files"}."""
+    """Run the command.
+
+    `--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete",
+    "coco_files"}.
+    """
     from synthgen.config import ConfigError
     from synthgen.dataset.finalise import finalize
     from synthgen.dataset.info import read_info
@@ -27,10 +33,11 @@ def finalize_command(args: argparse.Namespace) -> Result:
         raise ConfigError([f"{args.out}: no dataset here (dataset.json is missing or damaged)"])
     with Lock(store):
         counts = finalize(store, info)
-    done = (
-        "complete"
-        if counts["complete"]
-        else f"{info.asked - counts['images']} images are still missing"
+    status = "complete"
+    if not counts["complete"]:
+        status = f"{info.asked - counts['images']} images are still missing"
+    text = (
+        f"{args.out}: {counts['images']} images, {counts['boxes']} boxes; "
+        f"{status}{describe_coco_files(counts)}"
     )
-    text = f"{args.out}: {counts['images']} images, {counts['boxes']} boxes; {done}{split(counts)}"
     return 0, {"output": args.out, **counts}, [text]

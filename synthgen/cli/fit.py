@@ -1,4 +1,4 @@
-"""`synthgen fit`: learn the layouts of a dataset."""
+"""`synthgen fit`: fit a model of layouts to a dataset."""
 
 import argparse
 import json
@@ -10,31 +10,43 @@ from synthgen.cli.command import Commands, Result
 def add(commands: Commands) -> None:
     """Add `fit`."""
     sub = commands.add(
-        "fit", fit_command, "learn what the layouts of a dataset are like, for the sampler `fit`"
+        "fit", fit_command, "fit a model to the layouts of a dataset, for the sampler `fit`"
     )
     sub.add_argument(
-        "data", metavar="DATA", help="what `synthgen import` reads, or the output of `synthgen run`"
+        "data",
+        metavar="DATA",
+        help="anything that `synthgen import` reads, or the output folder of `synthgen run`",
     )
-    sub.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
+    sub.add_argument(
+        "-o", "--output", type=Path, required=True, help="JSON file to write the model to"
+    )
 
 
 def fit_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"path", "pictures", "boxes", "categories"}."""
+    """Run the command.
+
+    `--json`: `{"path", "pictures", "boxes", "categories"}`.
+    """
     from synthgen.config import ConfigError
-    from synthgen.layouts.fit import learn
+    from synthgen.layouts.fit import fit_model
     from synthgen.storage.local import write_text
 
     try:
-        model = learn(args.data)
+        model = fit_model(args.data)
     except ValueError as error:
         raise ConfigError([str(error)]) from None
     write_text(args.output, json.dumps(model) + "\n")
+    images = model["pictures"]
     boxes = sum(sum(counts.values()) for counts in model["counts"])
+    categories = list(model["boxes"])
     data = {
         "path": str(args.output),
-        "pictures": model["pictures"],
+        "pictures": images,
         "boxes": boxes,
-        "categories": list(model["boxes"]),
+        "categories": categories,
     }
-    text = f"{args.output}: {model['pictures']} pictures, {boxes} boxes, {len(model['boxes'])} categories"
-    return 0, data, [text, f"use it: synthgen preview JOB layout=fit layout.model={args.output}"]
+    lines = [
+        f"{args.output}: {images} images, {boxes} boxes, {len(categories)} categories",
+        f"use it: synthgen preview JOB layout=fit layout.model={args.output}",
+    ]
+    return 0, data, lines

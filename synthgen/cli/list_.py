@@ -1,4 +1,4 @@
-"""`synthgen list`: tell what samplers, methods and recipes there are."""
+"""`synthgen list`: list the samplers, methods, tasks, verifiers, recipes and jobs."""
 
 import argparse
 from typing import Any
@@ -8,31 +8,31 @@ from synthgen.cli.command import Commands, Result
 
 def add(commands: Commands) -> None:
     """Add `list`."""
-    commands.add("list", list_command, "samplers, methods and recipes")
+    commands.add(
+        "list", list_command, "list the samplers, methods, tasks, verifiers, recipes and jobs"
+    )
 
 
 def list_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"samplers": {name: text}, "methods": {name: text}, "layouts": [], "pipelines": [], "jobs": []}."""
+    """Run the command.
+
+    `--json`: {"samplers": {name: text}, "methods": {name: text}, "tasks": {name: text},
+    "verifiers": {name: text}, "layouts": [], "pipelines": [], "jobs": []}.
+    """
     from synthgen import registry
-    from synthgen.config.loading import RECIPES, recipe_names
+    from synthgen.config.loading import RECIPES, list_recipe_names
 
     data: dict[str, Any] = {}
-    for kind in registry.PACKAGES:
-        data[f"{kind}s"] = {
-            name: _first_line(registry.spec_class(kind, name)) for name in registry.names(kind)
-        }
-    for kind, folder in RECIPES.items():
-        data[folder] = recipe_names(kind)
     lines = []
-    for heading, entries in data.items():
-        lines.append(f"{heading}:")
-        lines += (
-            [f"  {n:<20}{entries[n]}" for n in entries]
-            if isinstance(entries, dict)
-            else [f"  {n}" for n in entries]
-        )
+    for kind in registry.PACKAGES:
+        summaries = {}
+        lines.append(f"{kind}s:")
+        for name in registry.list_names(kind):
+            summaries[name] = str(registry.load_spec_class(kind, name).__doc__).splitlines()[0]
+            lines.append(f"  {name:<20}{summaries[name]}")
+        data[f"{kind}s"] = summaries
+    for kind, folder in RECIPES.items():
+        data[folder] = list_recipe_names(kind)
+        lines.append(f"{folder}:")
+        lines += [f"  {name}" for name in data[folder]]
     return 0, data, lines
-
-
-def _first_line(thing: Any) -> str:
-    return str(thing.__doc__).splitlines()[0]

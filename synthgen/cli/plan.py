@@ -1,26 +1,28 @@
-"""`synthgen plan`: tell what a job will take."""
+"""`synthgen plan`: estimate the time and space of a job."""
 
 import argparse
 
-from synthgen.cli.command import Commands, Result, load, spoken
+from synthgen.cli.command import Commands, Result, add_prompt_options, load_prompted_job
 
 
 def add(commands: Commands) -> None:
     """Add `plan`."""
-    sub = spoken(
-        commands.add_job(
-            "plan", plan_command, "time a few images and tell what the whole job will take"
-        )
+    sub = commands.add_job(
+        "plan", plan_command, "time a few images, and estimate the time and space of the whole job"
     )
+    add_prompt_options(sub)
     sub.add_argument("--address", help=argparse.SUPPRESS)
 
 
 def plan_command(args: argparse.Namespace) -> Result:
-    """`--json`: the fields of `synthgen.engine.estimate.Plan`."""
+    """Run the command.
+
+    `--json`: the fields of `synthgen.engine.estimate.Plan`.
+    """
     from dataclasses import asdict
 
-    job, spoken = load(args)
+    job, prompt_data = load_prompted_job(args)
     from synthgen.engine.estimate import plan
 
     estimate = plan(job)
-    return 0, {**asdict(estimate), **spoken}, estimate.lines()
+    return 0, {**asdict(estimate), **prompt_data}, estimate.lines()

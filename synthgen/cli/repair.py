@@ -1,25 +1,30 @@
-"""`synthgen repair`: make again what is bad in a dataset."""
+"""`synthgen repair`: generate the faulty parts of a dataset again."""
 
 import argparse
 
-from synthgen.cli.command import EXIT_FAULT, SHOWN, Commands, Result, progress_bar
+from synthgen.cli.command import EXIT_FAULT, REPORT_IMAGES, Commands, Result, make_progress_bar
 
 
 def add(commands: Commands) -> None:
     """Add `repair`."""
     sub = commands.add(
-        "repair", repair_command, "make again what `check` finds bad, with the same bytes"
+        "repair",
+        repair_command,
+        "generate shards again that `synthgen check` finds faulty, with the same bytes",
     )
-    sub.add_argument("out", metavar="OUT", help="output folder, or URL")
+    sub.add_argument("out", metavar="OUT", help="output folder or URL of the dataset")
     sub.add_argument(
         "--accept",
         action="store_true",
-        help="take shards too that come out with other bytes than they had",
+        help="also accept shards whose new bytes differ from the original ones",
     )
 
 
 def repair_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"ok"} and the fields of `synthgen.engine.repair.Repaired`."""
+    """Run the command.
+
+    `--json`: {"ok"} and the fields of `synthgen.engine.repair.RepairResult`.
+    """
     from dataclasses import asdict
 
     from synthgen.engine.repair import repair
@@ -28,18 +33,16 @@ def repair_command(args: argparse.Namespace) -> Result:
 
     store = open_store(args.out)
 
-    with progress_bar(args, "image") as bar:
+    with make_progress_bar(args, "image") as bar:
 
         def report(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        done = repair(store, args.accept, report)
-    ok = not done.faults and not done.left
-    if ok and (done.changed or done.unknown):
-        write_report(store, SHOWN)
-    return (
-        0 if ok else EXIT_FAULT,
-        {"ok": ok, **asdict(done)},
-        [*done.lines(), f"{args.out}: {'ok' if ok else 'not whole'}"],
-    )
+        result = repair(store, args.accept, report)
+    ok = not result.faults and not result.left
+    if ok and (result.changed or result.unknown):
+        write_report(store, REPORT_IMAGES)
+    status = "ok" if ok else "still has faults"
+    lines = [*result.lines(), f"{args.out}: {status}"]
+    return 0 if ok else EXIT_FAULT, {"ok": ok, **asdict(result)}, lines

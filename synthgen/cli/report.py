@@ -1,4 +1,4 @@
-"""`synthgen report`: write a page to look at a dataset with."""
+"""`synthgen report`: write an HTML page that shows a dataset."""
 
 import argparse
 
@@ -8,16 +8,22 @@ from synthgen.cli.command import Commands, Result
 def add(commands: Commands) -> None:
     """Add `report`."""
     sub = commands.add(
-        "report", report_command, "write report.html, a page to look at a dataset with"
+        "report", report_command, "write report.html, a page that shows the images of a dataset"
     )
-    sub.add_argument("out", metavar="OUT", help="output folder or URL of `synthgen run`")
+    sub.add_argument("out", metavar="OUT", help="output folder or URL of the dataset")
     sub.add_argument(
-        "--most", type=int, default=2000, help="pictures that the page shows (default 2000)"
+        "--most",
+        type=int,
+        default=2000,
+        help="largest number of images that the page shows (default 2000)",
     )
 
 
 def report_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"path", "images", "shown", "bytes"}."""
+    """Run the command.
+
+    `--json`: {"path", "images", "shown", "bytes"}.
+    """
     from synthgen.config import ConfigError
     from synthgen.report import write_report
     from synthgen.storage.location import open_store

@@ -1,50 +1,61 @@
-"""`synthgen run`: make a dataset."""
+"""`synthgen run`: generate the dataset of a job."""
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from synthgen.cli.command import (
     EXIT_FAULT,
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
-    SHOWN,
+    REPORT_IMAGES,
     Commands,
     Result,
-    again,
-    load,
-    split,
-    spoken,
+    add_prompt_options,
+    describe_coco_files,
+    format_command,
+    load_prompted_job,
 )
 
-LISTED = 5  # failed shards on the screen
+if TYPE_CHECKING:
+    from synthgen.config.job import Job
+    from synthgen.engine.driver import RunResult
+
+MAX_FAILURES_PRINTED = 5
 
 
 def add(commands: Commands) -> None:
     """Add `run`."""
-    sub = spoken(commands.add_job("run", run_command, "make the dataset, or what is missing of it"))
+    sub = commands.add_job(
+        "run", run_command, "generate the dataset of a job, or the images that are still missing"
+    )
+    add_prompt_options(sub)
     sub.add_argument(
         "--address",
-        help="address of a running Ray cluster (default: RAY_ADDRESS, else Ray on this machine)",
+        help="address of a running Ray cluster (default: the environment variable RAY_ADDRESS; if "
+        "it is not set, Ray is started on this machine)",
     )
     sub.add_argument(
         "--overwrite",
         action="store_true",
-        help="remove the dataset that is in the output folder first",
+        help="first remove the dataset in the output folder, if there is one",
     )
 
 
 def run_command(args: argparse.Namespace) -> Result:
-    """`--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "coco_files", "made", "seconds",
-    "interrupted"}.
+    """Run the command.
 
-    "failed" too: [{"shard", "attempts", "error", "traceback"}], shards that were given up. With --voice or --say "spoken"
-    (`load`), as with `preview` and `plan`.
+    `--json`: {"output", "images", "boxes", "shards", "bytes", "verified", "complete", "coco_files",
+    "made", "seconds", "interrupted", "failed"}, and with --voice or --say "spoken", as
+    `load_prompted_job` returns it.
+
+    "failed": [{"shard", "attempts", "error", "traceback"}] of shards that failed in all attempts.
     """
     from dataclasses import asdict
 
-    job, spoken = load(args)  # before the heavy imports: a mistake is told at once
-    from synthgen.engine.driver import run
+    # Load the job before the slow imports, so that mistakes are reported without a delay.
+    job, prompt_data = load_prompted_job(args)
+    from synthgen.engine.generation import run
     from synthgen.engine.pool import StoppedError
     from synthgen.report import write_report
     from synthgen.storage.location import open_store
@@ -53,7 +64,10 @@ def run_command(args: argparse.Namespace) -> Result:
     try:
         result = run(job, args.address, args.overwrite, bar.open)
     except StoppedError as error:
-        text = f"{error}. All finished shards are kept; the same command goes on from there"
+        text = (
+            f"{error}. All finished shards are kept; run the same command again to continue from "
+            "there"
+        )
         return EXIT_FAULT, {"error": [str(error)]}, [text]
     finally:
         bar.close()
@@ -62,56 +76,73 @@ def run_command(args: argparse.Namespace) -> Result:
         **result.counts,
         "made": result.made,
         "seconds": round(result.seconds, 3),
-    }
-    data |= {
         "interrupted": result.interrupted,
-        "failed": [asdict(f) for f in result.failed],
-        **spoken,
+        "failed": [asdict(failure) for failure in result.failed],
+        **prompt_data,
     }
-    failures = failed_lines(job.output.path, data["failed"], args.verbose)
+    lines = describe_failures(job.output.path, data["failed"], args.verbose)
     if result.interrupted:
-        said = ["--say", spoken["spoken"]["text"]] if spoken else []
+        arguments = [args.job, *args.overrides]
+        if prompt_data:
+            arguments += ["--say", prompt_data["spoken"]["text"]]
         done = f"; {data['images']} of {job.images} images are done" if result.counts else ""
-        text = f"stopped{done}. To go on: {again('run', args.job, *args.overrides, *said)}"
-        return EXIT_TERMINATED if result.terminated else EXIT_INTERRUPTED, data, [*failures, text]
+        lines.append(f"stopped{done}. To continue: {format_command('run', *arguments)}")
+        return EXIT_TERMINATED if result.terminated else EXIT_INTERRUPTED, data, lines
     if result.made and result.counts["complete"]:
-        write_report(open_store(job.output.path), SHOWN)
-    rate = (
-        f", {result.made} made now at {result.made / result.seconds:.2f} images/s"
-        if result.made
-        else ", all were there"
+        write_report(open_store(job.output.path), REPORT_IMAGES)
+    status = EXIT_FAULT if lines else 0
+    lines.append(describe_result(job, result))
+    return status, data, lines
+
+
+def describe_result(job: "Job", result: "RunResult") -> str:
+    """Return a summary of a run that was not interrupted."""
+    counts = result.counts
+    rate = ""
+    if result.made:
+        rate = f", {result.made} generated now at {result.made / result.seconds:.2f} images/s"
+    elif counts["complete"]:
+        rate = ", all existed already"
+    return (
+        f"{job.output.path}: {counts['images']} images, {counts['boxes']} boxes, "
+        f"{counts['shards']} shards{rate}{describe_coco_files(counts)}"
     )
-    rate = rate if result.made or result.counts["complete"] else ""
-    lines = [
-        f"{job.output.path}: {data['images']} images, {data['boxes']} boxes, {data['shards']} shards{rate}{split(data)}"
-    ]
-    return (EXIT_FAULT, data, [*failures, *lines]) if failures else (0, data, lines)
 
 
-def failed_lines(out: str, failed: list[dict[str, Any]], tracebacks: bool) -> list[str]:
-    """Shards that were given up, for a person."""
+def describe_failures(out: str, failed: list[dict[str, Any]], tracebacks: bool) -> list[str]:
+    """Return lines about the shards that failed in all attempts; [] if there are none.
+
+    Args:
+        out: the output folder of the dataset.
+        tracebacks: whether to include the tracebacks.
+    """
     if not failed:
         return []
     lines = []
-    for shard in failed[:LISTED]:
+    for shard in failed[:MAX_FAILURES_PRINTED]:
         lines.append(
             f"shard {shard['shard']:06d} failed {shard['attempts']} time(s): {shard['error']}"
         )
-        lines += [shard["traceback"]] if tracebacks else []
-    more = [f"... and {len(failed) - LISTED} more"] if len(failed) > LISTED else []
-    where = f"all are in {out}/failures.jsonl, with their tracebacks"
-    text = f"{len(failed)} shard(s) could not be made ({where}); the same command tries them again"
-    return [*lines, *more, text]
+        if tracebacks:
+            lines.append(shard["traceback"])
+    if len(failed) > MAX_FAILURES_PRINTED:
+        lines.append(f"... and {len(failed) - MAX_FAILURES_PRINTED} more")
+    lines.append(
+        f"{len(failed)} shard(s) could not be generated (all are in {out}/failures.jsonl, with "
+        "their tracebacks); run the same command again to retry them"
+    )
+    return lines
 
 
 class _ProgressBar:
-    """Images done, images/s and time left, on stderr."""
+    """A progress bar on stderr, with images done, images/s and the remaining time."""
 
     def __init__(self, hidden: bool = False) -> None:
         self.bar: Any = None
         self.hidden = hidden
 
     def open(self, total: int, done: int) -> Callable[[int], None]:
+        """Show the bar, and return a function that advances it by a number of images."""
         from tqdm import tqdm
 
         self.bar = tqdm(
@@ -125,8 +156,10 @@ class _ProgressBar:
         return self.advance
 
     def advance(self, images: int) -> None:
+        """Advance the bar by a number of images."""
         self.bar.update(images)
 
     def close(self) -> None:
+        """Close the bar if it was opened."""
         if self.bar is not None:
             self.bar.close()

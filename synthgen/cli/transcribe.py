@@ -1,9 +1,9 @@
-"""`synthgen transcribe`: tell what a recording says."""
+"""`synthgen transcribe`: transcribe a recording of a prompt."""
 
 import argparse
 from pathlib import Path
 
-from synthgen.cli.command import Commands, Result, speech_option
+from synthgen.cli.command import Commands, Result, add_speech_option
 
 
 def add(commands: Commands) -> None:
@@ -11,17 +11,25 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "transcribe",
         transcribe_command,
-        "tell what a recording says, and what a job would make of it",
+        "transcribe a recorded prompt, and print how a job would understand it",
     )
-    sub.add_argument("audio", type=Path, metavar="WAV", help="PCM or floating point, at most 30 s")
-    speech_option(sub)
+    sub.add_argument(
+        "audio",
+        type=Path,
+        metavar="WAV",
+        help="WAV file with PCM or floating-point samples, at most 30 s",
+    )
+    add_speech_option(sub)
 
 
 def transcribe_command(args: argparse.Namespace) -> Result:
-    """`--json`: the fields of `synthgen.speech.Spoken`."""
+    """Run the command.
+
+    `--json`: the fields of `synthgen.speech.Spoken`.
+    """
     from synthgen.dataset.categories import COCO_IDS
-    from synthgen.speech.speech import hear
+    from synthgen.speech.speech import transcribe_recording
     from synthgen.speech.understand import understand
 
-    spoken = understand(hear(args.audio, args.speech), COCO_IDS)
-    return 0, spoken.model_dump(mode="json"), [spoken.heard(), *spoken.understood()]
+    prompt = understand(transcribe_recording(args.audio, args.speech), COCO_IDS)
+    return 0, prompt.model_dump(mode="json"), [prompt.describe_text(), *prompt.describe_meaning()]

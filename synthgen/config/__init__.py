@@ -1,7 +1,7 @@
-"""Job files: what they say, and how they are read and checked."""
+"""Job files: their keys, and how they are read and validated."""
 
 from synthgen.config.job import Job, OutputSpec
-from synthgen.config.loading import find_recipe, load_job, load_training, recipe_names
+from synthgen.config.loading import find_recipe, list_recipe_names, load_job, load_training
 from synthgen.yamlfile import ConfigError
 
 __all__ = [
@@ -9,7 +9,7 @@ __all__ = [
     "Job",
     "OutputSpec",
     "find_recipe",
+    "list_recipe_names",
     "load_job",
     "load_training",
-    "recipe_names",
 ]

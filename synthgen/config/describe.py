@@ -1,8 +1,10 @@
-"""What a method, sampler, task, verifier, recipe or job is: read from its spec's docstrings and fields, and from its file."""
+"""Descriptions of methods, samplers, tasks, verifiers, recipes and jobs.
+
+They are read from the docstrings and fields of their specs, and from the files of recipes and jobs.
+"""
 
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,21 +14,24 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from synthgen import registry
 from synthgen.config.job import Job
-from synthgen.config.loading import RECIPES, find_recipe, recipe_names
-from synthgen.config.validation import did_you_mean
+from synthgen.config.loading import RECIPES, find_recipe, list_recipe_names
+from synthgen.config.validation import suggest_name
 from synthgen.yamlfile import ConfigError, read_yaml
 
 SPEC_KEYS = ("sampler", "method", "task", "verifier")
+MAX_DEPTH = 3
+"""How many levels of mappings inside mappings are listed below the first one."""
+TYPE_WORDS = {"object": "mapping", "string": "text", "boolean": "true | false"}
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One key.
+    """A key of a job or recipe.
 
     Attributes:
-        type: as a person writes it: "integer", "[number, number]", "box | gaussian".
-        default: None also if `required`.
-        range: such as "0 to 1" or "at least 1"; "" if any value of the type goes.
+        type: the type as text: "integer", "[number, number]", "box | gaussian".
+        default: None also if the key is `required`.
+        range: such as "0 to 1" or "at least 1"; "" if every value of the type is allowed.
     """
 
     name: str
@@ -39,14 +44,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Description:
-    """What there is to know of a name.
+    """The description of a name.
 
     Attributes:
         kind: sampler, method, task, verifier, layout, pipeline or job.
         sources: papers and documents that the module names.
-        checkpoints: what has to be loaded.
-        values: of a recipe or job, what its file sets.
-        file: of a recipe or job.
+        checkpoints: the checkpoints that have to be loaded.
+        values: the keys that the file of a recipe or job sets.
+        file: the file of a recipe or job.
     """
 
     kind: str
@@ -59,201 +64,224 @@ class Description:
     file: str | None = None
 
     def lines(self) -> list[str]:
-        """The same for a person."""
-        width = max((len(p.name) for p in self.parameters), default=0)
-        lines = [
-            f"{self.name}: {self.kind}" + (f" ({self.file})" if self.file else ""),
-            *self.text.splitlines(),
-            "",
-        ]
-        lines += [
-            f"{what}: {text}"
-            for what, texts in (("source", self.sources), ("checkpoint", self.checkpoints))
-            for text in texts
-        ]
-        lines += (
-            [
-                "keys that the file sets:",
-                *(f"  {key}: {value!r}" for key, value in self.values.items()),
-            ]
-            if self.values
-            else []
-        )
+        """Return the description as lines of text."""
+        location = f" ({self.file})" if self.file else ""
+        lines = [f"{self.name}: {self.kind}{location}", *self.text.splitlines(), ""]
+        lines += [f"source: {source}" for source in self.sources]
+        lines += [f"checkpoint: {checkpoint}" for checkpoint in self.checkpoints]
+        if self.values:
+            lines.append("keys that the file sets:")
+            lines += [f"  {key}: {value!r}" for key, value in self.values.items()]
         lines.append("keys, their types and defaults:")
-        for p in self.parameters:
-            default = "must be given" if p.required else f"default {shown(p.default)}"
-            lines.append(
-                f"  {p.name:<{width}}  {', '.join(filter(None, [p.type, p.range, default]))}"
-            )
-            lines += [f"  {'':<{width}}  {p.description}"] if p.description else []
+        width = max((len(parameter.name) for parameter in self.parameters), default=0)
+        for parameter in self.parameters:
+            facts = [parameter.type]
+            if parameter.range:
+                facts.append(parameter.range)
+            if parameter.required:
+                facts.append("must be given")
+            else:
+                facts.append(f"default {format_value(parameter.default)}")
+            lines.append(f"  {parameter.name:<{width}}  {', '.join(facts)}")
+            if parameter.description:
+                lines.append(f"  {'':<{width}}  {parameter.description}")
         return lines
 
 
 def describe(name: str) -> list[Description]:
-    """All that goes by this name: a pipeline recipe may be called as its method is.
+    """Return the descriptions of everything with this name.
+
+    There can be several: a pipeline recipe may have the name of its method.
 
     Raises:
-        ConfigError: nothing does; the message says what there is.
+        ConfigError: nothing has this name.
     """
-    found = [of_spec(kind, name) for kind in SPEC_KEYS if name in registry.names(kind)]
-    found += [of_recipe(kind, name) for kind in RECIPES if name in recipe_names(kind)]
-    if found:
-        return found
-    known = sorted(
-        {n for kind in SPEC_KEYS for n in registry.names(kind)}
-        | {n for kind in RECIPES for n in recipe_names(kind)}
-    )
-    raise ConfigError(
-        [
-            f"{name}: nothing has this name{did_you_mean(name, known)}; `synthgen list` shows what there is"
-        ]
-    )
+    descriptions = []
+    known = set()
+    for kind in SPEC_KEYS:
+        names = registry.list_names(kind)
+        known.update(names)
+        if name in names:
+            descriptions.append(describe_spec(kind, name))
+    for kind in RECIPES:
+        names = list_recipe_names(kind)
+        known.update(names)
+        if name in names:
+            descriptions.append(describe_recipe(kind, name))
+    if not descriptions:
+        hint = suggest_name(name, sorted(known))
+        raise ConfigError([f"{name}: nothing has this name{hint}; `synthgen list` shows all names"])
+    return descriptions
 
 
-def of_spec(kind: str, name: str) -> Description:
-    """A sampler, method, task or verifier."""
-    spec = registry.spec_class(kind, name)
+def describe_spec(kind: str, name: str) -> Description:
+    """Return the description of a sampler, method, task or verifier."""
+    spec = registry.load_spec_class(kind, name)
     model = spec.model_fields.get("model")
-    checkpoints = (
-        [f"pipeline.model, {model.default} unless given: {model.description}"]
-        if model is not None
-        else []
+    checkpoints = []
+    if model is not None:
+        checkpoints.append(f"pipeline.model, default {model.default}: {model.description}")
+    return Description(
+        kind, name, read_docstring(spec), list_parameters(spec), list_sources(spec), checkpoints
     )
-    return Description(kind, name, document(spec), parameters(spec), sources(spec), checkpoints)
 
 
-def of_recipe(kind: str, name: str) -> Description:
-    """A layout or pipeline recipe, or a job, as its file has it."""
+def describe_recipe(kind: str, name: str) -> Description:
+    """Return the description of a layout or pipeline recipe, or of a job, from its file."""
     path = find_recipe(kind, name)
     values = read_yaml(path).data
-    values = values if isinstance(values, dict) else {}
-    key = next((k for k in SPEC_KEYS if k in values), None)
-    if key is None or values[key] not in registry.names(key):
-        return Description(kind, name, document(Job), parameters(Job), [], [], values, str(path))
-    spec = registry.spec_class(key, values[key])
+    if not isinstance(values, dict):
+        values = {}
+    present = [key for key in SPEC_KEYS if key in values]
+    if not present or values[present[0]] not in registry.list_names(present[0]):
+        text = read_docstring(Job)
+        return Description(kind, name, text, list_parameters(Job), [], [], values, str(path))
+    key = present[0]
+    spec = registry.load_spec_class(key, values[key])
     checkpoints = [str(values[k]) for k in ("model", "lora") if values.get(k)]
     if "model" in spec.model_fields and "model" not in values:
         checkpoints.append(str(spec.model_fields["model"].default))
-    text = f"{key} {values[key]}: {document(spec)}"
     return Description(
-        kind, name, text, parameters(spec), sources(spec), checkpoints, values, str(path)
+        kind,
+        name,
+        f"{key} {values[key]}: {read_docstring(spec)}",
+        list_parameters(spec),
+        list_sources(spec),
+        checkpoints,
+        values,
+        str(path),
     )
 
 
-def document(thing: Any) -> str:
-    """A docstring without its indentation."""
+def read_docstring(thing: Any) -> str:
+    """Return a docstring without its indentation."""
     lines = str(thing.__doc__ or "").strip().splitlines()
     return "\n".join(line.strip() for line in lines)
 
 
-def sources(spec: type[BaseModel]) -> list[str]:
-    """What the recipe's module, its implementation and its fields say of where it comes from."""
-    folder = Path(str(sys.modules[spec.__module__].__file__))
-    files = (
-        [folder, *sorted(folder.parent.glob("pipeline.py"))]
-        if folder.name == "__init__.py"
-        else [folder]
-    )
-    texts = [
-        t for f in files for t in re.findall(r'"""(.*?)"""', f.read_text(encoding="utf-8"), re.S)
-    ]
-    found = [
-        " ".join(part.split())
-        for t in texts
-        for part in re.findall(r"Sources?: (.*?)(?:\n\s*\n|$)", t, re.S)
-    ]
-    text = "\n".join([*texts, *(f.description or "" for f in spec.model_fields.values())])
-    papers = dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{4,5})", text))
-    return found + [
-        f"arXiv {paper}" for paper in papers if not any(paper in source for source in found)
-    ]
+def list_sources(spec: type[BaseModel]) -> list[str]:
+    """Return the sources that the spec's module, its implementation and its fields name."""
+    file = Path(str(sys.modules[spec.__module__].__file__))
+    files = [file]
+    implementation = file.with_name("pipeline.py")
+    if file.name == "__init__.py" and implementation.exists():
+        files.append(implementation)
+    docstrings: list[str] = []
+    for path in files:
+        docstrings += re.findall(r'"""(.*?)"""', path.read_text(encoding="utf-8"), re.S)
+    sources = []
+    for docstring in docstrings:
+        for source in re.findall(r"Sources?: (.*?)(?:\n\s*\n|$)", docstring, re.S):
+            sources.append(" ".join(source.split()))
+    descriptions = [field.description or "" for field in spec.model_fields.values()]
+    text = "\n".join([*docstrings, *descriptions])
+    papers = []
+    for paper in dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{4,5})", text)):
+        if not any(paper in source for source in sources):
+            papers.append(f"arXiv {paper}")
+    return sources + papers
 
 
 class _Schema(GenerateJsonSchema):
-    """Of types that JSON has no word for nothing is said."""
+    """A generator of JSON schemas that leaves out types which JSON does not have."""
 
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:
         return {}
 
 
-def parameters(spec: type[BaseModel]) -> list[Parameter]:
-    """The keys of a spec, in order; those of mappings within as `outer.inner`."""
+def list_parameters(spec: type[BaseModel]) -> list[Parameter]:
+    """Return the keys of a spec in order; keys of mappings inside it are named `outer.inner`."""
     schema = spec.model_json_schema(schema_generator=_Schema)
-    return list(_walk(schema, schema.get("$defs", {}), ""))
+    return _list_properties(schema, schema.get("$defs", {}), "")
 
 
-def _walk(schema: dict[str, Any], known: dict[str, Any], prefix: str) -> list[Parameter]:
-    result = []
+def _list_properties(
+    schema: dict[str, Any], definitions: dict[str, Any], prefix: str
+) -> list[Parameter]:
+    parameters = []
     for name, value in schema.get("properties", {}).items():
-        kind, inner = type_of(value, known), _inner(value, known)
-        required = name in schema.get("required", ())
-        text = value.get("description", "")
-        result.append(
-            Parameter(prefix + name, kind, value.get("default"), required, range_of(value), text)
+        parameter = Parameter(
+            name=prefix + name,
+            type=describe_type(value, definitions),
+            default=value.get("default"),
+            required=name in schema.get("required", ()),
+            range=describe_range(value),
+            description=value.get("description", ""),
         )
-        if inner is not None and prefix.count(".") < 3:
-            result += _walk(inner, known, f"{prefix}{name}.")
-    return result
+        parameters.append(parameter)
+        mapping = _find_mapping(value, definitions)
+        if mapping is not None and prefix.count(".") < MAX_DEPTH:
+            parameters += _list_properties(mapping, definitions, f"{prefix}{name}.")
+    return parameters
 
 
-def _inner(value: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
-    """The schema of a key that is one mapping with keys of its own."""
-    choices = [_resolve(v, known) for v in value.get("anyOf", [value])]
-    inner = [c for c in choices if c.get("properties")]
-    return inner[0] if len(inner) == 1 else None
+def _find_mapping(value: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the schema of the mapping with known keys that a key takes, if there is just one."""
+    mappings = []
+    for choice in value.get("anyOf", [value]):
+        resolved = _resolve_reference(choice, definitions)
+        if resolved.get("properties"):
+            mappings.append(resolved)
+    return mappings[0] if len(mappings) == 1 else None
 
 
-def _resolve(value: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    reference = value.get("$ref") or next(
-        (v["$ref"] for v in value.get("allOf", []) if "$ref" in v), None
-    )
-    return known[reference.rpartition("/")[2]] if reference else value
+def _resolve_reference(value: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    for schema in (value, *value.get("allOf", [])):
+        if "$ref" in schema:
+            return definitions[schema["$ref"].rpartition("/")[2]]
+    return value
 
 
-def type_of(value: dict[str, Any], known: dict[str, Any]) -> str:
-    """A JSON schema in a few words."""
-    value = _resolve(value, known)
+def describe_type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """Return the type of a JSON schema as text."""
+    value = _resolve_reference(value, definitions)
     for key in ("anyOf", "oneOf"):
         if key in value:
-            return " | ".join(dict.fromkeys(type_of(v, known) for v in value[key]))
+            choices = [describe_type(choice, definitions) for choice in value[key]]
+            return " | ".join(dict.fromkeys(choices))
     if "enum" in value:
         return " | ".join(map(str, value["enum"]))
     if "const" in value:
         return str(value["const"])
     if "prefixItems" in value:
-        return f"[{', '.join(type_of(v, known) for v in value['prefixItems'])}]"
-    kinds: dict[str, Callable[[], str]] = {
-        "array": lambda: f"list of {type_of(value.get('items', {}), known)}",
-        "object": lambda: "mapping",
-        "string": lambda: "text",
-        "boolean": lambda: "true | false",
-    }
+        items = [describe_type(item, definitions) for item in value["prefixItems"]]
+        return f"[{', '.join(items)}]"
     kind = str(value.get("type", "any"))
-    return kinds[kind]() if kind in kinds else kind
+    if kind == "array":
+        return f"list of {describe_type(value.get('items', {}), definitions)}"
+    return TYPE_WORDS.get(kind, kind)
 
 
-def range_of(value: dict[str, Any]) -> str:
-    """The values that a key may have, from its schema."""
-    for part in (value, *value.get("anyOf", ()), *value.get("prefixItems", ())[:1]):
-        least, above = part.get("minimum"), part.get("exclusiveMinimum")
-        most, below = part.get("maximum"), part.get("exclusiveMaximum")
-        if least is not None and most is not None:
-            return f"{least:g} to {most:g}"
-        bounds = [
-            ("at least", least),
-            ("more than", above),
-            ("at most", most),
-            ("less than", below),
-        ]
-        if any(bound is not None for _, bound in bounds):
-            return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
-        if part is not value and (inner := range_of(part)):
-            return inner
+def describe_range(value: dict[str, Any]) -> str:
+    """Return the allowed range of a JSON schema as text, or "" if there is none."""
+    text = _describe_bounds(value)
+    if text:
+        return text
+    for choice in (*value.get("anyOf", ()), *value.get("prefixItems", ())[:1]):
+        text = describe_range(choice)
+        if text:
+            return text
     return ""
 
 
-def shown(value: Any) -> str:
-    """A default as YAML has it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+def _describe_bounds(value: dict[str, Any]) -> str:
+    least = value.get("minimum")
+    most = value.get("maximum")
+    if least is not None and most is not None:
+        return f"{least:g} to {most:g}"
+    bounds = {
+        "at least": least,
+        "more than": value.get("exclusiveMinimum"),
+        "at most": most,
+        "less than": value.get("exclusiveMaximum"),
+    }
+    return " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+
+
+def format_value(value: Any) -> str:
+    """Return a value as YAML writes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return "''" if value == "" else str(value)

@@ -1,42 +1,41 @@
-"""What a job says: one frozen, validated `Job`."""
+"""The keys of a job: a frozen, validated `Job`."""
 
 from os.path import expanduser
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, SerializeAsAny, ValidationInfo, field_validator
 
-from synthgen.dataset.categories import category_ids
+from synthgen.dataset.categories import find_category_ids
 from synthgen.errors import InputError
 from synthgen.layouts.base import SamplerSpec
 from synthgen.pipelines.base import MethodSpec
 from synthgen.scenes.scene import SceneSpec
-from synthgen.spec import SpecModel, flat
+from synthgen.spec import SpecModel, flatten
 from synthgen.speech import Spoken
 from synthgen.storage.location import check_url, is_url
 from synthgen.verification.base import VerifierSpec
 
-SECTIONS = {
-    "layout": "sampler",
-    "pipeline": "method",
-    "verify": "verifier",
-}  # each section's key that names its spec
+SECTIONS = {"layout": "sampler", "pipeline": "method", "verify": "verifier"}
+"""The sections of a job that have specs of their own, and the key that names the spec."""
 
 
 class OutputSpec(SpecModel):
-    """Where the dataset goes and how its pictures are stored."""
+    """The output folder of the dataset, and the format of its images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(min_length=1, description="output folder, or a URL: s3://, gs://, hdfs://")
+    path: str = Field(min_length=1, description="Output folder, or a URL: s3://, gs:// or hdfs://.")
     shared: bool = Field(
-        False, description="all nodes of the cluster see the folder under this name"
+        False,
+        description="Whether all nodes of the cluster can access the folder by this path.",
     )
-    shard_size: int = Field(1000, ge=1, le=100_000, description="images a shard")
-    image_format: Literal["jpg", "png", "webp"] = "jpg"
-    quality: int = Field(95, ge=1, le=100, description="of jpg and webp")
+    shard_size: int = Field(1000, ge=1, le=100_000, description="Number of images in each shard.")
+    image_format: Literal["jpg", "png", "webp"] = Field("jpg", description="Format of the images.")
+    quality: int = Field(95, ge=1, le=100, description="Quality of jpg and webp images.")
     subsampling: Literal["4:4:4", "4:2:0"] = Field(
         "4:4:4",
-        description="chroma of jpg; 4:2:0 is smaller, and blurs the colours of small objects (webp has 4:2:0 alone)",
+        description="Chroma subsampling of jpg images; 4:2:0 makes smaller files and blurs the "
+        "colours of small objects. webp always uses 4:2:0.",
     )
 
     @field_validator("path")
@@ -48,125 +47,151 @@ class OutputSpec(SpecModel):
             except InputError as error:
                 raise ValueError(str(error)) from None
             return value
-        return expanduser(value)  # a shell leaves the ~ of key=~/folder as it is
+        return expanduser(value)  # a shell does not expand the ~ of key=~/folder
 
 
 class Job(SpecModel):
-    """What to make: one layout recipe, one pipeline recipe, how many, where to."""
+    """A dataset to generate: its layouts, its scene, its pipeline, its size and its output."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1]
-    name: str = Field(pattern=r"^[\w.-]+$")
-    images: int = Field(ge=1, lt=10**9, description="how many images")
-    seed: int = Field(0, ge=0, lt=2**63)
-    layout: SerializeAsAny[SamplerSpec]
-    scene: SceneSpec = SceneSpec()
-    pipeline: SerializeAsAny[MethodSpec]
-    output: OutputSpec
+    version: Literal[1] = Field(description="Version of the job format.")
+    name: str = Field(
+        pattern=r"^[\w.-]+$", description="Name of the job: letters, digits, _, . and -."
+    )
+    images: int = Field(ge=1, lt=10**9, description="Number of images.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of all random numbers.")
+    layout: SerializeAsAny[SamplerSpec] = Field(
+        description="Layout recipe: its name, or its keys with the sampler."
+    )
+    scene: SceneSpec = Field(
+        SceneSpec(), description="Prompts, weather, light and camera of the images."
+    )
+    pipeline: SerializeAsAny[MethodSpec] = Field(
+        description="Pipeline recipe: its name, or its keys with the method."
+    )
+    output: OutputSpec = Field(description="Output folder and format of the images.")
     workers: Annotated[int, Field(ge=0)] | tuple[int, int] | None = Field(
         None,
-        description="how many, or [least, most]; 0: in this process; null: as many as the machine has room for",
+        description="Number of workers, or [least, most]; 0: the job runs in this process; null: "
+        "as many as the machine has room for.",
     )
-    batch_size: int = Field(4, ge=1, description="images painted together")
+    batch_size: int = Field(4, ge=1, description="Number of images generated together.")
     chunk: int = Field(
-        32, ge=1, description="windows that go through the network together; of large ones fewer"
+        32,
+        ge=1,
+        description="Number of windows in one pass through the network; it is smaller if windows "
+        "are large.",
     )
-    threads: int = Field(1, ge=1, description="CPU threads of a worker")
+    threads: int = Field(1, ge=1, description="Number of CPU threads of each worker.")
     gpus: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="GPUs a worker takes; null: 1 where the method uses one and there is one",
+        description="Number of GPUs of each worker; null: 1 if the method uses a GPU and there "
+        "is one, otherwise 0.",
     )
     stall_timeout: float | None = Field(
-        600, gt=0, description="seconds without progress until a worker is replaced; null: never"
+        600,
+        gt=0,
+        description="Seconds without progress after which a worker is replaced; null: never.",
     )
     max_shard_attempts: int = Field(
-        3, ge=1, description="failures until a shard is given up, for this run"
+        3, ge=1, description="Number of attempts after which a shard fails for this run."
     )
     max_attempts: int = Field(
-        3, ge=1, description="times that an image is painted before on_reject says what happens"
+        3, ge=1, description="Number of attempts for an image before `on_reject` applies."
     )
-    on_reject: Literal["keep", "fail"] = "keep"
+    on_reject: Literal["keep", "fail"] = Field(
+        "keep",
+        description="What happens to an image that fails verification in every attempt; keep: "
+        "the image stays in the dataset; fail: its shard fails.",
+    )
     verify: SerializeAsAny[VerifierSpec] | None = Field(
-        None, description="look at every box; null: do not"
+        None, description="Verifier of the boxes: its name, or its keys; null: no verification."
     )
     categories: dict[str, Annotated[int, Field(ge=1)]] = Field(
-        default={}, description="ids of names that COCO lacks"
+        default={}, description="Ids of categories that COCO does not have: {name: id}."
     )
     spoken: Spoken | None = Field(
-        None, description="what was said, where parts of the job were spoken: a record"
+        None, description="Record of the spoken prompt that changed the job; null: there was none."
     )
     _given: frozenset[str] = PrivateAttr(frozenset())
 
     @property
-    def given(self) -> frozenset[str]:
-        """Dotted keys that its owner set: not those that a shipped job or recipe, or a default, decides."""
+    def user_keys(self) -> frozenset[str]:
+        """The dotted keys that the user set, not a shipped job, a shipped recipe or a default."""
         return self._given
 
     @field_validator("workers")
     @classmethod
     def least_first(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-        if isinstance(value, tuple) and not 1 <= value[0] <= value[1]:
-            raise ValueError(
-                f"[{value[0]}, {value[1]}] must be [least, most] with 1 <= least <= most"
-            )
+        if isinstance(value, tuple):
+            least, most = value
+            if not 1 <= least <= most:
+                raise ValueError(f"[{least}, {most}] must be [least, most] with 1 <= least <= most")
         return value
 
     @field_validator("pipeline", mode="after")
     @classmethod
     def fit_pipeline(cls, value: MethodSpec, info: ValidationInfo) -> MethodSpec:
-        """Settle what the layouts decide, such as the scale `native`, which is a number from here on."""
+        """Return the pipeline with numbers for the keys that layouts decide (`scale: native`)."""
         layout = info.data.get("layout")
         return value if layout is None else value.fit_to_layouts(layout)
 
     @property
     def shards(self) -> int:
+        """The number of shards."""
         return -(-self.images // self.output.shard_size)
 
-    def shard_count(self, shard: int) -> int:
-        """How many images shard number `shard` holds."""
+    def images_in_shard(self, shard: int) -> int:
+        """Return the number of images in a shard."""
         return min(self.output.shard_size, self.images - shard * self.output.shard_size)
 
     def ids(self) -> dict[str, int]:
-        """Category ids of the names in the layout."""
-        return category_ids(
-            (name for name, labelled in self.layout.names().items() if labelled), self.categories
-        )
+        """Return the category id of each labelled category of the layout.
 
-    def resolved(self) -> dict[str, Any]:
-        """The job as plain data, every default written out."""
+        Raises:
+            ValueError: a category has no id, or two categories have the same one.
+        """
+        names = [name for name, labelled in self.layout.names().items() if labelled]
+        return find_category_ids(names, self.categories)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the job as plain data, with all defaults."""
         return self.model_dump(mode="json")
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that the samples depend on, flat: dotted key to value. How many, where to and how fast are not in it."""
-        data = self.resolved()
-        output = {k: v for k, v in data["output"].items() if k not in ("path", "shared")}
-        parts = {
-            k: data[k] for k in ("seed", "layout", "scene", "pipeline", "categories", "verify")
-        }
-        return {**flat(parts), **flat({"output": output}), **self.files(), **self.revisions()}
+        """Return everything that the samples depend on, as {dotted key: value}.
+
+        The number of images, the output path and keys that affect only the speed are not included.
+        """
+        data = self.to_dict()
+        sections = ("seed", "layout", "scene", "pipeline", "categories", "verify")
+        parts = {section: data[section] for section in sections}
+        output = dict(data["output"])
+        del output["path"], output["shared"]
+        parts["output"] = output
+        return {**flatten(parts), **self.files(), **self.revisions()}
 
     def revisions(self) -> dict[str, int]:
-        """Return how often what a job like this generates or verifies has changed without a key, from 2 on.
+        """Return the revisions of the pipeline and the verifier that are greater than 1.
 
-        A dataset that was begun with another revision is not finished with this one.
+        A revision counts the changes of what the same keys generate or verify. A dataset that was
+        started with one revision is not continued with another.
         """
-        found = {"pipeline.revision": self.pipeline.revision(self.layout)}
+        revisions = {"pipeline.revision": self.pipeline.revision(self.layout)}
         if self.verify is not None:
-            found["verify.revision"] = self.verify.revision
-        return {key: number for key, number in found.items() if number > 1}
+            revisions["verify.revision"] = self.verify.revision
+        return {key: revision for key, revision in revisions.items() if revision > 1}
 
     def files(self) -> dict[str, Any]:
-        """Hash the files that the samples depend on, flat: of the layout, scene, pipeline and verifier."""
-        found = {
+        """Return the hashes of the files that the samples depend on, as {dotted key: hash}."""
+        pipeline = {**self.pipeline.fingerprint(), **self.pipeline.scene_fingerprint(self.scene)}
+        hashes = {
             "layout": self.layout.fingerprint(),
             "scene": self.scene.fingerprint(),
-            "pipeline": {
-                **self.pipeline.fingerprint(),
-                **self.pipeline.scene_fingerprint(self.scene),
-            },
+            "pipeline": pipeline,
             "verify": {} if self.verify is None else self.verify.fingerprint(),
         }
-        return flat(found)
+        return flatten(hashes)

@@ -1,4 +1,4 @@
-"""Jobs and recipes: YAML files and `key=value` overrides in, one frozen, validated `Job` out."""
+"""Reading jobs and recipes: YAML files and `key=value` overrides become one validated `Job`."""
 
 import re
 from collections.abc import Sequence
@@ -9,87 +9,92 @@ from typing import Any
 
 from synthgen import registry
 from synthgen.config.job import SECTIONS, Job
-from synthgen.config.validation import Validation, did_you_mean
+from synthgen.config.validation import Validation, suggest_name
 from synthgen.dataset.categories import COCO_IDS
-from synthgen.spec import flat
+from synthgen.spec import flatten
 from synthgen.speech import Spoken
 from synthgen.speech.understand import understand
 from synthgen.training.base import TaskSpec
 from synthgen.yamlfile import ConfigError, Document, KeyPath, parse_yaml, read_yaml
 
 RECIPES = {"layout": "layouts", "pipeline": "pipelines", "job": "jobs"}
-JOB_KEYS = {
-    "version",
-    "layout",
-    "pipeline",
-}  # a file that has none of them may be another program's
+"""The kinds of recipe files, and the folder of each kind."""
+JOB_KEYS = {"version", "layout", "pipeline"}
+"""Keys of which every job has one: a file without any may be a file of another program."""
 COMMAND_LINE = "command line"
 
 
 def load_job(name: str, overrides: Sequence[str] = (), said: Spoken | None = None) -> Job:
-    """Read a job file (a path, or the name of a shipped job), its recipes and `key=value` overrides, and check all.
+    """Read and validate a job file with its recipes and overrides.
 
     Args:
-        said: replaces keys of the file too; an override goes before it.
+        name: the path of a job file, or the name of a shipped job.
+        overrides: `key=value` texts, which take precedence over the file.
+        said: a spoken prompt. It takes precedence over the file and over overrides of whole
+            sections, but not over those of single keys (`scene.background=sand`).
 
     Raises:
-        ConfigError: with every problem at once, each as `file:line: key.path: what is wrong`.
-        InputError: no words were said.
+        ConfigError: there are problems, each listed as `file:line: key.path: what is wrong`.
+        InputError: the spoken prompt has no words.
     """
-    return job_of(read_yaml(find_recipe("job", name)), name, overrides, said)
+    return parse_job(read_yaml(find_recipe("job", name)), name, overrides, said)
 
 
-def job_of(
+def parse_job(
     document: Document, name: str, overrides: Sequence[str] = (), said: Spoken | None = None
 ) -> Job:
-    """The same of a file that was read; `name` is what to call it."""
+    """Return the job of a document; arguments and errors are those of `load_job`."""
     if not isinstance(document.data, dict):
         raise ConfigError([f"{document.place(())}: a job is a mapping of keys to values"])
-    document = _translated(document, name)
+    document = _translate(document, name)
     if "task" in document.data:
-        raise ConfigError(
-            [
-                f"{document.place(('task',))}: task: this is a training job; use: synthgen train {name}"
-            ]
-        )
-    changes = [_parse_override(text) for text in overrides]
-    _apply(document, [c for c in changes if len(c.path) == 1])
-    unread = [section for section in SECTIONS if not _inline(document, section)]
+        place = document.place(("task",))
+        raise ConfigError([f"{place}: task: this is a training job; use: synthgen train {name}"])
+    section_changes: list[_Override] = []
+    key_changes: list[_Override] = []
+    for text in overrides:
+        override = _parse_override(text)
+        changes = section_changes if len(override.path) == 1 else key_changes
+        changes.append(override)
+    _apply(document, section_changes)
+    missing = [section for section in SECTIONS if not _inline_recipe(document, section)]
     if said is not None:
-        _apply(document, _spoken(document.data, said))
-    _apply(document, [c for c in changes if len(c.path) > 1])
-    return _validated(document, unread)
+        _apply(document, _convert_prompt(document.data, said))
+    _apply(document, key_changes)
+    return _validate(document, missing)
 
 
-def _translated(document: Document, name: str) -> Document:
-    """Return the job that stands for another program's file, where a method reads such files; else the document."""
+def _translate(document: Document, name: str) -> Document:
+    """Return the job for another program's file if a method reads such files, else the document."""
     if not JOB_KEYS.isdisjoint(document.data):
         return document
-    for method in registry.names("method"):
-        translated = registry.spec_class("method", method).read_document(document, name)
+    for method in registry.list_names("method"):
+        translated = registry.load_spec_class("method", method).read_document(document, name)
         if translated is not None:
             return translated
     return document
 
 
-def _validated(document: Document, unread: Sequence[str] = ()) -> Job:
+def _validate(document: Document, missing: Sequence[str] = ()) -> Job:
     """Return the job of a document whose recipes are inline.
 
     Args:
-        unread: sections whose recipe was not found.
+        missing: sections whose recipe was not found.
 
     Raises:
-        ConfigError: with every problem at once.
+        ConfigError: there are problems; the message lists all of them.
     """
-    job = Validation(document, unread).job()
-    job._given = frozenset(
-        key for key in flat(job.resolved()) if _is_given(document, key.split("."))
-    )
+    job = Validation(document, missing).validate_job()
+    keys = flatten(job.to_dict())
+    job._given = frozenset(key for key in keys if _is_set_by_user(document, key.split(".")))
     return job
 
 
-def _is_given(document: Document, key: Sequence[str]) -> bool:
-    """Whether a key stands in the document, or what it is a part of in a short form, and not in a shipped file."""
+def _is_set_by_user(document: Document, key: Sequence[str]) -> bool:
+    """Return whether a key is in the document, and not from a shipped file.
+
+    For a key of a short form, such as `size.range` of `size: [56, 88]`, the short form counts.
+    """
     node: Any = document.data
     path: KeyPath = ()
     for part in key:
@@ -97,161 +102,206 @@ def _is_given(document: Document, key: Sequence[str]) -> bool:
             break
         if part not in node:
             return False
-        node, path = node[part], (*path, part)
+        node = node[part]
+        path = (*path, part)
     file, _, line = document.place(path).rpartition(":")
     return not (line.isdecimal() and _is_shipped(Path(file)))
 
 
-def with_values(job: Job, values: dict[str, Any], place: str) -> Job:
-    """The same job with other values of some keys, checked again.
+def replace_values(job: Job, values: dict[str, Any], place: str) -> Job:
+    """Return the job with other values of some keys, validated again.
 
     Args:
-        values: dotted key to value.
-        place: where they come from, for messages.
+        values: {dotted key: value}.
+        place: the origin of the values, for messages.
 
     Raises:
-        ConfigError: it does not hold together with them.
+        ConfigError: the job is not valid with these values.
     """
-    document = Document(job.resolved(), {(): place})
-    _apply(
-        document, [_Override(tuple(key.split(".")), value, place) for key, value in values.items()]
-    )
-    return _validated(document)
+    document = Document(job.to_dict(), {(): place})
+    _apply(document, _create_overrides(values, place))
+    return _validate(document)
 
 
 def load_training(name: str, overrides: Sequence[str] = ()) -> TaskSpec:
-    """Read a training job (a path, or the name of a shipped one) and `key=value` overrides, and check all.
+    """Read and validate a training job with its overrides.
+
+    Args:
+        name: the path of a training job, or the name of a shipped one.
+        overrides: `key=value` texts.
 
     Raises:
-        ConfigError: with every problem at once, each as `file:line: key.path: what is wrong`.
+        ConfigError: there are problems, each listed as `file:line: key.path: what is wrong`.
     """
     document = read_yaml(find_recipe("job", name))
     if not isinstance(document.data, dict) or "task" not in document.data:
         raise ConfigError(
             [
-                f"{document.place(())}: not a training job (it names no task); for a dataset: synthgen run {name}"
+                f"{document.place(())}: not a training job (it names no task); for a dataset: "
+                f"synthgen run {name}"
             ]
         )
     _apply(document, [_parse_override(text) for text in overrides])
-    return Validation(document).training()
+    return Validation(document).validate_training()
 
 
 def find_recipe(kind: str, name: str) -> Path:
-    """The file of a recipe (kind "layout", "pipeline") or job: a path, or a name looked up here and in the package.
+    """Return the file of a recipe or job.
+
+    Args:
+        kind: "layout", "pipeline" or "job".
+        name: a path, or the name of a file in the folder of this kind, in the working directory or
+            in the package.
 
     Raises:
-        ConfigError: there is none; the message lists what exists and where it was looked for.
+        ConfigError: there is no such file; the message lists the existing names and the folders.
     """
     if name.endswith((".yaml", ".yml", ".json")):
-        if isfile(name):  # unlike Path's, this says no to a name that cannot be one
+        if isfile(name):  # unlike Path.is_file, this is False for an invalid path
             return Path(name)
         raise ConfigError([f"{name}: no such {kind} file"])
-    for folder in _recipe_folders(kind):
-        if re.fullmatch(r"[\w.-]+", name) and isfile(folder / f"{name}.yaml"):
-            return folder / f"{name}.yaml"
-    looked = ", ".join(str(f) for f in _recipe_folders(kind))
-    hint = did_you_mean(name, recipe_names(kind))
-    nor = ", and no such folder" if "/" in name else ""
+    folders = _recipe_folders(kind)
+    if re.fullmatch(r"[\w.-]+", name):
+        for folder in folders:
+            file = folder / f"{name}.yaml"
+            if isfile(file):
+                return file
+    known = list_recipe_names(kind)
+    no_folder = ", and no such folder" if "/" in name else ""
+    hint = suggest_name(name, known)
+    searched = ", ".join(map(str, folders))
     raise ConfigError(
         [
-            f"{name}: no such {kind}{nor}{hint}; there are: {', '.join(recipe_names(kind))} (looked in {looked})"
+            f"{name}: no such {kind}{no_folder}{hint}; there are: {', '.join(known)} "
+            f"(looked in {searched})"
         ]
     )
 
 
-def recipe_names(kind: str) -> list[str]:
-    """Names of the recipes or jobs that can be found from here."""
-    return sorted({p.stem for folder in _recipe_folders(kind) for p in folder.glob("*.yaml")})
+def list_recipe_names(kind: str) -> list[str]:
+    """Return the sorted names of the recipes or jobs in the working directory and the package."""
+    names: set[str] = set()
+    for folder in _recipe_folders(kind):
+        names.update(file.stem for file in folder.glob("*.yaml"))
+    return sorted(names)
 
 
 def _recipe_folders(kind: str) -> list[Path]:
+    """Return the folders of a kind of recipe: in the working directory, and the shipped one."""
     package = Path(__file__).parents[1]
-    shipped = (
-        package / "recipes" if (package / "recipes").is_dir() else package.parent
-    )  # wheel, or checkout
+    in_wheel = package / "recipes"
+    shipped = in_wheel if in_wheel.is_dir() else package.parent
     return [Path(RECIPES[kind]), shipped / RECIPES[kind]]
 
 
 def _is_shipped(file: Path) -> bool:
-    """Whether a file is a job or recipe of the package."""
-    return any(
-        file.resolve().is_relative_to(_recipe_folders(kind)[1].resolve()) for kind in RECIPES
-    )
+    """Return whether a file is a job or recipe of the package."""
+    for kind in RECIPES:
+        _, shipped = _recipe_folders(kind)
+        if file.resolve().is_relative_to(shipped.resolve()):
+            return True
+    return False
 
 
 @dataclass(frozen=True)
 class _Override:
+    """A value for a key, and the origin of the value."""
+
     path: KeyPath
     value: Any
-    place: str = COMMAND_LINE
+    place: str
+
+
+def _create_overrides(values: dict[str, Any], place: str) -> list[_Override]:
+    """Return overrides for {dotted key: value}."""
+    return [_Override(tuple(key.split(".")), value, place) for key, value in values.items()]
 
 
 def _parse_override(text: str) -> _Override:
+    """Return the override of a `key=value` text.
+
+    Raises:
+        ConfigError: the text is not key=value, or the value is not YAML.
+    """
     key, equals, value = text.partition("=")
-    if not equals or not key or not all(key.split(".")):
+    path = tuple(key.split("."))
+    if not equals or not all(path):
         raise ConfigError(
             [
-                f"{COMMAND_LINE}: {text!r}: an override is key=value, such as images=1000 or pipeline.steps=12"
+                f"{COMMAND_LINE}: {text!r}: an override is key=value, such as images=1000 or "
+                "pipeline.steps=12"
             ]
         )
-    return _Override(tuple(key.split(".")), parse_yaml(value, f"{COMMAND_LINE}: {key}").data)
+    data = parse_yaml(value, f"{COMMAND_LINE}: {key}").data
+    return _Override(path, data, COMMAND_LINE)
 
 
-def _apply(document: Document, changes: Sequence[_Override]) -> None:
-    """Set each override in the document's data; the keys above it become mappings where they are not there."""
-    for change in changes:
+def _apply(document: Document, overrides: Sequence[_Override]) -> None:
+    """Set each override in the document; missing parents of its key become mappings.
+
+    Raises:
+        ConfigError: a parent of the key is not a mapping.
+    """
+    for override in overrides:
         node = document.data
-        for i, key in enumerate(change.path[:-1]):
+        for depth, key in enumerate(override.path[:-1], 1):
+            parent = override.path[:depth]
             if key not in node:
-                node[key], document.places[change.path[: i + 1]] = {}, change.place
+                node[key] = {}
+                document.places[parent] = override.place
             node = node[key]
             if not isinstance(node, dict):
-                dotted = ".".join(map(str, change.path[: i + 1]))
-                raise ConfigError(
-                    [
-                        f"{change.place}: {'.'.join(map(str, change.path))}: {dotted} is not a mapping"
-                    ]
-                )
-        node[change.path[-1]] = change.value
-        for path in [p for p in document.places if p[: len(change.path)] == change.path]:
-            del document.places[path]
-        document.places[change.path] = change.place
+                dotted = ".".join(map(str, override.path))
+                dotted_parent = ".".join(map(str, parent))
+                raise ConfigError([f"{override.place}: {dotted}: {dotted_parent} is not a mapping"])
+        node[override.path[-1]] = override.value
+        for path in list(document.places):
+            if path[: len(override.path)] == override.path:
+                del document.places[path]
+        document.places[override.path] = override.place
 
 
-def _spoken(data: dict[str, Any], said: Spoken) -> list[_Override]:
-    """What was said as overrides, with the categories that a job (its recipes inline) knows."""
-    layout = data["layout"] if isinstance(data.get("layout"), dict) else {}
-    own = [
-        section
-        for section in (data.get("categories"), layout.get("objects"))
-        if isinstance(section, dict)
-    ]
-    understood = understand(said, [*COCO_IDS, *(str(name) for section in own for name in section)])
+def _convert_prompt(data: dict[str, Any], said: Spoken) -> list[_Override]:
+    """Return a spoken prompt as overrides.
+
+    Args:
+        data: a job with inline recipes, whose categories the prompt may name.
+    """
+    layout = data.get("layout")
+    if not isinstance(layout, dict):
+        layout = {}
+    known = list(COCO_IDS)
+    for section in (data.get("categories"), layout.get("objects")):
+        if isinstance(section, dict):
+            known += map(str, section)
+    understood = understand(said, known)
     settings = {**understood.settings(), "spoken": understood.model_dump(mode="json")}
     if understood.objects and layout.get("total") is not None:
-        settings["layout.total"] = None  # of shares, which counts replace
-    return [
-        _Override(tuple(key.split(".")), value, f"spoken ({said.text!r})")
-        for key, value in settings.items()
-    ]
+        settings["layout.total"] = None  # counts replace shares of a total
+    return _create_overrides(settings, f"spoken ({said.text!r})")
 
 
-def _inline(document: Document, section: str) -> bool:
-    """Put the named recipe in the place of its name; False if there is none, which is noted as a problem."""
+def _inline_recipe(document: Document, section: str) -> bool:
+    """Replace the name of a section's recipe with the contents of the recipe.
+
+    Returns:
+        False if there is no such recipe, which is recorded as a problem of the document.
+    """
     name = document.data.get(section)
     if not isinstance(name, str):
         return True
-    if section not in RECIPES:  # no recipes of these: the name alone
+    if section not in RECIPES:  # such a section has no recipe files: it is named by its spec
         document.data[section] = {SECTIONS[section]: name}
         return True
     try:
         recipe = read_yaml(find_recipe(section, name))
     except ConfigError as error:
         place = document.place((section,))
-        document.problems += [f"{place}: {section}: {p}" for p in error.problems]
+        document.problems += [f"{place}: {section}: {problem}" for problem in error.problems]
         document.data[section] = {}
         return False
     document.data[section] = recipe.data
     document.problems += recipe.problems
-    document.places.update({(section, *path): place for path, place in recipe.places.items()})
+    for path, place in recipe.places.items():
+        document.places[(section, *path)] = place
     return True

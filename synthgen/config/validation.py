@@ -1,4 +1,4 @@
-"""A document checked against what a job, or a training job, may say: every problem in one error."""
+"""Validation of a document as a job or a training job. All problems are raised in one error."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -14,151 +14,188 @@ from synthgen.layouts.base import InfeasibleLayoutError
 from synthgen.training.base import TaskSpec
 from synthgen.yamlfile import ConfigError, Document, KeyPath
 
+SCHEMA_LABELS = ("function-", "tuple[", "constrained-", "dict[")
+"""Prefixes of those parts of an error's location that name a pydantic type instead of a key."""
+SHORT_FORM_KEYS = ("range", "count")
+"""Keys whose mapping can be left out: `size: [56, 88]` means `size: {range: [56, 88]}`."""
+
 
 class Validation:
-    """Validates a document whose recipes are inline, gathering every problem.
+    """Validates a document in which recipes are already replaced by their keys.
+
+    All problems are collected, and raised in one error at the end.
 
     Args:
-        unread: sections whose recipe was not found; the rest is looked at without them.
+        missing: sections whose recipe was not found; these sections are not validated.
     """
 
-    def __init__(self, document: Document, unread: Sequence[str] = ()) -> None:
-        self.document, self.problems, self.unread = document, list(document.problems), unread
+    def __init__(self, document: Document, missing: Sequence[str] = ()) -> None:
+        self.document = document
+        self.missing = missing
+        self.problems = list(document.problems)
 
-    def job(self) -> Job:
+    def validate_job(self) -> Job:
+        """Return the document as a job.
+
+        Raises:
+            ConfigError: the document is not a valid job; the error lists every problem.
+        """
         data = dict(self.document.data)
+        skipped = []
         for section, key in SECTIONS.items():
-            if section in data and not (section == "verify" and data[section] is None):
-                data[section] = None if section in self.unread else self.section(section, key)
-        job = self.model(Job, data, (), skip=[s for s in SECTIONS if data.get(s, ...) is None])
+            if section not in data:
+                continue
+            is_disabled = section == "verify" and data[section] is None
+            if section in self.missing:
+                data[section] = None
+            elif not is_disabled:
+                data[section] = self.validate_section(section, key)
+            if data[section] is None:
+                skipped.append(section)
+        job = self.validate_model(Job, data, (), skipped)
         if job is not None:
-            self.check_together(job)
+            self.check_consistency(job)
         if self.problems or job is None:
             raise ConfigError(self.problems)
         return job
 
-    def training(self) -> TaskSpec:
-        spec = self.named(self.document.data, "task", ())
-        for problem in spec.check() if spec is not None else []:
-            key, _, text = problem.partition(": ")
-            self.problem((key,), text)
+    def validate_training(self) -> TaskSpec:
+        """Return the document as a training job.
+
+        Raises:
+            ConfigError: the document is not a valid training job; the error lists every problem.
+        """
+        spec = self.validate_spec(self.document.data, "task", ())
+        if spec is not None:
+            for problem in spec.check():
+                key, _, text = problem.partition(": ")
+                self.add_problem((key,), text)
         if self.problems:
             raise ConfigError(self.problems)
         return spec
 
-    def section(self, section: str, key: str) -> Any:
-        """The spec of a layout or pipeline section; None if it is wrong."""
+    def validate_section(self, section: str, key: str) -> Any:
+        """Return the spec of a section; None if the section is invalid."""
         data = self.document.data[section]
         if not isinstance(data, dict):
-            return self.problem((section,), f"{data!r}: give the name of a recipe, or a mapping")
-        return self.named(data, key, (section,))
+            self.add_problem((section,), f"{data!r}: give the name of a recipe, or a mapping")
+            return None
+        return self.validate_spec(data, key, (section,))
 
-    def named(self, data: dict[str, Any], key: str, path: KeyPath) -> Any:
-        """The spec that `data[key]` names, made of the data; None if it is wrong."""
-        name, known = data.get(key), registry.names(key)
-        if name not in known:
-            what = (
-                f"{name!r} is not a {key}{did_you_mean(str(name), known)}"
-                if key in data
-                else f"missing; it names the {key}"
-            )
-            return self.problem((*path, key), f"{what}; there are: {', '.join(known)}")
-        return self.model(registry.spec_class(key, str(name)), data, path)
+    def validate_spec(self, data: dict[str, Any], key: str, path: KeyPath) -> Any:
+        """Return the data as the spec that `data[key]` names; None if the data is invalid."""
+        name = data.get(key)
+        known = registry.list_names(key)
+        if name in known:
+            return self.validate_model(registry.load_spec_class(key, str(name)), data, path)
+        if key in data:
+            reason = f"{name!r} is not a {key}{suggest_name(str(name), known)}"
+        else:
+            reason = f"missing; it names the {key}"
+        self.add_problem((*path, key), f"{reason}; there are: {', '.join(known)}")
+        return None
 
-    def model(
-        self, model: type[BaseModel], data: Any, path: KeyPath, skip: Sequence[str] = ()
+    def validate_model(
+        self, model: type[BaseModel], data: Any, path: KeyPath, skipped: Sequence[str] = ()
     ) -> Any:
+        """Return the data as an instance of a model; None if the data is invalid.
+
+        Args:
+            path: the key path of the data in the document.
+            skipped: keys whose errors are ignored, because they have been reported already.
+        """
         try:
             return model.model_validate(data)
         except ValidationError as error:
             for detail in error.errors():
-                if not (path == () and detail["loc"] and detail["loc"][0] in skip):
-                    self.explain(model, detail, path)
+                location = detail["loc"]
+                if not (location and location[0] in skipped):
+                    self.add_error(model, detail, path)
             return None
 
-    def explain(self, model: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> None:
-        """One pydantic error as one line."""
-        where = (
-            *path,
-            *(
-                p
-                for p in detail["loc"]
-                if not str(p).startswith(("function-", "tuple[", "constrained-", "dict["))
-            ),
-        )
-        if where not in self.document.places and where[-1:] in (("range",), ("count",)):
-            where = where[
-                :-1
-            ]  # a short form, such as `size: [56, 88]` for `size: {range: [56, 88]}`
+    def add_error(self, model: type[BaseModel], detail: ErrorDetails, path: KeyPath) -> None:
+        """Add a problem for an error that pydantic found."""
+        location = detail["loc"]
+        key_path = path
+        for part in location:
+            if not str(part).startswith(SCHEMA_LABELS):
+                key_path = (*key_path, part)
+        is_in_document = key_path in self.document.places
+        if not is_in_document and key_path and key_path[-1] in SHORT_FORM_KEYS:
+            key_path = key_path[:-1]
         if detail["type"] == "extra_forbidden":
-            self.problem(
-                where,
-                f"unknown key{did_you_mean(str(where[-1]), _fields(model, detail['loc'][:-1]))}",
-            )
+            hint = suggest_name(str(key_path[-1]), _list_keys(model, location[:-1]))
+            self.add_problem(key_path, f"unknown key{hint}")
         elif detail["type"] == "missing":
-            self.problem(where, "missing; this key must be given")
+            self.add_problem(key_path, "missing; this key must be given")
         elif detail["type"] == "value_error":
-            own_key, _, rest = str(detail["ctx"]["error"]).partition(": ")
-            named = own_key in _fields(model, detail["loc"])
-            self.problem(
-                (*where, own_key) if named else where,
-                rest if named else str(detail["ctx"]["error"]),
-            )
+            message = str(detail["ctx"]["error"])
+            key, _, reason = message.partition(": ")
+            if key in _list_keys(model, location):
+                self.add_problem((*key_path, key), reason)
+            else:
+                self.add_problem(key_path, message)
         else:
-            self.problem(
-                where, f"{detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
-            )
+            message = detail["msg"]
+            reason = f"{message[0].lower()}{message[1:]}"
+            self.add_problem(key_path, f"{detail['input']!r}: {reason}")
 
-    def check_together(self, job: Job) -> None:
-        """What no part can know alone: ids, room, and whether this pipeline can paint these layouts."""
+    def check_consistency(self, job: Job) -> None:
+        """Add the problems that depend on several keys or sections of a job.
+
+        It is checked whether the category ids are valid, whether the boxes fit on the canvas,
+        whether the pipeline can generate these layouts, and whether the verifier can verify them.
+        """
         try:
             job.ids()
         except ValueError as error:
-            self.problem(("layout", "objects"), str(error))
+            self.add_problem(("layout", "objects"), str(error))
         try:
             job.layout.check_feasible()
         except InfeasibleLayoutError as error:
-            self.problem(("layout", "objects"), str(error).removeprefix("objects: "))
-        parts = {
+            self.add_problem(("layout", "objects"), str(error).removeprefix("objects: "))
+        problems = {
             "pipeline": job.pipeline.check(job.layout, job.scene),
             "verify": job.verify.check(job.layout) if job.verify else [],
         }
-        for name in job.scene.atmosphere() if not job.pipeline.follows_words else ():
-            self.problem(
-                ("scene", name),
-                f"{job.pipeline.method} paints no {name}, and a prompt must be true; leave it out",
-            )
-        for section, problems in parts.items():
-            for problem in problems:
+        if not job.pipeline.follows_background_prompt:
+            for name in job.scene.atmosphere():
+                self.add_problem(
+                    ("scene", name),
+                    f"{job.pipeline.method} cannot generate {name}, so the prompt would be wrong; "
+                    "leave it out",
+                )
+        for section, section_problems in problems.items():
+            for problem in section_problems:
                 key, _, text = problem.partition(": ")
-                self.problem((section, key), text)
+                self.add_problem((section, key), text)
 
-    def problem(self, path: KeyPath, text: str) -> None:
+    def add_problem(self, path: KeyPath, text: str) -> None:
+        """Add a problem with the key at a path, unless the same problem was added before."""
+        place = self.document.place(path)
         dotted = ".".join(map(str, path))
-        line = (
-            f"{self.document.place(path)}: {dotted}: {text}"
-            if dotted
-            else f"{self.document.place(path)}: {text}"
-        )
+        line = f"{place}: {dotted}: {text}" if dotted else f"{place}: {text}"
         if line not in self.problems:
             self.problems.append(line)
 
 
-def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that the (nested) model at `loc` knows."""
-    for part in loc:
+def _list_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the model nested at a location; [] unless there is exactly one model."""
+    for part in location:
         annotation = model.model_fields[str(part)].annotation
-        choices = (
-            get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-        )
-        models = [a for a in choices if isinstance(a, type) and issubclass(a, BaseModel)]
+        is_union = get_origin(annotation) in (Union, UnionType)
+        choices = get_args(annotation) if is_union else (annotation,)
+        models = []
+        for choice in choices:
+            if isinstance(choice, type) and issubclass(choice, BaseModel):
+                models.append(choice)
         if len(models) != 1:
             return []
         model = models[0]
     return list(model.model_fields)
 
 
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """Return a hint at the known word that is nearest to another one; "" if none is near."""
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def suggest_name(word: str, known: Sequence[str]) -> str:
+    """Return a question that names the most similar known word, or "" if no word is similar."""
+    matches = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,1 +1,1 @@
-"""The dataset on disk: shards, markers, annotations, manifest, card, and the check of all of them (no torch)."""
+"""The dataset on disk: shards, markers, annotations, manifest, card and checks, without torch."""

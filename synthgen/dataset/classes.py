@@ -11,9 +11,9 @@ class Labels:
     """The classes of a dataset.
 
     Attributes:
-        names: of each class; its place here is its number, from 0.
-        renamed: categories of the dataset to the classes that they are called here.
-        left_out: a category that is no class is left out; else it is an error.
+        names: the names of the classes; the number of a class is its position, from 0.
+        renamed: categories of the dataset to the names of their classes.
+        left_out: leave out a category that has no class, instead of raising an error.
     """
 
     names: tuple[str, ...]
@@ -21,13 +21,14 @@ class Labels:
     left_out: bool = False
 
     def name(self, category: str) -> str:
+        """Return the name of a category's class."""
         return self.renamed.get(category, category)
 
-    def number(self, category: str) -> int | None:
-        """The class of a category, from 0; None if it is left out.
+    def get_number(self, category: str) -> int | None:
+        """Return the number of a category's class, from 0, or None if it is left out.
 
         Raises:
-            InputError: it is no class.
+            InputError: the category has no class.
         """
         name = self.name(category)
         if name in self.names:
@@ -35,42 +36,44 @@ class Labels:
         if self.left_out:
             return None
         raise InputError(
-            f"category {category!r} is none of the dataset's; there are {', '.join(self.names)}"
+            f"category {category!r} has no class in the dataset; "
+            f"the classes are {', '.join(self.names)}"
         )
 
 
-def labels_of(
+def build_labels(
     ids: Mapping[str, int],
     renamed: Mapping[str, str] | None = None,
     names: Sequence[str] | None = None,
 ) -> Labels:
-    """The classes of a dataset, ascending by their ids there.
+    """Return the classes of a dataset, in ascending order of its category ids.
 
     Args:
         ids: category name to id.
-        renamed: categories to class names; several may become one.
-        names: these classes in this order, and nothing else.
+        renamed: categories to class names; several categories may become one class.
+        names: use these classes, in this order, and leave out all others.
 
     Raises:
-        ValueError: `renamed` has a category that the dataset lacks; `names` has a name twice, or none that the dataset has.
+        ValueError: `renamed` has a category that the dataset lacks; `names` has a duplicate, or
+            no name that the dataset has.
     """
     renamed = dict(renamed or {})
-    unknown = next((name for name in renamed if name not in ids), None)
-    if unknown is not None:
-        raise ValueError(f"{unknown!r} is no category here; there are {', '.join(ids)}")
-    if (
-        names is not None
-        and ids
-        and not {renamed.get(category, category) for category in ids} & set(names)
-    ):
-        raise ValueError(
-            f"{', '.join(map(repr, names)) or 'none'}: nothing here is called so; there are {', '.join(ids)}"
-        )
-    if names is not None and len(set(names)) != len(names):
-        raise ValueError(
-            f"{next(n for n in names if list(names).count(n) > 1)!r} stands twice among the labels"
-        )
-    if names is not None:
-        return Labels(tuple(names), renamed, left_out=True)
+    for category in renamed:
+        if category not in ids:
+            raise ValueError(
+                f"{category!r} is not a category of the dataset; "
+                f"its categories are {', '.join(ids)}"
+            )
     ordered = sorted(ids, key=lambda name: (ids[name], name))
-    return Labels(tuple(dict.fromkeys(renamed.get(name, name) for name in ordered)), renamed)
+    classes = dict.fromkeys(renamed.get(category, category) for category in ordered)
+    if names is None:
+        return Labels(tuple(classes), renamed)
+    if classes and not classes.keys() & set(names):
+        wanted = ", ".join(map(repr, names)) or "none"
+        raise ValueError(
+            f"{wanted}: the dataset has no such category; its categories are {', '.join(ids)}"
+        )
+    for name in names:
+        if list(names).count(name) > 1:
+            raise ValueError(f"{name!r} is given more than once")
+    return Labels(tuple(names), renamed, left_out=True)

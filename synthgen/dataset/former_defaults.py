@@ -1,8 +1,8 @@
-"""Former defaults: what a dataset that an older version began is finished with.
+"""Former defaults, with which a dataset that an older version began is continued.
 
-A dataset keeps its fingerprint, all keys of its job with their values. Whoever adds a key to a
-spec, or changes a default, adds a line to FORMER; then a dataset that was begun before goes on with
-the value that it was begun with.
+A dataset keeps its fingerprint: all keys of its job with their values. Whoever adds a key to a
+spec, or changes a default, adds a line to FORMER. A dataset that was begun before then continues
+with the value that was in force.
 """
 
 from collections.abc import Mapping
@@ -15,35 +15,33 @@ FORMER: dict[str, tuple[Any, ...]] = {
     "pipeline.scale": (1.0,),
     "pipeline.seed_tiles_noise": ("cut",),
     "pipeline.stages_rounding": ("up",),
-    "pipeline.steps": (9,),  # of the recipe mixture-tiny
+    "pipeline.steps": (9,),  # default of the recipe mixture-tiny
 }
-"""Dotted key to its former defaults as JSON has them, oldest first.
+"""Dotted key to its former defaults as JSON values, oldest first.
 
-In a key `*` stands for any name, as in `layout.objects.*.label`.
-
-The first one is what was in force before the key existed. Of a key whose default has changed, all
-former ones are there.
+In a key `*` stands for any name, as in `layout.objects.*.label`. The first value was in force
+before the key existed. A key whose default has changed lists all its former defaults.
 """
 
-HASH = "_sha256"  # how keys end that hold a hash of files
+HASH = "_sha256"  # suffix of keys that hold a hash of files
 
 
 def former_defaults(key: str) -> tuple[Any, ...]:
-    """The former defaults of a key, oldest first; none if it has always had the one that it has."""
+    """Return the former defaults of a key, oldest first; none if its default never changed."""
     for pattern, values in FORMER.items():
         if fnmatchcase(key, pattern):
             return values
     return ()
 
 
-def complete(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """An older fingerprint with the keys that it did not know, where it is known what was in force.
+def add_former_defaults(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an older fingerprint with the keys it lacks, where a former default is known.
 
-    A hash of files that was not taken then is accepted as it is now: there is nothing to compare it
-    with.
+    A hash of files that the older version did not take gets its present value, because there is
+    nothing to compare it with.
     """
     known = dict(old)
-    for key in unknown_hashes(old, new):
+    for key in list_unknown_hashes(old, new):
         known[key] = new[key]
     for key in new.keys() - known.keys():
         values = former_defaults(key)
@@ -52,28 +50,30 @@ def complete(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def unknown_hashes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Keys of hashes of files that an older fingerprint lacks."""
+def list_unknown_hashes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the keys of hashes of files that an older fingerprint lacks."""
     return sorted(key for key in new.keys() - old.keys() if key.endswith(HASH))
 
 
-def begun_with(
+def find_former_values(
     old: Mapping[str, Any],
     new: Mapping[str, Any],
     given: frozenset[str],
 ) -> dict[str, Any]:
-    """The values that a dataset was begun with where its job would now have another default.
+    """Return the values that a dataset was started with, where its job now has another default.
 
     Args:
-        old: the dataset's fingerprint.
-        new: that of the job as it is read now.
-        given: keys that the job's owner has set, which keep the value that was set.
+        old: the fingerprint of the dataset.
+        new: the fingerprint of the job as it is read now.
+        given: keys that the user has set; they keep the value that was set.
 
     Returns:
         Dotted key to value.
     """
     values = {}
-    for key, value in complete(old, new).items():
-        if key in new and new[key] != value and key not in given and value in former_defaults(key):
+    for key, value in add_former_defaults(old, new).items():
+        if key not in new or key in given:
+            continue
+        if new[key] != value and value in former_defaults(key):
             values[key] = value
     return values

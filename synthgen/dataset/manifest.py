@@ -1,4 +1,4 @@
-"""What is joined from the shards: manifest.parquet with a row a sample, and index.json, the shard list that `wids` reads."""
+"""The files that join all shards: manifest.parquet, a row per sample, and index.json for `wids`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,27 +7,30 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from synthgen.dataset.marker import TAR, Marker, shard_file
-from synthgen.dataset.sample import SCHEMA, VERIFIED, table_schema
+from synthgen.dataset.marker import TAR, Marker, format_shard_file
+from synthgen.dataset.sample import SCHEMA, VERIFIED, build_table_schema
 from synthgen.dataset.shard import DamagedShardError
 from synthgen.storage.base import Store
 from synthgen.storage.parquet import open_writer
 from synthgen.strict_json import to_json
 
-LEFT_OUT = ("bbox", "segmentation", "area", "iscrowd", "source")
+EXCLUDED = ("bbox", "segmentation", "area", "iscrowd", "source")
+"""Columns of a shard's table that the manifest does not have."""
 
 
 class Manifest:
-    """Writes manifest.parquet, a row group a shard, and counts what goes by.
+    """Writes manifest.parquet, a row group per shard, and counts what it writes.
 
     Attributes:
         counts: {"images", "boxes", "shards", "bytes", "verified"}, as `finalize` returns them.
         has_masks: an annotation has a segmentation.
-        from_coco: a sample keeps what else its COCO file says.
+        has_source: a sample has the further fields of the COCO file it was imported from.
     """
 
     def __init__(self, file: pa.NativeFile) -> None:
-        self.file, self.has_masks, self.from_coco = file, False, False
+        self.file = file
+        self.has_masks = False
+        self.has_source = False
         self.writer: Any = None
         self.counts: dict[str, Any] = {
             "images": 0,
@@ -41,46 +44,51 @@ class Manifest:
         """Write the rows of a shard's table.
 
         Raises:
-            DamagedShardError: it lacks a column that the first one has.
+            DamagedShardError: it lacks a column that the first table has.
         """
         if self.writer is None:
             self.begin(table.column_names)
-        if missing := set(self.names).difference(table.column_names):
+        missing = set(self.names).difference(table.column_names)
+        if missing:
             raise DamagedShardError(
-                f"the shard of sample {marker.first_index} has no column {min(missing)!r}, but the first has"
+                f"the shard of sample {marker.first_index} has no column {min(missing)!r}, "
+                "but the first has"
             )
         self.writer.write_table(table.select(self.names).cast(self.writer.schema))
         masks = pc.list_flatten(table["segmentation"])
         self.has_masks |= masks.null_count < len(masks)
-        self.from_coco |= (
-            "source" in table.column_names and table["source"].null_count < table.num_rows
-        )
-        counts = self.counts
-        counts["images"] += table.num_rows
-        counts["boxes"] += pc.sum(table["n_boxes"]).as_py() or 0
-        counts["shards"] += 1
-        counts["bytes"] += marker.bytes
+        if "source" in table.column_names:
+            self.has_source |= table["source"].null_count < table.num_rows
+        self._count(marker, table)
+
+    def _count(self, marker: Marker, table: pa.Table) -> None:
+        self.counts["images"] += table.num_rows
+        self.counts["boxes"] += pc.sum(table["n_boxes"]).as_py() or 0
+        self.counts["shards"] += 1
+        self.counts["bytes"] += marker.bytes
+        verified = self.counts["verified"]
         for name in VERIFIED:
             if table[name].null_count < table.num_rows:
-                counts["verified"][name] = (
-                    counts["verified"].get(name, 0) + pc.sum(table[name]).as_py()
-                )
+                verified[name] = verified.get(name, 0) + pc.sum(table[name]).as_py()
 
     def begin(self, names: Sequence[str]) -> None:
-        """Open the file, with the columns that the first table has (a job's conditions are among them)."""
-        schema = table_schema(names)
-        self.names = [name for name in schema.names if name not in LEFT_OUT]
-        self.writer = open_writer(self.file, pa.schema([schema.field(name) for name in self.names]))
+        """Open the file with the columns of the first table, a job's conditions among them."""
+        schema = build_table_schema(names)
+        self.names = [name for name in schema.names if name not in EXCLUDED]
+        fields = [schema.field(name) for name in self.names]
+        self.writer = open_writer(self.file, pa.schema(fields))
 
     def end(self) -> None:
+        """Close the file; without a table, it has the columns of SCHEMA and no rows."""
         if self.writer is None:
             self.begin(SCHEMA.names)
         self.writer.close()
 
 
 @contextmanager
-def writing_manifest(store: Store) -> Iterator[Manifest]:
-    with store.replacing_table("manifest.parquet") as file:
+def open_manifest_writer(store: Store) -> Iterator[Manifest]:
+    """Write manifest.parquet, shard by shard."""
+    with store.open_table_replacement("manifest.parquet") as file:
         manifest = Manifest(file)
         try:
             yield manifest
@@ -89,33 +97,40 @@ def writing_manifest(store: Store) -> Iterator[Manifest]:
 
 
 class Index:
-    """Writes index.json, an entry a shard."""
+    """Writes index.json, an entry per shard."""
 
     def __init__(self, file: Any) -> None:
-        self.file, self.entries = file, 0
+        self.file = file
+        self.entries = 0
 
     def add(self, number: int, marker: Marker) -> None:
-        url = shard_file(number, TAR)
+        """Write the entry of a shard."""
         entry = {
-            "url": url,
+            "url": format_shard_file(number, TAR),
             "md5sum": marker.md5,
             "nsamples": marker.count,
             "filesize": marker.bytes,
         }
+        separator = "," if self.entries else ""
         text = to_json(entry, indent=1).replace("\n", "\n  ")
-        self.file.write(f"{',' if self.entries else ''}\n  {text}".encode())
+        self.file.write(f"{separator}\n  {text}".encode())
         self.entries += 1
 
 
 @contextmanager
-def writing_index(store: Store, name: str) -> Iterator[Index]:
-    """The bytes are those of `json.dumps(..., indent=1)`, entry by entry."""
+def open_index_writer(store: Store, name: str) -> Iterator[Index]:
+    """Write index.json, entry by entry, with the bytes of `json.dumps(..., indent=1)`.
+
+    Args:
+        name: the name of the dataset.
+    """
     head = to_json(
         {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": name, "shardlist": []},
         indent=1,
     )
-    with store.replacing("index.json") as file:
+    with store.open_replacement("index.json") as file:
         file.write(head[: head.rindex("]")].encode())
         index = Index(file)
         yield index
-        file.write((("\n " if index.entries else "") + "]\n}\n").encode())
+        indent = "\n " if index.entries else ""
+        file.write(f"{indent}]\n}}\n".encode())

@@ -1,4 +1,4 @@
-"""Datasets as PyTorch reads them: pictures and targets for training a detector, streamed from the shards.
+"""Datasets for PyTorch: images and targets for training a detector, streamed from the shards.
 
 from synthgen.dataset.reader import open_dataset
 
@@ -26,23 +26,26 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from synthgen.dataset.classes import Labels, labels_of
+from synthgen.annotations import Annotation
+from synthgen.dataset.classes import Labels, build_labels
 from synthgen.dataset.info import DatasetInfo, read_info
 from synthgen.dataset.marker import Marker
-from synthgen.dataset.sample import annotations_of, sample_key
-from synthgen.dataset.shard_reader import SPLITS, read_samples, sound_shards, split_of
+from synthgen.dataset.sample import read_annotations, sample_key
+from synthgen.dataset.shard_reader import SPLITS, read_samples, read_sound_markers, split_of
 from synthgen.errors import InputError
 from synthgen.geometry import xywh_to_xyxy, xyxy_to_xywh
 from synthgen.storage.location import is_url, open_store
 
 Target = dict[str, Any]
 Transform = Callable[[Any, Target], tuple[Any, Target]]
-BUFFER = 256  # encoded pictures that are shuffled among each other
+BUFFER = 256  # encoded images that are shuffled among each other
+WILDCARD = re.compile(r"[*[]")
+SHARD_PATH = re.compile(r"(?:(?P<folder>.*)/)?shards/(?P<number>\d+)\.tar", re.S)
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """One shard of a dataset, and how many of its samples are in the split."""
+    """One shard of a dataset, with the number of its samples that are in the split."""
 
     out: str
     number: int
@@ -67,18 +70,24 @@ def open_dataset(
     """Open one or more datasets of `synthgen run` or `synthgen import` for training.
 
     Args:
-        path: the folder of a dataset; or a pattern of several ("out/*"), or of some shards ("out/dogs/shards/00000*.tar"). Or the
-            URL of a dataset (s3://…, gs://…, hdfs://…), or of some of its shards.
-        split: "train" or "val", those of `synthgen export`; null: all samples.
-        transform: called with picture and target, as those of torchvision.transforms.v2.
+        path: the folder of a dataset, a pattern of several ("out/*"), or a pattern of some shards
+            ("out/dogs/shards/00000*.tar"). Or the URL of a dataset (s3://…, gs://…, hdfs://…), or
+            of some of its shards.
+        split: "train" or "val", those of `synthgen export`; None: all samples.
+        transform: called with image and target, like the transforms of torchvision.transforms.v2.
         val: share of the samples in "val".
-        labels: these classes in this order, and no others; null: all, ascending by category id.
-        first_label: number of the first class: 1 for torchvision's detectors (0 is background), 0 for those of transformers.
-        shuffle: the shards in another order each epoch, and their samples among `buffer` of them; else always in order.
-        seed: of the order.
+        labels: use these classes in this order, and no others; None: all, ascending by category
+            id.
+        first_label: number of the first class: 1 for torchvision's detectors (0 is background),
+            0 for those of transformers.
+        shuffle: shuffle the shards in each epoch, and their samples in a buffer; else the samples
+            are always in order.
+        seed: the seed of the order.
+        buffer: number of encoded images that are shuffled among each other.
         crowds: keep boxes with `iscrowd` 1, too.
-        rank: this process among several that train together; null: what torch.distributed or torchrun says.
-        world_size: how many they are; given with `rank`.
+        rank: number of this process among those that train together; None: as torch.distributed or
+            torchrun says.
+        world_size: number of these processes; given with `rank`.
 
     Raises:
         InputError: there is no dataset, or a shard is damaged, or an argument is wrong.
@@ -87,20 +96,28 @@ def open_dataset(
         raise InputError(f"split: {split!r} is none of {', '.join(SPLITS)}")
     if not 0 <= val <= 1:
         raise InputError(f"val: {val:g} must be from 0 to 1")
-    rank, world_size = process(rank, world_size)
-    shards, infos = found_shards(str(path))
-    ids = {name: number for info in reversed(infos) for name, number in info.category_ids.items()}
+    rank, world_size = find_rank(rank, world_size)
+    selected, infos = find_shards(str(path))
+    ids: dict[str, int] = {}
+    for info in reversed(infos):
+        ids |= info.category_ids
     try:
-        classes = labels_of(ids, names=labels)
+        classes = build_labels(ids, names=labels)
     except ValueError as error:
         raise InputError(f"labels: {error}") from None
-    parts = [_Shard(out, number, members(marker, split, val)) for out, number, marker in shards]
-    order = _Order(tuple(parts), shuffle, seed, max(1, buffer), rank, world_size)
+    shards = []
+    for out, number, marker in selected:
+        shards.append(_Shard(out, number, count_samples(marker, split, val)))
+    order = _Order(tuple(shards), shuffle, seed, max(1, buffer), rank, world_size)
     return DetectionDataset(order, classes, first_label, split, val, crowds, transform)
 
 
-def process(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """This process's number among all that train together, and how many they are."""
+def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return the number of this process among those that train together, and their number.
+
+    Raises:
+        InputError: only one of the two is given, or the rank is out of range.
+    """
     if (rank is None) != (world_size is None):
         raise InputError("rank, world_size: give both or neither")
     if rank is not None and world_size is not None:
@@ -112,81 +129,81 @@ def process(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def found_shards(pattern: str) -> tuple[list[tuple[str, int, Marker]], list[DatasetInfo]]:
-    """Dataset, number and marker of each shard that is meant, and what each dataset says of itself.
+def find_shards(pattern: str) -> tuple[list[tuple[str, int, Marker]], list[DatasetInfo]]:
+    """Return dataset, number and marker of each shard of a pattern, and the info of each dataset.
 
     Raises:
-        InputError: there is none, or one is damaged.
+        InputError: there is no dataset, or a shard is damaged.
     """
-    shards, infos = [], []
-    for out, some in meant(pattern).items():
+    shards = []
+    infos = []
+    for out, wanted in find_datasets(pattern).items():
         store = open_store(out)
         info = read_info(store)
         if info is None:
             raise InputError(f"{out}: no dataset here (dataset.json is missing or damaged)")
         infos.append(info)
-        sound = sound_shards(store)
-        if some is not None and not some <= set(sound):
+        markers = read_sound_markers(store)
+        missing = set() if wanted is None else wanted - set(markers)
+        if missing:
             raise InputError(
-                f"{out}/shards/{min(some - set(sound)):06d}.tar: was never committed; see `synthgen check {out}`"
+                f"{out}/shards/{min(missing):06d}.tar: was never committed; "
+                f"see `synthgen check {out}`"
             )
-        shards += [
-            (out, number, marker)
-            for number, marker in sound.items()
-            if some is None or number in some
-        ]
+        for number, marker in markers.items():
+            if wanted is None or number in wanted:
+                shards.append((out, number, marker))
     return shards, infos
 
 
-def meant(pattern: str) -> dict[str, set[int] | None]:
-    """The datasets that a path or pattern means, and which of their shards; None: all.
+def find_datasets(pattern: str) -> dict[str, set[int] | None]:
+    """Return the datasets of a path or pattern, each with its selected shards; None: all.
 
     Raises:
         InputError: there is none.
     """
-    found: dict[str, set[int] | None] = {}
-    for path in matching(pattern):
-        shard = re.fullmatch(r"(?:(.*)/)?shards/(\d+)\.tar", path, re.S)
+    datasets: dict[str, set[int] | None] = {}
+    for path in expand_pattern(pattern):
+        shard = SHARD_PATH.fullmatch(path)
         if shard is None:
             if read_info(open_store(path)) is not None:
-                found[path] = None
-        elif (
-            numbers := found.setdefault("." if shard[1] is None else shard[1] or "/", set())
-        ) is not None:
-            numbers.add(int(shard[2]))
-    if not found:
+                datasets[path] = None
+            continue
+        folder = "." if shard["folder"] is None else shard["folder"] or "/"
+        numbers = datasets.setdefault(folder, set())
+        if numbers is not None:
+            numbers.add(int(shard["number"]))
+    if not datasets:
         raise InputError(
-            f"{pattern}: no dataset here; name the output folder of `synthgen run`, or a pattern of some"
+            f"{pattern}: no dataset here; "
+            "name the output folder of `synthgen run`, or a pattern of some"
         )
-    return found
+    return datasets
 
 
-def matching(pattern: str) -> list[str]:
-    """The paths or URLs that a pattern means; one that is none as it is.
+def expand_pattern(pattern: str) -> list[str]:
+    """Return the paths or URLs that match a pattern; a path or URL matches itself.
 
     Raises:
-        InputError: another part of a URL than the names of shards is a pattern.
+        InputError: a part of a URL other than the names of shards is a pattern.
     """
     if not is_url(pattern):
-        return [
-            str(Path(p)) for p in ([pattern] if Path(pattern).exists() else sorted(glob(pattern)))
-        ]
-    if not re.search(r"[*[]", pattern):
+        paths = [pattern] if Path(pattern).exists() else sorted(glob(pattern))
+        return [str(Path(path)) for path in paths]
+    if not WILDCARD.search(pattern):
         return [pattern.rstrip("/")]
     out, _, name = pattern.rpartition("/shards/")
-    if not out or re.search(r"[*[]", out):
+    if not out or WILDCARD.search(out):
         raise InputError(
-            f"{pattern}: in a URL only the names of shards can be a pattern: s3://BUCKET/OUT/shards/00000*.tar"
+            f"{pattern}: in a URL only the names of shards can be a pattern: "
+            "s3://BUCKET/OUT/shards/00000*.tar"
         )
-    return [
-        f"{out}/shards/{file}"
-        for file, _ in sorted(open_store(out).sizes("shards"))
-        if fnmatch(file, name)
-    ]
+    names = sorted(file for file, _ in open_store(out).sizes("shards"))
+    return [f"{out}/shards/{file}" for file in names if fnmatch(file, name)]
 
 
-def members(marker: Marker, split: str | None, val: float) -> int:
-    """How many samples of a shard are in a split."""
+def count_samples(marker: Marker, split: str | None, val: float) -> int:
+    """Return how many samples of a shard are in a split."""
     if split is None:
         return marker.count
     indices = range(marker.first_index, marker.first_index + marker.count)
@@ -195,10 +212,11 @@ def members(marker: Marker, split: str | None, val: float) -> int:
 
 @dataclass(frozen=True)
 class _Order:
-    """Which samples come when, and who reads them.
+    """The order of the samples, and which process reads which of them.
 
-    All samples of an epoch stand in a row: shard after shard. Each consumer (a worker of a rank) has one piece of it, all of them
-    equally long up to one sample. So nothing is read twice or never, and each shard by few.
+    The samples of an epoch form a sequence, shard after shard. Each consumer (a worker of a rank)
+    reads one contiguous range of it; the ranges differ in length by at most one. So each sample is
+    read exactly once, and few consumers read the same shard.
     """
 
     shards: tuple[_Shard, ...]
@@ -212,57 +230,63 @@ class _Order:
     def total(self) -> int:
         return sum(shard.count for shard in self.shards)
 
-    def share(self, part: int, parts: int, start: int, stop: int) -> tuple[int, int]:
-        """The part-th of equal pieces of start … stop."""
+    def cut_range(self, part: int, parts: int, start: int, stop: int) -> tuple[int, int]:
+        """Return one of the equal parts of a half-open range [start, stop)."""
         length = stop - start
         return start + length * part // parts, start + length * (part + 1) // parts
 
-    def of_rank(self) -> tuple[int, int]:
-        return self.share(self.rank, self.world_size, 0, self.total)
+    def find_rank_range(self) -> tuple[int, int]:
+        """Return the half-open range of the samples that this rank reads."""
+        return self.cut_range(self.rank, self.world_size, 0, self.total)
 
-    def pieces(self, epoch: int, worker: int, workers: int) -> Iterator[tuple[_Shard, int, int]]:
-        """Shard, and the first and the last but one of its samples (counted in the split), that one consumer reads."""
+    def iterate_ranges(
+        self, epoch: int, worker: int, workers: int
+    ) -> Iterator[tuple[_Shard, int, int]]:
+        """Yield the shards that one worker reads, with the half-open range of their samples.
+
+        Samples are counted within the split.
+        """
         shards = list(self.shards)
         if self.shuffle:
             random.Random(f"{self.seed} {epoch}").shuffle(shards)
-        begin, end = self.share(worker, workers, *self.of_rank())
-        at = 0
+        start, stop = self.cut_range(worker, workers, *self.find_rank_range())
+        offset = 0  # position of the shard in the sequence
         for shard in shards:
-            first, last = max(begin, at), min(end, at + shard.count)
+            first = max(start, offset)
+            last = min(stop, offset + shard.count)
             if first < last:
-                yield shard, first - at, last - at
-            at += shard.count
+                yield shard, first - offset, last - offset
+            offset += shard.count
 
-    def mixed(self, samples: Iterator[Any], epoch: int, worker: int) -> Iterator[Any]:
-        """Samples shuffled among each other, `buffer` of them at a time; or as they come."""
+    def shuffle_samples(self, samples: Iterator[Any], epoch: int, worker: int) -> Iterator[Any]:
+        """Yield samples, shuffled in a buffer if the dataset is shuffled."""
         if not self.shuffle:
             yield from samples
             return
-        rng, held = random.Random(f"{self.seed} {epoch} {self.rank} {worker}"), []
+        rng = random.Random(f"{self.seed} {epoch} {self.rank} {worker}")
+        waiting: list[Any] = []
         for sample in samples:
-            held.append(sample)
-            if len(held) >= self.buffer:
-                yield held.pop(_swapped(held, rng))
-        rng.shuffle(held)
-        yield from held
-
-
-def _swapped(held: list[Any], rng: random.Random) -> int:
-    """Put one of them, drawn at random, at the end; where that is."""
-    i = rng.randrange(len(held))
-    held[i], held[-1] = held[-1], held[i]
-    return len(held) - 1
+            waiting.append(sample)
+            if len(waiting) >= self.buffer:
+                i = rng.randrange(len(waiting))
+                waiting[i], waiting[-1] = waiting[-1], waiting[i]
+                yield waiting.pop()
+        rng.shuffle(waiting)
+        yield from waiting
 
 
 class DetectionDataset(IterableDataset[tuple[Any, Target]]):
-    """Pictures and targets of datasets, streamed; see `open_dataset`.
+    """Images and targets of datasets, streamed; see `open_dataset`.
 
-    Each item is a picture, (3, H, W) uint8 RGB, and a target:
+    Each item is an image, (3, H, W) uint8 RGB, and a target:
 
-    - `boxes` (N, 4) float32, xyxy in px; `labels` (N,) int64; `area` (N,) float32 px²; `iscrowd` (N,) int64
-    - `image_id`: that of the dataset's annotations/instances.json; `key`: the sample's name; `size`: height, width in px
+    - `boxes` (N, 4) float32, xyxy in px; `labels` (N,) int64; `area` (N,) float32 px²;
+      `iscrowd` (N,) int64
+    - `image_id`: the id in the dataset's annotations/instances.json; `key`: the name of the
+      sample; `size`: height and width in px
 
-    Where torchvision is installed, picture and boxes are its tv_tensors, which transforms.v2 resizes, crops and flips together.
+    If torchvision is installed, image and boxes are its tv_tensors, which transforms.v2 resizes,
+    crops and flips together.
 
     Attributes:
         id2label, label2id: names of the classes by number, and numbers by name.
@@ -278,64 +302,77 @@ class DetectionDataset(IterableDataset[tuple[Any, Target]]):
         crowds: bool,
         transform: Transform | None,
     ) -> None:
-        self.order, self.classes, self.first_label = order, classes, first_label
-        self.split, self.val, self.crowds, self.transform = split, val, crowds, transform
+        self.order = order
+        self.classes = classes
+        self.first_label = first_label
+        self.split = split
+        self.val = val
+        self.crowds = crowds
+        self.transform = transform
         self.id2label = dict(enumerate(classes.names, first_label))
         self.label2id = {name: number for number, name in self.id2label.items()}
         self._epoch = torch.zeros((), dtype=torch.int64)
-        self._epoch.share_memory_()  # type: ignore[no-untyped-call]  # workers that persist see it change
+        # Persistent workers see the epoch change in shared memory.
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
-        """Samples that this process's rank reads in an epoch."""
-        begin, end = self.order.of_rank()
-        return end - begin
+        """Return how many samples this process's rank reads in an epoch."""
+        start, stop = self.order.find_rank_range()
+        return stop - start
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass; call it before each epoch where the data are shuffled."""
+        """Choose the order of the next pass; call it before each epoch of a shuffled dataset."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[tuple[Any, Target]]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         epoch = int(self._epoch)
-        for row, data in self.order.mixed(self._samples(epoch, worker, workers), epoch, worker):
+        samples = self._read_samples(epoch, worker, workers)
+        for row, data in self.order.shuffle_samples(samples, epoch, worker):
             image, target = as_item(row, data, self.classes, self.first_label, self.crowds)
             yield (image, target) if self.transform is None else self.transform(image, target)
 
-    def _samples(
+    def _read_samples(
         self, epoch: int, worker: int, workers: int
     ) -> Iterator[tuple[dict[str, Any], bytes]]:
-        for shard, first, last in self.order.pieces(epoch, worker, workers):
-            at = 0
-            store = open_store(
-                shard.out
-            )  # by the process that reads: no connection outlives a fork
+        for shard, first, last in self.order.iterate_ranges(epoch, worker, workers):
+            # The process that reads opens the store, because no connection outlives a fork.
+            store = open_store(shard.out)
+            position = 0
             for row, data in read_samples(store, shard.number):
-                if self.split in (None, split_of(row["key"], self.val)):
-                    if first <= at < last:
-                        yield row, data
-                    at += 1
-                    if at == last:
-                        break
+                if self.split not in (None, split_of(row["key"], self.val)):
+                    continue
+                if first <= position < last:
+                    yield row, data
+                position += 1
+                if position == last:
+                    break
 
 
 def as_item(
     row: dict[str, Any], data: bytes, classes: Labels, first_label: int, crowds: bool
 ) -> tuple[Any, Target]:
-    """Picture and target of a sample (`DetectionDataset`)."""
-    found = [a for a in annotations_of(row) if crowds or not a.iscrowd]
-    numbers = [classes.number(a.category) for a in found]
-    kept = [(a, number) for a, number in zip(found, numbers, strict=True) if number is not None]
-    with Image.open(io.BytesIO(data)) as picture:
-        image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-    corners = xywh_to_xyxy(np.array([a.bbox for a, _ in kept], np.float64).reshape(-1, 4))
+    """Return image and target of a sample (see `DetectionDataset`)."""
+    kept: list[Annotation] = []
+    labels: list[int] = []
+    for annotation in read_annotations(row):
+        if crowds or not annotation.iscrowd:
+            number = classes.get_number(annotation.category)
+            if number is not None:
+                kept.append(annotation)
+                labels.append(first_label + number)
+    with Image.open(io.BytesIO(data)) as file:
+        image = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
+    bboxes = np.array([annotation.bbox for annotation in kept], np.float64).reshape(-1, 4)
+    corners = torch.from_numpy(xywh_to_xyxy(bboxes)).float()
     size = (row["height"], row["width"])
-    image, boxes = as_tv_tensors(image, torch.from_numpy(corners).float(), size)
+    image, boxes = as_tv_tensors(image, corners, size)
     return image, {
         "boxes": boxes,
-        "labels": torch.tensor([first_label + number for _, number in kept], dtype=torch.int64),
-        "area": torch.tensor([a.area for a, _ in kept], dtype=torch.float32),
-        "iscrowd": torch.tensor([a.iscrowd for a, _ in kept], dtype=torch.int64),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "area": torch.tensor([annotation.area for annotation in kept], dtype=torch.float32),
+        "iscrowd": torch.tensor([annotation.iscrowd for annotation in kept], dtype=torch.int64),
         "image_id": row["index"] + 1,
         "key": row["key"],
         "size": size,
@@ -343,29 +380,27 @@ def as_item(
 
 
 def as_tv_tensors(image: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Both as torchvision's transforms take them; as they are, where torchvision is not installed."""
+    """Return both as tv_tensors, or unchanged if torchvision cannot be imported."""
     try:
         from torchvision import tv_tensors
-    except (ImportError, RuntimeError):  # the second: its compiled part is not made for this torch
+    except (ImportError, RuntimeError):  # RuntimeError: its compiled part is for another torch
         return image, boxes
     return tv_tensors.Image(image), tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
 
 
 def as_coco(target: Target) -> dict[str, Any]:
-    """A target as transformers' image processors of detectors take it: {"image_id", "annotations": [COCO's]}.
+    """Return a target as transformers' image processors of detectors take it.
 
     Their models take `category_id` for the class, so open the dataset with first_label=0.
+
+    Returns:
+        {"image_id", "annotations": [COCO's]}
     """
-    boxes = xyxy_to_xywh(np.asarray(target["boxes"].cpu()))
-    fields = zip(
-        boxes.tolist(),
-        target["labels"].tolist(),
-        target["area"].tolist(),
-        target["iscrowd"].tolist(),
-        strict=True,
-    )
-    records = [
-        {"bbox": box, "category_id": label, "area": area, "iscrowd": crowd}
-        for box, label, area, crowd in fields
-    ]
-    return {"image_id": target["image_id"], "annotations": records}
+    boxes = xyxy_to_xywh(np.asarray(target["boxes"].cpu())).tolist()
+    labels = target["labels"].tolist()
+    areas = target["area"].tolist()
+    crowds = target["iscrowd"].tolist()
+    annotations = []
+    for box, label, area, crowd in zip(boxes, labels, areas, crowds, strict=True):
+        annotations.append({"bbox": box, "category_id": label, "area": area, "iscrowd": crowd})
+    return {"image_id": target["image_id"], "annotations": annotations}

@@ -1,4 +1,4 @@
-"""One sample: a picture and what is known of it, and its forms as JSON and as a row of a table."""
+"""One sample: an image with its metadata, as JSON and as a row of a table."""
 
 import hashlib
 import re
@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from synthgen.annotations import Annotation
-from synthgen.geometry import FARTHEST
+from synthgen.geometry import MAX_COORDINATE
 from synthgen.strict_json import from_json, to_json
 
 ANNOTATION_COLUMNS = {
@@ -24,9 +24,8 @@ ANNOTATION_COLUMNS = {
     "action": pa.string(),
     "segmentation": pa.string(),
 }
-CONDITION_TYPES = (pa.string(), pa.float64())
 VERIFIED = ("failed", "unasked", "repairs")
-"""Of a picture that was looked at: boxes that do not hold, objects that nobody asked for, how often windows were repainted."""
+"""Counts of an image that was verified: failed boxes, false positives, repainted windows."""
 SCHEMA = pa.schema(
     [
         ("index", pa.int64()),
@@ -50,37 +49,45 @@ CONDITION = re.compile(r"[a-z][a-z0-9_]{0,63}")
 ORIGIN = pa.field(
     "origin", pa.struct([("dataset", pa.string()), ("index", pa.int64()), ("key", pa.string())])
 )
-"""In the tables of a dataset that was merged: what a sample was in the dataset that it came from."""
+"""A column of merged datasets: what a sample was in the dataset that it came from."""
 OPTIONAL = ("source",)
-"""What the tables of older datasets lack."""
+"""Columns that the tables of older datasets lack."""
 IMAGE_FORMATS = ("jpg", "png", "webp")
 FIELDS = ("index", "key", "width", "height", "prompt", "seed", "attempt")
-PLAIN = (*FIELDS, "shard", "n_boxes", "image_format", "image_bytes", "image_sha256")  # of every row
-OF_EVERY_BOX = ("bbox", "category_id", "category", "area", "iscrowd")
+NON_NULL = (*FIELDS, "shard", "n_boxes", "image_format", "image_bytes", "image_sha256")
+"""Columns that have a value in every row."""
+NON_NULL_OF_BOXES = ("bbox", "category_id", "category", "area", "iscrowd")
+"""Columns that have a value for every box."""
 
 
-def table_schema(names: Iterable[str]) -> pa.Schema:
-    """SCHEMA, a column for each condition (`Sample.conditions`) among the names, and ORIGIN if it is: words, and numbers of
-    what the camera did."""
+def build_table_schema(names: Iterable[str]) -> pa.Schema:
+    """Return the schema of a table with columns of these names.
+
+    It is SCHEMA with a column for each condition (`Sample.conditions`) and, if it is among the
+    names, ORIGIN. Conditions are text, or float64 if they are parameters of camera effects.
+    """
     names = list(names)
-    conditions = [(name, CONDITION_TYPES[is_number(name)]) for name in names if is_condition(name)]
-    return pa.schema([*SCHEMA, *conditions, *([ORIGIN] if ORIGIN.name in names else [])])
+    schema = SCHEMA
+    for name in names:
+        if is_condition(name):
+            schema = schema.append(pa.field(name, pa.float64() if is_number(name) else pa.string()))
+    return schema.append(ORIGIN) if ORIGIN.name in names else schema
 
 
 def is_number(condition: str) -> bool:
-    """Whether a condition is a number, and not words."""
+    """Return whether a condition is a number rather than text."""
     return condition.startswith("camera_")
 
 
 def is_condition(name: str) -> bool:
-    """Whether a column is a condition: what a table has beyond SCHEMA and ORIGIN."""
-    return (
-        name not in SCHEMA.names and name != ORIGIN.name and CONDITION.fullmatch(name) is not None
-    )
+    """Return whether a column is a condition, so neither in SCHEMA nor ORIGIN."""
+    if name in SCHEMA.names or name == ORIGIN.name:
+        return False
+    return CONDITION.fullmatch(name) is not None
 
 
-def conditions_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The conditions of a row."""
+def read_conditions(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the conditions of a row."""
     return {name: value for name, value in row.items() if is_condition(name)}
 
 
@@ -89,12 +96,21 @@ class Sample:
     """A finished sample.
 
     Attributes:
-        image: encoded picture.
-        verified: VERIFIED by name, if the picture was looked at.
-        conditions: what was drawn for the picture: weather, light, season and style, and camera_EFFECT_PARAMETER, None where the
-            effect spared it; all that the job asks for, so the same keys in each sample.
-        annotations: one a box.
-        source: JSON of what else the COCO file that it was imported from says: {"image": {}, "annotations": [{}, one a box]}.
+        index: the index of the sample in its dataset, from 0.
+        width: the width of the image in px.
+        height: the height of the image in px.
+        prompt: the prompt that the image was generated from.
+        seed: the seed of the job.
+        attempt: which attempt the image comes from, from 0.
+        annotations: one per box.
+        image: the encoded image.
+        image_format: one of IMAGE_FORMATS.
+        verified: the counts of VERIFIED by name, if the image was verified.
+        conditions: what was sampled for the image: weather, light, season and style, and
+            camera_EFFECT_PARAMETER, None where the effect was not applied. A job gives each of
+            its samples the same keys.
+        source: JSON of the further fields of the COCO file that the sample was imported from:
+            {"image": {}, "annotations": [{}, one per box]}.
         origin: fields of ORIGIN by name, if the sample was merged.
     """
 
@@ -117,57 +133,75 @@ class Sample:
         return sample_key(self.index)
 
     def json(self) -> bytes:
-        """What `<key>.json` holds."""
+        """Return the content of `<key>.json`."""
         record = {name: getattr(self, name) for name in FIELDS}
-        more = {
-            name: value
-            for name in ("verified", "source", "origin")
-            if (value := getattr(self, name)) is not None
-        }
-        drawn = {"conditions": self.conditions} if self.conditions else {}
-        annotations = [annotation.to_record() for annotation in self.annotations]
-        return to_json({**record, **more, **drawn, "annotations": annotations}).encode()
+        for name in ("verified", "source", "origin"):
+            value = getattr(self, name)
+            if value is not None:
+                record[name] = value
+        if self.conditions:
+            record["conditions"] = self.conditions
+        record["annotations"] = [annotation.to_record() for annotation in self.annotations]
+        return to_json(record).encode()
 
     def row(self, shard: str) -> dict[str, Any]:
-        """The same as one row of `table_schema`; `segmentation` is the counts of the run-length encoding."""
-        columns = {
-            name: [getattr(a, name) for a in self.annotations] for name in ANNOTATION_COLUMNS
-        }
-        columns["segmentation"] = [(a.segmentation or {}).get("counts") for a in self.annotations]
+        """Return the sample as a row of the table that `build_table_schema` describes.
+
+        `segmentation` holds the counts of the run-length encoding.
+
+        Args:
+            shard: name of the shard.
+        """
+        fields = {name: getattr(self, name) for name in (*FIELDS, "image_format", "source")}
+        fields["shard"] = shard
+        fields["n_boxes"] = len(self.annotations)
+        columns = {}
+        for name in ANNOTATION_COLUMNS:
+            columns[name] = [getattr(annotation, name) for annotation in self.annotations]
+        masks = [annotation.segmentation or {} for annotation in self.annotations]
+        columns["segmentation"] = [mask.get("counts") for mask in masks]
         verified = dict.fromkeys(VERIFIED) if self.verified is None else self.verified
-        plain = {n: getattr(self, n) for n in (*FIELDS, "image_format", "source")}
-        hashes = {
+        origin = {} if self.origin is None else {"origin": self.origin}
+        return {
+            **fields,
+            **verified,
+            **columns,
             "image_bytes": len(self.image),
             "image_sha256": hashlib.sha256(self.image).hexdigest(),
+            **self.conditions,
+            **origin,
         }
-        came_from = {} if self.origin is None else {"origin": self.origin}
-        counted = {**plain, "shard": shard, "n_boxes": len(self.annotations)}
-        return {**counted, **verified, **columns, **hashes, **self.conditions, **came_from}
 
 
 def table_of(samples: Sequence[Sample], shard: str) -> pa.Table:
-    """The rows of a shard."""
+    """Return the table of a shard, a row per sample.
+
+    Args:
+        shard: name of the shard.
+    """
     rows = [sample.row(shard) for sample in samples]
-    return pa.Table.from_pylist(rows, table_schema(rows[0]))
+    return pa.Table.from_pylist(rows, build_table_schema(rows[0]))
 
 
 def parse_sample(record: bytes, image: bytes, image_format: str) -> Sample:
-    """The sample whose `<key>.json` and picture these are.
+    """Return the sample with this `<key>.json` and image.
 
     Raises:
-        ValueError: it is not the JSON that `Sample.json` writes.
+        ValueError: the record is not JSON that `Sample.json` writes.
     """
     try:
         data = from_json(record)
-        plain = {name: data[name] for name in FIELDS if name != "key"}
-        more = {name: data.get(name) for name in ("verified", "source", "origin")} | {
-            "conditions": data.get("conditions", {})
-        }
-        annotations = tuple(map(Annotation.from_coco, data["annotations"]))
+        values = {name: data[name] for name in FIELDS if name != "key"}
+        for name in ("verified", "source", "origin"):
+            values[name] = data.get(name)
         sample = Sample(
-            **plain, annotations=annotations, image=image, image_format=image_format, **more
+            **values,
+            conditions=data.get("conditions", {}),
+            annotations=tuple(map(Annotation.from_coco, data["annotations"])),
+            image=image,
+            image_format=image_format,
         )
-        fault = row_fault(table_of([sample], "").to_pylist()[0])
+        fault = find_row_fault(table_of([sample], "").to_pylist()[0])
     except (
         ValueError,
         LookupError,
@@ -178,62 +212,74 @@ def parse_sample(record: bytes, image: bytes, image_format: str) -> Sample:
         pa.ArrowException,
     ) as error:
         raise ValueError(f"its json cannot be read: {type(error).__name__} {error}") from None
-    if not all(map(is_condition, sample.conditions)) or (
-        sample.verified is not None and set(sample.verified) != set(VERIFIED)
-    ):
-        fault = "conditions or verified have other keys than there are"
+    if not _has_known_keys(sample):
+        fault = "conditions or verified has unknown keys"
     if fault or sample.json() != record:
-        raise ValueError(f"its json is not what this version writes{f': {fault}' if fault else ''}")
+        reason = f": {fault}" if fault else ""
+        raise ValueError(f"its json is not what this version writes{reason}")
     return sample
 
 
-def row_fault(row: dict[str, Any]) -> str | None:
-    """What keeps a row of SCHEMA from being a sample's, whatever its values mean; None: nothing."""
-    missing = [name for name in PLAIN if row[name] is None]
-    if missing:
-        return f"{missing[0]} is missing"
+def _has_known_keys(sample: Sample) -> bool:
+    """Return whether the keys of `conditions` and `verified` are those that synthgen writes."""
+    if not all(map(is_condition, sample.conditions)):
+        return False
+    return sample.verified is None or set(sample.verified) == set(VERIFIED)
+
+
+def find_row_fault(row: dict[str, Any]) -> str | None:
+    """Return why a row of SCHEMA is not that of a sample; None if it could be one."""
+    for name in NON_NULL:
+        if row[name] is None:
+            return f"{name} is missing"
     if row["key"] != sample_key(row["index"]):
         return f"key does not match index {row['index']}"
     if row["width"] < 1 or row["height"] < 1 or row["image_format"] not in IMAGE_FORMATS:
-        return f"a {row['image_format']!r} of {row['width']} x {row['height']} px is no picture"
+        return f"a {row['image_format']!r} of {row['width']} x {row['height']} px is not an image"
     for name in ANNOTATION_COLUMNS:
         if row[name] is None or len(row[name]) != row["n_boxes"]:
-            return f"{name} has not one value for each of {row['n_boxes']} boxes"
-        if name in OF_EVERY_BOX and None in row[name]:
-            return f"{name} is missing of a box"
+            return f"{name} does not have one value for each of {row['n_boxes']} boxes"
+        if name in NON_NULL_OF_BOXES and None in row[name]:
+            return f"{name} is missing for a box"
     for box in row["bbox"]:
         if len(box) != 4 or not all(map(_is_sound, box)):
             return f"bbox {box} is not four finite numbers"
     for name in ("area", "score", "iou"):
         for value in row[name]:
             if value is not None and not _is_sound(value):
-                return f"{name} {value} of a box is no finite number"
-    for (
-        name,
-        value,
-    ) in row.items():  # a condition is the only number with a fraction outside the lists
+                return f"{name} {value} of a box is not a finite number"
+    for name, value in row.items():
+        # Conditions are the only floats that are not in a list.
         if isinstance(value, float) and not _is_sound(value):
-            return f"{name} {value} is no finite number"
+            return f"{name} {value} is not a finite number"
     return None
 
 
 def _is_sound(value: float | None) -> bool:
-    """Whether a number is one that annotations have: not missing, no NaN, and not beyond all images."""
-    return value is not None and abs(value) <= FARTHEST**2
+    """Return whether a number is neither missing nor NaN, nor larger than any image allows."""
+    return value is not None and abs(value) <= MAX_COORDINATE**2
 
 
 def sample_key(index: int) -> str:
-    """The name of a sample inside its shard: nine digits, no dots (a WebDataset key ends at the first dot)."""
+    """Return the name of a sample in its shard: nine digits, without a dot.
+
+    A WebDataset key ends at the first dot.
+    """
     return f"{index:09d}"
 
 
-def annotations_of(row: dict[str, Any]) -> list[Annotation]:
+def format_image_name(row: dict[str, Any]) -> str:
+    """Return the name of a row's image in the tar of its shard."""
+    return f"{row['key']}.{row['image_format']}"
+
+
+def read_annotations(row: dict[str, Any]) -> list[Annotation]:
     """Return the annotations of a row of SCHEMA."""
     size = [row["height"], row["width"]]
-    result = []
+    annotations = []
     for i in range(row["n_boxes"]):
         values = {name: row[name][i] for name in ANNOTATION_COLUMNS}
         if values["segmentation"] is not None:
             values["segmentation"] = {"size": size, "counts": values["segmentation"]}
-        result.append(Annotation.from_coco(values))
-    return result
+        annotations.append(Annotation.from_coco(values))
+    return annotations

@@ -1,4 +1,4 @@
-"""The versions of the packages that a dataset was made with, and how they differ from others."""
+"""The versions of the packages that a dataset was generated with, and their differences."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -6,35 +6,37 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "ray")
-ALWAYS = ("numpy", "pillow")  # those of them that every pixel depends on
-WITH_TORCH = (
-    "torch",
-    "diffusers",
-    "transformers",
-)  # those that it depends on where a network generates or verifies
+PIXEL_PACKAGES = ("numpy", "pillow")
+"""The packages that all pixels depend on."""
+NETWORK_PACKAGES = ("torch", "diffusers", "transformers")
+"""The packages that pixels depend on besides, if a network generates or verifies."""
 DISTRIBUTION = "synthgen-layouts"
 
 
 @cache
-def versions() -> dict[str, str]:
-    """Versions of synthgen and of the packages that it runs on, without importing any of them."""
-    found = {}
+def read_versions() -> dict[str, str]:
+    """Return the versions of synthgen and of PACKAGES, without importing any of them."""
+    installed = {}
     for package in (DISTRIBUTION, *PACKAGES):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
-def other_versions(there: Any, here: dict[str, str], names: Iterable[str]) -> str:
-    """How versions that were recorded differ from others; empty: not at all, or they are not known.
+def describe_version_changes(recorded: Any, current: dict[str, str], names: Iterable[str]) -> str:
+    """Return how recorded versions differ from others; empty if they do not, or are unknown.
 
     Args:
-        there: "versions" of a marker's numerics, whatever it is.
-        names: the packages that count.
+        recorded: "versions" of a marker's numerics, of any type.
+        current: package to version.
+        names: the packages to compare.
     """
-    if not isinstance(there, dict):
+    if not isinstance(recorded, dict):
         return ""
-    changed = [name for name in sorted(names) if name in there and there[name] != here.get(name)]
-    return "; ".join(f"{name}: was {there[name]}, is {here.get(name)}" for name in changed)
+    changed = []
+    for name in sorted(names):
+        if name in recorded and recorded[name] != current.get(name):
+            changed.append(f"{name}: was {recorded[name]}, is {current.get(name)}")
+    return "; ".join(changed)

@@ -1,1 +1,1 @@
-"""From a job to a dataset: the plan, the workers that make shards, and the driver that commits them."""
+"""From a job to a dataset: the driver, the workers that generate shards, import, merge, repair."""

@@ -1,4 +1,4 @@
-"""What a whole job will take, from timing a few of its images."""
+"""An estimate of the cost of a whole job, from timing a few of its images."""
 
 import resource
 import sys
@@ -8,9 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from synthgen.config.job import Job
-from synthgen.engine.pool import local_device, worker_count
+from synthgen.engine.pool import count_workers, find_local_device
 from synthgen.engine.worker import Worker
 from synthgen.storage.local import LocalStore
+
+TAR_BYTES = 2048  # size of headers and padding around the two members of a sample
 
 
 @dataclass(frozen=True)
@@ -18,14 +20,16 @@ class Plan:
     """Estimates for a whole job.
 
     Attributes:
-        images, shards, workers, device: of the job.
-        seconds_per_image: of one worker alone on this machine.
-        hours: with `workers` workers that do not slow each other down.
+        images, shards, workers, device: those of the job.
+        load_seconds: the time in which a worker loads its models.
+        seconds_per_image: the time of one worker alone on this machine.
+        hours: the time of `workers` workers that do not slow each other down.
         gpu_hours: 0 on a CPU.
-        gigabytes: of the finished dataset.
-        worker_gigabytes: peak memory of one worker.
-        timed_images: what the estimate rests on.
-        canvas, generated_at: width and height in px of the images, and of the canvas that they are generated on.
+        gigabytes: the size of the finished dataset.
+        worker_gigabytes: the peak memory of one worker.
+        timed_images: the number of images that the estimate rests on.
+        canvas, generated_at: width and height in px of the images, and of the canvas that they are
+            generated on.
     """
 
     images: int
@@ -43,41 +47,59 @@ class Plan:
     generated_at: tuple[int, int]
 
     def lines(self) -> list[str]:
-        """The plan for a person."""
+        """Return the plan as lines of text for the user."""
         gpu = f", {self.gpu_hours:.2f} GPU-hours" if self.gpu_hours else ""
         canvas = f"{self.canvas[0]} x {self.canvas[1]} px"
         if self.generated_at != self.canvas:
             canvas += f", generated at {self.generated_at[0]} x {self.generated_at[1]} px"
+        workers = f"{self.workers} worker(s) on {self.device}"
+        timing = f"{self.seconds_per_image:.2f} s an image, timed on {self.timed_images}"
         return [
             f"canvas   {canvas}",
-            f"{self.images} images in {self.shards} shards, {self.workers} worker(s) on {self.device}",
-            f"time     {self.hours:.2f} hours{gpu} ({self.seconds_per_image:.2f} s an image, timed on {self.timed_images})",
+            f"{self.images} images in {self.shards} shards, {workers}",
+            f"time     {self.hours:.2f} hours{gpu} ({timing})",
             f"disk     {self.gigabytes:.3f} GB",
             f"memory   {self.worker_gigabytes:.2f} GB a worker",
         ]
 
 
 def plan(job: Job) -> Plan:
-    """Paint and encode one batch here, in this process, and extrapolate; writes nothing to the output folder."""
+    """Generate and encode one batch in this process, and extrapolate.
+
+    Nothing is written to the output folder.
+    """
+    batch = range(min(job.batch_size, job.images))
     with TemporaryDirectory() as scratch:
-        began = time.perf_counter()
-        device = local_device(job)
+        start = time.perf_counter()
+        device = find_local_device(job)
         worker = Worker(job, LocalStore(Path(scratch)), device)
-        loaded = time.perf_counter()
-        batch = range(min(job.batch_size, job.images))
+        load_seconds = time.perf_counter() - start
+        start = time.perf_counter()
         samples = worker.encode(batch, worker.paint(batch))
-        seconds = (time.perf_counter() - loaded) / len(batch)
-    workers = worker_count(job)
-    size = sum(len(s.image) + len(s.json()) + 2048 for s in samples) / len(samples)
-    hours = (loaded - began + seconds * job.images / workers) / 3600
+        seconds_per_image = (time.perf_counter() - start) / len(batch)
+    sample_bytes = 0
+    for sample in samples:
+        sample_bytes += len(sample.image) + len(sample.json()) + TAR_BYTES
+    workers = count_workers(job)
+    hours = (load_seconds + seconds_per_image * job.images / workers) / 3600
     return Plan(
-        job.images, job.shards, workers, device, round(loaded - began, 3), round(seconds, 3), round(hours, 4),
-        round(hours * workers, 4) if device == "cuda" else 0.0, round(size * job.images / 1e9, 4),
-        round(peak_bytes() / 1e9, 3), len(batch), job.layout.canvas, job.pipeline.generation_canvas(job.layout.canvas),
-    )  # fmt: skip
+        images=job.images,
+        shards=job.shards,
+        workers=workers,
+        device=device,
+        load_seconds=round(load_seconds, 3),
+        seconds_per_image=round(seconds_per_image, 3),
+        hours=round(hours, 4),
+        gpu_hours=round(hours * workers, 4) if device == "cuda" else 0.0,
+        gigabytes=round(sample_bytes / len(samples) * job.images / 1e9, 4),
+        worker_gigabytes=round(estimate_peak_bytes() / 1e9, 3),
+        timed_images=len(batch),
+        canvas=job.layout.canvas,
+        generated_at=job.pipeline.generation_canvas(job.layout.canvas),
+    )
 
 
-def peak_bytes() -> int:
-    """Peak resident memory of this process, in bytes."""
+def estimate_peak_bytes() -> int:
+    """Return the peak resident memory of this process, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,4 +1,4 @@
-"""What makes shards: in this process, or as Ray actors."""
+"""The interface of pools of workers, and how many workers a job gets."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -13,12 +13,13 @@ from synthgen.engine.worker import Progress
 
 @dataclass(frozen=True)
 class FailedShard:
-    """A shard that was given up.
+    """A shard that failed at every attempt.
 
     Attributes:
-        attempts: how often it failed.
-        error: the last failure in one line.
-        traceback: of the last failure.
+        shard: the number of the shard.
+        attempts: how many attempts failed.
+        error: the last error on one line.
+        traceback: the traceback of the last error.
     """
 
     shard: int
@@ -31,29 +32,32 @@ Event = Progress | StagedShard | FailedShard
 
 
 class StoppedError(Exception):
-    """The run cannot go on; what was committed stays, and the same command goes on from there."""
+    """The run cannot continue. Committed shards stay; the same command continues from there."""
 
 
 class Pool(Protocol):
-    """Makes the shards it is given, in any order, and reports as it goes."""
+    """A pool of workers, in this process or as Ray actors, that makes shards in any order."""
 
     def run(self, shards: Iterable[int]) -> Iterator[Event]:
-        """Progress of every batch, and each shard once: staged or failed.
+        """Yield the progress of every batch, and each shard once, staged or failed.
 
         Raises:
-            StoppedError: no worker can be had.
-            OSError: there is no room for a shard.
+            StoppedError: no worker can be started.
+            OSError: the disk is full.
         """
 
     def finish(self) -> None:
-        """Begin no other shard; `run` ends with those that are begun. Called from a signal handler too."""
+        """Start no more shards; `run` ends after those in progress.
+
+        It may be called from a signal handler.
+        """
 
     def close(self) -> None:
         """Stop the workers."""
 
 
-def local_device(job: Job) -> str:
-    """ "cuda" if the pipeline runs on torch and a GPU is here, else "cpu"."""
+def find_local_device(job: Job) -> str:
+    """Return "cuda" if the pipeline runs on torch and this machine has a GPU, otherwise "cpu"."""
     if not job.pipeline.uses_torch:
         return "cpu"
     import torch
@@ -61,33 +65,45 @@ def local_device(job: Job) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def worker_count(job: Job, room: int | None = None) -> int:
-    """How many workers, never more than there are shards.
+def count_workers(job: Job, room: int | None = None) -> int:
+    """Return the number of workers of a job; it never exceeds the number of shards.
 
     Args:
-        room: how many there is room for; None: on this machine, one for each GPU or each `threads` CPUs.
+        room: how many workers fit; None to count this machine's GPUs, or its CPUs in groups of
+            `threads`.
     """
     if isinstance(job.workers, int):
         return max(1, min(job.workers, job.shards))
-    room = _local_room(job) if room is None else room
+    if room is None:
+        room = _local_room(job)
     least, most = job.workers or (1, room)
-    return max(1, min(max(least, min(room, most)), job.shards))
+    count = max(least, min(room, most))
+    return max(1, min(count, job.shards))
 
 
 def _local_room(job: Job) -> int:
-    gpus = _gpus() if job.pipeline.uses_torch and job.gpus != 0 else 0
-    return int(gpus / (job.gpus or 1)) if gpus else cpu_count() // job.threads
+    """Return how many workers fit on this machine."""
+    gpus = _gpu_count() if job.pipeline.uses_torch and job.gpus != 0 else 0
+    if gpus:
+        return int(gpus / (job.gpus or 1))
+    return count_cpus() // job.threads
 
 
-def cpu_count() -> int:
-    """CPUs that this process may use; where the system does not tell, as on macOS, all that there are."""
+def count_cpus() -> int:
+    """Return the number of CPUs that this process may use.
+
+    Where the operating system has no CPU affinity, as on macOS, it is the number of all CPUs.
+    """
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    if affinity is not None:
+        return len(affinity(0))
+    return os.cpu_count() or 1
 
 
-def _gpus() -> int:
-    """GPUs that this process may use, without importing torch."""
+def _gpu_count() -> int:
+    """Return the number of GPUs that this process may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([v for v in visible.split(",") if v.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    if visible is None:
+        return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    devices = [device.strip() for device in visible.split(",")]
+    return sum(device not in ("", "-1") for device in devices)

@@ -1,4 +1,7 @@
-"""Workers as Ray actors, on this machine or over a cluster whose nodes come and go. The only place that knows Ray."""
+"""Workers as Ray actors, on this machine or on a cluster whose nodes come and go.
+
+This and `cluster.py` are the only modules that know Ray.
+"""
 
 import logging
 import os
@@ -14,125 +17,137 @@ from synthgen import heartbeat
 from synthgen.config.job import Job
 from synthgen.dataset.shard import StagedShard
 from synthgen.engine.cluster import (
-    WITHOUT,
-    cluster_address,
+    NO_RAY_HINT,
+    find_cluster_address,
+    find_ray_folder,
     provide_token,
-    ray_folder,
     refuse_unreachable,
     refuse_unshared,
 )
-from synthgen.engine.pool import Event, StoppedError, worker_count
+from synthgen.engine.pool import Event, StoppedError, count_workers
 from synthgen.engine.scheduler import Schedule, Task
-from synthgen.engine.worker import Progress, Worker, ends_all, is_final
-from synthgen.errors import first_line
+from synthgen.engine.worker import Progress, Worker, is_fatal, is_final
+from synthgen.errors import get_first_line
 from synthgen.storage.base import Store
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 1.0  # how soon a Ctrl-C and a stall are noticed
-GROW_SECONDS = 5.0  # how soon a new node is
-BEAT_SECONDS = 5.0  # between two signs of life of a worker within one batch
-LOADING = 6  # a worker that loads its model may take so many times the stall timeout
-START_ATTEMPTS = (
-    3  # of Ray on this machine, which gives up by itself after 15 s where the machine is busy
-)
-FAILED_STARTS = 4  # workers in a row that do not even start
-LONELY_SECONDS = 60.0  # without any worker, until that is said
-NODE_SECONDS = 30.0  # until a node whose actor cannot be reached is known to be lost: Ray asks 5 times, every 3 s
+POLL_SECONDS = 1.0  # how soon a Ctrl-C and a hanging worker are noticed
+GROW_SECONDS = 5.0  # how soon a new node is noticed
+HEARTBEAT_SECONDS = 5.0  # time between two heartbeats of a worker within one batch
+LOAD_FACTOR = 6  # a worker that loads its model may take the stall timeout so many times
+START_ATTEMPTS = 3  # a busy machine may need more than Ray's own timeout of 15 s
+FAILED_STARTS = 4  # workers in a row that fail to start, after which the run stops
+NO_WORKER_SECONDS = 60.0  # time without any worker after which a warning is logged
+NODE_SECONDS = 30.0
+"""How long a node may be lost without Ray knowing it: Ray asks a node 5 times, every 3 s."""
 
 
 class Actor:
-    """Makes shards in a process of its own: loads with the first one, and gives signs of life while it paints.
+    """A Ray actor that makes shards, and reports heartbeats while it generates.
 
     Args:
-        load: makes what makes shards: a `Worker`.
-        beat_seconds: between two signs of life.
+        load: returns the `Worker`; called with the first shard.
+        heartbeat_seconds: the time between two heartbeats.
     """
 
-    def __init__(self, load: Callable[[], Any], beat_seconds: float) -> None:
-        self.load, self.beat_seconds = load, beat_seconds
+    def __init__(self, load: Callable[[], Any], heartbeat_seconds: float) -> None:
+        self.load = load
+        self.heartbeat_seconds = heartbeat_seconds
         self.worker: Any = None
-        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.executor = ThreadPoolExecutor(max_workers=1)
 
     def node(self) -> str:
-        """Id of the node that this actor was placed on."""
+        """Return the id of the node that this actor was placed on."""
         import ray
 
         return str(ray.get_runtime_context().get_node_id())
 
     def make_shard(self, number: int) -> Iterator[Event]:
-        """What the worker reports, and in between a report of no images for as long as its pulse beats."""
+        """Yield the worker's events, and in between heartbeats while the work makes progress.
+
+        A heartbeat is a `Progress` of no images. It is left out if no beat was counted since the
+        last one.
+        """
         if self.worker is None:
             self.worker = self.load()
         yield Progress(number, 0)
-        reports: SimpleQueue[Event | None] = SimpleQueue()
-        done = self.thread.submit(_drain, self.worker.make_shard(number), reports)
-        seen = heartbeat.beats()
+        events: SimpleQueue[Event | None] = SimpleQueue()
+        work = self.executor.submit(_move_events, self.worker.make_shard(number), events)
+        last_beats = heartbeat.count_beats()
         while True:
             try:
-                event = reports.get(timeout=self.beat_seconds)
+                event = events.get(timeout=self.heartbeat_seconds)
             except Empty:
-                seen, before = heartbeat.beats(), seen
-                if seen == before:
+                beats = heartbeat.count_beats()
+                if beats == last_beats:
                     continue
+                last_beats = beats
                 event = Progress(number, 0)
             if event is None:
                 break
             yield event
-        done.result()
+        work.result()
 
 
-def _drain(events: Iterator[Event], reports: "SimpleQueue[Event | None]") -> None:
-    """Move events to a queue; None ends them, also where an error does."""
+def _move_events(source: Iterator[Event], target: "SimpleQueue[Event | None]") -> None:
+    """Move events to a queue, followed by None even after an error."""
     try:
-        for event in events:
-            reports.put(event)
+        for event in source:
+            target.put(event)
     finally:
-        reports.put(None)
+        target.put(None)
 
 
 @dataclass(eq=False)
-class _Seat:
-    """An actor, wanted or there.
+class _ActorState:
+    """The state of an actor, which may still be pending.
 
     Attributes:
-        reply: what is waited for: its node's id, then what it reports of a shard.
-        node: "" until it is placed.
-        heard: when it last reported, in seconds of `time.monotonic`.
-        loaded: whether it has reported anything of a shard.
+        handle: Ray's handle of the actor.
+        reply: the reply that is waited for: first the node's id, then the events of a shard.
+        node: the id of its node; empty until the actor is placed.
+        last_report: when it last reported, in seconds of `time.monotonic`.
+        loaded: it has reported an event of a shard.
     """
 
-    actor: Any
+    handle: Any
     reply: Any
     node: str = ""
     task: Task | None = None
-    heard: float = field(default_factory=time.monotonic)
+    last_report: float = field(default_factory=time.monotonic)
     loaded: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class _Loss:
-    """An actor that is gone, and why; whether its node is gone too is known at `settled` (`time.monotonic`) at the latest."""
+class _LostActor:
+    """An actor that was lost, whose shard is not yet back in the schedule.
 
-    seat: _Seat
-    why: str
+    Attributes:
+        known_at: when it is known whether the node was lost with it, in seconds of
+            `time.monotonic`.
+    """
+
+    actor: _ActorState
+    error: str
     traceback: str
-    settled: float
+    known_at: float
     preempted: bool = False
 
 
 class RayPool:
-    """Ray actors that each hold a loaded pipeline; a pool as `synthgen.engine.pool.Pool` says.
+    """A pool (`synthgen.engine.pool.Pool`) of Ray actors, each with a loaded pipeline.
 
-    As many actors as the job asks for are created at once. Those that no node has room for yet stay pending, which tells an
-    autoscaler what to add; the others do not wait for them. An actor that dies, fails or stalls is replaced, and its shard
-    goes to another one.
+    As many actors as the job asks for are created immediately. Those that fit on no node stay
+    pending, which tells an autoscaler what to add; the others do not wait for them. An actor that
+    is lost, fails or hangs is replaced, and its shard is retried on another actor.
 
     Args:
-        job: what every worker makes shards of.
-        store: the output, which every worker gets.
-        address: of a running cluster; None: RAY_ADDRESS, or Ray on this machine.
-        load: (job, store, device) to what makes the shards.
+        job: the job of every worker.
+        store: the output of every worker.
+        address: the address of a running cluster; None to use RAY_ADDRESS, or to start Ray on this
+            machine.
+        load: returns a worker for (job, store, device).
     """
 
     def __init__(
@@ -142,39 +157,46 @@ class RayPool:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
-        self.ray, self.job, self.store = ray, job, store
+        self.ray = ray
+        self.job = job
+        self.store = store
         self.schedule = Schedule(job.max_shard_attempts)
-        self.seats: list[_Seat] = []
-        self.losses: list[_Loss] = []
-        self.asked_at, self.not_before, self.target, self.failed_starts = 0.0, 0.0, 0, 0
-        self.lonely_since: float | None = time.monotonic()
-        address = cluster_address(address)
-        self.ours = not ray.is_initialized()
-        self.cluster = address is not None or not self.ours
-        if self.ours:
-            self._start(address)
+        self.actors: list[_ActorState] = []
+        self.lost_actors: list[_LostActor] = []
+        self.target = 0  # number of actors
+        self.target_time = 0.0  # when the target was computed
+        self.next_start = 0.0  # no actor is created before
+        self.failed_starts = 0
+        self.without_worker_since: float | None = time.monotonic()
+        address = find_cluster_address(address)
+        self.owns_ray = not ray.is_initialized()
+        self.on_cluster = address is not None or not self.owns_ray
+        if self.owns_ray:
+            self._start_ray(address)
         self._refuse_unshared()
-        self.gpus = self._gpus()
-        stall = job.stall_timeout or float("inf")
+        self.gpus = self._gpus_per_worker()
+        stall_timeout = job.stall_timeout or float("inf")
         self.load = partial(load, job, store, "cuda" if self.gpus else "cpu")
-        self.remote = ray.remote(Actor).options(num_cpus=job.threads, num_gpus=self.gpus)
-        self.beat_seconds = min(BEAT_SECONDS, stall / 4)
+        self.actor_class = ray.remote(Actor).options(num_cpus=job.threads, num_gpus=self.gpus)
+        self.heartbeat_seconds = min(HEARTBEAT_SECONDS, stall_timeout / 4)
 
-    def _start(self, address: str | None) -> None:
+    def _start_ray(self, address: str | None) -> None:
+        """Join the cluster at an address, or start Ray on this machine.
+
+        Raises:
+            StoppedError: Ray does not start.
+        """
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address is not None:
-            self._connect(address, options)
+            self._join_cluster(address, options)
             return
         provide_token()
-        folder = ray_folder()
+        folder = find_ray_folder()
         if folder is not None:
             options["_temp_dir"] = folder
-        cpus = worker_count(self.job) * self.job.threads
-        options |= {
-            "num_cpus": cpus,
-            "include_dashboard": False,
-            "object_store_memory": 128 * 2**20,
-        }
+        options["num_cpus"] = count_workers(self.job) * self.job.threads
+        options["include_dashboard"] = False
+        options["object_store_memory"] = 128 * 2**20
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
                 self.ray.init(address="local", **options)
@@ -183,227 +205,270 @@ class RayPool:
                 self.ray.shutdown()
                 if attempt == START_ATTEMPTS:
                     raise StoppedError(
-                        f"Ray does not start on this machine: {first_line(error)}; {WITHOUT}"
+                        f"Ray does not start on this machine: {get_first_line(error)}; "
+                        f"{NO_RAY_HINT}"
                     ) from error
-                log.warning("Ray did not start (%s); again", first_line(error))
+                log.warning("Ray did not start (%s); retrying", get_first_line(error))
 
-    def _connect(self, address: str, options: dict[str, Any]) -> None:
+    def _join_cluster(self, address: str, options: dict[str, Any]) -> None:
         """Join a running cluster.
 
         Raises:
-            InputError: none answers there.
-            StoppedError: it does, and cannot be used, as with another version of Ray.
+            InputError: no cluster answers at the address.
+            StoppedError: the cluster cannot be used, for example because of its version of Ray.
         """
         from ray._private import services
 
         try:
-            if address == "auto":  # Ray remembers the last one that was here
+            if address == "auto":  # Ray remembers the last cluster of this machine
                 address = services.canonicalize_bootstrap_address("auto") or address
             refuse_unreachable(address)
             self.ray.init(address=address, **options)
         except (OSError, ValueError, RuntimeError, self.ray.exceptions.RayError) as error:
             self.ray.shutdown()
-            why = first_line(error).rstrip(".")
+            reason = get_first_line(error).rstrip(".")
             raise StoppedError(
-                f"the Ray cluster at {address} cannot be used: {why}; {WITHOUT}"
+                f"the Ray cluster at {address} cannot be used: {reason}; {NO_RAY_HINT}"
             ) from error
 
     def _refuse_unshared(self) -> None:
-        """Raise InputError if the cluster's machines would each write to a folder of their own."""
+        """Raise InputError if the machines of the cluster would each write to their own folder."""
         machines = {node["NodeManagerAddress"] for node in self.ray.nodes() if node["Alive"]}
         refuse_unshared(self.store, self.job.output.shared, len(machines))
 
-    def _gpus(self) -> float:
+    def _gpus_per_worker(self) -> float:
         if self.job.gpus is not None or not self.job.pipeline.uses_torch:
             return self.job.gpus or 0
         return 1 if self.ray.cluster_resources().get("GPU", 0) > 0 else 0
 
     def run(self, shards: Iterable[int]) -> Iterator[Event]:
         self.schedule.begin(shards)
-        while self.schedule.waiting(1) or self.losses or any(seat.task for seat in self.seats):
-            self._fill()
-            self._hand_out()
-            yield from self._listen()
-            yield from self._replace_stalled()
-            yield from self._settle()
+        while self._has_work():
+            self._adjust_actors()
+            self._assign_tasks()
+            yield from self._receive_events()
+            yield from self._replace_hanging_actors()
+            yield from self._resolve_losses()
+
+    def _has_work(self) -> bool:
+        if self.schedule.count_waiting(1) or self.lost_actors:
+            return True
+        return any(actor.task for actor in self.actors)
 
     def finish(self) -> None:
         self.schedule.finish()
 
     def close(self) -> None:
-        for seat in self.seats:
-            self.ray.kill(seat.actor)
-        self.seats = []
-        if self.ours:
+        for actor in self.actors:
+            self.ray.kill(actor.handle)
+        self.actors = []
+        if self.owns_ray:
             self.ray.shutdown()
 
-    def _wanted(self) -> int:
-        """How many actors: what the job says, or what the cluster has room for now; at least one, so that it may grow."""
-        if isinstance(self.job.workers, tuple) and self.cluster:
-            return worker_count(self.job, self.job.workers[1])
-        if self.job.workers is not None or not self.cluster:
-            return worker_count(self.job)
-        there = self.ray.cluster_resources()
-        return worker_count(
-            self.job,
-            int(
-                there.get("GPU", 0) / self.gpus
-                if self.gpus
-                else there.get("CPU", 0) / self.job.threads
-            ),
-        )
+    def _compute_target(self) -> int:
+        """Return the number of actors that the job asks for, or that fit on the cluster now.
 
-    def _fill(self) -> None:
-        """Create the actors that are missing, and take back those that nothing is left for."""
+        It is at least one, so that an autoscaler may add a node.
+        """
+        if isinstance(self.job.workers, tuple) and self.on_cluster:
+            return count_workers(self.job, self.job.workers[1])
+        if self.job.workers is not None or not self.on_cluster:
+            return count_workers(self.job)
+        resources = self.ray.cluster_resources()
+        if self.gpus:
+            room = int(resources.get("GPU", 0) / self.gpus)
+        else:
+            room = int(resources.get("CPU", 0) / self.job.threads)
+        return count_workers(self.job, room)
+
+    def _adjust_actors(self) -> None:
+        """Create the actors that are missing, and stop those that no shard is left for."""
         now = time.monotonic()
-        if now - self.asked_at > GROW_SECONDS:
-            self.target, self.asked_at = self._wanted(), now
-        busy = sum(seat.task is not None for seat in self.seats)
-        wanted = min(self.target, busy + len(self.losses) + self.schedule.waiting(self.target))
-        idle = sorted(
-            (s for s in self.seats if s.task is None), key=lambda seat: bool(seat.node)
-        )  # pending ones first
-        for seat in idle[: max(0, len(self.seats) - wanted)]:
-            self._dismiss(seat)
-        for _ in range(wanted - len(self.seats) if now >= self.not_before else 0):
-            actor = self.remote.remote(self.load, self.beat_seconds)
-            self.seats.append(_Seat(actor, actor.node.remote()))
-        self._tell_lonely(now)
+        if now - self.target_time > GROW_SECONDS:
+            self.target = self._compute_target()
+            self.target_time = now
+        idle = [actor for actor in self.actors if actor.task is None]
+        busy = len(self.actors) - len(idle)
+        waiting = self.schedule.count_waiting(self.target)
+        wanted = min(self.target, busy + len(self.lost_actors) + waiting)
+        idle.sort(key=lambda actor: bool(actor.node))  # pending actors are stopped first
+        surplus = max(0, len(self.actors) - wanted)
+        for actor in idle[:surplus]:
+            self._stop_actor(actor)
+        if now >= self.next_start:
+            for _ in range(wanted - len(self.actors)):
+                handle = self.actor_class.remote(self.load, self.heartbeat_seconds)
+                self.actors.append(_ActorState(handle, handle.node.remote()))
+        self._warn_without_workers(now)
 
-    def _tell_lonely(self, now: float) -> None:
-        if any(seat.node for seat in self.seats):
-            self.lonely_since = None
-        elif self.lonely_since is None:
-            self.lonely_since = now
-        elif now - self.lonely_since > LONELY_SECONDS:
-            self.lonely_since = float("inf")
-            need = f"{self.job.threads} CPU(s)" + (
-                f" and {self.gpus:g} GPU(s)" if self.gpus else ""
-            )
+    def _warn_without_workers(self, now: float) -> None:
+        """Log a warning if no actor has been placed on a node for a while."""
+        if any(actor.node for actor in self.actors):
+            self.without_worker_since = None
+        elif self.without_worker_since is None:
+            self.without_worker_since = now
+        elif now - self.without_worker_since > NO_WORKER_SECONDS:
+            self.without_worker_since = float("inf")
+            need = f"{self.job.threads} CPU(s)"
+            if self.gpus:
+                need += f" and {self.gpus:g} GPU(s)"
             log.warning(
-                "no worker has found a place yet: each takes %s; the cluster has %s",
+                "no worker has been placed on a node yet: each needs %s; the cluster has %s",
                 need,
                 self.ray.cluster_resources(),
             )
 
-    def _hand_out(self) -> None:
-        nodes = {seat.node for seat in self.seats if seat.node}
-        for seat in self.seats:
-            if seat.node and seat.task is None:
-                seat.task = self.schedule.take(seat.node, nodes)
-                if seat.task is not None:
-                    seat.reply = seat.actor.make_shard.options(num_returns="streaming").remote(
-                        seat.task.shard
-                    )
-                    seat.heard = time.monotonic()
+    def _assign_tasks(self) -> None:
+        """Give each idle actor a shard."""
+        nodes = {actor.node for actor in self.actors if actor.node}
+        for actor in self.actors:
+            if not actor.node or actor.task is not None:
+                continue
+            actor.task = self.schedule.take(actor.node, nodes)
+            if actor.task is not None:
+                make_shard = actor.handle.make_shard.options(num_returns="streaming")
+                actor.reply = make_shard.remote(actor.task.shard)
+                actor.last_report = time.monotonic()
 
-    def _listen(self) -> Iterator[Event]:
-        """One report of each actor that has one."""
-        waiting = {seat.reply: seat for seat in self.seats if seat.reply is not None}
-        wait = partial(self.ray.wait, list(waiting), fetch_local=False)
+    def _receive_events(self) -> Iterator[Event]:
+        """Yield one event of each actor that has one."""
+        waiting = {actor.reply: actor for actor in self.actors if actor.reply is not None}
         if not waiting:
             time.sleep(POLL_SECONDS)
-        elif wait(num_returns=1, timeout=POLL_SECONDS)[0]:
-            for reply in wait(num_returns=len(waiting), timeout=0)[0]:
-                yield from self._hear(waiting[reply])
+            return
+        wait = partial(self.ray.wait, list(waiting), fetch_local=False)
+        ready, _ = wait(num_returns=1, timeout=POLL_SECONDS)
+        if ready:
+            ready, _ = wait(num_returns=len(waiting), timeout=0)
+            for reply in ready:
+                yield from self._receive_event(waiting[reply])
 
-    def _hear(self, seat: _Seat) -> Iterator[Event]:
-        """Take an actor's next report; with a staged shard it gets its next one, before that one is committed."""
-        seat.heard = time.monotonic()
+    def _receive_event(self, actor: _ActorState) -> Iterator[Event]:
+        """Take an actor's next event.
+
+        With a staged shard the actor is given its next one, before the shard is committed.
+        """
+        actor.last_report = time.monotonic()
         try:
-            if seat.task is None:
-                seat.node, seat.reply = self.ray.get(seat.reply), None
-                self._refuse_unshared()  # nodes join later, too
+            if actor.task is None:
+                actor.node = self.ray.get(actor.reply)
+                actor.reply = None
+                self._refuse_unshared()  # nodes may join later
                 return
-            event: Event = self.ray.get(next(seat.reply))
+            event: Event = self.ray.get(next(actor.reply))
         except StopIteration:
-            seat.task, seat.reply = None, None
+            actor.task = None
+            actor.reply = None
         except self.ray.exceptions.RayError as error:
-            yield from self._failed(seat, error)
+            yield from self._handle_error(actor, error)
         else:
-            seat.loaded, self.failed_starts = True, 0
-            seat.task.note(event)
+            actor.loaded = True
+            self.failed_starts = 0
+            actor.task.record(event)
             if isinstance(event, StagedShard):
-                seat.task, seat.reply = None, None
-                self._hand_out()
+                actor.task = None
+                actor.reply = None
+                self._assign_tasks()
             yield event
 
-    def _failed(self, seat: _Seat, error: Exception) -> Iterator[Event]:
-        """An actor failed at its shard, died, or did not even start."""
+    def _handle_error(self, actor: _ActorState, error: Exception) -> Iterator[Event]:
+        """Handle an actor that failed at its shard, was lost, or did not start."""
         cause = getattr(error, "cause", None)
-        if cause is not None and ends_all(cause):
+        if cause is not None and is_fatal(cause):
             raise cause
-        why = f"{type(cause or error).__name__}: {first_line(cause or error)}"
-        if seat.loaded and is_final(cause):
-            yield from self._take_back(seat)
-            yield from self._give_up(seat, why, str(error))
+        text = f"{type(cause or error).__name__}: {get_first_line(cause or error)}"
+        if actor.loaded and is_final(cause):
+            yield from self._revert_progress(actor)
+            yield from self._fail_task(actor, text, str(error))
         else:
-            doubt = (
-                NODE_SECONDS
-                if isinstance(error, self.ray.exceptions.ActorUnavailableError)
-                else 0.0
-            )
-            yield from self._replace(
-                seat, why, str(error), doubt, getattr(error, "preempted", False)
-            )
+            node_may_be_lost = isinstance(error, self.ray.exceptions.ActorUnavailableError)
+            delay = NODE_SECONDS if node_may_be_lost else 0.0
+            preempted = getattr(error, "preempted", False)
+            yield from self._replace_actor(actor, text, str(error), delay, preempted)
 
-    def _give_up(self, seat: _Seat, why: str, traceback: str) -> Iterator[Event]:
-        """The shard would fail so every time; the actor goes on with another one."""
-        task, seat.task, seat.reply = seat.task, None, None
+    def _fail_task(self, actor: _ActorState, error: str, traceback: str) -> Iterator[Event]:
+        """Fail a shard for which a retry would fail as well; the actor takes another one."""
+        task = actor.task
+        actor.task = None
+        actor.reply = None
         if task is not None:
-            yield from self.schedule.failed(task, why, traceback, again=False)
+            yield from self.schedule.fail(task, error, traceback, retry=False)
 
-    def _replace(
-        self, seat: _Seat, why: str, traceback: str, doubt: float = 0.0, preempted: bool = False
+    def _replace_actor(
+        self,
+        actor: _ActorState,
+        error: str,
+        traceback: str,
+        delay: float = 0.0,
+        preempted: bool = False,
     ) -> Iterator[Event]:
-        """Stop an actor; what becomes of its shard is settled when it is known whether its node is there, in `doubt` seconds."""
-        self._dismiss(seat)
-        yield from self._take_back(seat)
-        self.losses.append(_Loss(seat, why, traceback, time.monotonic() + doubt, preempted))
+        """Stop an actor, and note that its shard is lost.
 
-    def _take_back(self, seat: _Seat) -> Iterator[Event]:
-        if seat.task is not None:
-            yield Progress(seat.task.shard, -seat.task.painted)
+        Args:
+            delay: the time in seconds after which it is known whether its node is lost too.
+        """
+        self._stop_actor(actor)
+        yield from self._revert_progress(actor)
+        known_at = time.monotonic() + delay
+        self.lost_actors.append(_LostActor(actor, error, traceback, known_at, preempted))
 
-    def _settle(self) -> Iterator[Event]:
-        """Return lost shards to the schedule: as failed, but for those that were lost with their nodes."""
-        for loss in list(self.losses):
-            node = loss.seat.node
-            alive = not loss.preempted and (not node or self._is_alive(node))
-            if alive and time.monotonic() < loss.settled:
+    def _revert_progress(self, actor: _ActorState) -> Iterator[Event]:
+        if actor.task is not None:
+            yield Progress(actor.task.shard, -actor.task.reported_images)
+
+    def _resolve_losses(self) -> Iterator[Event]:
+        """Return lost shards to the schedule.
+
+        They count as failed, except those that were lost with their nodes or before the actor had
+        started.
+        """
+        for loss in list(self.lost_actors):
+            node = loss.actor.node
+            node_alive = not loss.preempted and (not node or self._is_alive(node))
+            if node_alive and time.monotonic() < loss.known_at:
                 continue
-            self.losses.remove(loss)
-            if alive and not loss.seat.loaded:
-                self._note_failed_start(loss.why)
-            if loss.seat.task is None:
+            self.lost_actors.remove(loss)
+            if node_alive and not loss.actor.loaded:
+                self._record_failed_start(loss.error)
+            task = loss.actor.task
+            if task is None:
                 continue
-            if alive and loss.seat.loaded:
-                yield from self.schedule.failed(loss.seat.task, loss.why, loss.traceback, node=node)
+            if not node_alive:
+                self.schedule.requeue(task, f"node {node[:8]} is gone")
+            elif not loss.actor.loaded:
+                self.schedule.requeue(task, loss.error)
             else:
-                self.schedule.lost(
-                    loss.seat.task, loss.why if alive else f"node {node[:8]} is gone"
-                )
+                yield from self.schedule.fail(task, loss.error, loss.traceback, node=node)
 
-    def _note_failed_start(self, why: str) -> None:
-        """Wait a little before the next start; where no worker at all gets going, give up."""
+    def _record_failed_start(self, error: str) -> None:
+        """Delay the next start of an actor, with a growing backoff.
+
+        Raises:
+            StoppedError: no worker at all starts.
+        """
         self.failed_starts += 1
-        self.not_before = time.monotonic() + min(60, 2**self.failed_starts)
-        if self.failed_starts >= FAILED_STARTS and not any(seat.loaded for seat in self.seats):
-            raise StoppedError(f"workers do not start: {why}")
-        log.warning("a worker did not start: %s", why)
+        self.next_start = time.monotonic() + min(60, 2**self.failed_starts)
+        any_loaded = any(actor.loaded for actor in self.actors)
+        if self.failed_starts >= FAILED_STARTS and not any_loaded:
+            raise StoppedError(f"workers do not start: {error}")
+        log.warning("a worker did not start: %s", error)
 
     def _is_alive(self, node: str) -> bool:
-        return any(n["NodeID"] == node and n["Alive"] for n in self.ray.nodes())
+        return any(known["NodeID"] == node and known["Alive"] for known in self.ray.nodes())
 
-    def _replace_stalled(self) -> Iterator[Event]:
+    def _replace_hanging_actors(self) -> Iterator[Event]:
         if self.job.stall_timeout is None:
             return
-        for seat in [s for s in self.seats if s.task is not None]:
-            limit = self.job.stall_timeout * (1 if seat.loaded else LOADING)
-            if time.monotonic() - seat.heard > limit:
-                why = f"no progress for {limit:g} s on node {seat.node[:8]}"
-                yield from self._replace(seat, why, why)
+        for actor in list(self.actors):
+            if actor.task is None:
+                continue
+            limit = self.job.stall_timeout
+            if not actor.loaded:
+                limit *= LOAD_FACTOR
+            if time.monotonic() - actor.last_report > limit:
+                error = f"no progress for {limit:g} s on node {actor.node[:8]}"
+                yield from self._replace_actor(actor, error, error)
 
-    def _dismiss(self, seat: _Seat) -> None:
-        self.seats.remove(seat)
-        self.ray.kill(seat.actor)
+    def _stop_actor(self, actor: _ActorState) -> None:
+        self.actors.remove(actor)
+        self.ray.kill(actor.handle)

@@ -1,9 +1,11 @@
-"""`log.jsonl` in the output folder: what runs did with a dataset and when, a line each; later runs add theirs.
+"""The log of an output folder, `log.jsonl`: what each run did with the dataset, one event a line.
 
-An object store adds nothing to a file, so there the lines are gathered for a minute and become a file `log.jsonl/TIME.jsonl`.
+A later run appends its lines. An object store cannot append to a file, so there the lines of a
+minute become a new file `log.jsonl/TIME.jsonl`.
 
-A line is {"time", "level", "event", …}: time in UTC (ISO 8601); level info, warning or error; event what happened, in words; then
-figures of the event. Whatever synthgen logs while a run holds the output goes there, so warnings and retries do.
+A line is {"time", "level", "event", …}: the time in UTC (ISO 8601); the level info, warning or
+error; the event in words; then the fields of the event. Everything that synthgen logs while a run
+holds the lock is recorded, including warnings and retries.
 """
 
 import json
@@ -24,47 +26,49 @@ from synthgen.errors import StoreFailedError, StoreRefusedError
 from synthgen.storage.base import Store
 from synthgen.storage.local import LocalStore
 
-PART_SECONDS = 60.0
+FLUSH_SECONDS = 60.0  # time after which the lines for an object store are written
 
 SECRETS = re.compile(
-    r"hf_\w{8,}|(?<=://)[^/@\s]+(?=@)|(?:(?<=token=)|(?<=secret=)|(?<=password=)|(?<=signature=)|(?<=Bearer ))[^&\s'\"]+",
+    r"hf_\w{8,}"
+    r"|(?<=://)[^/@\s]+(?=@)"
+    r"|(?:(?<=token=)|(?<=secret=)|(?<=password=)|(?<=signature=)|(?<=Bearer ))[^&\s'\"]+",
     re.I,
 )
 
 
-class JsonLines(logging.Handler, ABC):
-    """Keeps a line for each record."""
+class LineHandler(logging.Handler, ABC):
+    """A handler that stores each log record as a line of JSON."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
 
     @abstractmethod
     def append(self, line: str) -> None:
-        """Keep a line."""
+        """Store a line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        created = datetime.fromtimestamp(record.created, UTC)
         line = {
-            "time": at,
+            "time": created.isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             **getattr(record, "facts", {}),
         }
         try:
             self.append(SECRETS.sub("***", json.dumps(line)) + "\n")
-        except (
-            OSError,
-            StoreFailedError,
-            StoreRefusedError,
-        ):  # a full disk, or a lost store, is told by the run itself
+        except (OSError, StoreFailedError, StoreRefusedError):
+            # The run itself reports a full disk or a store that fails.
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
-        """The log must not end a run that could go on without it."""
+        """Do nothing: an error of the log must not end a run that could continue without it."""
 
 
-class File(JsonLines):
-    """Each line is appended in one write; what a killed run left of its last line is ended first."""
+class FileHandler(LineHandler):
+    """A handler that appends each line to a file in one write.
+
+    If a killed run left an unfinished line at the end of the file, a line break is added first.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -74,20 +78,23 @@ class File(JsonLines):
         with self.path.open("a+b") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
-                line = line if file.read(1) == b"\n" else "\n" + line
+                if file.read(1) != b"\n":
+                    line = "\n" + line
             file.write(line.encode())
 
 
-class Parts(JsonLines):
-    """Lines of a minute go into a new file each."""
+class StoreHandler(LineHandler):
+    """A handler that writes the lines of each minute to a new file of an object store."""
 
     def __init__(self, store: Store) -> None:
         super().__init__()
-        self.store, self.lines, self.began = store, list[str](), time.monotonic()
+        self.store = store
+        self.lines: list[str] = []
+        self.last_flush = time.monotonic()
 
     def append(self, line: str) -> None:
         self.lines.append(line)
-        if time.monotonic() - self.began > PART_SECONDS:
+        if time.monotonic() - self.last_flush > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -95,7 +102,7 @@ class Parts(JsonLines):
             name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid.uuid4().hex[:8]}"
             self.store.write(f"{JOURNAL}/{name}.jsonl", "".join(self.lines))
             self.lines.clear()
-        self.began = time.monotonic()
+        self.last_flush = time.monotonic()
 
     def close(self) -> None:
         with suppress(StoreFailedError, StoreRefusedError):
@@ -103,29 +110,33 @@ class Parts(JsonLines):
         super().close()
 
 
-def facts(**figures: Any) -> dict[str, Any]:
-    """Figures of an event: `log.info("run started", extra=facts(images=8))`."""
-    return {"facts": figures}
+def collect_facts(**values: Any) -> dict[str, Any]:
+    """Return the fields of an event: `log.info("run started", extra=facts(images=8))`."""
+    return {"facts": values}
 
 
 @contextmanager
-def journal(store: Store) -> Iterator[None]:
-    """While this is open, what synthgen logs is added to the log of an output folder; an error that ends it too."""
+def log_to_output(store: Store) -> Iterator[None]:
+    """Append what synthgen logs to the log of an output folder while the block runs.
+
+    An error that ends the block is logged too.
+    """
     logger = logging.getLogger("synthgen")
-    handler: JsonLines = (
-        File(store.root / JOURNAL) if isinstance(store, LocalStore) else Parts(store)
-    )
+    handler: LineHandler
+    if isinstance(store, LocalStore):
+        handler = FileHandler(store.root / JOURNAL)
+    else:
+        handler = StoreHandler(store)
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         yield
     except Exception as error:
-        handler.handle(
-            logger.makeRecord(
-                "synthgen", logging.ERROR, "", 0, "run failed: %s", (str(error),), None
-            )
+        record = logger.makeRecord(
+            "synthgen", logging.ERROR, "", 0, "run failed: %s", (str(error),), None
         )
+        handler.handle(record)
         raise
     finally:
         logger.removeHandler(handler)

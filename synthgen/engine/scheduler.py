@@ -1,4 +1,7 @@
-"""Which shard is made next, and what becomes of one that failed. Knows neither Ray nor files."""
+"""The schedule of a pool: which shard is next, and whether a failed one is retried.
+
+It knows neither Ray nor files.
+"""
 
 import logging
 from collections import deque
@@ -14,85 +17,98 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Task:
-    """A shard to make.
+    """One attempt at a shard.
 
     Attributes:
-        attempts: how often it failed.
-        nodes: where it failed.
-        painted: what the progress bar was told of this attempt, to be taken back if it fails.
+        attempts: the number of earlier attempts, which failed.
+        nodes: the nodes on which they failed.
+        reported_images: the images of this attempt that the progress bar shows; they are taken back
+            if it fails.
     """
 
     shard: int
     attempts: int = 0
     nodes: frozenset[str] = frozenset()
-    painted: int = 0
+    reported_images: int = 0
 
-    def note(self, event: Event) -> None:
-        self.painted += event.images if isinstance(event, Progress) else 0
+    def record(self, event: Event) -> None:
+        """Count the images that an event reports."""
+        if isinstance(event, Progress):
+            self.reported_images += event.images
 
 
 class Schedule:
-    """Hands out shards in order; one that failed goes before new ones, and elsewhere where there is an elsewhere.
+    """Hands out shards in order; a failed one before new ones, and on another node if there is one.
 
-    Holds what is in work and a few shards ahead, however many there are.
+    However many shards there are, only those in progress and a few more are in memory.
 
     Args:
-        most_attempts: failures after which a shard is given up.
+        max_attempts: the number of failed attempts after which a shard is not retried.
     """
 
-    def __init__(self, most_attempts: int) -> None:
-        self.most_attempts = most_attempts
-        self.fresh: Iterator[int] = iter(())
-        self.ahead: deque[int] = deque()
-        self.again: list[Task] = []
+    def __init__(self, max_attempts: int) -> None:
+        self.max_attempts = max_attempts
+        self.new_shards: Iterator[int] = iter(())
+        self.next_shards: deque[int] = deque()
+        self.retries: list[Task] = []
         self.finishing = False
 
     def begin(self, shards: Iterable[int]) -> None:
-        self.fresh = iter(shards)
+        """Set the shards to hand out."""
+        self.new_shards = iter(shards)
 
     def finish(self) -> None:
-        """Hand out nothing more."""
+        """Hand out no more shards."""
         self.finishing = True
 
-    def waiting(self, most: int) -> int:
-        """How many shards wait for a worker; of more than `most` just that many are counted."""
+    def count_waiting(self, limit: int) -> int:
+        """Return the number of shards that wait for a worker, counted up to `limit`."""
         if self.finishing:
             return 0
-        self.ahead.extend(islice(self.fresh, max(0, most - len(self.again) - len(self.ahead))))
-        return min(most, len(self.again) + len(self.ahead))
+        lacking = limit - len(self.retries) - len(self.next_shards)
+        self.next_shards.extend(islice(self.new_shards, max(0, lacking)))
+        return min(limit, len(self.retries) + len(self.next_shards))
 
     def take(self, node: str = "", nodes: Collection[str] = ()) -> Task | None:
-        """The next shard for a worker on `node`, when there are workers on `nodes`; None: there is none for it."""
-        if not self.waiting(len(self.again) + 1):
-            return None
-        for task in self.again:
-            if node not in task.nodes or task.nodes.issuperset(nodes):
-                self.again.remove(task)
-                return task
-        return Task(self.ahead.popleft()) if self.ahead else None
-
-    def lost(self, task: Task, why: str) -> None:
-        """Do a shard again that was lost through no fault of its own, such as with its node."""
-        log.warning("shard %06d: %s; again elsewhere", task.shard, why)
-        self.again.append(Task(task.shard, task.attempts, task.nodes))
-
-    def failed(
-        self, task: Task, why: str, traceback: str, again: bool = True, node: str = ""
-    ) -> Iterator[FailedShard]:
-        """Do a shard again that failed on `node`, or give it up.
+        """Return the next task for a worker, or None if there is none for it.
 
         Args:
-            again: whether another attempt may end otherwise.
+            node: the node of the worker.
+            nodes: all nodes that have workers.
+        """
+        if not self.count_waiting(len(self.retries) + 1):
+            return None
+        for task in self.retries:
+            if node not in task.nodes or task.nodes.issuperset(nodes):
+                self.retries.remove(task)
+                return task
+        if not self.next_shards:
+            return None
+        return Task(self.next_shards.popleft())
+
+    def requeue(self, task: Task, reason: str) -> None:
+        """Retry a shard that was lost through no fault of its own, such as with its node."""
+        log.warning("shard %06d: %s; retrying elsewhere", task.shard, reason)
+        self.retries.append(Task(task.shard, task.attempts, task.nodes))
+
+    def fail(
+        self, task: Task, error: str, traceback: str, retry: bool = True, node: str = ""
+    ) -> Iterator[FailedShard]:
+        """Retry a shard that failed, or yield it as failed if there are no attempts left.
+
+        Args:
+            retry: another attempt may succeed.
+            node: the node on which it failed.
         """
         attempts = task.attempts + 1
-        if again and attempts < self.most_attempts:
+        if retry and attempts < self.max_attempts:
             log.warning(
                 "shard %06d: %s; attempt %d of %d follows",
                 task.shard,
-                why,
+                error,
                 attempts + 1,
-                self.most_attempts,
+                self.max_attempts,
             )
-            self.again.append(Task(task.shard, attempts, task.nodes | {node}))
+            self.retries.append(Task(task.shard, attempts, task.nodes | {node}))
         else:
-            yield FailedShard(task.shard, attempts, why, traceback)
+            yield FailedShard(task.shard, attempts, error, traceback)

@@ -1,4 +1,4 @@
-"""Makes one shard at a time: layouts, scenes, pictures, files. Knows nothing of Ray."""
+"""The worker, which generates one shard at a time, from layouts to files. It knows no Ray."""
 
 import errno
 import gc
@@ -21,20 +21,20 @@ from synthgen.annotations import Annotation
 from synthgen.config.job import Job, OutputSpec
 from synthgen.dataset.sample import Sample
 from synthgen.dataset.shard import StagedShard, stage
-from synthgen.dataset.versions import versions
+from synthgen.dataset.versions import read_versions
 from synthgen.errors import InputError, StoreFailedError, StoreRefusedError
 from synthgen.geometry import xyxy_to_xywh
 from synthgen.layouts.base import InfeasibleLayoutError
 from synthgen.pipelines.base import Numerics, Painting
-from synthgen.randomness import Stream, child_sequence, seed_sequence
+from synthgen.randomness import Stream, seed_sequence, spawn_sequence
 from synthgen.scenes.scene import Scene
 from synthgen.storage.base import Store
 from synthgen.verification.repair import Checked, Inspection
 
 log = logging.getLogger(__name__)
 
-BLANK_DEVIATION = 1.0  # grey levels; a picture with less is not a picture
-ENCODE_BATCHES = 2  # that may wait to be encoded, or be, while the next one is generated
+BLANK_DEVIATION = 1.0  # standard deviation in grey levels up to which an image is blank
+ENCODE_BATCHES = 2  # batches that are encoded, or wait for it, while the next one is generated
 PIL_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
@@ -43,108 +43,115 @@ class RejectedImageError(Exception):
 
 
 @dataclass(frozen=True)
-class Painted:
-    """A painted scene.
+class GeneratedImage:
+    """A scene with its generated image.
 
     Attributes:
-        attempt: number of the attempt that it came from.
-        checked: what was seen in it, if the job looks.
-        tries: attempts that were made.
+        attempt: the number of the attempt that the image comes from.
+        checked: the verdict of the verifier, if the job has one.
+        tries: the number of attempts that were made.
     """
 
     scene: Scene
     painting: Painting
     attempt: int
     checked: Checked | None = None
-    tries: int = 1
+    attempts: int = 1
 
     @property
     def faults(self) -> float:
-        """How many boxes do not hold; a picture that shows nothing is worse than any other."""
-        if not is_picture(self.painting):
+        """The number of failed boxes and false positives; infinite for a blank image."""
+        if is_blank(self.painting):
             return float("inf")
         return 0 if self.checked is None else self.checked.faults
 
 
 @dataclass(frozen=True)
 class Progress:
-    """So many images of a shard were painted since the last report."""
+    """The number of images of a shard that were generated since the last report.
+
+    It is negative where a failed attempt is taken back.
+    """
 
     shard: int
     images: int
 
 
-def draw_scene(job: Job, index: int) -> Scene:
-    """Layout and scene of a sample: the same at every attempt.
+def sample_scene(job: Job, index: int) -> Scene:
+    """Sample the layout and the scene of a sample; they are the same at every attempt.
 
     Raises:
-        InfeasibleLayoutError: no layout was found; the message names index and seed.
+        InfeasibleLayoutError: no layout was found; the message names the index and the seed.
     """
     try:
-        layout = job.layout.sample(
-            np.random.default_rng(seed_sequence(job.seed, index, Stream.LAYOUT)), index
-        )
+        layout = job.layout.sample(_random_generator(job, index, Stream.LAYOUT), index)
     except InfeasibleLayoutError as error:
         raise InfeasibleLayoutError(f"sample {index}, seed {job.seed}: {error}") from None
-    words, atmosphere = (
-        np.random.default_rng(seed_sequence(job.seed, index, s))
-        for s in (Stream.SCENE, Stream.ATMOSPHERE)
+    return job.scene.draw(
+        layout,
+        _random_generator(job, index, Stream.SCENE),
+        _random_generator(job, index, Stream.ATMOSPHERE),
     )
-    return job.scene.draw(layout, words, atmosphere)
+
+
+def _random_generator(job: Job, index: int, stream: Stream) -> np.random.Generator:
+    return np.random.default_rng(seed_sequence(job.seed, index, stream))
 
 
 class Worker:
-    """Holds a loaded pipeline and makes shards with it.
+    """A loaded pipeline that makes shards.
 
     Args:
         job: the validated job.
-        store: where shards are staged to.
+        store: where shards are staged.
         device: "cpu" or "cuda".
     """
 
     def __init__(self, job: Job, store: Store, device: str = "cpu") -> None:
-        self.job, self.store = job, store
+        self.job = job
+        self.store = store
         self.numerics = Numerics(
-            job.batch_size, job.chunk, job.threads, device, versions(), job.files()
+            job.batch_size, job.chunk, job.threads, device, read_versions(), job.files()
         )
         self.ids = job.ids()
         limit_threads(job)
         self.load()
 
     def load(self) -> None:
-        """Load the pipeline, and what looks at its pictures."""
-        job, self.inspection = self.job, None
-        self.painter = job.pipeline.load(job.scene, self.numerics)
-        if job.verify is not None:
-            self.inspection = Inspection(
-                job.verify, job.verify.load(self.numerics.device), self.painter
-            )
+        """Load the pipeline, and the verifier if the job has one."""
+        self.inspection = None
+        self.painter = self.job.pipeline.load(self.job.scene, self.numerics)
+        if self.job.verify is not None:
+            verifier = self.job.verify.load(self.numerics.device)
+            self.inspection = Inspection(self.job.verify, verifier, self.painter)
 
     def make_shard(self, number: int) -> Iterator[Progress | StagedShard]:
-        """Paint and stage one shard; yields progress after each batch, and the staged shard last.
+        """Generate and stage one shard; yield progress after each batch, and the shard last.
 
-        Where memory runs out the shard is begun again with half the chunk, which its marker then says; this worker stays at it.
+        If memory runs out, the shard is generated again with half the chunk, which its marker then
+        records. This worker keeps the smaller chunk.
         """
         while True:
-            painted = 0
+            reported_images = 0
             try:
-                for event in self._attempt(number):
-                    painted += event.images if isinstance(event, Progress) else 0
+                for event in self._attempt_shard(number):
+                    if isinstance(event, Progress):
+                        reported_images += event.images
                     yield event
                 return
             except RuntimeError as error:
-                if not out_of_memory(error) or self.numerics.chunk == 1:
+                if not is_out_of_memory(error) or self.numerics.chunk == 1:
                     raise
             log.warning(
-                "shard %06d: out of memory with chunk %d; again with half of it",
+                "shard %06d: out of memory with chunk %d; retrying with half of it",
                 number,
                 self.numerics.chunk,
             )
-            yield Progress(number, -painted)
+            yield Progress(number, -reported_images)
             self.halve_chunk()
 
     def halve_chunk(self) -> None:
-        """Go on with half the chunk; where the pipeline has to be loaded anew for it, the old one is freed before."""
+        """Halve the chunk. A pipeline that must be loaded again for it is freed first."""
         self.numerics = replace(self.numerics, chunk=self.numerics.chunk // 2)
         use_chunk = getattr(self.painter, "use_chunk", None)
         if use_chunk is not None:
@@ -156,194 +163,195 @@ class Worker:
         free_memory()
         self.load()
 
-    def _attempt(self, number: int) -> Iterator[Progress | StagedShard]:
-        """Paint and stage one shard.
+    def _attempt_shard(self, number: int) -> Iterator[Progress | StagedShard]:
+        """Generate and stage one shard.
 
-        Encoding runs in a thread beside the painting of the next batches, which wait for it: no more than `ENCODE_BATCHES`
-        are in memory as pixels, however many images the shard has.
+        Batches are encoded in a thread while the next ones are generated. At most `ENCODE_BATCHES`
+        of them wait as pixels in memory, however many images the shard has.
         """
-        began, first = time.perf_counter(), number * self.job.output.shard_size
-        indices = range(first, first + self.job.shard_count(number))
+        start = time.perf_counter()
+        first_index = number * self.job.output.shard_size
+        indices = range(first_index, first_index + self.job.images_in_shard(number))
         samples: list[Sample] = []
-        waiting: deque[Future[list[Sample]]] = deque()
-        painted = 0
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            for start in range(0, len(indices), self.job.batch_size):
-                batch = indices[start : start + self.job.batch_size]
+        encoding: deque[Future[list[Sample]]] = deque()
+        attempts = 0
+        with ThreadPoolExecutor(max_workers=1) as executor:
+            for offset in range(0, len(indices), self.job.batch_size):
+                batch = indices[offset : offset + self.job.batch_size]
                 images = self.paint(batch)
-                waiting.append(pool.submit(self.encode, batch, images))
-                painted += sum(image.tries for image in images)
-                del images
+                encoding.append(executor.submit(self.encode, batch, images))
+                attempts += sum(image.attempts for image in images)
+                del images  # the encoder alone keeps the pixels in memory
                 yield Progress(number, len(batch))
-                if len(waiting) == ENCODE_BATCHES:
-                    samples += waiting.popleft().result()
-            for future in waiting:
+                if len(encoding) == ENCODE_BATCHES:
+                    samples += encoding.popleft().result()
+            for future in encoding:
                 samples += future.result()
-        yield stage(
-            self.store, number, samples, asdict(self.numerics), time.perf_counter() - began, painted
-        )
+        numerics = asdict(self.numerics)
+        seconds = time.perf_counter() - start
+        yield stage(self.store, number, samples, numerics, seconds, attempts)
 
-    def paint(self, indices: Sequence[int]) -> list[Painted]:
-        """A batch, painted and looked at; an image that fails is painted again with new noise.
+    def paint(self, indices: Sequence[int]) -> list[GeneratedImage]:
+        """Generate and verify a batch; an image that fails is generated again from new noise.
 
         Raises:
-            RejectedImageError: an image failed at every attempt and the job says so.
+            RejectedImageError: an image failed at every attempt and the job says
+                `on_reject: fail`.
         """
-        scenes = [draw_scene(self.job, i) for i in indices]
-        batch = self.once(indices, scenes, 0)
+        scenes = [sample_scene(self.job, index) for index in indices]
+        batch = self._attempt_batch(indices, scenes, 0)
         for attempt in range(1, self.job.max_attempts):
-            failed = [k for k, painted in enumerate(batch) if self.wants_another(painted)]
+            failed = [k for k, image in enumerate(batch) if self._needs_retry(image)]
             if not failed:
                 break
-            again = self.once([indices[k] for k in failed], [scenes[k] for k in failed], attempt)
-            for k, new in zip(failed, again, strict=True):
-                batch[k] = replace(
-                    batch[k] if batch[k].faults <= new.faults else new, tries=attempt + 1
-                )
-        batch = [self.finished(painted) for painted in batch]
+            failed_indices = [indices[k] for k in failed]
+            failed_scenes = [scenes[k] for k in failed]
+            retried = self._attempt_batch(failed_indices, failed_scenes, attempt)
+            for k, new in zip(failed, retried, strict=True):
+                old = batch[k]
+                best = old if old.faults <= new.faults else new
+                batch[k] = replace(best, attempts=attempt + 1)
+        batch = [self._finish_labels(image) for image in batch]
         if self.job.on_reject == "fail":
-            self.refuse(indices, batch)
+            self._refuse_failed(indices, batch)
         return batch
 
-    def once(self, indices: Sequence[int], scenes: Sequence[Scene], attempt: int) -> list[Painted]:
-        """One attempt at a batch, repairs included."""
-        paintings = self.painter(scenes, [self._noise(i, attempt) for i in indices])
+    def _attempt_batch(
+        self, indices: Sequence[int], scenes: Sequence[Scene], attempt: int
+    ) -> list[GeneratedImage]:
+        """Generate a batch once, and verify and repair it if the job asks for it."""
+        seeds = [seed_sequence(self.job.seed, index, Stream.NOISE, attempt) for index in indices]
+        paintings = self.painter(scenes, seeds)
+        batch = []
         if self.inspection is None:
-            return [
-                Painted(scene, painting, attempt)
-                for scene, painting in zip(scenes, paintings, strict=True)
-            ]
+            for scene, painting in zip(scenes, paintings, strict=True):
+                batch.append(GeneratedImage(scene, painting, attempt))
+            return batch
 
-        def seeds(k: int, number: int) -> np.random.SeedSequence:
-            return child_sequence(
-                seed_sequence(self.job.seed, indices[k], Stream.REPAIR, attempt), number
+        def repair_seed(k: int, number: int) -> np.random.SeedSequence:
+            seed = seed_sequence(self.job.seed, indices[k], Stream.REPAIR, attempt)
+            return spawn_sequence(seed, number)
+
+        checks = self.inspection(scenes, paintings, repair_seed)
+        for scene, checked in zip(scenes, checks, strict=True):
+            batch.append(GeneratedImage(scene, checked.painting, attempt, checked))
+        return batch
+
+    def _needs_retry(self, image: GeneratedImage) -> bool:
+        """Return whether a whole image is to be generated again."""
+        if is_blank(image.painting):
+            return True
+        redo = self.inspection is not None and "redo" in self.inspection.kinds
+        return redo and image.faults > 0
+
+    def _finish_labels(self, image: GeneratedImage) -> GeneratedImage:
+        """Return an image with its final labels."""
+        if self.inspection is None or image.checked is None:
+            return image
+        checked = self.inspection.finish(image.checked)
+        layout = checked.layout.with_phrases(image.scene.phrases)
+        return replace(image, scene=replace(image.scene, layout=layout), checked=checked)
+
+    def _refuse_failed(self, indices: Sequence[int], batch: Sequence[GeneratedImage]) -> None:
+        """Raise RejectedImageError if images are blank, or have faults that may not be flagged."""
+        flag = self.inspection is not None and "flag" in self.inspection.kinds
+        blank = []
+        faulty = []
+        for index, image in zip(indices, batch, strict=True):
+            if is_blank(image.painting):
+                blank.append(index)
+            if not flag and image.checked is not None and image.checked.faults:
+                faulty.append(index)
+        attempts = f"after {self.job.max_attempts} attempts"
+        if blank:
+            raise RejectedImageError(f"samples {blank}: blank {attempts}")
+        if faulty:
+            raise RejectedImageError(
+                f"samples {faulty}: failed boxes or false positives {attempts}"
             )
 
-        checked = self.inspection(scenes, paintings, seeds)
-        return [
-            Painted(scene, c.painting, attempt, c) for scene, c in zip(scenes, checked, strict=True)
-        ]
-
-    def wants_another(self, painted: Painted) -> bool:
-        """Whether an image is to be painted again as a whole."""
-        redo = self.inspection is not None and "redo" in self.inspection.kinds
-        return not is_picture(painted.painting) or (redo and painted.faults > 0)
-
-    def finished(self, painted: Painted) -> Painted:
-        """An image with its last labels."""
-        if self.inspection is None or painted.checked is None:
-            return painted
-        checked = self.inspection.finish(painted.checked)
-        return replace(
-            painted,
-            scene=replace(painted.scene, layout=checked.layout.with_phrases(painted.scene.phrases)),
-            checked=checked,
-        )
-
-    def refuse(self, indices: Sequence[int], batch: Sequence[Painted]) -> None:
-        """Raise RejectedImageError for images that are blank, or whose boxes do not hold if that is not to be flagged."""
-        pairs = list(zip(indices, batch, strict=True))
-        blank = [i for i, painted in pairs if not is_picture(painted.painting)]
-        flag = self.inspection is not None and "flag" in self.inspection.kinds
-        wrong = (
-            []
-            if flag
-            else [
-                i for i, painted in pairs if painted.checked is not None and painted.checked.faults
-            ]
-        )
-        for samples, what in (
-            (blank, "blank"),
-            (wrong, "boxes that do not hold, or objects that nobody asked for,"),
-        ):
-            if samples:
-                raise RejectedImageError(
-                    f"samples {samples}: {what} after {self.job.max_attempts} attempts"
-                )
-
-    def encode(self, indices: Sequence[int], batch: Sequence[Painted]) -> list[Sample]:
-        """Finished samples of a painted batch: taken by the camera, now that all has been looked at, and encoded."""
-        job, samples = self.job, []
-        for index, painted in zip(indices, batch, strict=True):
-            scene, checked = painted.scene, painted.checked
-            pixels, conditions = self.take(index, painted)
-            picture = encode_image(pixels, job.output)
-            boxes = tuple(annotations(scene, painted.painting, self.ids, checked))
-            width, height, kind = scene.layout.width, scene.layout.height, job.output.image_format
-            verified = None if checked is None else checked.record()
+    def encode(self, indices: Sequence[int], batch: Sequence[GeneratedImage]) -> list[Sample]:
+        """Return the finished samples of a batch: with camera effects, and encoded."""
+        samples = []
+        for index, image in zip(indices, batch, strict=True):
+            layout = image.scene.layout
+            pixels, conditions = self._apply_camera(index, image)
+            labels = build_annotations(image.scene, image.painting, self.ids, image.checked)
             sample = Sample(
-                index,
-                width,
-                height,
-                scene.prompt,
-                job.seed,
-                painted.attempt,
-                boxes,
-                picture,
-                kind,
-                verified,
-                conditions,
+                index=index,
+                width=layout.width,
+                height=layout.height,
+                prompt=image.scene.prompt,
+                seed=self.job.seed,
+                attempt=image.attempt,
+                annotations=tuple(labels),
+                image=encode_image(pixels, self.job.output),
+                image_format=self.job.output.image_format,
+                verified=None if image.checked is None else image.checked.record(),
+                conditions=conditions,
             )
             samples.append(sample)
         return samples
 
-    def take(self, index: int, painted: Painted) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """A painted picture as the scene's camera takes it, and what was drawn for it: the same at every attempt."""
-        image, conditions = painted.painting.image, dict[str, Any](painted.scene.atmosphere)
-        if self.job.scene.camera is None:
-            return image, conditions
-        image, effects = self.job.scene.camera(
-            image, seed_sequence(self.job.seed, index, Stream.CAMERA)
-        )
-        return image, conditions | effects
+    def _apply_camera(
+        self, index: int, image: GeneratedImage
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """Return an image after the scene's camera, and its conditions.
 
-    def _noise(self, index: int, attempt: int) -> np.random.SeedSequence:
-        return seed_sequence(self.job.seed, index, Stream.NOISE, attempt)
+        The conditions are those of the scene and of the camera; they are the same at every attempt.
+        """
+        pixels = image.painting.image
+        conditions = dict[str, Any](image.scene.atmosphere)
+        camera = self.job.scene.camera
+        if camera is None:
+            return pixels, conditions
+        pixels, effects = camera(pixels, seed_sequence(self.job.seed, index, Stream.CAMERA))
+        return pixels, conditions | effects
 
 
 def free_memory() -> None:
-    """Return what nothing holds any more to the operating system, or to the GPU where torch keeps it for itself."""
+    """Return unused memory to the operating system, or to the GPU if torch caches it."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says that a GPU's or this machine's memory does not suffice."""
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether torch reports that the memory of a GPU or of this machine is exhausted."""
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def is_final(error: BaseException | None) -> bool:
-    """Whether a shard that failed like this fails like this every time."""
+    """Return whether a shard that failed with this error would fail at every attempt."""
     return isinstance(error, RejectedImageError | InputError)
 
 
-def is_full(error: BaseException | None) -> bool:
-    """Whether there is no room for files."""
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether the error says that the disk is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def ends_all(error: BaseException) -> bool:
-    """Whether no other shard could be written either: there is no room, or no store."""
-    return is_full(error) or isinstance(error, StoreFailedError | StoreRefusedError)
+def is_fatal(error: BaseException) -> bool:
+    """Return whether no other shard could be written: the disk is full, or the store fails."""
+    return is_disk_full(error) or isinstance(error, StoreFailedError | StoreRefusedError)
 
 
 def limit_threads(job: Job) -> None:
-    """Set torch's CPU threads, which its results depend on, if the pipeline uses torch."""
+    """Set the number of torch's CPU threads, on which its results depend, if the job uses torch."""
     if job.pipeline.uses_torch or job.verify is not None:
         import torch
 
         torch.set_num_threads(job.threads)
 
 
-def is_picture(painting: Painting) -> bool:
-    """Whether a painting shows anything: not black, not one colour."""
-    return float(painting.image[::4, ::4].std()) > BLANK_DEVIATION
+def is_blank(painting: Painting) -> bool:
+    """Return whether an image shows nothing: it is black, or of one colour."""
+    return float(painting.image[::4, ::4].std()) <= BLANK_DEVIATION
 
 
 def encode_image(pixels: NDArray[np.uint8], output: OutputSpec) -> bytes:
-    """Encode an image (H, W, 3) as the job's output says."""
+    """Encode an image (H, W, 3) with the format and quality of the job's output."""
     options: dict[str, Any] = {}
     if output.image_format != "png":
         options["quality"] = output.quality
@@ -354,12 +362,13 @@ def encode_image(pixels: NDArray[np.uint8], output: OutputSpec) -> bytes:
     return buffer.getvalue()
 
 
-def annotations(
+def build_annotations(
     scene: Scene, painting: Painting, ids: dict[str, int], checked: Checked | None = None
 ) -> Iterator[Annotation]:
-    """Yield the annotations of a painted scene; `area` is that of the mask where one is known.
+    """Yield the annotations of a generated scene.
 
-    An object of which no pixel is to be seen has no annotation.
+    `area` is that of the mask if there is one, otherwise that of the box. An object with no visible
+    pixel has no annotation, and neither has one whose label the layout leaves out.
     """
     layout = scene.layout
     boxes = xyxy_to_xywh(layout.boxes.astype(np.float64)).tolist()
@@ -370,6 +379,7 @@ def annotations(
         area = box[2] * box[3] if mask is None else float(coco_mask.area(mask))
         if mask is not None and not area:
             continue
+        verdict = {} if checked is None else checked.annotation(i)
         yield Annotation(
             bbox=tuple(box),
             category_id=ids[category],
@@ -377,5 +387,5 @@ def annotations(
             phrase=scene.phrases[i],
             area=area,
             segmentation=mask,
-            **({} if checked is None else checked.annotation(i)),
+            **verdict,
         )

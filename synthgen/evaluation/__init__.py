@@ -1,1 +1,1 @@
-"""How good is a finished dataset? Its labels held against detectors and text-image models."""
+"""Measurements of a finished dataset, with detectors, text-image models and real images."""

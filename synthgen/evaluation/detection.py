@@ -1,5 +1,9 @@
-"""A detector's view of a dataset, with the layout as the truth: COCO's AP, IoU, offsets, counts."""
+"""Measurements of a dataset with a detector: COCO's AP, IoU, offsets and counts.
 
+The layouts are the ground truth.
+"""
+
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -14,19 +18,31 @@ from pycocotools.cocoeval import COCOeval
 from synthgen.annotations import Category
 from synthgen.geometry import box_sides, xyxy_to_xywh
 from synthgen.layouts.base import Layout
+from synthgen.verification.base import Verdict
 from synthgen.verification.detections import Detections
-from synthgen.verification.detector.verifier import hold
+from synthgen.verification.detector.verifier import match_boxes
 
-MATCHED = 0.5  # IoU from which a detection shows where an object really is
+MATCHED = 0.5  # IoU from which a detection shows where an object is
+OFFSETS = ("offset_x", "offset_y", "scale_x", "scale_y")
 
 
 @dataclass
 class DetectionFigures:
-    """Gathers detections picture by picture.
+    """Collects detections image by image, and computes figures of them.
 
     Args:
-        ids: category ids of the names.
+        ids: category name to id.
         threshold: score from which a detection counts as an object.
+
+    Attributes:
+        truths: COCO annotations of the labels.
+        found: COCO results of the detections.
+        ious: best IoU of each label with a detection of its category.
+        offsets: (4,) of each matched label, in the order of OFFSETS.
+        count_errors: sum of the differences between detected and asked counts.
+        false_positives: number of detected objects without a label.
+        matched: number of labels that a detection confirms.
+        images: number of images.
     """
 
     ids: dict[str, int]
@@ -35,115 +51,140 @@ class DetectionFigures:
     found: list[dict[str, Any]] = field(default_factory=list)
     ious: list[float] = field(default_factory=list)
     offsets: list[NDArray[np.float64]] = field(default_factory=list)
-    wrong: int = 0
-    unasked: int = 0
-    held: int = 0
+    count_errors: int = 0
+    false_positives: int = 0
+    matched: int = 0
     images: int = 0
 
     def add(self, layout: Layout, detections: Detections) -> None:
-        """One picture: its labels, and what a detector says is in it."""
-        detections = detections.inside(layout.width, layout.height)
+        """Add one image: its labels, and the detections in it."""
+        detections = detections.clip_to_image(layout.width, layout.height)
         self.images += 1
-        known = [i for i, name in enumerate(detections.categories) if name in self.ids]
-        for i, name in enumerate(layout.categories):
-            self.truths.append(
-                {
-                    **coco_box(layout.boxes[i]),
-                    "id": len(self.truths) + 1,
+        self._add_truths(layout)
+        self._add_results(detections)
+        self._add_counts(layout, detections)
+        self._add_verdict(layout, match_boxes(layout, detections, self.threshold))
+
+    def _add_truths(self, layout: Layout) -> None:
+        for box, name in zip(layout.boxes, layout.categories, strict=True):
+            truth = {
+                **convert_to_coco_box(box),
+                "id": len(self.truths) + 1,
+                "image_id": self.images,
+                "category_id": self.ids[name],
+                "iscrowd": 0,
+            }
+            self.truths.append(truth)
+
+    def _add_results(self, detections: Detections) -> None:
+        for i, name in enumerate(detections.categories):
+            if name in self.ids:
+                result = {
                     "image_id": self.images,
                     "category_id": self.ids[name],
-                    "iscrowd": 0,
-                }
-            )
-        for i in known:
-            category = self.ids[detections.categories[i]]
-            box = coco_box(detections.boxes[i])["bbox"]
-            self.found.append(
-                {
-                    "image_id": self.images,
-                    "category_id": category,
-                    "bbox": box,
+                    "bbox": convert_to_coco_box(detections.boxes[i])["bbox"],
                     "score": float(detections.scores[i]),
                 }
-            )
-        verdict = hold(layout, detections, self.threshold)
+                self.found.append(result)
+
+    def _add_counts(self, layout: Layout, detections: Detections) -> None:
+        """Compare the numbers of labels and of confident detections in each category."""
+        asked = Counter(layout.categories)
+        detected: Counter[str] = Counter()
+        for name, score in zip(detections.categories, detections.scores, strict=True):
+            if score >= self.threshold:
+                detected[name] += 1
+        for name in self.ids:
+            self.count_errors += abs(detected[name] - asked[name])
+
+    def _add_verdict(self, layout: Layout, verdict: Verdict) -> None:
         assert verdict.ious is not None
         assert verdict.found is not None
         self.ious += verdict.ious.tolist()
-        self.held += int(((verdict.ious >= MATCHED) & (verdict.scores >= self.threshold)).sum())
-        self.unasked += len(verdict.unasked)
-        sure = [detections.categories[i] for i in known if detections.scores[i] >= self.threshold]
-        self.wrong += sum(
-            abs(sure.count(name) - layout.categories.count(name)) for name in self.ids
-        )
-        for box, there in zip(
-            layout.boxes[verdict.ious >= MATCHED],
-            verdict.found[verdict.ious >= MATCHED],
-            strict=True,
-        ):
+        is_matched = verdict.ious >= MATCHED
+        self.matched += int((is_matched & (verdict.scores >= self.threshold)).sum())
+        self.false_positives += len(verdict.unasked)
+        boxes = layout.boxes[is_matched]
+        for box, detected in zip(boxes, verdict.found[is_matched], strict=True):
             sides = box_sides(box).astype(np.float64)
-            centre = (
-                ((there[:2] + there[2:]) - (box[:2] + box[2:])) / 2 / sides
-            )  # box_centres rounds otherwise
-            self.offsets.append(np.concatenate([centre, box_sides(there) / sides]))
+            # Not with box_centres, which rounds differently.
+            shift = ((detected[:2] + detected[2:]) - (box[:2] + box[2:])) / 2 / sides
+            self.offsets.append(np.concatenate([shift, box_sides(detected) / sides]))
 
     def figures(self) -> dict[str, float]:
-        """The figures of all pictures.
+        """Return the figures of all images.
 
         Returns:
-            ap, ap50, ap75: COCO's, the layout as the truth; iou: mean over boxes of the best IoU with a detection of its
-            category, 0 if none; held: share of boxes with a sure detection of IoU >= 0.5; offset_x, offset_y: mean offset of
-            those detections' centres, in sides of the box; scale_x, scale_y: their sides over the box's; count_error: sum of
-            |found - asked| over the sum of asked; unasked: objects an image that nobody asked for.
+            ap, ap50, ap75: COCO's, with the layout as the ground truth.
+            iou: mean over boxes of the best IoU with a detection of the category, 0 if none.
+            held: share of boxes with a confident detection of IoU >= 0.5.
+            offset_x, offset_y: mean offset of the centres of the detections with IoU >= 0.5, in
+                sides of the box.
+            scale_x, scale_y: mean ratio of their sides to those of the box.
+            count_error: sum of |found - asked| over the sum of asked.
+            unasked: false positives per image.
         """
         boxes = max(1, len(self.truths))
-        shift = np.mean(self.offsets, 0) if self.offsets else np.full(4, np.nan)
-        names = ("offset_x", "offset_y", "scale_x", "scale_y")
-        return {
-            **average_precision(self.truths, self.found, self.images, self.ids),
-            "iou": float(np.mean(self.ious)) if self.ious else float("nan"),
-            "held": self.held / boxes,
-            **{name: float(value) for name, value in zip(names, shift, strict=True)},
-            "count_error": self.wrong / boxes,
-            "unasked": self.unasked / max(1, self.images),
-        }
+        means = np.mean(self.offsets, 0) if self.offsets else np.full(len(OFFSETS), np.nan)
+        figures = average_precision(self.truths, self.found, self.images, self.ids)
+        figures["iou"] = float(np.mean(self.ious)) if self.ious else float("nan")
+        figures["held"] = self.matched / boxes
+        for name, value in zip(OFFSETS, means, strict=True):
+            figures[name] = float(value)
+        figures["count_error"] = self.count_errors / boxes
+        figures["unasked"] = self.false_positives / max(1, self.images)
+        return figures
 
 
-def coco_box(box: NDArray[np.float32]) -> dict[str, Any]:
-    """bbox xywh and area of a box xyxy."""
+def convert_to_coco_box(box: NDArray[np.float32]) -> dict[str, Any]:
+    """Return `bbox` (xywh) and `area` of a box (4,) xyxy."""
     bbox = xyxy_to_xywh(box.astype(np.float64)).tolist()
     return {"bbox": bbox, "area": bbox[2] * bbox[3]}
 
 
 def average_precision(
     truths: Sequence[dict[str, Any]],
-    found: Sequence[dict[str, Any]],
+    results: Sequence[dict[str, Any]],
     images: int,
     ids: dict[str, int],
 ) -> dict[str, float]:
-    """COCO's AP, AP50 and AP75, all of a picture's detections counted: with 100 objects COCO's limit of 100 would cut recall."""
-    if not truths or not found:
+    """Return COCO's AP, AP50 and AP75, with all detections of an image counted.
+
+    COCO's limit of 100 detections would cut the recall of images with more than 100 objects.
+
+    Args:
+        truths: COCO annotations.
+        results: COCO results.
+        images: number of images; their ids start at 1.
+        ids: category name to id.
+    """
+    if not truths or not results:
         return {"ap": 0.0, "ap50": 0.0, "ap75": 0.0}
-    with redirect_stdout(StringIO()):  # it prints
+    with redirect_stdout(StringIO()):  # pycocotools prints its progress
         truth = COCO()
         truth.dataset = {
-            "images": [{"id": i + 1} for i in range(images)],
+            "images": [{"id": image_id} for image_id in range(1, images + 1)],
             "annotations": list(truths),
             "categories": [Category(number, name).to_coco() for name, number in ids.items()],
             "info": {},
         }
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(list(found)), "bbox")
-        most = max(np.bincount([f["image_id"] for f in found]))
-        evaluation.params.maxDets = [1, 10, max(100, int(most))]
+        evaluation = COCOeval(truth, truth.loadRes(list(results)), "bbox")
+        detections_per_image = Counter(result["image_id"] for result in results)
+        limit = max(100, *detections_per_image.values())
+        evaluation.params.maxDets = [1, 10, limit]
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][
-        ..., 0, -1
-    ]  # IoU, recall, category; all areas, all detections
+    # The axes are IoU, recall, category, area range and limit of detections.
+    precision = evaluation.eval["precision"][..., 0, -1]
+    return {
+        "ap": _mean_of_known(precision),
+        "ap50": _mean_of_known(precision[0]),
+        "ap75": _mean_of_known(precision[5]),
+    }
 
-    def mean(rows: NDArray[np.float64]) -> float:
-        known = rows[rows > -1]
-        return float(known.mean()) if known.size else float("nan")
 
-    return {"ap": mean(precision), "ap50": mean(precision[0]), "ap75": mean(precision[5])}
+def _mean_of_known(precision: NDArray[np.float64]) -> float:
+    """Return the mean without the places that COCO marks with -1 as not measured."""
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else float("nan")

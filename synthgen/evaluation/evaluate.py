@@ -1,4 +1,4 @@
-"""Figures of a finished dataset, shard by shard."""
+"""The evaluation of a finished dataset, image by image."""
 
 import math
 from typing import Any
@@ -16,6 +16,9 @@ from synthgen.verification.clip import Spec as ClipSpec
 from synthgen.verification.detector import Spec as DetectorSpec
 from synthgen.verification.detector.verifier import DetectorVerifier
 
+DEFAULT_THRESHOLD = 0.3
+"""Score from which a detection counts, for a detector that has a threshold for each category."""
+
 
 def evaluate(
     store: Store,
@@ -25,40 +28,53 @@ def evaluate(
     limit: int | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Figures of a dataset.
+    """Return the figures of a dataset.
 
     Args:
-        detector: what looks for the objects.
-        clip: what holds pictures against words; without one those figures are NOT_MEASURED.
-        reference: real pictures, and what they are compared in; without it those figures are NOT_MEASURED.
-        limit: look at so many pictures; None: all.
+        detector: detects the objects.
+        clip: compares images and text; without it the figures of `ClipScores` are NOT_MEASURED.
+        reference: real images and their encoder; without it the figures of `measure_fidelity` are
+            NOT_MEASURED.
+        limit: evaluate so many images; None: all.
 
     Returns:
-        {"images", "boxes"}, the figures of `DetectionFigures.figures`, those of `ClipScores` and `fidelity`.
+        {"images", "boxes"}, the figures of `DetectionFigures.figures`, and those of `ClipScores`
+        and `measure_fidelity`.
+
+    Raises:
+        InputError: an image has a category that dataset.json lacks.
     """
     info = read_info(store)
     assert info is not None
-    look, words = (
-        DetectorVerifier(detector, device),
-        None if clip is None else ClipScores(clip, device),
+    verifier = DetectorVerifier(detector, device)
+    scores = None if clip is None else ClipScores(clip, device)
+    threshold = detector.threshold
+    detection = DetectionFigures(
+        info.category_ids, threshold if isinstance(threshold, float) else DEFAULT_THRESHOLD
     )
-    seen = DetectionFigures(
-        info.category_ids, detector.threshold if isinstance(detector.threshold, float) else 0.3
-    )
-    compared = None if reference is None else Comparison(reference, device)
+    comparison = None if reference is None else Comparison(reference, device)
     for row, image, layout in read_labelled_images(store, limit):
-        if unknown := set(layout.categories) - set(info.category_ids):
+        unknown = set(layout.categories) - set(info.category_ids)
+        if unknown:
             raise InputError(
-                f"{store}: sample {row['key']!r}: {sorted(unknown)} are no categories of its dataset.json"
+                f"{store}: sample {row['key']!r}: dataset.json lacks its categories "
+                f"{', '.join(sorted(unknown))}"
             )
-        seen.add(layout, look.found([image], [layout])[0])
-        if words is not None:
-            words.add(image, row["prompt"], layout)
-        if compared is not None:
-            compared.add(image, layout)
-    figures = {k: None if math.isnan(v) else round(v, 4) for k, v in seen.figures().items()}
-    spoken = (
-        dict.fromkeys(("clip_score", "t2i_sim"), NOT_MEASURED) if words is None else words.figures()
-    )
-    real = dict.fromkeys(FIGURES, NOT_MEASURED) if compared is None else compared.figures(limit)
-    return {"images": seen.images, "boxes": len(seen.truths), **figures, **spoken, **real}
+        (detections,) = verifier.found([image], [layout])
+        detection.add(layout, detections)
+        if scores is not None:
+            scores.add(image, row["prompt"], layout)
+        if comparison is not None:
+            comparison.add(image, layout)
+    figures: dict[str, Any] = {"images": detection.images, "boxes": len(detection.truths)}
+    for name, value in detection.figures().items():
+        figures[name] = None if math.isnan(value) else round(value, 4)
+    if scores is None:
+        figures |= dict.fromkeys(("clip_score", "t2i_sim"), NOT_MEASURED)
+    else:
+        figures |= scores.compute_figures()
+    if comparison is None:
+        figures |= dict.fromkeys(FIGURES, NOT_MEASURED)
+    else:
+        figures |= comparison.compute_figures(limit)
+    return figures

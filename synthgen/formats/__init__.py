@@ -1,1 +1,1 @@
-"""Formats of other programs: a folder a format, which says what it is and holds what reads and what writes it."""
+"""Formats of other programs: a folder for each, with its description, reader and writer."""

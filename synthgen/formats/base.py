@@ -1,6 +1,7 @@
-"""What a format says of itself, and which formats there are (nothing but the standard library is imported).
+"""The description of a format, and the list of all formats. It imports only the standard library.
 
-A folder of this package is a format: its `__init__.py` defines FORMAT, which names the modules that read and write it.
+Each folder of this package is a format: its `__init__.py` defines FORMAT, which names the modules
+that read and write it.
 """
 
 from dataclasses import dataclass
@@ -10,17 +11,17 @@ from pkgutil import iter_modules
 
 import synthgen.formats
 
-ALL = "all"  # as a split: all of them
+ALL = "all"  # the name that selects every split
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option of `synthgen import` that one format alone has.
+    """An option of `synthgen import` that belongs to one format.
 
     Attributes:
-        name: with underscores, so that voc_corners is --voc-corners.
-        choices: the values that it may have.
-        help: what it says, for the help text.
+        name: the name with underscores: voc_corners is --voc-corners on the command line.
+        choices: the allowed values.
+        help: the help text.
     """
 
     name: str
@@ -33,14 +34,17 @@ class Format:
     """A format of annotated images.
 
     Attributes:
-        name: what the command line calls it.
-        order: its place in lists of formats; those of the same order stand by name.
-        reader: the module that reads it (`synthgen.formats.source.Reader`); null: it is not read.
-        writer: the module that writes it (`synthgen.formats.export.Writer`); null: it is not written.
-        content: what is read, for messages.
-        fields: of `synthgen.formats.source.Source`, those that mean something here: images, split, columns.
-        options: of `synthgen import`, its own.
-        has_ids: whether categories have numbers; where they have names alone, an import numbers them.
+        name: the name on the command line.
+        order: the position in lists of formats; formats of equal order are sorted by name.
+        reader: the module that reads it (`synthgen.formats.source.Reader`), or None if it cannot
+            be read.
+        writer: the module that writes it (`synthgen.formats.export.Writer`), or None if it cannot
+            be written.
+        content: the files that are read, for messages.
+        fields: the fields of `synthgen.formats.source.Source` that apply to this format, among
+            images, split and columns.
+        options: the options of `synthgen import` that only this format has.
+        has_ids: whether the format gives categories numbers; if not, an import numbers them.
     """
 
     name: str
@@ -53,34 +57,34 @@ class Format:
     has_ids: bool = True
 
     def takes(self, name: str) -> bool:
-        """Return whether a field of a source, or an option, means something in this format."""
+        """Return whether a field of a source or an option applies to this format."""
         return name in self.fields or any(option.name == name for option in self.options)
 
 
 @cache
-def formats() -> dict[str, Format]:
-    """Return every format by its name, in order."""
-    found: list[Format] = []
+def find_formats() -> dict[str, Format]:
+    """Return all formats by name, in order."""
+    formats: list[Format] = []
     for module in iter_modules(synthgen.formats.__path__):
         if module.ispkg:
-            found.append(import_module(f"synthgen.formats.{module.name}").FORMAT)
-    found.sort(key=lambda one: (one.order, one.name))
-    return {one.name: one for one in found}
+            formats.append(import_module(f"synthgen.formats.{module.name}").FORMAT)
+    formats.sort(key=lambda format_: (format_.order, format_.name))
+    return {format_.name: format_ for format_ in formats}
 
 
-def readable_formats() -> dict[str, Format]:
-    """Return the formats that `synthgen import` reads."""
-    return {name: one for name, one in formats().items() if one.reader}
+def list_readable_formats() -> dict[str, Format]:
+    """Return the formats that `synthgen import` reads, by name."""
+    return {name: format_ for name, format_ in find_formats().items() if format_.reader}
 
 
-def writable_formats() -> dict[str, Format]:
-    """Return the formats that `synthgen export` writes."""
-    return {name: one for name, one in formats().items() if one.writer}
+def list_writable_formats() -> dict[str, Format]:
+    """Return the formats that `synthgen export` writes, by name."""
+    return {name: format_ for name, format_ in find_formats().items() if format_.writer}
 
 
 def import_options() -> list[Option]:
-    """Return the options of `synthgen import` that single formats have."""
+    """Return the options of `synthgen import` that belong to single formats."""
     options: list[Option] = []
-    for one in readable_formats().values():
-        options += one.options
+    for format_ in list_readable_formats().values():
+        options += format_.options
     return options

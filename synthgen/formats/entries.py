@@ -1,8 +1,9 @@
-"""Annotated pictures in other people's forms, one reader a form (no torch).
+"""Annotated images of other formats as entries, and the checks that all readers share (no torch).
 
-A reader goes through its source entry by entry, and yields each as an Entry or as Problems: it is for who reads to refuse or to
-leave out what is wrong. A reader hands over every box whose four numbers are finite. `cleaned` alone decides what becomes of a
-box that has no area or stands out of its image.
+A reader goes through its source and yields each image as an Entry or as Problems. The caller
+decides whether a bad entry stops the import or is skipped. A reader passes on every box whose four
+numbers are finite; `apply_policy` alone decides what happens to boxes that have no area or reach
+outside the image.
 """
 
 import re
@@ -15,26 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthgen.errors import InputError
-from synthgen.geometry import FARTHEST, box_sides, clip_boxes, xywh_to_xyxy
+from synthgen.geometry import MAX_COORDINATE, box_sides, clip_boxes, xywh_to_xyxy
 
-TOLERANCE = 1.0  # px that a box may stick out of its picture: annotation tools round; such boxes are clipped
-LEAST_SIDE = 1e-3  # px of a box, after clipping
-NO_AREA, OUTSIDE = "has no area", "outside the picture of"  # what is said of a box
-WHOLE = re.compile(r"-?[0-9]{1,30}(\.0{1,30})?")
+TOLERANCE = 1.0  # px that a box may reach outside its image, because annotation tools round
+LEAST_SIDE = 1e-3  # px, the shortest side of a box after clipping
+CLIPPED = 1e-6  # px, smaller differences after clipping are rounding
+NO_AREA = "has no area"
+OUTSIDE_IMAGE = "outside the image of"
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,30}(\.0{1,30})?")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Why an entry cannot be used.
+    """The reason why an entry cannot be used.
 
-    A fault that may belong to several images is one Problem without an entry, and one more (`doubtful`) instead of each entry
-    that it may belong to.
+    If a fault may affect several images, it is one Problem without an entry, and each of those
+    images is one more Problem instead of an entry (`make_missing_labels_problem`).
 
     Attributes:
-        place: file and line, or file and index.
+        place: the file and line, or the file and index.
         why: what is wrong, with the value.
-        entry: place of the entry that is lost by it; null: none is.
+        entry: the place of the entry that is lost, or None if none is.
     """
 
     place: str
@@ -47,17 +50,22 @@ class Problem:
 
 @dataclass(frozen=True)
 class Entry:
-    """One annotated picture: boxes (N, 4) float64, xyxy in px; masks, phrases, depth and caption where the file has them.
+    """An annotated image with boxes (N, 4) float64, xyxy in px.
+
+    Phrases, masks, depth and the caption are set if the source has them.
 
     Attributes:
-        place: file and line, or file and index.
-        picture: its file, where the source names one; it may not be there.
-        more: what else is known of each box, in COCO's terms: iscrowd, area, segmentation (a run-length encoding).
-        source: the records of a COCO file as they stand there: that of the picture, then that of each box.
-        places: where each box stands; empty: its number in the entry says it.
-        lost_masks: why masks were dropped whose boxes are kept, one each.
-        left_out: what the source says that no box can hold, one word each: keypoints, confidence, point, line, ….
-        embedded: the bytes of the image, where the source itself holds them.
+        place: the file and line, or the file and index.
+        picture: the image file, if the source names one; it may be missing.
+        more: more values of each box under COCO's keys: iscrowd, area, segmentation (a run-length
+            encoding).
+        source: the unchanged records of a COCO file: the record of the image, then one record for
+            each box.
+        places: the place of each box; empty if the index of the box says enough.
+        lost_masks: one Problem for each mask that was dropped while its box was kept.
+        left_out: one word for each part of the source that is not a box: keypoints, confidence,
+            point, line, ….
+        embedded: the bytes of the image, if the source contains them.
     """
 
     place: str
@@ -69,7 +77,7 @@ class Entry:
     masks: tuple[dict[str, Any], ...] | None = None
     depth: tuple[float, ...] | None = None
     caption: str | None = None
-    picture: Path | None = None
+    image_path: Path | None = None
     more: tuple[dict[str, Any], ...] | None = None
     source: tuple[dict[str, Any], ...] | None = None
     places: tuple[str, ...] = ()
@@ -78,37 +86,44 @@ class Entry:
     embedded: bytes | None = None
 
     def select(self, keep: Sequence[int]) -> "Entry":
-        """The entry with these boxes alone, and all that is known of each."""
-        lists = {
-            name: getattr(self, name)
-            for name in ("names", "phrases", "masks", "depth", "more", "places")
-        }
-        kept: dict[str, Any] = {
-            name: tuple(values[i] for i in keep) for name, values in lists.items() if values
-        }
-        source = self.source and (self.source[0], *(self.source[i + 1] for i in keep))
-        return replace(self, boxes=self.boxes[list(keep)], source=source, **kept)
+        """Return the entry with only these boxes and everything known about them."""
+        changes: dict[str, Any] = {"boxes": self.boxes[list(keep)]}
+        for name in ("names", "phrases", "masks", "depth", "more", "places"):
+            values = getattr(self, name)
+            if values:
+                changes[name] = tuple(values[i] for i in keep)
+        if self.source:
+            image_record, *box_records = self.source
+            changes["source"] = (image_record, *(box_records[i] for i in keep))
+        return replace(self, **changes)
 
-    def objects(self) -> list[str]:
-        """The name of each box that is no crowd."""
-        crowds = [bool(more.get("iscrowd")) for more in self.more or [{}] * len(self.names)]
-        return [name for name, crowd in zip(self.names, crowds, strict=True) if not crowd]
+    def list_object_names(self) -> list[str]:
+        """Return the category of each box that is not a crowd."""
+        if not self.more:
+            return list(self.names)
+        objects: list[str] = []
+        for name, values in zip(self.names, self.more, strict=True):
+            if not values.get("iscrowd"):
+                objects.append(name)
+        return objects
 
     def fault(self, i: int, why: str) -> Problem:
-        """What is wrong with box i: its place, its name, its corners, and why."""
+        """Return a Problem of box i that names its place, category and corners."""
         x0, y0, x1, y1 = self.boxes[i].round(3).tolist()
         box = f"box {i} ({self.names[i]}), x {x0:g} to {x1:g}, y {y0:g} to {y1:g}"
-        return Problem(self.places[i] if self.places else self.place, f"{box}: {why}", self.place)
+        place = self.places[i] if self.places else self.place
+        return Problem(place, f"{box}: {why}", self.place)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What is done with labels that cannot be kept as they are; the same for every form.
+    """What to do with labels that cannot be kept unchanged. It is the same for all formats.
 
     Attributes:
-        drop_empty: boxes of no area are dropped; else they are faults.
-        clip: boxes that stand out of their image by more than TOLERANCE are clipped; else they are faults.
-        crowd_objects: crowds are taken as objects.
+        drop_empty: drop boxes that have no area; otherwise they are errors.
+        clip: clip boxes that reach outside their image by more than TOLERANCE; otherwise they are
+            errors.
+        crowd_objects: turn crowds into objects.
     """
 
     drop_empty: bool = False
@@ -117,13 +132,13 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Cleaned:
-    """An entry whose boxes lie inside its image, and what was done to it.
+class CleanedEntry:
+    """An entry whose boxes lie inside its image, and how many of them were changed.
 
     Attributes:
-        clipped: boxes that stuck out by TOLERANCE at most, and were clipped.
-        cut: boxes that stood out further, and were clipped because the policy says so.
-        dropped: boxes of no area that were dropped because the policy says so.
+        clipped: the number of clipped boxes that reached outside by TOLERANCE at most.
+        cut: the number of boxes that reached further outside and were clipped by the policy.
+        dropped: the number of boxes without area that were dropped by the policy.
     """
 
     entry: Entry
@@ -133,185 +148,190 @@ class Cleaned:
 
 
 class UnreadableSourceError(InputError, ValueError):
-    """A source cannot be read at all; the message names file, line, and what would be right."""
+    """A source cannot be read at all. The message names file, line, and what would be right."""
 
 
 class BadEntryError(ValueError):
-    """One entry cannot be used: its faults, each with key and value."""
+    """An entry cannot be used. Each fault names a key and its value."""
 
     def __init__(self, *faults: str | Problem) -> None:
-        super().__init__(
-            "; ".join(fault if isinstance(fault, str) else fault.why for fault in faults)
-        )
+        texts: list[str] = []
+        for fault in faults:
+            texts.append(fault if isinstance(fault, str) else fault.why)
+        super().__init__("; ".join(texts))
         self.faults = faults
 
     def problems(self, place: str) -> list[Problem]:
-        """A Problem each; what has no place of its own stands at this one."""
-        return [
-            Problem(place, fault, place) if isinstance(fault, str) else fault
-            for fault in self.faults
-        ]
+        """Return a Problem for each fault; faults without a place get this one."""
+        problems: list[Problem] = []
+        for fault in self.faults:
+            problems.append(Problem(place, fault, place) if isinstance(fault, str) else fault)
+        return problems
 
 
-def converted(values: Iterable[Any], convert: Callable[[Any], T], what: str) -> list[T]:
-    """Each value converted.
+def convert_all(values: Iterable[Any], convert: Callable[[Any], T], key: str) -> list[T]:
+    """Return the values after conversion.
 
     Raises:
-        BadEntryError: names every value that cannot be, as what[i].
+        BadEntryError: some values cannot be converted; it names each as key[i].
     """
-    rows, faults = [], []
+    results: list[T] = []
+    faults: list[str] = []
     for i, value in enumerate(values):
         try:
-            rows.append(convert(value))
+            results.append(convert(value))
         except ValueError as error:
-            faults.append(f"{what}[{i}]: {error}")
+            faults.append(f"{key}[{i}]: {error}")
     if faults:
         raise BadEntryError(*faults)
-    return rows
+    return results
 
 
-def xyxy(bbox: Any) -> list[float]:
-    """x0, y0, x1, y1 of x, y, width, height; also of one without area, for `cleaned` to judge.
+def parse_xywh(bbox: Any) -> list[float]:
+    """Return x0, y0, x1, y1 of x, y, width, height. A box without area is left to `apply_policy`.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the value is not such a box.
     """
-    box = np.array(four_numbers(bbox, "x, y, width, height"), np.float64)
+    box = np.array(parse_four_numbers(bbox, "x, y, width, height"), np.float64)
     if (box[2:] < 0).any():
         raise ValueError(f"{list(bbox)}: width and height must not be negative")
     return xywh_to_xyxy(box).tolist()
 
 
-def corners(box: Any) -> list[float]:
-    """x0, y0, x1, y1 as they are given; also of one without area, for `cleaned` to judge.
+def parse_xyxy(box: Any) -> list[float]:
+    """Return x0, y0, x1, y1 unchanged. A box without area is left to `apply_policy`.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the value is not such a box.
     """
-    return four_numbers(box, "x0, y0, x1, y1")
+    return parse_four_numbers(box, "x0, y0, x1, y1")
 
 
-def four_numbers(value: Any, what: str) -> list[float]:
-    """The numbers of a box.
+def parse_four_numbers(value: Any, expected: str) -> list[float]:
+    """Return the four numbers of a box.
 
     Args:
-        what: what they should be, for the message.
+        expected: the names of the four numbers, for the message.
 
     Raises:
-        ValueError: it is no list of four finite numbers.
+        ValueError: the value is not a list of four finite numbers.
     """
-    if (
-        not isinstance(value, list | tuple)
-        or len(value) != 4
-        or not all(is_number(v) for v in value)
-    ):
-        raise ValueError(f"{value!r} is not {what}")
-    if not all(is_finite(v) for v in value):
+    if not isinstance(value, list | tuple) or len(value) != 4:
+        raise ValueError(f"{value!r} is not {expected}")
+    if not all(is_number(number) for number in value):
+        raise ValueError(f"{value!r} is not {expected}")
+    if not all(is_finite(number) for number in value):
         raise ValueError(f"{list(value)}: all four must be finite")
     return list(value)
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a number; true and false are none."""
+    """Return whether a value is a number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value is a number that can stand in an image: neither NaN nor beyond FARTHEST."""
-    return is_number(value) and abs(value) <= FARTHEST
+    """Return whether a value is a number of a magnitude up to FARTHEST, and not NaN."""
+    return is_number(value) and abs(value) <= MAX_COORDINATE
 
 
-def as_boxes(rows: list[list[float]]) -> NDArray[np.float64]:
-    """(N, 4), also of none."""
+def stack_boxes(rows: list[list[float]]) -> NDArray[np.float64]:
+    """Return boxes as an array (N, 4), also if there are none."""
     return np.array(rows, np.float64).reshape(-1, 4)
 
 
-def whole_number(value: Any) -> int | None:
-    """The whole number that a value says (3, 3.0, "3" or "3.0"); null of anything else, also of true and false."""
-    if isinstance(value, str) and WHOLE.fullmatch(value):
+def parse_whole_number(value: Any) -> int | None:
+    """Return the whole number that a value stands for: 3, 3.0, "3" or "3.0".
+
+    Anything else, also true and false, gives None.
+    """
+    if isinstance(value, str) and WHOLE_NUMBER.fullmatch(value):
         return int(value.partition(".")[0])
-    return int(value) if is_number(value) and value % 1 == 0 else None
+    if is_number(value) and value % 1 == 0:
+        return int(value)
+    return None
 
 
-def is_crowd(value: Any) -> bool:
-    """Whether iscrowd says so: 1, true or "1".
+def parse_iscrowd(value: Any) -> bool:
+    """Return whether the value of iscrowd means a crowd: 1, true or "1".
 
     Raises:
-        ValueError: it says something else than yes or no.
+        ValueError: the value means neither yes nor no.
     """
     if value is None or isinstance(value, bool):
         return bool(value)
-    number = whole_number(value)
+    number = parse_whole_number(value)
     if number not in (0, 1):
         raise ValueError(f"iscrowd: {value!r} is neither 0 nor 1")
     return number == 1
 
 
-def positive(value: Any, key: str) -> int:
-    """A width or height in px.
+def parse_side(value: Any, key: str) -> int:
+    """Return a width or height in px.
 
     Raises:
-        BadEntryError: it is no whole number greater than 0.
+        BadEntryError: the value is not a whole number from 1 to FARTHEST.
     """
-    number = whole_number(value)
-    if number is None or not 1 <= number <= FARTHEST:
-        raise BadEntryError(f"{key}: {value!r} is not a whole number from 1 to {FARTHEST:g}")
+    number = parse_whole_number(value)
+    if number is None or not 1 <= number <= MAX_COORDINATE:
+        raise BadEntryError(f"{key}: {value!r} is not a whole number from 1 to {MAX_COORDINATE:g}")
     return number
 
 
-def text(value: Any, key: str) -> str | None:
-    """A caption, or none.
+def parse_text(value: Any, key: str) -> str | None:
+    """Return a text such as a caption, or None.
 
     Raises:
-        BadEntryError: it is something else.
+        BadEntryError: the value is something else.
     """
     if value is not None and not isinstance(value, str):
         raise BadEntryError(f"{key}: {value!r} is not a text")
     return value
 
 
-def below(folder: Path, name: Any, key: str) -> Path:
-    """A file that a source names, which must lie in the folder.
+def resolve_file(folder: Path, name: Any, key: str) -> Path:
+    """Return the path of a file that a source names, which must lie in the folder.
 
     Raises:
-        BadEntryError: it is no name, or leads elsewhere.
+        BadEntryError: the value is not a name, or leads out of the folder.
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise BadEntryError(f"{key}: {name!r} is not the name of a file")
-    if (
-        ".." in PurePosixPath(name).parts
-        or PurePosixPath(name).is_absolute()
-        or PureWindowsPath(name).drive
-    ):
+    path = PurePosixPath(name)
+    if ".." in path.parts or path.is_absolute() or PureWindowsPath(name).drive:
         raise BadEntryError(f"{key}: {name!r} leads out of {folder}")
     return folder / name
 
 
-def image_below(folder: Path, name: Any, key: str) -> Path:
-    """The image that a source names, which must lie in the folder.
+def resolve_image(folder: Path, name: Any, key: str) -> Path:
+    """Return the path of an image that a source names, which must lie in the folder.
 
-    A name with backslashes is one with slashes where that file is there. An absolute one is taken where it lies in the folder.
+    Backslashes are read as slashes if only that file exists. An absolute name is allowed if the
+    file lies in the folder.
 
     Raises:
-        BadEntryError: it is no name, or leads elsewhere.
+        BadEntryError: the value is not a name, or leads out of the folder.
     """
     if isinstance(name, str) and name and "\0" not in name:
-        slashed = name.replace("\\", "/")
-        if slashed != name and not (folder / name).is_file() and (folder / slashed).is_file():
-            name = slashed
-        if Path(name).is_absolute() and Path(name).is_file() and ".." not in Path(name).parts:
+        with_slashes = name.replace("\\", "/")
+        is_missing = with_slashes != name and not (folder / name).is_file()
+        if is_missing and (folder / with_slashes).is_file():
+            name = with_slashes
+        path = Path(name)
+        if path.is_absolute() and path.is_file() and ".." not in path.parts:
             try:
-                return folder / Path(name).relative_to(folder.absolute())
+                return folder / path.relative_to(folder.absolute())
             except ValueError:
-                pass  # it lies elsewhere, which is told below
-    return below(folder, name, key)
+                pass  # the file lies elsewhere, which resolve_file refuses
+    return resolve_file(folder, name, key)
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte-order mark.
+    """Return the content of a UTF-8 text file with or without a byte-order mark.
 
     Raises:
-        UnreadableSourceError: it cannot be read, or is no such text; the message names the file.
+        UnreadableSourceError: the file cannot be read or is not UTF-8; the message names it.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -324,10 +344,10 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Place (file:line) and text of each line of a text file that is not blank, one at a time, without its end.
+    """Yield the place (file:line) and text of each line that is not blank, without its line end.
 
     Raises:
-        UnreadableSourceError: as `read_text`.
+        UnreadableSourceError: the same as in `read_text`.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -340,81 +360,93 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
         raise UnreadableSourceError(f"{path}: is not UTF-8 text: {error.reason}") from None
 
 
-def doubtful(place: str, labels: int) -> Problem:
-    """What a reader yields instead of an entry without labels, where labels of its source belong to no known image.
+def make_missing_labels_problem(place: str, count: int) -> Problem:
+    """Return the Problem of an image without labels if labels of its source have no known image.
 
     Args:
-        place: of the entry.
-        labels: how many such labels there are.
+        place: the place of the image.
+        count: the number of labels without a known image.
     """
-    why = f"has no labels; {labels} label(s) of its source belong to no known image, and may belong to it"
+    why = (
+        f"has no labels; {count} label(s) of its source belong to no known image, "
+        "and may belong to it"
+    )
     return Problem(place, why, place)
 
 
-def cleaned(entry: Entry, policy: Policy = Policy()) -> Cleaned:
-    """The entry with its boxes inside the image, and each of some area.
+def apply_policy(entry: Entry, policy: Policy = Policy()) -> CleanedEntry:
+    """Return the entry with all boxes inside the image and none without area.
 
     Raises:
-        BadEntryError: names each box that has no area, or stands out too far, and may not be dropped or clipped.
+        BadEntryError: a box has no area or reaches too far outside, and the policy does not allow
+            to drop or clip it; all such boxes are named.
     """
     boxes = clip_boxes(entry.boxes, entry.width, entry.height)
-    beyond = np.abs(boxes - entry.boxes).max(1, initial=0)
-    flat, gone = without_area(entry.boxes), without_area(boxes, LEAST_SIDE)
-    far = (beyond > TOLERANCE) & ~flat
-    faults = []
-    for i in np.flatnonzero(far | gone).tolist():
-        if far[i] and not policy.clip:
-            faults.append(entry.fault(i, f"{OUTSIDE} {entry.width} x {entry.height} px"))
-        elif gone[i] and not policy.drop_empty:
-            inside = (
-                ""
-                if flat[i] or not beyond[i]
-                else f" in the picture of {entry.width} x {entry.height} px"
-            )
-            faults.append(entry.fault(i, NO_AREA + inside))
+    excess = np.abs(boxes - entry.boxes).max(1, initial=0)
+    empty_before = has_no_area(entry.boxes)
+    empty = has_no_area(boxes, LEAST_SIDE)
+    far_outside = (excess > TOLERANCE) & ~empty_before
+    size = f"{entry.width} x {entry.height} px"
+    faults: list[Problem] = []
+    for i in np.flatnonzero(far_outside | empty).tolist():
+        if far_outside[i] and not policy.clip:
+            faults.append(entry.fault(i, f"{OUTSIDE_IMAGE} {size}"))
+        elif empty[i] and not policy.drop_empty:
+            emptied_by_clipping = bool(excess[i]) and not empty_before[i]
+            where = f" in the image of {size}" if emptied_by_clipping else ""
+            faults.append(entry.fault(i, NO_AREA + where))
     if faults:
         raise BadEntryError(*faults)
     entry = replace(entry, boxes=boxes)
-    if far.any():
-        entry = _redrawn(entry, np.flatnonzero(far).tolist())
-    if gone.any():
-        entry = entry.select(np.flatnonzero(~gone).tolist())
+    if far_outside.any():
+        entry = _forget_original_boxes(entry, np.flatnonzero(far_outside).tolist())
+    if empty.any():
+        entry = entry.select(np.flatnonzero(~empty).tolist())
     if policy.crowd_objects:
-        entry = _without_crowds(entry)
-    kept = ~gone
-    return Cleaned(
-        entry, int((kept & ~far & (beyond > 1e-6)).sum()), int((kept & far).sum()), int(gone.sum())
-    )
+        entry = _turn_crowds_into_objects(entry)
+    clipped = ~empty & ~far_outside & (excess > CLIPPED)
+    cut = ~empty & far_outside
+    return CleanedEntry(entry, int(clipped.sum()), int(cut.sum()), int(empty.sum()))
 
 
-def without_area(boxes: NDArray[np.float64], least: float = 0) -> NDArray[np.bool_]:
-    """Which of the boxes (N, 4) xyxy have a side of no more than `least` px."""
-    sides = box_sides(boxes).min(1, initial=np.inf)
-    empty: NDArray[np.bool_] = sides < least if least else sides <= 0
+def has_no_area(boxes: NDArray[np.float64], least: float = 0) -> NDArray[np.bool_]:
+    """Return for boxes (N, 4) xyxy whether a side is 0 or less, or shorter than `least` px."""
+    shorter_sides = box_sides(boxes).min(1, initial=np.inf)
+    empty: NDArray[np.bool_] = shorter_sides < least if least else shorter_sides <= 0
     return empty
 
 
-def _redrawn(entry: Entry, changed: list[int]) -> Entry:
-    """The entry without what its source says of boxes that are no longer as they stand there."""
-    more = entry.more and tuple(
-        _without(m, "area") if i in changed else m for i, m in enumerate(entry.more)
-    )
-    source = entry.source and tuple(
-        _without(record, "bbox", "area") if i - 1 in changed else record
-        for i, record in enumerate(entry.source)
-    )
+def _forget_original_boxes(entry: Entry, changed: list[int]) -> Entry:
+    """Return the entry without the area and original box of boxes that were changed."""
+    more = entry.more
+    if more:
+        values = list(more)
+        for i in changed:
+            values[i] = _remove_keys(values[i], "area")
+        more = tuple(values)
+    source = entry.source
+    if source:
+        records = list(source)
+        for i in changed:
+            records[i + 1] = _remove_keys(records[i + 1], "bbox", "area")
+        source = tuple(records)
     return replace(entry, more=more, source=source)
 
 
-def _without_crowds(entry: Entry) -> Entry:
-    """The entry with every crowd as an object."""
-    more = entry.more and tuple({**m, "iscrowd": 0} if m.get("iscrowd") else m for m in entry.more)
-    source = entry.source and (
-        entry.source[0],
-        *(_without(record, "iscrowd") for record in entry.source[1:]),
-    )
+def _turn_crowds_into_objects(entry: Entry) -> Entry:
+    """Return the entry with every crowd as an object."""
+    more = entry.more
+    if more:
+        values: list[dict[str, Any]] = []
+        for item in more:
+            values.append({**item, "iscrowd": 0} if item.get("iscrowd") else item)
+        more = tuple(values)
+    source = entry.source
+    if source:
+        image_record, *box_records = source
+        source = (image_record, *(_remove_keys(record, "iscrowd") for record in box_records))
     return replace(entry, more=more, source=source)
 
 
-def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
+def _remove_keys(record: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in keys}

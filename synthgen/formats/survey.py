@@ -1,4 +1,4 @@
-"""What a source holds, and all that is wrong with it."""
+"""The survey of a source before an import: its content and everything that is wrong with it."""
 
 import hashlib
 from collections import Counter
@@ -8,34 +8,41 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-from synthgen.formats.entries import BadEntryError, Cleaned, Entry, Policy, Problem, cleaned
-from synthgen.formats.images import image_bytes, taken_over
+from synthgen.formats.entries import (
+    BadEntryError,
+    CleanedEntry,
+    Entry,
+    Policy,
+    Problem,
+    apply_policy,
+)
+from synthgen.formats.images import convert_image, read_image
 from synthgen.formats.source import Source
 
-AT_ONCE = 64  # pictures that are decoded at a time, by as many threads as there are cores
+BATCH_SIZE = 64  # images that are decoded at a time, with as many threads as there are cores
 Report = Callable[[str, int], None]
 
 
 @dataclass
 class Survey:
-    """What a source holds.
+    """The content of a source.
 
     Attributes:
-        count: entries that can be used.
-        problems: why the others cannot.
-        bad: places of the entries that are lost by them.
-        names: categories of the source that are in use.
-        kinds: how many pictures have which format.
-        objects: categories of boxes that are no crowds.
-        crowds: boxes that are.
-        crowd_images: images that have crowds and no object.
-        clipped: boxes that stuck out of their picture by a pixel at most.
-        cut: boxes that stood out further, and were clipped.
-        dropped: boxes of no area that were dropped.
-        lost_masks: why masks were dropped whose boxes are kept, one each.
-        left_out: how many of what was left out that no box can hold (`Entry.left_out`).
-        anew: pictures that have to be encoded anew.
-        content: sha256 of all that is imported.
+        count: the number of usable entries.
+        problems: the reasons why the other entries are not usable.
+        bad: the places of the entries that are not usable.
+        names: the categories in use.
+        kinds: the number of images of each image format.
+        objects: the categories of boxes that are not crowds.
+        crowds: the number of boxes that are crowds.
+        crowd_images: the number of images that have crowds and no object.
+        clipped: the number of boxes that reached outside their image by a pixel at most.
+        cut: the number of boxes that reached further outside and were clipped.
+        dropped: the number of boxes without area that were dropped.
+        lost_masks: one Problem for each mask that was dropped while its box was kept.
+        left_out: how often each kind of label that is not a box was left out (`Entry.left_out`).
+        anew: the number of images that must be encoded again.
+        content: the sha256 of everything that is imported.
     """
 
     count: int = 0
@@ -55,68 +62,101 @@ class Survey:
     content: str = ""
 
     @property
-    def crowd_names(self) -> list[str]:
+    def crowd_categories(self) -> list[str]:
         """The categories that have crowds and no object, sorted."""
         return sorted(self.names.keys() - self.objects)
 
+    def add_problems(self, problems: Iterable[Problem]) -> None:
+        """Add the problems of an entry that is not usable."""
+        for problem in problems:
+            self.problems.append(problem)
+            if problem.entry:
+                self.bad.add(problem.entry)
 
-def surveyed(source: Source, policy: Policy, tell: Report) -> Survey:
-    """Go through all entries: every picture is decoded, every box held against its picture."""
-    survey, digest = Survey(), hashlib.sha256()
-    for seen in seen_entries(source.entries(whole=True), policy):
-        tell("checked", isinstance(seen.entry, Entry))
-        if seen.problems:
-            survey.problems += seen.problems
-            survey.bad |= {problem.entry for problem in seen.problems if problem.entry}
-        elif seen.cleaned is not None:
-            entry = seen.cleaned.entry
-            survey.count += 1
-            survey.names |= dict.fromkeys(entry.names)
-            objects = entry.objects()
-            survey.objects |= set(objects)
-            survey.crowds += len(entry.names) - len(objects)
-            survey.crowd_images += bool(entry.names) and not objects
-            survey.kinds[seen.kind] += 1
-            survey.clipped += seen.cleaned.clipped
-            survey.cut += seen.cleaned.cut
-            survey.dropped += seen.cleaned.dropped
-            survey.lost_masks += entry.lost_masks
-            survey.left_out.update(entry.left_out)
-            survey.anew += seen.anew
-            digest.update(seen.content)
+    def add_entry(self, checked: "_CheckedEntry") -> None:
+        """Count a usable entry."""
+        entry = checked.cleaned_entry.entry
+        objects = entry.list_object_names()
+        self.count += 1
+        self.names |= dict.fromkeys(entry.names)
+        self.objects |= set(objects)
+        self.crowds += len(entry.names) - len(objects)
+        self.crowd_images += bool(entry.names) and not objects
+        self.kinds[checked.kind] += 1
+        self.clipped += checked.cleaned_entry.clipped
+        self.cut += checked.cleaned_entry.cut
+        self.dropped += checked.cleaned_entry.dropped
+        self.lost_masks += entry.lost_masks
+        self.left_out.update(entry.left_out)
+        self.anew += checked.is_encoded_again
+
+
+def survey_source(source: Source, policy: Policy, report: Report) -> Survey:
+    """Read all entries, decode every image, and check every box against its image."""
+    survey = Survey()
+    digest = hashlib.sha256()
+    for result in check_entries(source.entries(whole=True), policy):
+        if isinstance(result, _CheckedEntry):
+            report("checked", 1)
+            survey.add_entry(result)
+            digest.update(result.content)
+        else:
+            report("checked", int(result.is_entry))
+            survey.add_problems(result.problems)
     survey.content = digest.hexdigest()
     return survey
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """An entry that was looked at."""
+class _CheckedEntry:
+    """A usable entry.
 
-    entry: Entry | Problem
-    problems: tuple[Problem, ...] = ()
-    kind: str = ""
-    cleaned: Cleaned | None = None
-    anew: bool = False
-    content: bytes = b""
+    Attributes:
+        kind: the image format in the dataset.
+        is_encoded_again: whether the image must be encoded again.
+        content: a digest of the image and its labels.
+    """
+
+    cleaned_entry: CleanedEntry
+    kind: str
+    is_encoded_again: bool
+    content: bytes
 
 
-def looked_at(policy: Policy, entry: Entry | Problem) -> _Seen:
-    """Whether an entry can be used."""
+@dataclass(frozen=True)
+class _BadEntry:
+    """An entry that cannot be used.
+
+    Attributes:
+        is_entry: whether the reader yielded an entry, which was then found to be bad.
+    """
+
+    problems: tuple[Problem, ...]
+    is_entry: bool
+
+
+def check_entry(policy: Policy, entry: Entry | Problem) -> _CheckedEntry | _BadEntry:
+    """Check the boxes and the image of an entry."""
     if isinstance(entry, Problem):
-        return _Seen(entry, (entry,))
-    problems = []
+        return _BadEntry((entry,), is_entry=False)
+    problems: list[Problem] = []
     try:
-        result = cleaned(entry, policy)
+        result = apply_policy(entry, policy)
     except BadEntryError as error:
         problems += error.problems(entry.place)
     try:
-        original = image_bytes(entry)
-        data, kind = taken_over(original, (entry.width, entry.height), True, entry.picture)
+        original = read_image(entry)
+        data, kind = convert_image(original, (entry.width, entry.height), True, entry.image_path)
     except BadEntryError as error:
         problems += error.problems(entry.place)
     if problems:
-        return _Seen(entry, tuple(problems))
-    entry = result.entry
+        return _BadEntry(tuple(problems), is_entry=True)
+    content = hashlib.sha256(original).digest() + _digest_labels(result.entry)
+    return _CheckedEntry(result, kind, data is not original, content)
+
+
+def _digest_labels(entry: Entry) -> bytes:
+    """Return the sha256 of the labels of an entry. A resumed import compares it."""
     labels = repr(
         (
             entry.width,
@@ -128,21 +168,23 @@ def looked_at(policy: Policy, entry: Entry | Problem) -> _Seen:
             entry.more,
         )
     )
-    labels += "" if entry.source is None else repr(entry.source)
-    content = hashlib.sha256(original).digest() + hashlib.sha256(labels.encode()).digest()
-    return _Seen(entry, (), kind, result, data is not original, content)
+    if entry.source is not None:
+        labels += repr(entry.source)
+    return hashlib.sha256(labels.encode()).digest()
 
 
-def seen_entries(entries: Iterable[Entry | Problem], policy: Policy) -> Iterator[_Seen]:
-    """All of them looked at, in order; no more than AT_ONCE are at hand."""
-    rest = iter(entries)
+def check_entries(
+    entries: Iterable[Entry | Problem], policy: Policy
+) -> Iterator[_CheckedEntry | _BadEntry]:
+    """Check all entries, in order; at most BATCH_SIZE are in memory."""
+    remaining = iter(entries)
     with ThreadPoolExecutor() as pool:
-        while batch := list(islice(rest, AT_ONCE)):
-            yield from pool.map(partial(looked_at, policy), batch)
+        while batch := list(islice(remaining, BATCH_SIZE)):
+            yield from pool.map(partial(check_entry, policy), batch)
 
 
-def good_entries(source: Source, survey: Survey, policy: Policy) -> Iterator[Entry]:
-    """The entries that can be used, in order."""
+def read_usable_entries(source: Source, survey: Survey, policy: Policy) -> Iterator[Entry]:
+    """Yield the usable entries, in order."""
     for entry in source.entries(whole=True):
         if isinstance(entry, Entry) and entry.place not in survey.bad:
-            yield cleaned(entry, policy).entry
+            yield apply_policy(entry, policy).entry

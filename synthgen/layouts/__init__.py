@@ -1,1 +1,1 @@
-"""Layouts: the type, the interface of samplers, and one file a sampler."""
+"""Layouts: the type, the interface of samplers, and one file for each sampler."""

@@ -1,6 +1,6 @@
-"""Layouts, and what every sampler of layouts has in common (numpy only).
+"""The `Layout` type and the interface of samplers (numpy only).
 
-Each other module of this folder that defines a `Spec` is one sampler, which the `sampler` of its spec names.
+Every other module of this folder that defines a `Spec` is a sampler, named by the spec's `sampler`.
 """
 
 from abc import abstractmethod
@@ -12,30 +12,44 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, ConfigDict, Field
 
-from synthgen.annotations import default_phrase
+from synthgen.annotations import build_default_phrase
 from synthgen.errors import InputError
 from synthgen.geometry import box_areas
 from synthgen.spec import SpecModel
 
 Boxes = NDArray[np.float32]
-HELD = 0.5  # share of a box that a window or a crop must hold for the box to count there
+MIN_SHARE_INSIDE = 0.5
+"""The least share of a box's area that a window or crop must contain for the box to count there."""
+PER_BOX_FIELDS = (
+    "boxes",
+    "categories",
+    "phrases",
+    "attributes",
+    "masks",
+    "depth",
+    "occluded",
+    "labelled",
+)
+"""The fields of a layout that have a value for each box."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The boxes of one picture, before anything is painted.
+    """The boxes of one image, before the image is generated.
 
     Attributes:
-        width, height: canvas in px.
+        width, height: the size of the canvas in px.
         boxes: (N, 4) float32, xyxy in px, inside the canvas.
-        categories: N category names, as they stand in the recipe's `objects`.
-        phrases: N prompts, one a box ("a brown dog"); None until the scene is drawn.
-        attributes: N free mappings, kept with the annotation; None if there are none.
-        masks: N COCO run-length encodings ({"size", "counts"}); None if not known.
-        depth: (N,) drawing order, far to near; None means any order.
-        occluded: (N,) hidden fraction in [0, 1]; None means all visible.
-        labelled: (N,) whether a box is annotated; None means all. The others are distractors: drawn, not labelled.
-        caption: of the whole picture, where the layout came with one; it is the scene's then.
+        categories: N category names, as in the recipe's `objects`.
+        phrases: N prompts, one for each box ("a brown dog"); None until the scene is sampled.
+        attributes: N free mappings that are stored with the annotations; None if there are none.
+        masks: N COCO run-length encodings ({"size", "counts"}); None if unknown.
+        depth: (N,) distances that order the boxes, larger is farther; None means any order.
+        occluded: (N,) hidden fractions in [0, 1]; None means that all boxes are visible.
+        labelled: (N,) whether each box is annotated; None means all are. Boxes without a label are
+            distractors: they are generated but not annotated.
+        caption: the prompt of the whole image, if the layout's source has one; it replaces the
+            scene's.
     """
 
     width: int
@@ -61,58 +75,47 @@ class Layout:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The phrase of each box; the default one of its category where the layout has none."""
-        return self.phrases or tuple(default_phrase(name) for name in self.categories)
+        """The prompt of each box: its phrase, or the default one of its category."""
+        return self.phrases or tuple(build_default_phrase(name) for name in self.categories)
 
     def with_phrases(self, phrases: tuple[str, ...]) -> "Layout":
-        """The same layout with one prompt a box."""
+        """Return the same layout with one phrase for each box."""
         return replace(self, phrases=phrases)
 
     def select(self, indices: Sequence[int]) -> "Layout":
-        """The layout of some of the boxes, in the order of the indices."""
-
-        def some(values: Any) -> Any:
-            if values is None:
-                return None
-            return (
-                values[list(indices)]
-                if isinstance(values, np.ndarray)
-                else tuple(values[i] for i in indices)
-            )
-
-        lists = (
-            "boxes",
-            "categories",
-            "phrases",
-            "attributes",
-            "masks",
-            "depth",
-            "occluded",
-            "labelled",
-        )
-        return replace(self, **{name: some(getattr(self, name)) for name in lists})
+        """Return the layout of some of the boxes, in the order of the indices."""
+        selected: dict[str, Any] = {}
+        for name in PER_BOX_FIELDS:
+            values = getattr(self, name)
+            if isinstance(values, np.ndarray):
+                selected[name] = values[list(indices)]
+            elif values is not None:
+                selected[name] = tuple(values[i] for i in indices)
+        return replace(self, **selected)
 
     def coverage(self) -> float:
-        """Sum of box areas over the area of the canvas, in [0, 1] for disjoint boxes."""
+        """Return the sum of the boxes' areas over the canvas' area, in [0, 1] if disjoint."""
         return float(box_areas(self.boxes).sum() / (self.width * self.height))
 
 
-def overlapping_pairs(boxes: Boxes, gap: float = 0.0) -> int:
-    """Number of pairs among boxes (N, 4) xyxy that are nearer than `gap` px on both axes at once."""
-    low, high = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64)
-    near = (
-        (low[:, None] < high[None] + gap - 1e-3) & (low[None] < high[:, None] + gap - 1e-3)
-    ).all(2)
-    return int((near.sum() - len(boxes)) // 2)
+def count_overlapping_pairs(boxes: Boxes, gap: float = 0.0) -> int:
+    """Return how many pairs of boxes (N, 4) xyxy are less than `gap` px apart on both axes."""
+    low = boxes[:, :2].astype(np.float64)
+    high = boxes[:, 2:].astype(np.float64)
+    reach = high + gap - 1e-3
+    starts_before_end = low[:, None] < reach[None]
+    is_near = (starts_before_end & starts_before_end.transpose(1, 0, 2)).all(2)
+    return int((is_near.sum() - len(boxes)) // 2)
 
 
 class InfeasibleLayoutError(InputError):
-    """The asked boxes do not fit the canvas; the message has the numbers."""
+    """The requested boxes do not fit the canvas; the message gives the numbers."""
 
 
 def _ascending(value: tuple[float, float]) -> tuple[float, float]:
     if not 0 < value[0] <= value[1]:
-        raise ValueError(f"[{value[0]:g}, {value[1]:g}] must be two positive numbers, least first")
+        least, most = value
+        raise ValueError(f"[{least:g}, {most:g}] must be two positive numbers, the smaller first")
     return value
 
 
@@ -121,34 +124,42 @@ Side = Annotated[int, Field(ge=16, le=16384)]
 
 
 class SamplerSpec(SpecModel):
-    """A layout recipe: what every sampler reads, and the calls the rest of the program makes."""
+    """A layout recipe: the keys of every sampler, and the interface of samplers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
     sampler: str
-    canvas: tuple[Side, Side] = Field((1024, 1024), description="width, height in px")
+    canvas: tuple[Side, Side] = Field(
+        (1024, 1024), description="Width and height of the layout in px."
+    )
 
     @abstractmethod
     def names(self) -> dict[str, bool]:
-        """The categories that a layout can hold, and whether each is labelled."""
+        """Return the categories that a layout can contain, and whether each is labelled."""
 
     def examples(self) -> list[Layout]:
-        """Real layouts that sampled ones should be like, for the preview; none if the recipe follows no data."""
+        """Return real layouts for the preview to compare with.
+
+        The list is empty if the recipe does not imitate data.
+        """
         return []
 
     @property
     def may_overlap(self) -> bool:
-        """Whether boxes of a layout may overlap."""
+        """Whether the boxes of a layout may overlap."""
         return True
 
     def fingerprint(self) -> dict[str, Any]:
-        """What layouts depend on, beyond the recipe's own keys: hashes of files."""
+        """Return hashes of the files that layouts depend on besides the recipe's keys."""
         return {}
 
     @abstractmethod
     def check_feasible(self) -> None:
-        """Raise InfeasibleLayoutError if some sample could not be made as asked."""
+        """Raise InfeasibleLayoutError if some layout could not be sampled as requested."""
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, index: int = 0) -> Layout:
-        """One layout: a function of the recipe, the generator's state and the sample's index alone."""
+        """Return a layout.
+
+        It depends on the recipe, the state of the generator and the index of the sample alone.
+        """

@@ -1,4 +1,4 @@
-"""Real layouts replayed, varied a little."""
+"""A sampler that replays the layouts of an annotated dataset with small variations."""
 
 from functools import lru_cache
 from typing import Any, Literal
@@ -9,106 +9,123 @@ from pydantic import Field, model_validator
 from synthgen.formats.entries import Entry
 from synthgen.geometry import box_sides
 from synthgen.layouts.base import Layout, SamplerSpec
-from synthgen.layouts.rows import changed_at, on_canvas, read_entries, source_hash
+from synthgen.layouts.rows import (
+    fit_to_canvas,
+    hash_source,
+    list_labelled_categories,
+    read_entries,
+    read_modification_time,
+)
+
+MAX_EXAMPLES = 16
 
 
 class Spec(SamplerSpec):
-    """Layouts of an annotated dataset, a random one for each image: jittered, mirrored, filtered, at another size."""
+    """Random layouts of an annotated dataset: filtered, resized, mirrored and jittered."""
 
     sampler: Literal["coco"] = "coco"
     source: str = Field(
-        description="COCO's instances.json, .jsonl, .parquet, or the output folder of a `synthgen run`"
+        description="COCO's instances.json, a .jsonl or .parquet file, or the output folder of "
+        "`synthgen run`."
     )
-    categories: tuple[str, ...] | None = Field(None, description="names to keep; null: all")
+    categories: tuple[str, ...] | None = Field(
+        None, description="Names of the categories to keep; null: all."
+    )
     least: float = Field(
-        8, ge=1, description="shorter side of a box on the canvas, px: smaller ones are left out"
+        8,
+        ge=1,
+        description="Minimum shorter side of a box on the canvas in px; smaller boxes are left "
+        "out.",
     )
     boxes: tuple[int, int] = Field(
-        (1, 1000), description="how many boxes a layout must have left, [least, most]"
+        (1, 1000), description="Number of boxes that a filtered layout may have, [least, most]."
     )
     jitter: float = Field(
-        0.05, ge=0, le=0.5, description="deviation of a box's place and size, share of its sides"
+        0.05,
+        ge=0,
+        le=0.5,
+        description="Standard deviation of a box's position and size, relative to its sides.",
     )
-    flip: float = Field(0.5, ge=0, le=1, description="probability that a layout is mirrored")
+    flip: float = Field(0.5, ge=0, le=1, description="Probability that a layout is mirrored.")
 
     @model_validator(mode="after")
     def has_layouts(self) -> "Spec":
         try:
-            entries = read_entries(self.source)
+            known = list_labelled_categories(self.source)
         except ValueError as error:
             raise ValueError(f"source: {error}") from None
-        known = {name for entry in entries for name in entry.names}
-        unknown = sorted(set(self.categories or ()) - known)
+        unknown = sorted(set(self.categories or ()) - set(known))
         if unknown:
+            have = ", ".join(sorted(known))
+            raise ValueError(f"categories: {unknown[0]!r} is not in {self.source}; it has {have}")
+        if not self.matching_entries():
+            least, most = self.boxes
             raise ValueError(
-                f"categories: {unknown[0]!r} is not in {self.source}; it has {', '.join(sorted(known))}"
-            )
-        if not self.kept():
-            raise ValueError(
-                f"boxes: no layout of {self.source} has {self.boxes[0]} to {self.boxes[1]} boxes after the filter"
+                f"boxes: no layout of {self.source} has {least} to {most} boxes after the filter"
             )
         return self
 
-    def kept(self) -> list[Entry]:
-        """Entries whose filtered layout has as many boxes as are asked for; looked for once."""
-        return _kept(self, changed_at(self.source))
+    def matching_entries(self) -> list[Entry]:
+        """Return the entries whose filtered layout has an allowed number of boxes."""
+        return _find_matching_entries(self, read_modification_time(self.source))
 
-    def filtered(self, entry: Entry) -> Layout:
-        """The entry on the canvas, without what the recipe leaves out."""
-        layout = on_canvas(entry, self.canvas)
-        sides = box_sides(layout.boxes).min(1, initial=np.inf) if len(layout) else np.zeros(0)
-        wanted = self.categories or layout.categories
-        return layout.select(
-            [
-                i
-                for i, name in enumerate(layout.categories)
-                if name in wanted and sides[i] >= self.least
-            ]
-        )
+    def filter_layout(self, entry: Entry) -> Layout:
+        """Return the layout of an entry on the canvas, without the boxes that the recipe drops."""
+        layout = fit_to_canvas(entry, self.canvas)
+        if len(layout) == 0:
+            return layout
+        is_kept = box_sides(layout.boxes).min(1) >= self.least
+        if self.categories:
+            is_kept &= [name in self.categories for name in layout.categories]
+        return layout.select(np.flatnonzero(is_kept).tolist())
 
     def names(self) -> dict[str, bool]:
-        known = {name: True for entry in read_entries(self.source) for name in entry.names}
-        return known if self.categories is None else dict.fromkeys(self.categories, True)
+        if self.categories is not None:
+            return dict.fromkeys(self.categories, True)
+        return list_labelled_categories(self.source)
 
     def examples(self) -> list[Layout]:
-        return [self.filtered(entry) for entry in self.kept()[:16]]
+        return [self.filter_layout(entry) for entry in self.matching_entries()[:MAX_EXAMPLES]]
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"source_sha256": source_hash(self.source)}
+        return {"source_sha256": hash_source(self.source)}
 
     def check_feasible(self) -> None:
-        """Whatever is kept can be made."""
+        """Do nothing: every matching layout is feasible."""
 
     def sample(self, rng: np.random.Generator, index: int = 0) -> Layout:
-        """A random layout of the source, varied."""
-        kept = self.kept()
-        layout = self.filtered(kept[int(rng.integers(len(kept)))])
+        """Return a random layout of the source, varied."""
+        entries = self.matching_entries()
+        layout = self.filter_layout(entries[int(rng.integers(len(entries)))])
         layout = Layout(*self.canvas, layout.boxes, layout.categories, layout.phrases)
-        return jittered(mirrored(layout) if rng.random() < self.flip else layout, self.jitter, rng)
+        if rng.random() < self.flip:
+            layout = mirror_layout(layout)
+        return jitter_boxes(layout, self.jitter, rng)
 
 
 @lru_cache(maxsize=4)
-def _kept(spec: Spec, changed: int) -> list[Entry]:
-    return [
-        e
-        for e in read_entries(spec.source)
-        if spec.boxes[0] <= len(spec.filtered(e)) <= spec.boxes[1]
-    ]
+def _find_matching_entries(spec: Spec, modified: int) -> list[Entry]:
+    """Return the entries that match; `modified` is a key of the cache only."""
+    least, most = spec.boxes
+    entries = read_entries(spec.source)
+    return [entry for entry in entries if least <= len(spec.filter_layout(entry)) <= most]
 
 
-def mirrored(layout: Layout) -> Layout:
-    """Left and right exchanged."""
-    boxes = (
-        layout.boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
-        + np.array([1, 0, 1, 0]) * layout.width
-    )
-    return Layout(
-        layout.width, layout.height, boxes.astype(np.float32), layout.categories, layout.phrases
-    )
+def mirror_layout(layout: Layout) -> Layout:
+    """Return a layout with left and right exchanged."""
+    flipped = layout.boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32)
+    boxes = (flipped + np.array([1, 0, 1, 0]) * layout.width).astype(np.float32)
+    return Layout(layout.width, layout.height, boxes, layout.categories, layout.phrases)
 
 
-def jittered(layout: Layout, deviation: float, rng: np.random.Generator) -> Layout:
-    """Boxes moved and resized a little, kept on the canvas, at least 1 px large."""
+def jitter_boxes(layout: Layout, deviation: float, rng: np.random.Generator) -> Layout:
+    """Return a layout whose boxes are slightly moved and resized.
+
+    Boxes stay on the canvas and are at least 1 px wide and high.
+
+    Args:
+        deviation: the standard deviation of positions and sizes, relative to a box's sides.
+    """
     canvas = np.array([layout.width, layout.height], np.float32)
     sides = box_sides(layout.boxes)
     centre = layout.boxes[:, :2] + sides / 2 + rng.normal(0, deviation, sides.shape) * sides

@@ -1,4 +1,4 @@
-"""Clusters of boxes that may overlap, nearer ones before farther ones."""
+"""A sampler of clusters of boxes that may overlap, ordered by depth."""
 
 from typing import Literal
 
@@ -7,79 +7,91 @@ from pydantic import Field
 
 from synthgen.layouts.base import InfeasibleLayoutError, Layout
 from synthgen.layouts.objects import Counts, Floats, ObjectsSpec
-from synthgen.layouts.placement import most_placed, occluded, one_by_one
+from synthgen.layouts.placement import compute_occlusion, count_largest_placement, place_one_by_one
 
 MAX_DRAWS = 6
 
 
 class Spec(ObjectsSpec):
-    """Clusters of boxes with bounded overlap: the lower a box stands, the nearer it is."""
+    """Clusters of boxes with bounded overlap; the lower a box is, the nearer it is."""
 
     sampler: Literal["crowd"] = "crowd"
-    clusters: Counts = Field((3, 6), description="how many: a number, or [least, most]")
+    clusters: Counts = Field((3, 6), description="Number of clusters, or [least, most].")
     spread: float = Field(
-        0.12, gt=0, le=1, description="deviation of a cluster, share of the canvas' shorter side"
+        0.12,
+        gt=0,
+        le=1,
+        description="Standard deviation of a cluster, relative to the canvas' shorter side.",
     )
-    max_iou: float = Field(0.3, ge=0, lt=1, description="largest overlap of two boxes; 0: disjoint")
-    gap: float = Field(2, ge=0, description="px between two boxes if they are disjoint")
+    max_iou: float = Field(
+        0.3, ge=0, lt=1, description="Largest IoU of two boxes; 0: boxes are disjoint."
+    )
+    gap: float = Field(
+        2, ge=0, description="Minimum distance of two boxes in px, if boxes are disjoint."
+    )
 
     @property
     def may_overlap(self) -> bool:
         return self.max_iou > 0
 
     def check_feasible(self) -> None:
-        """Raise InfeasibleLayoutError, with a number that was found to fit, if the asked number finds no room."""
+        """Raise InfeasibleLayoutError, with a number that fits, if the boxes do not fit."""
         names = self.most_names()
-        placed = most_placed(
-            len(names), lambda n, k: self.place(names[:n], np.random.default_rng(k)) is not None
-        )
-        if placed < len(names):
+
+        def fits(n: int, attempt: int) -> bool:
+            return self.place(names[:n], np.random.default_rng(attempt)) is not None
+
+        most = count_largest_placement(len(names), fits)
+        if most < len(names):
+            width, height = self.canvas
             raise InfeasibleLayoutError(
-                f"objects: {len(names)} boxes of {self.describe_sizes()} with max_iou {self.max_iou:g} do not fit "
-                f"{self.canvas[0]} x {self.canvas[1]}; the largest number found is {placed}"
+                f"objects: {len(names)} boxes of {self.describe_sizes()} with max_iou "
+                f"{self.max_iou:g} do not fit {width} x {height}; the largest number found is "
+                f"{most}"
             )
 
     def sample(self, rng: np.random.Generator, index: int = 0) -> Layout:
-        """One layout with `depth` (0 nearest to 1 farthest) and `occluded`.
+        """Return a layout with `depth` (0 nearest to 1 farthest) and `occluded`.
 
         Raises:
-            InfeasibleLayoutError: some box found no place in bounded work.
+            InfeasibleLayoutError: no placement was found in a bounded number of attempts.
         """
-        names = self.draw_names(rng)
+        names = self.sample_categories(rng)
         for _ in range(MAX_DRAWS):
-            found = self.place(names, rng)
-            if found is not None:
-                boxes = found.astype(np.float32)
+            placed = self.place(names, rng)
+            if placed is not None:
+                boxes = placed.astype(np.float32)
                 depth = 1 - boxes[:, 3] / np.float32(self.canvas[1])
-                hidden = occluded(boxes, depth, self.canvas)
                 return Layout(
                     *self.canvas,
                     boxes,
                     tuple(names),
                     depth=depth,
-                    occluded=hidden,
-                    labelled=self.labelled(names),
+                    occluded=compute_occlusion(boxes, depth, self.canvas),
+                    labelled=self.label_flags(names),
                 )
-        raise InfeasibleLayoutError(f"no room for {len(names)} boxes after {MAX_DRAWS} draws")
+        raise InfeasibleLayoutError(f"no room for {len(names)} boxes after {MAX_DRAWS} attempts")
 
     def place(self, names: list[str], rng: np.random.Generator) -> Floats | None:
-        """Boxes (n, 4) xyxy in whole px; None if some box found no place."""
-        sides, canvas = self.draw_sides(names, rng), np.array(self.canvas, float)
-        middles = rng.random((max(1, int(rng.integers(*self.clusters, endpoint=True))), 2)) * canvas
+        """Return random boxes (n, 4) xyxy in whole px; None if a box found no position."""
+        sides = self.sample_sides(names, rng)
+        canvas = np.array(self.canvas, float)
+        clusters = max(1, int(rng.integers(*self.clusters, endpoint=True)))
+        centres = rng.random((clusters, 2)) * canvas
         deviation = self.spread * canvas.min()
 
         def propose(k: int, count: int) -> Floats:
-            # the later candidates are farther from the cluster: a full cluster grows
-            wide = deviation * np.linspace(1, 4, count)[:, None]
-            centre = middles[k % len(middles)] + rng.normal(0, 1, (count, 2)) * wide
+            # Later candidates are farther from the cluster, so that a full cluster grows.
+            deviations = deviation * np.linspace(1, 4, count)[:, None]
+            centre = centres[k % len(centres)] + rng.normal(0, 1, (count, 2)) * deviations
             corners = np.floor(reflect(centre - sides[k] / 2, canvas - sides[k]))
             return np.concatenate([corners, corners + sides[k]], 1)
 
-        return one_by_one(len(names), propose, self.max_iou, self.gap)
+        return place_one_by_one(len(names), propose, self.max_iou, self.gap)
 
 
 def reflect(x: Floats, most: Floats) -> Floats:
-    """Points folded back into [0, most], so that the border attracts none."""
+    """Reflect points into [0, most], so that boxes do not gather at the border."""
     period = 2 * np.maximum(most, 1e-9)
     folded = np.mod(x, period)
     return np.where(folded > most, period - folded, folded)

@@ -1,4 +1,4 @@
-"""Layouts of your own: a row of a file for each image."""
+"""A sampler that reads layouts from a file: one row for each image."""
 
 from typing import Any, Literal
 
@@ -6,20 +6,22 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from synthgen.layouts.base import Layout, SamplerSpec
-from synthgen.layouts.rows import on_canvas, read_entries, source_hash
+from synthgen.layouts.rows import fit_to_canvas, hash_source, list_labelled_categories, read_entries
 
 
 class Spec(SamplerSpec):
-    """Layouts given in a file: image i has row i (after the last row the first), stretched to the canvas.
+    """Layouts of a file: image i gets row i, stretched to the canvas.
 
-    A row of JSON lines or of a Parquet table has width, height, categories, and boxes (x0, y0, x1, y1 in px), bbox (x, y,
-    width, height) or masks (COCO run-length encodings); phrases, depth and caption if you like. A caption is the prompt of the
-    picture, and of its background instead of the scene's.
+    After the last row the first one follows. A row of JSON lines or of a Parquet table has width,
+    height, categories, and boxes (x0, y0, x1, y1 in px), bbox (x, y, width, height) or masks (COCO
+    run-length encodings). Phrases, depth and caption are optional. A caption is the prompt of the
+    image, and replaces the scene's background prompt.
     """
 
     sampler: Literal["file"] = "file"
     source: str = Field(
-        description=".jsonl or .parquet with a row a layout; or COCO's instances.json"
+        description="A .jsonl or .parquet file with one row for each layout, or COCO's "
+        "instances.json."
     )
 
     @model_validator(mode="after")
@@ -31,15 +33,15 @@ class Spec(SamplerSpec):
         return self
 
     def names(self) -> dict[str, bool]:
-        return {name: True for entry in read_entries(self.source) for name in entry.names}
+        return list_labelled_categories(self.source)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"source_sha256": source_hash(self.source)}
+        return {"source_sha256": hash_source(self.source)}
 
     def check_feasible(self) -> None:
-        """Whatever could be read can be made."""
+        """Do nothing: every layout of the file is feasible."""
 
     def sample(self, rng: np.random.Generator, index: int = 0) -> Layout:
-        """The layout of row `index`."""
+        """Return the layout of row `index`."""
         entries = read_entries(self.source)
-        return on_canvas(entries[index % len(entries)], self.canvas)
+        return fit_to_canvas(entries[index % len(entries)], self.canvas)

@@ -1,4 +1,4 @@
-"""Dense boxes: the canvas is cut into one rectangle a box, as in a treemap."""
+"""A sampler of dense boxes: the canvas is divided into one rectangle for each box (a treemap)."""
 
 from typing import Literal
 
@@ -11,20 +11,26 @@ from synthgen.layouts.objects import Floats, ObjectsSpec
 
 MAX_DRAWS = 12
 FEASIBILITY_DRAWS = 4
+TREEMAPS_PER_DRAW = 3
 FITTING_STEPS = 8
-CLOSE = 0.005  # coverage is met this closely
+COVERAGE_TOLERANCE = 0.005
+"""The largest difference of the requested and the real coverage."""
 
 
 class Spec(ObjectsSpec):
-    """Boxes of varied sizes that cover an asked share of the canvas; sizes follow from the coverage."""
+    """Boxes of varied sizes that cover a given share of the canvas; it determines the sizes."""
 
     sampler: Literal["pack"] = "pack"
-    coverage: float = Field(0.6, gt=0, le=0.85, description="share of the canvas that boxes cover")
+    coverage: float = Field(0.6, gt=0, le=0.85, description="Share of the canvas that boxes cover.")
     variety: float = Field(
-        0.6, ge=0, le=1.5, description="deviation of the logarithm of the boxes' areas"
+        0.6, ge=0, le=1.5, description="Standard deviation of the logarithm of a box's area."
     )
-    gap: float = Field(2, ge=0, description="px between two boxes on the nearer axis")
-    size: None = Field(None, description="not used: sizes follow from coverage and count")  # type: ignore[assignment]
+    gap: float = Field(
+        2, ge=0, description="Minimum distance of two boxes in px, horizontally or vertically."
+    )
+    size: None = Field(  # type: ignore[assignment]
+        None, description="Not used: the coverage and the number of boxes determine the sizes."
+    )
 
     @property
     def may_overlap(self) -> bool:
@@ -35,105 +41,130 @@ class Spec(ObjectsSpec):
         return False
 
     def check_feasible(self) -> None:
-        """Raise InfeasibleLayoutError, with the largest coverage, if the asked one cannot be had."""
+        """Raise InfeasibleLayoutError, with the largest coverage, if the coverage is too high."""
         n = len(self.most_names())
         if n == 0:
             return
-        most = min(
-            max(self._most(n, np.random.default_rng((k, j))) for j in range(3))
-            for k in range(FEASIBILITY_DRAWS)
-        )
+        most = min(self._largest_coverage(n, draw) for draw in range(FEASIBILITY_DRAWS))
         if most < self.coverage:
+            width, height = self.canvas
             raise InfeasibleLayoutError(
-                f"objects: {n} boxes with gap {self.gap:g} and aspects {self.aspect[0]:g}-{self.aspect[1]:g} cover "
-                f"{most:.0%} of {self.canvas[0]} x {self.canvas[1]} at most; {self.coverage:.0%} is asked"
+                f"objects: {n} boxes with gap {self.gap:g} and aspects "
+                f"{self.aspect[0]:g}-{self.aspect[1]:g} cover at most {most:.0%} of {width} x "
+                f"{height}; {self.coverage:.0%} is requested"
             )
 
-    def _most(self, n: int, rng: np.random.Generator) -> float:
-        boxes = shrink(self.cells(n, rng), 1.0, self.aspect)
-        return area(boxes) / (self.canvas[0] * self.canvas[1])
+    def _largest_coverage(self, n: int, draw: int) -> float:
+        """Return the largest share of the canvas that n boxes cover in a few treemaps."""
+        coverages = []
+        for k in range(TREEMAPS_PER_DRAW):
+            cells = self.sample_cells(n, np.random.default_rng((draw, k)))
+            sides = fit_into_cells(cells, 1.0, self.aspect)
+            coverages.append(total_area(sides) / (self.canvas[0] * self.canvas[1]))
+        return max(coverages)
 
-    def cells(self, n: int, rng: np.random.Generator) -> Floats:
-        """Rectangles (n, 4) xyxy that fill the canvas but for the gaps."""
-        cells = np.array(
-            treemap(
-                rng.lognormal(0, self.variety, n),
-                (0.0, 0.0, self.canvas[0] + self.gap, self.canvas[1] + self.gap),
-            )
-        )
+    def sample_cells(self, n: int, rng: np.random.Generator) -> Floats:
+        """Return random rectangles (n, 4) xyxy that fill the canvas except for the gaps."""
+        width, height = self.canvas
+        weights = rng.lognormal(0, self.variety, n)
+        cells = np.array(divide(weights, (0.0, 0.0, width + self.gap, height + self.gap)))
         cells[:, 2:] -= self.gap
         return cells
 
     def sample(self, rng: np.random.Generator, index: int = 0) -> Layout:
-        """One layout with exactly the asked boxes and, to half a percent of the canvas, the asked coverage.
+        """Return a layout with exactly the requested boxes.
+
+        Its coverage differs from the requested one by less than COVERAGE_TOLERANCE.
 
         Raises:
-            InfeasibleLayoutError: no treemap of bounded many leaves room for it.
+            InfeasibleLayoutError: no treemap had room for it in a bounded number of attempts.
         """
-        names = self.draw_names(rng)
-        wanted = self.coverage * self.canvas[0] * self.canvas[1]
-        for _ in range(MAX_DRAWS if names else 0):
-            cells = self.cells(len(names), rng)
-            boxes = fitted(cells, wanted, self.aspect, rng)
-            real = (
-                boxes[:, 2:] > boxes[:, :2]
-            ).all()  # a very small weight makes a cell of less than a pixel
-            if real and abs(area(boxes) - wanted) < CLOSE * self.canvas[0] * self.canvas[1]:
+        names = self.sample_categories(rng)
+        if not names:
+            no_boxes = np.zeros((0, 4), np.float32)
+            return Layout(*self.canvas, no_boxes, (), labelled=self.label_flags(names))
+        requested = self.coverage * self.canvas[0] * self.canvas[1]
+        tolerance = COVERAGE_TOLERANCE * self.canvas[0] * self.canvas[1]
+        for _ in range(MAX_DRAWS):
+            cells = self.sample_cells(len(names), rng)
+            boxes = sample_boxes(cells, requested, self.aspect, rng)
+            # A very small weight results in a cell of less than one pixel.
+            have_area = (boxes[:, 2:] > boxes[:, :2]).all()
+            if have_area and abs(total_area(box_sides(boxes)) - requested) < tolerance:
                 return Layout(
                     *self.canvas,
                     boxes.astype(np.float32),
                     tuple(names),
-                    labelled=self.labelled(names),
+                    labelled=self.label_flags(names),
                 )
-        if names:
-            raise InfeasibleLayoutError(
-                f"no way to cover {self.coverage:.0%} with {len(names)} boxes in {MAX_DRAWS} draws"
-            )
-        return Layout(*self.canvas, np.zeros((0, 4), np.float32), (), labelled=self.labelled(names))
+        raise InfeasibleLayoutError(
+            f"{len(names)} boxes did not cover {self.coverage:.0%} in {MAX_DRAWS} attempts"
+        )
 
 
-def treemap(weights: Floats, cell: tuple[float, float, float, float]) -> list[Floats]:
-    """Rectangles whose areas are as the weights: the longer side is cut in two where the halves' weights say, and again."""
-    out: list[Floats] = []
-    todo = [(weights, np.array(cell))]
-    while todo:
-        w, box = todo.pop()
+def divide(weights: Floats, cell: tuple[float, float, float, float]) -> list[Floats]:
+    """Divide a rectangle into one for each weight, with areas in proportion to the weights.
+
+    The longer side is cut in two in proportion to the weights of both halves, and so on.
+
+    Args:
+        weights: (n,) positive numbers.
+        cell: the rectangle, xyxy.
+
+    Returns:
+        n rectangles (4,) xyxy.
+    """
+    rectangles: list[Floats] = []
+    stack = [(weights, np.array(cell))]
+    while stack:
+        w, box = stack.pop()
         if len(w) == 1:
-            out.append(box)
+            rectangles.append(box)
             continue
-        k = len(w) // 2
+        half = len(w) // 2
         axis = int(box[3] - box[1] > box[2] - box[0])
-        at = box[axis] + (box[axis + 2] - box[axis]) * w[:k].sum() / w.sum()
-        first, second = box.copy(), box.copy()
-        first[axis + 2] = second[axis] = at
-        todo += [(w[k:], second), (w[:k], first)]
-    return out
+        cut = box[axis] + (box[axis + 2] - box[axis]) * w[:half].sum() / w.sum()
+        first = box.copy()
+        first[axis + 2] = cut
+        second = box.copy()
+        second[axis] = cut
+        stack.append((w[half:], second))
+        stack.append((w[:half], first))
+    return rectangles
 
 
-def shrink(cells: Floats, share: float, aspect: tuple[float, float]) -> Floats:
-    """Sides (n, 2) of boxes of an allowed aspect in the cells, scaled by `share`, in whole px, at least 1."""
-    w, h = (np.maximum(box_sides(cells), 1e-6)).T
-    w, h = np.minimum(w, h * aspect[1]), np.minimum(h, w / aspect[0])
-    return np.maximum(np.floor(np.stack([w, h], 1) * share), 1)
+def fit_into_cells(cells: Floats, scale: float, aspect: tuple[float, float]) -> Floats:
+    """Return sides (n, 2) of the largest boxes of an allowed aspect in the cells, times a scale.
+
+    They are whole numbers of px, at least 1.
+    """
+    cell_width, cell_height = np.maximum(box_sides(cells), 1e-6).T
+    width = np.minimum(cell_width, cell_height * aspect[1])
+    height = np.minimum(cell_height, cell_width / aspect[0])
+    return np.maximum(np.floor(np.stack([width, height], 1) * scale), 1)
 
 
-def area(boxes: Floats) -> float:
-    """Sum of the areas of sides (n, 2) or boxes (n, 4)."""
-    sides = boxes if boxes.shape[1] == 2 else box_sides(boxes)
+def total_area(sides: Floats) -> float:
+    """Return the sum of the areas of boxes with these sides (n, 2)."""
     return float(sides.prod(1).sum())
 
 
-def fitted(
-    cells: Floats, wanted: float, aspect: tuple[float, float], rng: np.random.Generator
+def sample_boxes(
+    cells: Floats, requested: float, aspect: tuple[float, float], rng: np.random.Generator
 ) -> Floats:
-    """Boxes (n, 4) in whole px, one in each cell, that cover `wanted` px² in all if the cells have the room."""
-    share = 1.0
-    for _ in range(
-        FITTING_STEPS
-    ):  # whole px make the area a step function: go on from where it falls short
-        sides = shrink(cells, share, aspect)
-        share = min(1.0, share * float(np.sqrt(wanted / max(area(sides), 1e-9))))
+    """Return boxes (n, 4) in whole px, each at a random position in its cell.
+
+    Args:
+        requested: the area in px² that all boxes cover together, if the cells have the room.
+        aspect: the range of width / height.
+    """
+    scale = 1.0
+    # With whole px the area is a step function of the scale: continue from where it falls short.
+    for _ in range(FITTING_STEPS):
+        sides = fit_into_cells(cells, scale, aspect)
+        scale = min(1.0, scale * float(np.sqrt(requested / max(total_area(sides), 1e-9))))
     low = np.ceil(cells[:, :2])
-    room = np.maximum(np.floor(cells[:, 2:]) - low - sides, 0)
+    high = np.floor(cells[:, 2:])
+    room = np.maximum(high - low - sides, 0)
     corners = low + np.floor(rng.random(sides.shape) * (room + 1))
-    return np.concatenate([corners, np.minimum(corners + sides, np.floor(cells[:, 2:]))], 1)
+    return np.concatenate([corners, np.minimum(corners + sides, high)], 1)

@@ -1,4 +1,4 @@
-"""Objects that stand on a ground plane: the farther, the smaller and the nearer to the horizon."""
+"""A sampler of objects on a ground plane, whose size falls with their distance."""
 
 from typing import Literal
 
@@ -8,46 +8,52 @@ from pydantic import Field, model_validator
 from synthgen.geometry import box_sides
 from synthgen.layouts.base import InfeasibleLayoutError, Layout, Range
 from synthgen.layouts.objects import Floats, ObjectsSpec, Size, SizeSpec
-from synthgen.layouts.placement import most_placed, occluded, one_by_one
+from synthgen.layouts.placement import compute_occlusion, count_largest_placement, place_one_by_one
 
 MAX_DRAWS = 6
+OUTSIDE = -1e6
+"""A coordinate outside every canvas."""
 
 
 class Spec(ObjectsSpec):
-    """Objects on a ground plane seen from a camera: size falls with distance, nearer ones are drawn over farther ones.
+    """Objects on a ground plane: farther ones are smaller, and nearer ones may hide them.
 
-    Pinhole camera with a level view: what stands at distance d has its foot f * camera_height / d below the horizon and
-    is f * height / d tall, with the focal length f in px (Hoiem, Efros, Hebert, "Putting Objects in Perspective", 2006).
+    A pinhole camera with a level view: the foot of an object at distance d is
+    f * camera_height / d below the horizon, and the object is f * height / d tall, with the focal
+    length f in px (Hoiem, Efros, Hebert, "Putting Objects in Perspective", 2006).
     """
 
     sampler: Literal["perspective"] = "perspective"
     size: Size = Field(
-        SizeSpec(range=(0.45, 0.7)), description="height of an object in metres: [least, most]"
+        SizeSpec(range=(0.45, 0.7)), description="Height of an object in metres, [least, most]."
     )
     horizon: float = Field(
-        0.3, ge=-1, lt=1, description="share of the canvas' height above the horizon"
+        0.3, ge=-1, lt=1, description="Share of the canvas' height above the horizon."
     )
-    focal: float = Field(1.2, gt=0, description="focal length in heights of the canvas")
-    camera_height: float = Field(1.6, gt=0, description="metres above the ground")
-    distance: Range = Field((3, 25), description="metres: [nearest, farthest]")
+    focal: float = Field(1.2, gt=0, description="Focal length, relative to the canvas' height.")
+    camera_height: float = Field(1.6, gt=0, description="Height of the camera in metres.")
+    distance: Range = Field(
+        (3, 25), description="Distance of an object in metres, [nearest, farthest]."
+    )
     max_iou: float = Field(
-        0.2, ge=0, lt=1, description="overlap allowed between two boxes; 0: disjoint"
+        0.2, ge=0, lt=1, description="Largest IoU of two boxes; 0: boxes are disjoint."
     )
-    gap: float = Field(2, ge=0, description="px between two boxes if they are disjoint")
-    least: float = Field(
-        12, ge=1, description="shorter side of a box, px: what would be smaller is not placed"
+    gap: float = Field(
+        2, ge=0, description="Minimum distance of two boxes in px, if boxes are disjoint."
     )
+    least: float = Field(12, ge=1, description="Minimum shorter side of a box in px.")
 
     @property
     def sizes_are_px(self) -> bool:
         return False
 
     @model_validator(mode="after")
-    def ground_is_seen(self) -> "Spec":
-        far = self.horizon + self.focal * self.camera_height / self.distance[1]
-        if far >= 1:
+    def ground_is_visible(self) -> "Spec":
+        farthest = self.distance[1]
+        if self.horizon + self.focal * self.camera_height / farthest >= 1:
             raise ValueError(
-                f"distance: the ground at {self.distance[1]:g} m is below the canvas; look farther, or lower horizon"
+                f"distance: the ground at {farthest:g} m is below the canvas; increase the "
+                "farthest distance, or lower horizon"
             )
         return self
 
@@ -56,60 +62,64 @@ class Spec(ObjectsSpec):
         return self.max_iou > 0
 
     def check_feasible(self) -> None:
-        """Raise InfeasibleLayoutError, with the largest number found, if the asked number finds no room."""
+        """Raise InfeasibleLayoutError, with a number that fits, if the boxes do not fit."""
         names = self.most_names()
-        placed = most_placed(
-            len(names), lambda n, k: self.place(names[:n], np.random.default_rng(k)) is not None
-        )
-        if placed < len(names):
+
+        def fits(n: int, attempt: int) -> bool:
+            return self.place(names[:n], np.random.default_rng(attempt)) is not None
+
+        most = count_largest_placement(len(names), fits)
+        if most < len(names):
+            least_size, most_size = self.size.range
+            nearest, farthest = self.distance
+            width, height = self.canvas
             raise InfeasibleLayoutError(
-                f"objects: {len(names)} boxes of {self.size.range[0]:g}-{self.size.range[1]:g} m at "
-                f"{self.distance[0]:g}-{self.distance[1]:g} m with max_iou {self.max_iou:g} do not fit "
-                f"{self.canvas[0]} x {self.canvas[1]}; the largest number found is {placed}"
+                f"objects: {len(names)} boxes of {least_size:g}-{most_size:g} m at "
+                f"{nearest:g}-{farthest:g} m with max_iou {self.max_iou:g} do not fit "
+                f"{width} x {height}; the largest number found is {most}"
             )
 
     def sample(self, rng: np.random.Generator, index: int = 0) -> Layout:
-        """One layout with `depth` (metres) and `occluded`.
+        """Return a layout with `depth` (metres) and `occluded`.
 
         Raises:
-            InfeasibleLayoutError: some object found no place in bounded work.
+            InfeasibleLayoutError: no placement was found in a bounded number of attempts.
         """
-        names = self.draw_names(rng)
+        names = self.sample_categories(rng)
         for _ in range(MAX_DRAWS):
-            found = self.place(names, rng)
-            if found is not None:
-                boxes, depth = found[:, :4].astype(np.float32), found[:, 4].astype(np.float32)
-                hidden = occluded(boxes, depth, self.canvas)
+            placed = self.place(names, rng)
+            if placed is not None:
+                boxes = placed[:, :4].astype(np.float32)
+                depth = placed[:, 4].astype(np.float32)
                 return Layout(
                     *self.canvas,
                     boxes,
                     tuple(names),
                     depth=depth,
-                    occluded=hidden,
-                    labelled=self.labelled(names),
+                    occluded=compute_occlusion(boxes, depth, self.canvas),
+                    labelled=self.label_flags(names),
                 )
-        raise InfeasibleLayoutError(f"no room for {len(names)} boxes after {MAX_DRAWS} draws")
+        raise InfeasibleLayoutError(f"no room for {len(names)} boxes after {MAX_DRAWS} attempts")
 
     def place(self, names: list[str], rng: np.random.Generator) -> Floats | None:
-        """Boxes (n, 5) xyxy and distance; None if some object found no place."""
-        sides = self.draw_sides(names, rng)  # metres
-        aspect = sides[:, 0] / np.maximum(sides[:, 1], 1e-9) if len(sides) else np.zeros(0)
+        """Return random boxes and distances (n, 5): xyxy in px and metres.
+
+        The result is None if a box found no position.
+        """
+        sides = self.sample_sides(names, rng)  # metres
+        aspect = sides[:, 0] / np.maximum(sides[:, 1], 1e-9)
         heights = sides.max(1, initial=0)
 
         def propose(k: int, count: int) -> Floats:
-            # uniform over the ground that is seen: its width grows with the distance
-            near, far = self.distance
-            d = np.sqrt(rng.uniform(near**2, far**2, count))
-            boxes = self.project(d, heights[k], aspect[k], rng)
-            boxes[box_sides(boxes).min(1) < self.least] = -1e6
-            outside = (
-                (boxes[:, :2] < 0).any(1)
-                | (boxes[:, 2] > self.canvas[0])
-                | (boxes[:, 3] > self.canvas[1])
-            )
-            return boxes[~outside]
+            # Uniform over the visible ground, whose width grows with the distance.
+            nearest, farthest = self.distance
+            distances = np.sqrt(rng.uniform(nearest**2, farthest**2, count))
+            boxes = self.project(distances, heights[k], aspect[k], rng)
+            boxes[box_sides(boxes).min(1) < self.least] = OUTSIDE
+            is_inside = (boxes[:, :2] >= 0).all(1) & (boxes[:, 2:] <= self.canvas).all(1)
+            return boxes[is_inside]
 
-        boxes = one_by_one(len(names), propose, self.max_iou, self.gap)
+        boxes = place_one_by_one(len(names), propose, self.max_iou, self.gap)
         if boxes is None:
             return None
         foot = boxes[:, 3] / self.canvas[1] - self.horizon
@@ -117,7 +127,13 @@ class Spec(ObjectsSpec):
         return np.concatenate([boxes, distances[:, None]], 1)
 
     def project(self, d: Floats, height: float, aspect: float, rng: np.random.Generator) -> Floats:
-        """Boxes (n, 4) in whole px of one object at distances (n,)."""
+        """Return boxes (n, 4) in whole px of an object at several distances.
+
+        Args:
+            d: (n,) distances in metres.
+            height: the height of the object in metres.
+            aspect: width / height of the object.
+        """
         f = self.focal * self.canvas[1]
         foot = np.round(self.horizon * self.canvas[1] + f * self.camera_height / d)
         tall = np.maximum(np.round(f * height / d), 1)

@@ -1,4 +1,4 @@
-"""Layouts that exist already: those of annotated pictures and of datasets of ours."""
+"""Existing layouts: those of annotated images and of synthgen datasets."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,104 +10,126 @@ import numpy as np
 
 from synthgen.formats.base import ALL
 from synthgen.formats.coco import reader as coco
-from synthgen.formats.entries import NO_AREA, Entry, Problem, without_area
+from synthgen.formats.entries import NO_AREA, Entry, Problem, has_no_area
 from synthgen.formats.jsonl import reader as jsonl
-from synthgen.formats.source import Source, locate
+from synthgen.formats.source import Source, locate_source
 from synthgen.geometry import box_sides, clip_boxes
 from synthgen.layouts.base import Boxes, Layout
 
+COCO_FILE = "annotations/instances.json"
+
 
 def read_entries(source: str) -> tuple[Entry, ...]:
-    """All annotated pictures of a file or dataset, read once; crowds are left out.
+    """Return all annotated images of a file or dataset without their crowds. Results are cached.
 
     Args:
-        source: COCO's instances.json; JSON lines or a Parquet table, a picture a row; or the output of `synthgen run`.
+        source: COCO's instances.json, JSON lines or a Parquet table with one row for each image, or
+            the output folder of `synthgen run`.
 
     Raises:
-        ValueError: it cannot be read; the message names file, line, and what would be right.
+        ValueError: the source cannot be read; the message names the file and line, and says what
+            would be right.
     """
-    return _read(located(source), changed_at(source))
+    return _read_file(locate_file(source), read_modification_time(source))
 
 
 def read_any(source: str) -> tuple[Entry, ...]:
-    """The same of every form that `synthgen import` reads, all its splits.
+    """Return the entries of all splits of a source in any format that `synthgen import` reads.
 
     Raises:
-        ValueError: as `read_entries`.
+        ValueError: the same as in `read_entries`.
     """
-    if (Path(source) / "annotations/instances.json").is_file():
+    if (Path(source) / COCO_FILE).is_file():
         return read_entries(source)
-    form, path = locate(Path(source))
-    return (
-        read_entries(str(path))
-        if form in ("coco", "jsonl")
-        else _checked(Source(form, path, split=ALL).entries(), path)
-    )
+    form, path = locate_source(Path(source))
+    if form in ("coco", "jsonl"):
+        return read_entries(str(path))
+    return _check_entries(Source(form, path, split=ALL).entries(), path)
 
 
-def located(source: str) -> Path:
-    """The file that a source names; of a dataset of ours its COCO file.
+def list_labelled_categories(source: str) -> dict[str, bool]:
+    """Return the categories of a source, in order of appearance, each mapped to True.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: the same as in `read_entries`.
     """
-    inner = Path(source) / "annotations/instances.json"
-    path = inner if inner.is_file() else Path(source)
+    categories: dict[str, bool] = {}
+    for entry in read_entries(source):
+        categories.update(dict.fromkeys(entry.names, True))
+    return categories
+
+
+def locate_file(source: str) -> Path:
+    """Return the annotation file of a source; for a synthgen dataset this is its COCO file.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    coco_file = Path(source) / COCO_FILE
+    path = coco_file if coco_file.is_file() else Path(source)
     if not path.is_file():
-        raise ValueError(f"{source!r} is no file, and no output folder of `synthgen run`")
+        raise ValueError(f"{source!r} is neither a file nor an output folder of `synthgen run`")
     return path
 
 
-def changed_at(source: str) -> int:
-    """When the file was last written, ns: what was read of it can be kept until then."""
-    return located(source).stat().st_mtime_ns
+def read_modification_time(source: str) -> int:
+    """Return when the annotation file was last written, in ns, to be used as a key of caches."""
+    return locate_file(source).stat().st_mtime_ns
 
 
-def source_hash(source: str) -> str:
-    """sha256 of the file that `read_entries` reads."""
-    return hashlib.sha256(located(source).read_bytes()).hexdigest()
+def hash_source(source: str) -> str:
+    """Return the SHA-256 of the file that `read_entries` reads, in hexadecimal."""
+    return hashlib.sha256(locate_file(source).read_bytes()).hexdigest()
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, changed: int) -> tuple[Entry, ...]:
-    return _checked(
-        jsonl.read(path) if path.suffix in jsonl.LINES + jsonl.TABLES else coco.read(path), path
-    )
+def _read_file(path: Path, modified: int) -> tuple[Entry, ...]:
+    """Return the checked entries of a file; `modified` is a key of the cache only."""
+    if path.suffix in jsonl.LINES + jsonl.TABLES:
+        return _check_entries(jsonl.read(path), path)
+    return _check_entries(coco.read(path), path)
 
 
-def _checked(found: Iterable[Entry | Problem], path: Path) -> tuple[Entry, ...]:
-    """The entries, if nothing is wrong with any of them.
+def _check_entries(entries: Iterable[Entry | Problem], path: Path) -> tuple[Entry, ...]:
+    """Return the entries of a file if all of them are valid.
 
     Raises:
-        ValueError: something is, or they hold no boxes.
+        ValueError: an entry is invalid, or the entries have no boxes.
     """
-    entries = []
-    for entry in found:
+    valid = []
+    for entry in entries:
         if isinstance(entry, Problem):
             raise ValueError(str(entry))
-        for i in np.flatnonzero(without_area(entry.boxes)).tolist():
+        for i in np.flatnonzero(has_no_area(entry.boxes)).tolist():
             raise ValueError(str(entry.fault(i, NO_AREA)))
-        entries.append(entry)
-    if not any(len(e.names) for e in entries):
-        raise ValueError(f"{path}: holds no boxes; crowds (iscrowd: 1) are left out")
-    return tuple(entries)
+        valid.append(entry)
+    if not any(len(entry.names) for entry in valid):
+        raise ValueError(f"{path}: contains no boxes; crowds (iscrowd: 1) are left out")
+    return tuple(valid)
 
 
-def on_canvas(entry: Entry, canvas: tuple[int, int]) -> Layout:
-    """The entry as a layout on another canvas, stretched to it; boxes are clipped, those of less than a pixel go."""
+def fit_to_canvas(entry: Entry, canvas: tuple[int, int]) -> Layout:
+    """Return the layout of an entry, stretched to a canvas.
+
+    Boxes are clipped to the canvas. Boxes of less than one pixel in width or height are left out.
+    """
     scale = np.array(canvas) / (entry.width, entry.height)
     boxes: Boxes = clip_boxes(entry.boxes * np.tile(scale, 2), *canvas).astype(np.float32)
-    keep = np.nonzero((box_sides(boxes) >= 1).all(1))[0].tolist() if len(boxes) else []
+    large_enough: list[int] = []
+    if len(boxes):
+        large_enough = np.flatnonzero((box_sides(boxes) >= 1).all(1)).tolist()
     depth = None if entry.depth is None else np.array(entry.depth, np.float32)
-    masks = None if entry.masks is None else tuple(_resized(m, canvas) for m in entry.masks)
+    masks = None
+    if entry.masks is not None:
+        masks = tuple(_resize_mask(mask, canvas) for mask in entry.masks)
     layout = Layout(
         *canvas, boxes, entry.names, entry.phrases, masks=masks, depth=depth, caption=entry.caption
     )
-    return layout.select(keep)
+    return layout.select(large_enough)
 
 
-def _resized(mask: dict[str, Any], canvas: tuple[int, int]) -> dict[str, Any]:
-    """A run-length encoding at the canvas' size."""
+def _resize_mask(mask: dict[str, Any], canvas: tuple[int, int]) -> dict[str, Any]:
+    """Return a run-length encoding, resized to a canvas."""
     if tuple(mask["size"]) == (canvas[1], canvas[0]):
         return mask
     from PIL import Image
@@ -115,4 +137,5 @@ def _resized(mask: dict[str, Any], canvas: tuple[int, int]) -> dict[str, Any]:
 
     image = Image.fromarray(coco_mask.decode(mask)).resize(canvas, Image.Resampling.NEAREST)
     encoded = coco_mask.encode(np.asfortranarray(np.asarray(image)))
-    return {"size": [int(v) for v in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+    height, width = encoded["size"]
+    return {"size": [int(height), int(width)], "counts": encoded["counts"].decode("ascii")}

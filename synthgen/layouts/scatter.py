@@ -1,4 +1,4 @@
-"""Disjoint boxes of random size, spread over the canvas."""
+"""A sampler of disjoint boxes of random size, spread over the canvas."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from pydantic import Field
 
 from synthgen.layouts.base import InfeasibleLayoutError, Layout
 from synthgen.layouts.objects import Floats, ObjectsSpec
-from synthgen.layouts.placement import relax, shelves
+from synthgen.layouts.placement import place_on_shelves, relax
 
 MAX_SPREADS = 3
 MAX_SIZE_DRAWS = 8
@@ -16,13 +16,16 @@ BLUE_NOISE_CANDIDATES = 8
 
 
 class Spec(ObjectsSpec):
-    """Disjoint boxes of random size and aspect, spread over the canvas, `gap` px apart."""
+    """Disjoint boxes of random size and aspect ratio, spread over the canvas, `gap` px apart."""
 
     sampler: Literal["scatter"] = "scatter"
-    gap: float = Field(8, ge=0, description="px between two boxes on the nearer axis")
+    gap: float = Field(
+        8, ge=0, description="Minimum distance of two boxes in px, horizontally or vertically."
+    )
     spread: Literal["even", "blue-noise", "random"] = Field(
         "even",
-        description="even: one box a cell of a jittered grid; blue-noise: far from each other; random: anywhere",
+        description="Distribution of the positions; even: at most one box in each cell of a "
+        "jittered grid; blue-noise: boxes far from each other; random: independent positions.",
     )
 
     @property
@@ -30,47 +33,57 @@ class Spec(ObjectsSpec):
         return False
 
     def check_feasible(self) -> None:
-        """Raise InfeasibleLayoutError, with the largest number of boxes that fits, if the asked number does not."""
+        """Raise InfeasibleLayoutError, with the largest number that fits, if the boxes do not."""
         names = self.most_names()
-        most = largest_feasible(self, names)
+        most = count_feasible(self, names)
         if most < len(names):
+            width, height = self.canvas
             raise InfeasibleLayoutError(
                 f"objects: {len(names)} boxes of {self.describe_sizes()} with gap {self.gap:g} "
-                f"do not fit {self.canvas[0]} x {self.canvas[1]}; the largest number that does is {most}"
+                f"do not fit {width} x {height}; the largest number that does is {most}"
             )
 
     def sample(self, rng: np.random.Generator, index: int = 0) -> Layout:
-        """One layout with exactly the asked boxes.
+        """Return a layout with exactly the requested boxes.
 
         Raises:
-            InfeasibleLayoutError: no placement was found in bounded work.
+            InfeasibleLayoutError: no placement was found in a bounded number of attempts.
         """
-        names, canvas = self.draw_names(rng), np.array(self.canvas, float)
+        names = self.sample_categories(rng)
+        canvas = np.array(self.canvas, float)
         for _ in range(MAX_SIZE_DRAWS):
-            sides = self.draw_sides(names, rng)
+            sides = self.sample_sides(names, rng)
             corners = place(self, sides, canvas, rng)
             if corners is not None:
                 boxes = np.concatenate([corners, corners + sides], 1).astype(np.float32)
-                return Layout(*self.canvas, boxes, tuple(names), labelled=self.labelled(names))
+                return Layout(*self.canvas, boxes, tuple(names), labelled=self.label_flags(names))
         raise InfeasibleLayoutError(
-            f"no room for {len(names)} boxes after {MAX_SIZE_DRAWS} draws of their sizes"
+            f"no room for {len(names)} boxes after {MAX_SIZE_DRAWS} samples of their sizes"
         )
 
 
 def place(spec: Spec, sides: Floats, canvas: Floats, rng: np.random.Generator) -> Floats | None:
-    """Top-left corners (n, 2) in whole px that keep boxes of `sides` (n, 2) inside and apart; None if none found."""
+    """Place boxes inside the canvas, at least the spec's gap apart.
+
+    Args:
+        sides: (n, 2) widths and heights, px.
+        canvas: (2,) width and height, px.
+
+    Returns:
+        (n, 2) top-left corners in whole px; None if no placement was found.
+    """
     if len(sides) == 0:
         return np.zeros((0, 2))
-    first = {"even": even, "blue-noise": blue_noise, "random": anywhere}[spec.spread]
+    spread = {"even": spread_evenly, "blue-noise": spread_blue_noise, "random": spread_randomly}
     for _ in range(MAX_SPREADS):
-        corners = relax(first(sides, canvas, rng), sides, canvas, spec.gap)
+        corners = relax(spread[spec.spread](sides, canvas, rng), sides, canvas, spec.gap)
         if corners is not None:
             return corners
-    return shelves(sides, canvas, spec.gap, rng)
+    return place_on_shelves(sides, canvas, spec.gap, rng)
 
 
-def even(sides: Floats, canvas: Floats, rng: np.random.Generator) -> Floats:
-    """Stratified random corners (n, 2): one box a cell of a jittered grid that has at least n cells."""
+def spread_evenly(sides: Floats, canvas: Floats, rng: np.random.Generator) -> Floats:
+    """Return stratified random corners (n, 2): at most one in each cell of a jittered grid."""
     n = len(sides)
     columns = int(np.ceil(np.sqrt(n * canvas[0] / canvas[1])))
     rows = int(np.ceil(n / columns))
@@ -79,12 +92,14 @@ def even(sides: Floats, canvas: Floats, rng: np.random.Generator) -> Floats:
     return u * (canvas - sides)
 
 
-def blue_noise(sides: Floats, canvas: Floats, rng: np.random.Generator) -> Floats:
-    """Corners (n, 2), each the farthest of some random candidates from those before (Mitchell's best candidate, 1991).
+def spread_blue_noise(sides: Floats, canvas: Floats, rng: np.random.Generator) -> Floats:
+    """Return corners (n, 2) by Mitchell's best-candidate algorithm (1991).
 
-    Distances are taken on a torus, so that nothing is drawn to the border.
+    Each corner is the farthest from earlier ones among a few random candidates. Distances are
+    measured on a torus, so that the border does not attract boxes.
     """
-    n, u = len(sides), np.zeros((len(sides), 2))
+    n = len(sides)
+    u = np.zeros((n, 2))
     for k in range(n):
         candidates = rng.random((BLUE_NOISE_CANDIDATES, 2))
         d = np.abs(candidates[:, None] - u[None, :k])
@@ -93,36 +108,38 @@ def blue_noise(sides: Floats, canvas: Floats, rng: np.random.Generator) -> Float
     return u * (canvas - sides)
 
 
-def anywhere(sides: Floats, canvas: Floats, rng: np.random.Generator) -> Floats:
-    """Independent uniform corners (n, 2)."""
+def spread_randomly(sides: Floats, canvas: Floats, rng: np.random.Generator) -> Floats:
+    """Return independent uniform corners (n, 2)."""
     return rng.random(sides.shape) * (canvas - sides)
 
 
-def largest_feasible(spec: Spec, names: list[str]) -> int:
-    """The largest number of the boxes, from the first on, that shelves hold in each of a few fixed draws of sizes.
+def count_feasible(spec: Spec, names: list[str]) -> int:
+    """Return how many of the boxes, from the first on, fit for certain.
 
-    Never less than the grid of boxes of the largest size, which holds whatever is drawn.
+    This is the largest number that fits on shelves in each of a few fixed samples of sizes, or the
+    number of grid cells for boxes of the largest size, whichever is larger.
     """
-    (width, height), longest = spec.canvas, max(
-        ((o.size or spec.size).longest(o.aspect or spec.aspect) for o in spec.objects.values()), default=1.0
-    )  # fmt: skip
-    cell = np.floor(longest) + spec.gap
-    sure = int((width + spec.gap) // cell) * int((height + spec.gap) // cell)
-    if sure >= len(names):
+    cell = np.floor(spec.longest_side(default=1.0)) + spec.gap
+    width, height = spec.canvas
+    grid_cells = int((width + spec.gap) // cell) * int((height + spec.gap) // cell)
+    if grid_cells >= len(names):
         return len(names)
-    draws = (spec.draw_sides(names, np.random.default_rng(k)) for k in range(FEASIBILITY_DRAWS))
-    return max(sure, min(shelf_count(sides, spec) for sides in draws))
+    counts = []
+    for k in range(FEASIBILITY_DRAWS):
+        sides = spec.sample_sides(names, np.random.default_rng(k))
+        counts.append(count_on_shelves(sides, spec))
+    return max(grid_cells, min(counts))
 
 
-def shelf_count(sides: Floats, spec: Spec) -> int:
-    """How many of the first boxes of `sides` (n, 2) fit on shelves: bisection on the number."""
-    canvas, low = np.array(spec.canvas, float), 0
-    high = int(
-        np.searchsorted(np.cumsum((sides + spec.gap).prod(1)), (canvas + spec.gap).prod(), "right")
-    )  # by area
+def count_on_shelves(sides: Floats, spec: Spec) -> int:
+    """Return how many of the first boxes of `sides` (n, 2) fit on shelves, found by bisection."""
+    canvas = np.array(spec.canvas, float)
+    areas = np.cumsum((sides + spec.gap).prod(1))
+    low = 0
+    high = int(np.searchsorted(areas, (canvas + spec.gap).prod(), "right"))
     while low < high:
         middle = (low + high + 1) // 2
-        if shelves(sides[:middle], canvas, spec.gap, np.random.default_rng(0)) is None:
+        if place_on_shelves(sides[:middle], canvas, spec.gap, np.random.default_rng(0)) is None:
             high = middle - 1
         else:
             low = middle

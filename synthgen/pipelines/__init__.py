@@ -1,1 +1,5 @@
-"""Pipelines: the interface (`base`), what diffusion methods share (`diffusion`), and one file or folder a method."""
+"""Methods of generation.
+
+`base` is the interface, `diffusion` is what the diffusion methods share, and every other file or
+folder is one method.
+"""

@@ -1,6 +1,6 @@
-"""What every layout-conditioned pipeline has in common: its recipe, and what it hands back.
+"""The interface of layout-conditioned pipelines: their recipes, and the images that they return.
 
-Each other module of this folder is one method: a `Spec` whose `method` names it.
+Every other module of this folder is one method: it defines a `Spec` whose `method` names it.
 """
 
 from collections.abc import Sequence
@@ -19,20 +19,26 @@ from synthgen.yamlfile import Document
 
 
 class ModelNotFoundError(InputError):
-    """A checkpoint cannot be had; the message says its name, where it was looked for and what to do."""
+    """A checkpoint cannot be found or fetched.
+
+    The message names the checkpoint, says where it was looked for, and what to do.
+    """
 
 
 class IncompatibleLayoutError(InputError):
-    """A layout that this pipeline or checkpoint cannot paint; the message names the argument and the value."""
+    """A layout does not suit the pipeline or the checkpoint.
+
+    The message names the argument and its value.
+    """
 
 
 @dataclass(frozen=True)
 class Painting:
-    """A painted scene.
+    """The generated image of one scene.
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
-        masks: COCO run-length encodings, one a box, where the pipeline knows them.
+        masks: COCO run-length encodings, one for each box; None if the pipeline does not know them.
     """
 
     image: NDArray[np.uint8]
@@ -41,15 +47,16 @@ class Painting:
 
 @dataclass(frozen=True)
 class Numerics:
-    """What pixels depend on besides the job: kept in the shard's marker.
+    """Settings besides the job that pixels depend on. They are recorded in the shard's marker.
 
     Attributes:
-        batch_size: images painted together.
-        chunk: windows that go through the network together.
-        threads: CPU threads of a worker.
+        batch_size: number of images that are generated together.
+        chunk: number of windows that go through the network together.
+        threads: number of CPU threads of a worker.
         device: "cpu" or "cuda".
-        versions: of the packages that compute pixels.
-        files: hashes of the model files and of the others that the job reads, as this worker found them.
+        versions: versions of the packages that compute pixels.
+        files: hashes of the model files and of the other files that the job reads, as this worker
+            read them.
     """
 
     batch_size: int = 4
@@ -63,21 +70,22 @@ class Numerics:
 class Painter(Protocol):
     """A loaded pipeline.
 
-    It may have a method `use_chunk(chunk)`, to go on with another `Numerics.chunk` as if it had been
-    loaded with that one. A painter without it is loaded anew where memory runs out.
+    A painter may have a method `use_chunk(chunk)`, which changes `Numerics.chunk` as if the painter
+    had been loaded with the new value. A painter without it is loaded again when memory runs out.
     """
 
     def __call__(
         self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
     ) -> list[Painting]:
-        """Paint a batch: every scene with its own layout and its own seed."""
+        """Generate a batch of images: each scene has its own layout and its own seed."""
 
 
 class MethodSpec(SpecModel):
-    """A pipeline recipe. Specs import no torch: the implementation is imported by `load`.
+    """The recipe of a pipeline. Recipes do not import torch: `load` imports the implementation.
 
     Attributes:
-        PAINTER: import path of the painter, a class that takes the recipe, a `SceneSpec` and `Numerics`.
+        PAINTER: import path of the painter, a class that takes the recipe, a `SceneSpec` and a
+            `Numerics`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,60 +100,63 @@ class MethodSpec(SpecModel):
 
         Args:
             document: a mapping without the keys that every job has.
-            name: the file's.
+            name: name of the file.
 
         Returns:
-            None if it is no file that this method reads.
+            None if this method does not read such a file.
         """
         return None
 
     @property
     def uses_torch(self) -> bool:
-        """Whether painting runs on torch, and so on a GPU where there is one."""
+        """Whether images are generated with torch, and so on a GPU where there is one."""
         return False
 
     @property
-    def follows_words(self) -> bool:
-        """Whether the picture follows any words of the scene's background: weather, light, season and style are such."""
+    def follows_background_prompt(self) -> bool:
+        """Whether the image follows the background's prompt: weather, light, season and style."""
         return True
 
     def fit_to_layouts(self, sampler: SamplerSpec) -> "MethodSpec":
-        """Return the recipe with numbers for the keys that the layouts of a job decide."""
+        """Return the recipe with numbers for the keys that depend on the layouts of a job."""
         return self
 
     def generation_canvas(self, canvas: tuple[int, int]) -> tuple[int, int]:
-        """Return the canvas (width, height) in px on which images of a canvas are generated."""
+        """Return the size (width, height) in px at which images of a canvas are generated."""
         return canvas
 
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
-        """What stands against painting these layouts with this recipe, each as `key: reason`."""
+        """Return why this recipe cannot generate these layouts, each reason as `key: reason`."""
         return []
 
-    def doubts(self, sampler: SamplerSpec) -> list[str]:
-        """What may make these layouts' pictures bad, though they can be painted, each as `key: reason`."""
+    def find_warnings(self, sampler: SamplerSpec) -> list[str]:
+        """Return what may make the images of these layouts bad, each warning as `key: reason`."""
         return []
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the pixels depend on, beyond the recipe's own keys: hashes of model files."""
+        """Return what the pixels depend on beyond the recipe's own keys: hashes of model files."""
         return {}
 
     def revision(self, sampler: SamplerSpec) -> int:
-        """Return the number of what this recipe generates for such layouts; a change that has no key raises it."""
+        """Return the revision of this recipe's behaviour for such layouts.
+
+        A change of the generated images that no key expresses increases it.
+        """
         return 1
 
     def scene_fingerprint(self, scene: SceneSpec) -> dict[str, Any]:
-        """Return what pixels depend on besides that only some scenes use: hashes of files."""
+        """Return hashes of files that pixels depend on and that only some scenes use."""
         return {}
 
     def licence(self) -> str:
-        """What the images may be used for, as far as this recipe decides it."""
+        """Return what the images may be used for, as far as this recipe decides it."""
         return "Apache-2.0"
 
     def load(self, scene: SceneSpec, numerics: Numerics) -> Painter:
-        """Load what is needed to paint.
+        """Load the painter.
 
         Raises:
-            ModelNotFoundError: the checkpoint cannot be reached.
+            ModelNotFoundError: the checkpoint cannot be found or fetched.
         """
         painter: Painter = load_implementation(self.PAINTER)(self, scene, numerics)
         return painter

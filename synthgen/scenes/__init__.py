@@ -1,1 +1,1 @@
-"""Scenes: what is to be seen in an image beside its layout."""
+"""Scenes: the prompts for a layout, weather and light, and the effects of a camera."""

@@ -1,7 +1,10 @@
-"""What a camera does to a finished picture: blur, exposure, white balance, noise, JPEG. Nothing moves, so the labels stay.
+"""Effects of a camera on a finished image: blur, exposure, white balance, noise and JPEG.
 
-Light adds up in linear values, not in the values of an sRGB file, so what happens to light (blur, exposure, white balance, shot
-noise) is computed there, by the transfer function of IEC 61966-2-1; what happens to the file (noise in grey levels, JPEG) is not.
+Nothing moves, so the labels stay the same.
+
+Light is additive in linear values, not in the values of an sRGB file. Effects on light (blur,
+exposure, white balance, shot noise) are therefore computed in linear values, with the transfer
+function of IEC 61966-2-1. Effects on the file (noise in grey levels, JPEG) are not.
 """
 
 import io
@@ -14,24 +17,25 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
-from synthgen.randomness import child_sequence
+from synthgen.randomness import spawn_sequence
 from synthgen.spec import SpecModel
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), sRGB
 Light = NDArray[np.float32]  # (H, W, 3), linear; 0 black, 1 white
 
 
-def _pair(value: Any) -> Any:
+def _as_pair(value: Any) -> Any:
     return (value, value) if isinstance(value, int | float) else value
 
 
-def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+def _check_order(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] > value[1]:
         raise ValueError(f"[{value[0]:g}, {value[1]:g}] must be [least, greatest]")
     return value
 
 
-PAIR, ORDERED = BeforeValidator(_pair), AfterValidator(_ordered)  # one number stands for both ends
+PAIR = BeforeValidator(_as_pair)  # one number stands for both ends of a range
+ORDERED = AfterValidator(_check_order)
 Sigma = Annotated[float, Field(ge=0.1, le=50)]
 Length = Annotated[float, Field(ge=1, le=200)]
 Angle = Annotated[float, Field(ge=0, le=180)]
@@ -42,46 +46,50 @@ Quality = Annotated[int, Field(ge=1, le=100)]
 
 
 class Effect(SpecModel):
-    """One thing that befalls some of the pictures; its ranges are drawn from for each of these."""
+    """An effect that a share of the images has. Its parameters are sampled for each such image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    probability: float = Field(0.5, ge=0, le=1, description="share of the images that have it")
+    probability: float = Field(0.5, ge=0, le=1, description="Share of the images with the effect.")
 
     @classmethod
     def parameters(cls) -> list[str]:
-        """What is drawn for a picture."""
+        """Return the names of the parameters that are sampled for an image."""
         return [name for name in cls.model_fields if name != "probability"]
 
     def draw(self, rng: np.random.Generator) -> dict[str, float] | None:
-        """The parameters for one picture; None if it is spared."""
+        """Sample the parameters for one image; None if the image does not have the effect."""
         if rng.random() >= self.probability:
             return None
-        return {
-            name: round(float(rng.uniform(*getattr(self, name))), 3) for name in self.parameters()
-        }
+        sampled = {}
+        for name in self.parameters():
+            least, greatest = getattr(self, name)
+            sampled[name] = round(float(rng.uniform(least, greatest)), 3)
+        return sampled
 
 
-class OfLight(Effect):
+class LightEffect(Effect):
     """An effect on light."""
 
     @abstractmethod
     def apply(self, light: Light, rng: np.random.Generator, **parameters: float) -> Light:
-        """The picture with the effect; values above 1 are cut off when all is done."""
+        """Return the image with the effect; values above 1 are clipped after all effects."""
 
 
-class OfFile(Effect):
+class FileEffect(Effect):
     """An effect on the file."""
 
     @abstractmethod
     def apply(self, pixels: Pixels, rng: np.random.Generator, **parameters: float) -> Pixels:
-        """The picture with the effect."""
+        """Return the image with the effect."""
 
 
-class GaussianBlur(OfLight):
-    """Out of focus: a Gaussian."""
+class GaussianBlur(LightEffect):
+    """The image is out of focus, which is a Gaussian blur."""
 
-    sigma: Annotated[tuple[Sigma, Sigma], PAIR, ORDERED] = Field((0.5, 2.0), description="px")
+    sigma: Annotated[tuple[Sigma, Sigma], PAIR, ORDERED] = Field(
+        (0.5, 2.0), description="Standard deviation in px."
+    )
 
     def apply(self, light: Light, rng: np.random.Generator, **parameters: float) -> Light:
         from scipy.ndimage import gaussian_filter
@@ -91,19 +99,20 @@ class GaussianBlur(OfLight):
         return blurred
 
 
-class MotionBlur(OfLight):
+class MotionBlur(LightEffect):
     """The camera moved along a line while the shutter was open."""
 
     length: Annotated[tuple[Length, Length], PAIR, ORDERED] = Field(
-        (4.0, 12.0), description="of the line, px"
+        (4.0, 12.0), description="Length of the line in px."
     )
     angle: Annotated[tuple[Angle, Angle], PAIR, ORDERED] = Field(
-        (0.0, 180.0), description="degrees, counter-clockwise from the x axis"
+        (0.0, 180.0), description="Angle of the line in degrees, counter-clockwise from the x axis."
     )
 
     def apply(self, light: Light, rng: np.random.Generator, **parameters: float) -> Light:
-        kernel = line(parameters["length"], parameters["angle"])
-        margin, (height, width, _) = len(kernel) // 2, light.shape
+        kernel = draw_line_kernel(parameters["length"], parameters["angle"])
+        margin = len(kernel) // 2
+        height, width = light.shape[:2]
         padded = np.pad(light, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
         result = np.zeros_like(light)
         for y, x in np.argwhere(kernel):
@@ -111,22 +120,22 @@ class MotionBlur(OfLight):
         return result
 
 
-class Exposure(OfLight):
-    """Too little or too much light."""
+class Exposure(LightEffect):
+    """The image is too dark or too bright."""
 
     stops: Annotated[tuple[Stops, Stops], PAIR, ORDERED] = Field(
-        (-1.0, 1.0), description="1 is twice the light"
+        (-1.0, 1.0), description="Change of the exposure in stops; 1 doubles the light."
     )
 
     def apply(self, light: Light, rng: np.random.Generator, **parameters: float) -> Light:
         return light * np.float32(2 ** parameters["stops"])
 
 
-class WhiteBalance(OfLight):
-    """Red against blue."""
+class WhiteBalance(LightEffect):
+    """The image is too cold or too warm: blue and red are out of balance."""
 
     warmth: Annotated[tuple[Stops, Stops], PAIR, ORDERED] = Field(
-        (-0.5, 0.5), description="stops of red over blue; above 0 warmer"
+        (-0.5, 0.5), description="Ratio of red to blue in stops; above 0 is warmer."
     )
 
     def apply(self, light: Light, rng: np.random.Generator, **parameters: float) -> Light:
@@ -134,11 +143,12 @@ class WhiteBalance(OfLight):
         return light * np.array([gain, 1, 1 / gain], np.float32)
 
 
-class PoissonNoise(OfLight):
-    """Shot noise: a pixel counts electrons, so the deviation is the root of their number."""
+class PoissonNoise(LightEffect):
+    """Shot noise: a pixel counts electrons, so its deviation is the square root of their number."""
 
     electrons: Annotated[tuple[Electrons, Electrons], PAIR, ORDERED] = Field(
-        (200.0, 2000.0), description="of a white pixel; fewer: noisier"
+        (200.0, 2000.0),
+        description="Number of electrons of a white pixel; fewer electrons are noisier.",
     )
 
     def apply(self, light: Light, rng: np.random.Generator, **parameters: float) -> Light:
@@ -146,11 +156,11 @@ class PoissonNoise(OfLight):
         return (rng.poisson(light.clip(0, 1) * electrons) / electrons).astype(np.float32)
 
 
-class GaussianNoise(OfFile):
-    """The same noise everywhere, as of a sensor's electronics."""
+class GaussianNoise(FileEffect):
+    """Noise of the same strength everywhere, such as that of a sensor's electronics."""
 
     sigma: Annotated[tuple[Grey, Grey], PAIR, ORDERED] = Field(
-        (2.0, 10.0), description="grey levels of 255"
+        (2.0, 10.0), description="Standard deviation in grey levels of 255."
     )
 
     def apply(self, pixels: Pixels, rng: np.random.Generator, **parameters: float) -> Pixels:
@@ -158,16 +168,18 @@ class GaussianNoise(OfFile):
         return np.rint(pixels + noise).clip(0, 255).astype(np.uint8)
 
 
-class Jpeg(OfFile):
-    """Stored as JPEG once; what the dataset stores comes after it."""
+class Jpeg(FileEffect):
+    """The image is compressed once as JPEG, before the dataset stores it in its own format."""
 
     quality: Annotated[tuple[Quality, Quality], PAIR, ORDERED] = Field(
-        (30, 90), description="whole numbers are drawn"
+        (30, 90), description="JPEG quality; whole numbers are sampled."
     )
 
     def draw(self, rng: np.random.Generator) -> dict[str, float] | None:
-        drawn = super().draw(rng)
-        return drawn and {"quality": float(round(drawn["quality"]))}
+        sampled = super().draw(rng)
+        if sampled is None:
+            return None
+        return {"quality": float(round(sampled["quality"]))}
 
     def apply(self, pixels: Pixels, rng: np.random.Generator, **parameters: float) -> Pixels:
         buffer = io.BytesIO()
@@ -176,86 +188,105 @@ class Jpeg(OfFile):
 
 
 class CameraSpec(SpecModel):
-    """Effects in the order in which light meets them; each has a probability and ranges."""
+    """The effects of a camera, in the order in which they affect light and file.
+
+    Each effect has a probability and a range for each of its parameters.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gaussian_blur: GaussianBlur | None = Field(None, description="out of focus: sigma")
-    motion_blur: MotionBlur | None = Field(None, description="moved: length, angle")
-    exposure: Exposure | None = Field(None, description="too dark or too bright: stops")
-    white_balance: WhiteBalance | None = Field(None, description="too cold or too warm: warmth")
-    poisson_noise: PoissonNoise | None = Field(None, description="shot noise: electrons")
-    gaussian_noise: GaussianNoise | None = Field(None, description="noise: sigma")
-    jpeg: Jpeg | None = Field(None, description="compressed: quality")
+    gaussian_blur: GaussianBlur | None = Field(
+        None, description="Blur of an image out of focus: sigma."
+    )
+    motion_blur: MotionBlur | None = Field(
+        None, description="Blur of a moving camera: length, angle."
+    )
+    exposure: Exposure | None = Field(
+        None, description="Exposure that is too dark or too bright: stops."
+    )
+    white_balance: WhiteBalance | None = Field(
+        None, description="White balance that is too cold or too warm: warmth."
+    )
+    poisson_noise: PoissonNoise | None = Field(None, description="Shot noise: electrons.")
+    gaussian_noise: GaussianNoise | None = Field(None, description="Noise of the sensor: sigma.")
+    jpeg: Jpeg | None = Field(None, description="JPEG compression: quality.")
 
-    def effects(self) -> dict[str, OfLight | OfFile]:
-        """Those that the job asks for, by name, in order."""
-        return {
-            name: effect
-            for name in type(self).model_fields
-            if (effect := getattr(self, name)) is not None
-        }
+    def effects(self) -> dict[str, LightEffect | FileEffect]:
+        """Return the effects that the job sets, by name and in order."""
+        effects = {}
+        for name in type(self).model_fields:
+            effect = getattr(self, name)
+            if effect is not None:
+                effects[name] = effect
+        return effects
 
     def __call__(
         self, pixels: Pixels, seed: np.random.SeedSequence
     ) -> tuple[Pixels, dict[str, float | None]]:
-        """A picture as this camera takes it: a function of the picture and the seed.
+        """Return the image with the effects of this camera: a function of image and seed.
 
-        Each effect has randomness of its own, named by the effect: another effect, asked for too, changes nothing for this one.
+        Each effect has its own random numbers, which depend on its name, so that adding an effect
+        does not change those of the others.
 
         Args:
             pixels: (H, W, 3) uint8, sRGB.
+            seed: randomness of the image.
 
         Returns:
-            The picture, same shape and type; and `camera_EFFECT_PARAMETER` of all effects asked for, None of a spared picture.
+            The image, with the same shape and dtype; and `camera_EFFECT_PARAMETER` of all effects
+            that the job sets, None where the image does not have the effect.
         """
-        light: Light | None = None
+        light: Light | None = None  # the image in linear values; None while `pixels` is the image
         record: dict[str, float | None] = {}
         for name, effect in self.effects().items():
-            rng = np.random.default_rng(child_sequence(seed, crc32(name.encode())))
-            drawn = effect.draw(rng)
-            record |= {
-                f"camera_{name}_{key}": None if drawn is None else drawn[key]
-                for key in effect.parameters()
-            }
-            if drawn is None:
+            rng = np.random.default_rng(spawn_sequence(seed, crc32(name.encode())))
+            sampled = effect.draw(rng)
+            for key in effect.parameters():
+                record[f"camera_{name}_{key}"] = None if sampled is None else sampled[key]
+            if sampled is None:
                 continue
-            if isinstance(effect, OfLight):
-                light = effect.apply(to_light(pixels) if light is None else light, rng, **drawn)
+            if isinstance(effect, LightEffect):
+                if light is None:
+                    light = to_light(pixels)
+                light = effect.apply(light, rng, **sampled)
             else:
-                pixels, light = (
-                    effect.apply(pixels if light is None else to_pixels(light), rng, **drawn),
-                    None,
-                )
-        return pixels if light is None else to_pixels(light), record
+                if light is not None:
+                    pixels = to_pixels(light)
+                    light = None
+                pixels = effect.apply(pixels, rng, **sampled)
+        if light is not None:
+            pixels = to_pixels(light)
+        return pixels, record
 
 
 def to_light(pixels: Pixels) -> Light:
-    """sRGB to linear light (IEC 61966-2-1)."""
+    """Convert sRGB to linear light (IEC 61966-2-1)."""
     value = np.arange(256) / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     return linear.astype(np.float32)[pixels]
 
 
 def to_pixels(light: Light) -> Pixels:
-    """Linear light to sRGB (IEC 61966-2-1), cut off at black and white."""
+    """Convert linear light to sRGB (IEC 61966-2-1), clipped to black and white."""
     light = light.clip(0, 1)
     value = np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
     return np.rint(value * 255).astype(np.uint8)
 
 
-def line(length: float, angle: float) -> NDArray[np.float32]:
-    """A line through the middle of an odd square of cells, drawn with weights that sum to 1.
+def draw_line_kernel(length: float, angle: float) -> NDArray[np.float32]:
+    """Return a square kernel of odd size with a line through its centre; its weights sum to 1.
 
     Args:
-        length: px.
-        angle: degrees, counter-clockwise from the x axis.
+        length: length of the line in px.
+        angle: angle of the line in degrees, counter-clockwise from the x axis.
     """
     reach = int(np.ceil(length / 2)) + 1
     t = np.linspace(-length / 2, length / 2, 8 * int(np.ceil(length)) + 1)
-    x, y = reach + t * np.cos(np.deg2rad(angle)), reach - t * np.sin(np.deg2rad(angle))
+    x = reach + t * np.cos(np.deg2rad(angle))
+    y = reach - t * np.sin(np.deg2rad(angle))
     kernel = np.zeros((2 * reach + 1, 2 * reach + 1))
-    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
+    left = np.floor(x).astype(int)
+    top = np.floor(y).astype(int)
     for right, down in ((0, 0), (0, 1), (1, 0), (1, 1)):
         weight = np.abs(1 - right - (x - left)) * np.abs(1 - down - (y - top))
         np.add.at(kernel, (top + down, left + right), weight)

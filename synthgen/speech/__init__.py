@@ -1,4 +1,4 @@
-"""The spoken prompt: audio to text, and text to what a job can hold."""
+"""The spoken prompt: speech to text, and text to settings of a job."""
 
 from typing import Any
 
@@ -8,40 +8,51 @@ from synthgen.spec import SpecModel
 
 
 class Spoken(SpecModel):
-    """What was said, how it was heard, and what it means: kept with the job."""
+    """A spoken prompt: its text, where the text comes from, and what it means.
+
+    It is stored with the job.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    text: str = Field(description="as heard, or as given")
-    model: str | None = Field(None, description="that heard it: its id, or its folder's name")
-    model_sha256: str | None = Field(None, description="of its files")
-    audio_sha256: str | None = Field(None, description="of the recording")
-    objects: dict[str, int] = Field(default={}, description="how many of each category")
-    phrases: dict[str, tuple[str, ...]] = Field(
-        default={}, description="prompts of a category's boxes; one is drawn for each"
+    text: str = Field(description="Text that was recognised or given.")
+    model: str | None = Field(
+        None,
+        description="Speech model that recognised the text: its id, or the name of its folder.",
     )
-    background: str | None = None
-    missed: tuple[str, ...] = Field((), description="words that mean nothing here")
+    model_sha256: str | None = Field(None, description="SHA-256 hash of the model's files.")
+    audio_sha256: str | None = Field(None, description="SHA-256 hash of the recording.")
+    objects: dict[str, int] = Field(default={}, description="Number of objects of each category.")
+    phrases: dict[str, tuple[str, ...]] = Field(
+        default={}, description="Prompts of a category's boxes; one is sampled for each box."
+    )
+    background: str | None = Field(None, description="Prompt of the background.")
+    missed: tuple[str, ...] = Field((), description="Words that were not understood.")
 
     def settings(self) -> dict[str, Any]:
-        """Keys of a job and their values."""
-        found = {
+        """Return the keys of a job that the prompt sets, and their values."""
+        settings = {
             "layout.objects": self.objects,
             "scene.phrases": self.phrases,
             "scene.background": self.background,
         }
-        return {key: value for key, value in found.items() if value}
+        return {key: value for key, value in settings.items() if value}
 
-    def heard(self) -> str:
-        """The text, to be shown."""
+    def describe_text(self) -> str:
+        """Return a line that shows the text."""
         return f"heard: {self.text}"
 
-    def understood(self) -> list[str]:
-        """What is made of it, to be shown."""
-        parts = [f"{count} x {name}" for name, count in self.objects.items()]
-        for name, options in self.phrases.items():
-            parts.append(f"{name} as {' or '.join(repr(o.format(category=name)) for o in options)}")
-        parts += [f"background {self.background!r}"] if self.background else []
-        lines = [f"understood: {', '.join(parts)}"]
-        lines += [] if self.objects else ["no count of a known category: the layout stays as it is"]
-        return lines + ([f"not understood: {' '.join(self.missed)}"] if self.missed else [])
+    def describe_meaning(self) -> list[str]:
+        """Return lines that show what the text means."""
+        meanings = [f"{count} x {name}" for name, count in self.objects.items()]
+        for name, phrases in self.phrases.items():
+            examples = [repr(phrase.format(category=name)) for phrase in phrases]
+            meanings.append(f"{name} as {' or '.join(examples)}")
+        if self.background:
+            meanings.append(f"background {self.background!r}")
+        lines = [f"understood: {', '.join(meanings)}"]
+        if not self.objects:
+            lines.append("no count of a known category: the layout is not changed")
+        if self.missed:
+            lines.append(f"not understood: {' '.join(self.missed)}")
+        return lines

@@ -1,4 +1,4 @@
-"""What categories are called: one of them, several, and other names."""
+"""The names of categories in speech: singular, plural, and synonyms."""
 
 from collections.abc import Iterable
 
@@ -11,30 +11,49 @@ PLURALS = {
     "scissors": "scissors",
     "broccoli": "broccoli",
 }
-OTHER_NAMES = {
-    "aeroplane": "airplane", "bike": "bicycle", "cellphone": "cell phone", "doughnut": "donut", "fridge": "refrigerator",
-    "hair dryer": "hair drier", "mobile phone": "cell phone", "motorbike": "motorcycle", "phone": "cell phone",
-    "plane": "airplane", "plant": "potted plant", "ski": "skis", "sofa": "couch", "television": "tv",
-}  # fmt: skip
+SYNONYMS = {
+    "aeroplane": "airplane",
+    "bike": "bicycle",
+    "cellphone": "cell phone",
+    "doughnut": "donut",
+    "fridge": "refrigerator",
+    "hair dryer": "hair drier",
+    "mobile phone": "cell phone",
+    "motorbike": "motorcycle",
+    "phone": "cell phone",
+    "plane": "airplane",
+    "plant": "potted plant",
+    "ski": "skis",
+    "sofa": "couch",
+    "television": "tv",
+}
 
 
-def spoken_names(categories: Iterable[str]) -> dict[Words, str]:
-    """The category of each of its names, in words of lower case, for one and for several: ("teddy", "bears") is "teddy bear"."""
-    known = {words_of(name): name for name in categories}
-    others = {
-        words_of(other): name for other, name in OTHER_NAMES.items() if words_of(name) in known
-    }
-    names = {**{words: known[words_of(name)] for words, name in others.items()}, **known}
-    return {**{plural(words): name for words, name in names.items()}, **names}
+def list_spoken_names(categories: Iterable[str]) -> dict[Words, str]:
+    """Return the names of categories in speech, and the category of each.
+
+    A name is a tuple of words in lower case, in the singular or plural: ("teddy", "bears") is a
+    name of "teddy bear".
+    """
+    known = {split_words(name): name for name in categories}
+    names: dict[Words, str] = {}
+    for synonym, name in SYNONYMS.items():
+        category = known.get(split_words(name))
+        if category is not None:
+            names[split_words(synonym)] = category
+    names |= known
+    plurals = {pluralise(words): name for words, name in names.items()}
+    return plurals | names
 
 
-def words_of(text: str) -> Words:
-    """The words of a name in lower case, without signs: "<rex> dog" is ("rex", "dog")."""
-    return tuple("".join(c if c.isalnum() else " " for c in text.lower()).split())
+def split_words(text: str) -> Words:
+    """Return the words of a name in lower case: "<rex> dog" is ("rex", "dog")."""
+    letters = [character if character.isalnum() else " " for character in text.lower()]
+    return tuple("".join(letters).split())
 
 
-def plural(words: Words) -> Words:
-    """The name of several: its last word in the plural."""
+def pluralise(words: Words) -> Words:
+    """Return a name with its last word in the plural."""
     *first, last = words or ("",)
     if last in PLURALS:
         return (*first, PLURALS[last])
@@ -42,4 +61,6 @@ def plural(words: Words) -> Words:
         return (*first, last + "es")
     if last.endswith("y") and last[-2:-1] not in "aeiou":
         return (*first, last[:-1] + "ies")
-    return (*first, last[:-2] + "ves" if last.endswith("ife") else last + "s")
+    if last.endswith("ife"):
+        return (*first, last[:-2] + "ves")
+    return (*first, last + "s")

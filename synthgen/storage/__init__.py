@@ -1,1 +1,1 @@
-"""Storage: bytes under names, in a folder or an object store."""
+"""Storage of files by name, in a folder or an object store, and the lock of an output."""

@@ -1,4 +1,4 @@
-"""A store: files under their names, with a few verbs, none of which leaves half a file."""
+"""The interface of a store: files by name, none of which is ever half written."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -14,49 +14,54 @@ Fill = Callable[[BinaryIO], object]
 class Store(ABC):
     """The files of a folder or URL, by their names in it, such as `shards/000000.tar`.
 
-    A name either has its whole content or does not exist. Reading a name that does not exist raises FileNotFoundError.
+    A file either has its whole content or does not exist. Reading a file that does not exist raises
+    FileNotFoundError.
+
+    Attributes:
+        threads: the number of requests that are worth making at the same time.
     """
 
-    threads = 4  # requests that are worth making at the same time
+    threads = 4
 
     @abstractmethod
     def __str__(self) -> str:
-        """The folder or URL, as the user knows it."""
+        """Return the folder or URL, as the user knows it."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """All bytes of a file."""
+        """Return the content of a file."""
 
     @abstractmethod
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A file to read from, with seek."""
+        """Open a file to read from; it can seek."""
 
     @abstractmethod
     def open_table(self, name: str) -> AbstractContextManager[Any]:
-        """A Parquet file as Arrow reads it (`synthgen.storage.parquet`)."""
+        """Open a Parquet file for Arrow to read (`synthgen.storage.parquet`)."""
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None if there is none."""
+        """Return the bytes of a file; None if it does not exist."""
 
     @abstractmethod
     def sizes(self, folder: str) -> Iterator[tuple[str, int]]:
-        """Name in the folder and bytes of each file that lies in it, in no order."""
+        """Yield the name in the folder and the bytes of each file in a folder, in no order."""
 
     @abstractmethod
-    def replacing(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A file to write to, that becomes `name` if the block ends without an error."""
+    def open_replacement(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """Open a file to write to, which replaces `name` if the block ends without an error."""
 
     @abstractmethod
-    def replacing_table(self, name: str) -> AbstractContextManager[Any]:
-        """The same for a Parquet file, as Arrow writes it (`synthgen.storage.parquet`)."""
+    def open_table_replacement(self, name: str) -> AbstractContextManager[Any]:
+        """Do the same for a Parquet file that Arrow writes (`synthgen.storage.parquet`)."""
 
     @abstractmethod
     def stage(self, name: str, fill: Fill) -> str:
-        """Write a file under a new, unique name in the staging folder, which is returned.
+        """Write a file under a new, unique name in the staging folder, and return that name.
 
         Args:
-            fill: writes the content to the file that it is given; called again if the store fails.
+            fill: writes the content to the file that it is given. It is called again if the store
+                fails.
         """
 
     @abstractmethod
@@ -65,28 +70,32 @@ class Store(ABC):
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove a file, if it exists."""
+        """Delete a file if it exists."""
 
     @abstractmethod
     def delete_folder(self, folder: str) -> None:
-        """Remove a folder with all that is in it, if it exists."""
+        """Delete a folder with everything in it, if it exists."""
 
     @abstractmethod
     def clean(self, folders: Iterable[str] = ()) -> None:
-        """Remove staged and temporary files that a killed process left. Only for the holder of the lock.
+        """Delete the orphaned staged and temporary files of a killed process.
+
+        Only the lock holder may call it.
 
         Args:
-            folders: those that may hold temporary files, besides the store's own.
+            folders: folders that may hold temporary files, besides the store's own.
         """
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Replace a file at once."""
-        with self.replacing(name) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        """Replace a file atomically."""
+        data = content.encode() if isinstance(content, str) else content
+        with self.open_replacement(name) as file:
+            file.write(data)
 
     def exists(self, name: str) -> bool:
+        """Return whether a file exists."""
         return self.size(name) is not None
 
     def path(self, name: str) -> str:
-        """How a file is shown to the user."""
+        """Return the path or URL of a file, as shown to the user."""
         return f"{self}/{name}"

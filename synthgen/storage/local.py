@@ -1,4 +1,4 @@
-"""Files in a folder, and files that are replaced whole or not at all."""
+"""Files in a folder, which are replaced atomically."""
 
 import errno
 import hashlib
@@ -17,24 +17,36 @@ from synthgen.storage.base import STAGING, TEMPORARY, Fill, Store
 
 try:
     import fcntl
-except ImportError:  # not on Windows
+except ImportError:  # Windows has none
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
 NO_FOLDER_FSYNC = (
-    *(errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF),
-    *(errno.EACCES, errno.EPERM, errno.EISDIR),
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
 )
-"""What fsync of a folder, or opening it for that, gives where a file system has no such thing, or the folder cannot be listed."""
+"""Errors of fsync of a folder, or of opening it for that, which are not failures.
+
+The file system has no fsync of folders, or the folder cannot be listed.
+"""
 BUSY = (errno.EBUSY, errno.EACCES, errno.EPERM, errno.ETXTBSY)
-"""What a rename over a file gives on SMB while another program reads that file."""
-BUSY_PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds before another try
-_told: set[int] = set()  # devices whose folders cannot be synced
+"""Errors of a rename over a file that another program reads, on SMB."""
+BUSY_PAUSES = (0.05, 0.1, 0.2, 0.4)  # seconds before each retry
+_devices_without_folder_fsync: set[int] = set()  # those that were logged
 
 
 class LocalStore(Store):
-    """A folder. What gets its final name was synced to the disk before, and the folder after."""
+    """A store in a folder.
+
+    A file is synced to the disk before it gets its final name, and the folder is synced after.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -74,24 +86,22 @@ class LocalStore(Store):
             for entry in entries:
                 try:
                     size = entry.stat().st_size if entry.is_file() else None
-                except (
-                    FileNotFoundError
-                ):  # a run that works here has renamed or removed it meanwhile
+                except FileNotFoundError:  # a run has renamed or deleted it meanwhile
                     size = None
                 if size is not None:
                     yield entry.name, size
 
     @contextmanager
-    def replacing(self, name: str) -> Iterator[BinaryIO]:
-        with replacing(self.root / name) as temporary, temporary.open("wb") as file:
+    def open_replacement(self, name: str) -> Iterator[BinaryIO]:
+        with replace_atomically(self.root / name) as temporary, temporary.open("wb") as file:
             yield file
             file.flush()
 
     @contextmanager
-    def replacing_table(self, name: str) -> Iterator[Any]:
+    def open_table_replacement(self, name: str) -> Iterator[Any]:
         from synthgen.storage.parquet import open_output  # pyarrow is heavy
 
-        with replacing(self.root / name) as temporary, open_output(temporary) as file:
+        with replace_atomically(self.root / name) as temporary, open_output(temporary) as file:
             yield file
 
     def stage(self, name: str, fill: Fill) -> str:
@@ -106,8 +116,9 @@ class LocalStore(Store):
             promote(self.root / staged, self.root / name)
         except FileNotFoundError:
             raise InputError(
-                f"{self.path(staged)}: a worker wrote this file, and it is not here. If workers are on other machines, "
-                "output.path must be an object store (s3://…), or a folder that all of them see"
+                f"{self.path(staged)}: a worker wrote this file, and it is not here. If workers "
+                "are on other machines, output.path must be an object store (s3://…), or a folder "
+                "that all of them see"
             ) from None
 
     def delete(self, name: str) -> None:
@@ -123,28 +134,37 @@ class LocalStore(Store):
                 path.unlink(missing_ok=True)
 
 
-def digest(path: Path, name: str = "sha256") -> str:
-    """Hex digest of a file."""
+def hash_file(path: Path, name: str = "sha256") -> str:
+    """Return the hex digest of a file.
+
+    Args:
+        name: the hash function, as hashlib names it.
+    """
     with path.open("rb") as file:
-        return digest_of(file, name)
+        return hash_open_file(file, name)
 
 
-def digest_of(file: BinaryIO, name: str = "sha256") -> str:
-    """Hex digest of an open file, from its beginning; it stands there again afterwards."""
-    source: Any = file  # BinaryIO lacks the readinto that all of these have
+def hash_open_file(file: BinaryIO, name: str = "sha256") -> str:
+    """Return the hex digest of an open file from its beginning, and rewind the file.
+
+    Args:
+        name: the hash function, as hashlib names it.
+    """
+    source: Any = file  # BinaryIO lacks `readinto`, which all these files have
     file.seek(0)
-    found = hashlib.file_digest(source, name).hexdigest()
+    hex_digest = hashlib.file_digest(source, name).hexdigest()
     file.seek(0)
-    return found
+    return hex_digest
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, that becomes `path` if the block ends without an error."""
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to, which replaces `path` if the block ends without an error.
+
+    The temporary name does not contain the final one, which may be as long as a name can be.
+    """
     make_folder(path.parent)
-    temporary = path.with_name(
-        f".{uuid.uuid4().hex}{TEMPORARY}"
-    )  # without the name, which may be as long as names can be
+    temporary = path.with_name(f".{uuid.uuid4().hex}{TEMPORARY}")
     try:
         yield temporary
         promote(temporary, path)
@@ -153,25 +173,28 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file at once."""
-    with replacing(path) as temporary:
+    """Replace a text file atomically."""
+    with replace_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and those above it, where they are missing.
+    """Create a folder and its parents where they do not exist.
 
     Raises:
-        InputError: a file, or a link that leads to no folder, stands in the way.
+        InputError: a file, or a link that leads to no folder, has that name.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
-        if not there.is_symlink():
-            raise InputError(f"{there}: is a file, not a folder; give another folder") from None
+        obstacle = path
+        while not os.path.lexists(obstacle):
+            obstacle = obstacle.parent
+        if not obstacle.is_symlink():
+            raise InputError(f"{obstacle}: is a file, not a folder; give another folder") from None
         raise InputError(
-            f"{there}: is a link to {os.readlink(there)}, which is no folder; make that folder, or give another"
+            f"{obstacle}: is a link to {os.readlink(obstacle)}, which is no folder; "
+            "make that folder, or give another"
         ) from None
 
 
@@ -184,13 +207,13 @@ def promote(source: Path, target: Path) -> None:
 
 
 def _rename(source: Path, target: Path, identity: tuple[int, int]) -> None:
-    """Rename a file over what is there, also where a file server makes that hard.
+    """Rename a file over an existing one, in spite of what file servers do.
 
-    A server refuses it while another program has the old file open (SMB), which passes; or always; or it carries the
-    request out, its answer is lost, and the request that NFS repeats finds nothing.
+    A server may refuse it while another program has the old file open (SMB), for a while or always.
+    Or it renames the file, its answer is lost, and the repeated request of NFS finds no file.
 
     Args:
-        identity: device and inode of the source.
+        identity: the device and inode of the source.
     """
     for pause in (*BUSY_PAUSES, None):
         try:
@@ -211,7 +234,10 @@ def _rename(source: Path, target: Path, identity: tuple[int, int]) -> None:
 
 
 def _fsync_file(path: Path) -> tuple[int, int]:
-    """Write a file to the disk; returns its device and inode. It is opened for writing, as SMB passes over others."""
+    """Sync a file to the disk, and return its device and inode.
+
+    It is opened for writing, because SMB ignores the fsync of a file that is open for reading.
+    """
     try:
         handle = os.open(path, os.O_RDWR)
     except PermissionError:  # a worker wrote it as another user
@@ -220,28 +246,34 @@ def _fsync_file(path: Path) -> tuple[int, int]:
         _fsync(handle)
         return _identity(os.fstat(handle))
     except OSError as error:
-        error.filename = str(path)  # which a handle does not name
+        error.filename = str(path)  # an error of a handle has no file name
         raise
     finally:
         os.close(handle)
 
 
-def _identity(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _fsync(handle: int) -> None:
-    """Write an open file to the disk. On macOS os.fsync leaves it in the disk's own memory, where F_FULLFSYNC does not."""
-    full = getattr(fcntl, "F_FULLFSYNC", None)
-    if full is not None:
-        with suppress(OSError):  # a file system that does not know it
-            fcntl.fcntl(handle, full)
+    """Sync an open file to the disk.
+
+    On macOS os.fsync leaves the data in the cache of the disk; F_FULLFSYNC does not.
+    """
+    full_fsync = getattr(fcntl, "F_FULLFSYNC", None)
+    if full_fsync is not None:
+        with suppress(OSError):  # the file system may not support it
+            fcntl.fcntl(handle, full_fsync)
             return
     os.fsync(handle)
 
 
 def _fsync_folder(path: Path) -> None:
-    """Write the names in a folder to the disk. Many a file system (SMB, FUSE) cannot, or has no need to: it is told once."""
+    """Sync the names in a folder to the disk.
+
+    Many file systems (SMB, FUSE) cannot do it or do not need it; that is logged once.
+    """
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -252,10 +284,8 @@ def _fsync_folder(path: Path) -> None:
         if error.errno not in NO_FOLDER_FSYNC:
             raise
         device = path.stat().st_dev
-        if device not in _told:
-            _told.add(device)
+        if device not in _devices_without_folder_fsync:
+            _devices_without_folder_fsync.add(device)
             log.info(
-                "%s: the file system there writes no names of files to the disk when asked: %s",
-                path,
-                error.strerror,
+                "%s: the file system cannot sync a folder to the disk: %s", path, error.strerror
             )

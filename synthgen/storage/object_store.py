@@ -1,4 +1,7 @@
-"""Files on S3, Google Cloud Storage or HDFS, through `pyarrow.fs`; transient errors are met by asking again."""
+"""Files on S3, Google Cloud Storage or HDFS, through `pyarrow.fs`.
+
+Requests that fail with a transient error are retried.
+"""
 
 import os
 import random
@@ -21,52 +24,57 @@ from synthgen.storage.parquet import open_input, open_output
 
 T = TypeVar("T")
 
-WAITS = (
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-    8.0,
-    16.0,
-    30.0,
-)  # seconds before each further try, halved to whole at random
-BLOCK = 8 * 2**20  # bytes that are moved at a time
+BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Seconds before each retry; a random factor from 0.5 to 1 is applied."""
+BLOCK = 8 * 2**20  # bytes that are copied at a time
 COPY_LIMIT = 5 * 2**30  # bytes: S3 copies no larger object in one request
-CONNECT_SECONDS = REQUEST_SECONDS = 10.0
+CONNECT_SECONDS = 10.0
+REQUEST_SECONDS = 10.0
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-REFUSED = re.compile(
-    r"ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH"
-    r"|INVALID_SIGNATURE|MISSING_AUTHENTICATION_TOKEN|UNRECOGNIZED_CLIENT|EXPIRED|REQUEST_TIME_TOO_SKEWED|OPT_IN_REQUIRED"
-    r"|ACCOUNT_PROBLEM|HTTP status (?:400|401|403|404|405|411|412)\b|Bucket '.*' not found"  # S3
-    r"|PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|Permission denied|Unable to load lib",  # GCS, HDFS
+REFUSED_BY_S3 = (
+    r"ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID"
+    r"|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE|MISSING_AUTHENTICATION_TOKEN"
+    r"|UNRECOGNIZED_CLIENT|EXPIRED|REQUEST_TIME_TOO_SKEWED|OPT_IN_REQUIRED|ACCOUNT_PROBLEM"
+    r"|HTTP status (?:400|401|403|404|405|411|412)\b|Bucket '.*' not found"
 )
+REFUSED_BY_GCS_OR_HDFS = (
+    r"PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|Permission denied|Unable to load lib"
+)
+REFUSED = re.compile(f"{REFUSED_BY_S3}|{REFUSED_BY_GCS_OR_HDFS}")
+"""Errors for which a retry would not help."""
 
 
 class ObjectStore(Store):
-    """Files below `root`, which is `bucket/folder` (of HDFS: a path).
+    """The files below `root`, which is `bucket/folder` (on HDFS a path).
 
-    Pickled as its URL alone: whoever unpickles it looks for credentials in their own environment.
+    It is pickled as its URL alone; the process that unpickles it looks for credentials in its own
+    environment.
 
     Args:
-        url: as the user gave it.
+        url: the URL as the user gave it.
         files: pyarrow's file system.
     """
 
     threads = 32
 
     def __init__(self, url: str, files: Any, root: str) -> None:
-        self.url, self.files, self.root = url, files, root.rstrip("/")
-        self.renames = files.type_name not in (
-            "s3",
-            "gcs",
-        )  # else a put is atomic, and promotion is a server-side copy
+        self.url = url
+        self.files = files
+        self.root = root.rstrip("/")
+        # An upload to S3 or GCS is atomic, and a file is promoted by a copy in the store.
+        self.renames = files.type_name not in ("s3", "gcs")
 
     @classmethod
     def from_url(cls, url: str) -> "ObjectStore":
+        """Connect to the store of a URL.
+
+        Raises:
+            StoreRefusedError, StoreFailedError: the store cannot be reached.
+        """
         try:
-            files, root = attempted(lambda: connect(url), url)
+            files, root = retry(lambda: connect(url), url)
         except (ValueError, NotImplementedError) as error:  # such as pyarrow.ArrowInvalid
-            raise StoreRefusedError(f"{url}: {told(error)}") from None
+            raise StoreRefusedError(f"{url}: {describe_error(error)}") from None
         return cls(url.rstrip("/"), files, root)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -76,24 +84,23 @@ class ObjectStore(Store):
         return self.url.partition("?")[0]
 
     def read(self, name: str) -> bytes:
-        def once() -> bytes:
-            with self.files.open_input_file(
-                self._at(name)
-            ) as file:  # a stream asks for each 256 kB alone
+        def attempt() -> bytes:
+            # An input stream would make a request for each 256 kB.
+            with self.files.open_input_file(self._full_path(name)) as file:
                 return bytes(file.read())
 
-        return self._attempted(once, name)
+        return self._retry(attempt, name)
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """A copy of the file on this machine's disk, gone when it is closed."""
+        """Open a copy of the file on this machine's disk, which is deleted when it is closed."""
         with tempfile.TemporaryFile() as file:
             self._download(name, file)
             yield file
 
     @contextmanager
     def open_table(self, name: str) -> Iterator[Any]:
-        """The same; the copy has a name until Arrow has opened it."""
+        """Do the same for Arrow; the copy has a name until Arrow has opened it."""
         with tempfile.NamedTemporaryFile() as file:
             self._download(name, file)
             table = open_input(Path(file.name))
@@ -101,53 +108,60 @@ class ObjectStore(Store):
             yield table
 
     def _download(self, name: str, file: Any) -> None:
-        """Copy a file of the store to a file of this machine, which then stands at its beginning."""
+        """Copy a file of the store to a file of this machine, and rewind that."""
 
-        def once() -> None:
+        def attempt() -> None:
             file.seek(0)
             file.truncate()
-            with self.files.open_input_stream(self._at(name), compression=None) as stream:
+            with self.files.open_input_stream(self._full_path(name), compression=None) as stream:
                 shutil.copyfileobj(stream, file, BLOCK)
 
-        self._attempted(once, name)
-        file.seek(0)  # which flushes too
+        self._retry(attempt, name)
+        file.seek(0)  # which also flushes it
 
     def size(self, name: str) -> int | None:
-        found = self._info(name)
-        return None if found is None else int(found.size)
+        info = self._file_info(name)
+        return None if info is None else int(info.size)
 
-    def _info(self, name: str) -> Any:
-        """What pyarrow says of a file; None if there is none."""
-        found = self._attempted(lambda: self.files.get_file_info(self._at(name)), name)
-        return found if found.type == arrow.FileType.File else None
+    def _file_info(self, name: str) -> Any:
+        """Return pyarrow's FileInfo of a file; None if it does not exist."""
+        info = self._retry(lambda: self.files.get_file_info(self._full_path(name)), name)
+        return info if info.type == arrow.FileType.File else None
 
     def sizes(self, folder: str) -> Iterator[tuple[str, int]]:
-        yield from ((name, size) for name, size, _ in self.listing(folder))
+        for name, size, _ in self.list_files(folder):
+            yield name, size
 
-    def listing(self, folder: str) -> Iterator[tuple[str, int, float]]:
-        """Name, bytes and time of change (seconds, by the store's clock) of each file in a folder; pyarrow asks page by page."""
-        selector = arrow.FileSelector(self._at(folder), allow_not_found=True)
-        for found in self._attempted(lambda: self.files.get_file_info(selector), folder):
-            if found.type == arrow.FileType.File:
-                yield found.base_name, int(found.size), (found.mtime_ns or 0) / 1e9
+    def list_files(self, folder: str) -> Iterator[tuple[str, int, float]]:
+        """Yield the name, bytes and modification time of each file in a folder.
+
+        The time is in seconds by the store's clock. pyarrow requests the list page by page.
+        """
+        selector = arrow.FileSelector(self._full_path(folder), allow_not_found=True)
+        for info in self._retry(lambda: self.files.get_file_info(selector), folder):
+            if info.type == arrow.FileType.File:
+                yield info.base_name, int(info.size), (info.mtime_ns or 0) / 1e9
 
     def write(self, name: str, content: str | bytes) -> None:
         data = content.encode() if isinstance(content, str) else content
         if self.renames:
             super().write(name, data)
         else:
-            self._attempted(lambda: self._put(name, lambda file: file.write(data)), name)
+            self._retry(lambda: self._put(name, lambda file: file.write(data)), name)
 
     @contextmanager
-    def replacing(self, name: str) -> Iterator[BinaryIO]:
-        """Written to this machine's disk, then uploaded, so that an upload that is cut can be made again."""
+    def open_replacement(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file of this machine to write to, and upload it at the end of the block.
+
+        Nothing is uploaded if the block raises. An upload that is cut can be retried.
+        """
         with tempfile.TemporaryFile() as file:
             yield file
             self._upload(name, file)
 
     @contextmanager
-    def replacing_table(self, name: str) -> Iterator[Any]:
-        """The same; the file of this machine has a name until Arrow has opened it."""
+    def open_table_replacement(self, name: str) -> Iterator[Any]:
+        """Do the same for Arrow; the file of this machine has a name until Arrow has opened it."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "table"
             table = open_output(path)
@@ -158,130 +172,139 @@ class ObjectStore(Store):
             self._upload(name, file)
 
     def _upload(self, name: str, file: BinaryIO) -> None:
-        """Replace a file of the store by a file of this machine."""
+        """Replace a file of the store with a file of this machine."""
 
         def fill(stream: BinaryIO) -> None:
             file.seek(0)
             shutil.copyfileobj(file, stream, BLOCK)
 
-        self.promote(self.stage(name.rpartition("/")[2], fill), name)
+        staged = self.stage(name.rpartition("/")[2], fill)
+        self.promote(staged, name)
 
     def stage(self, name: str, fill: Fill) -> str:
-        """Every try has a name of its own; what a failed one left counts nowhere."""
+        """Write a staged file; every attempt has a name of its own, and a failed one is ignored."""
 
-        def once() -> str:
+        def attempt() -> str:
             staged = f"{STAGING}/{uuid.uuid4().hex}-{name}"
             written = self._put(staged, fill)
             if self.size(staged) != written:
                 raise OSError(f"{staged}: not the {written} bytes that were sent")
             return staged
 
-        return self._attempted(once, name)
+        return self._retry(attempt, name)
 
     def promote(self, staged: str, name: str) -> None:
-        """Every request can be made again, also where the store has done it and its answer was lost."""
+        """Give a staged file its final name.
+
+        Every request can be repeated, even if the store has carried it out and its answer was lost.
+        """
         if self.renames:
-            source = self._info(staged)
+            source = self._file_info(staged)
             if source is None:
                 raise FileNotFoundError(f"{self.path(staged)}: no such file")
-            self._attempted(lambda: self._move(source, name), name)
+            self._retry(lambda: self._move(source, name), name)
         else:
-            self._attempted(lambda: self._copy(staged, name), name)
+            self._retry(lambda: self._copy(staged, name), name)
             self.delete(staged)
 
     def delete(self, name: str) -> None:
-        def once() -> None:
-            # HDFS tells a file that is not there from no other failure
-            if (
-                self.renames
-                and self.files.get_file_info(self._at(name)).type != arrow.FileType.File
-            ):
+        path = self._full_path(name)
+
+        def attempt() -> None:
+            # HDFS reports a file that does not exist as it reports any other failure.
+            if self.renames and self.files.get_file_info(path).type != arrow.FileType.File:
                 return
-            self.files.delete_file(self._at(name))
+            self.files.delete_file(path)
 
         with suppress(FileNotFoundError):
-            self._attempted(once, name)
+            self._retry(attempt, name)
 
     def delete_folder(self, folder: str) -> None:
         with suppress(FileNotFoundError):
-            self._attempted(lambda: self.files.delete_dir(self._at(folder)), folder)
+            self._retry(lambda: self.files.delete_dir(self._full_path(folder)), folder)
 
     def clean(self, folders: Iterable[str] = ()) -> None:
         self.delete_folder(STAGING)
 
     def _put(self, name: str, fill: Fill) -> int:
-        """Upload (multipart, where it is large); returns how many bytes."""
+        """Upload a file once (in parts if it is large), and return its bytes."""
         if self.renames:
             self._make_parent(name)
-        with self.files.open_output_stream(self._at(name), compression=None) as stream:
+        with self.files.open_output_stream(self._full_path(name), compression=None) as stream:
             fill(stream)
             return int(stream.tell())
 
     def _move(self, source: Any, name: str) -> None:
-        """Move a file over what is there, once.
+        """Move a file over an existing one; one attempt.
 
         Args:
-            source: what the store said of it before the first try.
+            source: pyarrow's FileInfo of the file before the first attempt.
         """
-        target = self._at(name)
-        left, there = self.files.get_file_info([source.path, target])
-        if left.type != arrow.FileType.File:
-            if (
-                there.type == arrow.FileType.File
-                and there.size == source.size
-                and there.mtime_ns == source.mtime_ns
-            ):
-                return  # an earlier try did it, and its answer was lost
+        target = self._full_path(name)
+        source_info, target_info = self.files.get_file_info([source.path, target])
+        target_exists = target_info.type == arrow.FileType.File
+        if source_info.type != arrow.FileType.File:
+            same_size = target_info.size == source.size
+            same_time = target_info.mtime_ns == source.mtime_ns
+            if target_exists and same_size and same_time:
+                return  # an earlier attempt has moved it, and its answer was lost
             raise FileNotFoundError(f"{source.path}: no such file")
-        if there.type == arrow.FileType.File:
+        if target_exists:
             self.files.delete_file(target)
         self._make_parent(name)
         self.files.move(source.path, target)
 
     def _copy(self, staged: str, name: str) -> None:
-        source, target = self._at(staged), self._at(name)
+        """Copy a file within the store; one attempt."""
+        source = self._full_path(staged)
         if (self.size(staged) or 0) <= COPY_LIMIT:
-            self.files.copy_file(source, target)
+            self.files.copy_file(source, self._full_path(name))
         else:
             with self.files.open_input_stream(source, compression=None) as stream:
                 self._put(name, lambda file: shutil.copyfileobj(stream, file, BLOCK))
 
     def _make_parent(self, name: str) -> None:
-        self.files.create_dir(self._at(name).rpartition("/")[0], recursive=True)
+        folder = self._full_path(name).rpartition("/")[0]
+        self.files.create_dir(folder, recursive=True)
 
-    def _at(self, name: str) -> str:
+    def _full_path(self, name: str) -> str:
+        """Return the path of a file in pyarrow's file system."""
         return f"{self.root}/{name}".rstrip("/")
 
-    def _attempted(self, what: Callable[[], T], name: str) -> T:
-        return attempted(what, self.path(name))
+    def _retry(self, attempt: Callable[[], T], name: str) -> T:
+        return retry(attempt, self.path(name))
 
 
-def attempted(what: Callable[[], T], place: str) -> T:
-    """The result of a request, asked again with growing pauses while errors are such as pass.
+def retry(attempt: Callable[[], T], place: str) -> T:
+    """Return the result of a request, which is retried with backoff after transient errors.
+
+    Args:
+        place: the path or URL that errors name.
 
     Raises:
         FileNotFoundError: there is no such file.
-        StoreRefusedError: asking again would not help.
-        StoreFailedError: it did not help.
+        StoreRefusedError: a retry would not help.
+        StoreFailedError: the last attempt failed too.
     """
-    for wait in (*WAITS, None):
+    for pause in (*BACKOFF, None):
         try:
-            return what()
+            return attempt()
         except FileNotFoundError:
             raise
         except OSError as error:
+            text = describe_error(error)
             if REFUSED.search(str(error)):
-                raise StoreRefusedError(f"{place}: {told(error)}") from None
-            if wait is None:
+                raise StoreRefusedError(f"{place}: {text}") from None
+            if pause is None:
                 raise StoreFailedError(
-                    f"{place}: the store failed {len(WAITS) + 1} times: {told(error)}"
+                    f"{place}: the store failed {len(BACKOFF) + 1} times: {text}"
                 ) from None
-        time.sleep(wait * random.uniform(0.5, 1.0))
+        time.sleep(pause * random.uniform(0.5, 1.0))
     raise AssertionError
 
 
-def told(error: Exception) -> str:
-    """What an error says, on one line and without secrets."""
+def describe_error(error: Exception) -> str:
+    """Return the message of an error on one line and without secrets."""
     text = " ".join(str(error).split())
     for name in SECRETS:
         if os.environ.get(name):
@@ -290,35 +313,36 @@ def told(error: Exception) -> str:
 
 
 def connect(url: str) -> tuple[Any, str]:
-    """pyarrow's file system of a URL, and the path in it. Credentials are found by pyarrow, in the environment or the profile.
+    """Return pyarrow's file system of a URL, and the path in it.
 
-    The endpoint of another S3 than Amazon's: `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, or `?endpoint_override=` in the URL.
+    pyarrow finds the credentials in the environment or in the profile of the machine. The endpoint
+    of an S3 service other than Amazon's is given in `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, or
+    `?endpoint_override=` in the URL.
     """
     parts = urlsplit(url)
     if parts.scheme != "s3":
         files, path = arrow.FileSystem.from_uri(url)
         return files, path
-    query, environment = dict(parse_qsl(parts.query)), os.environ
+    query = dict(parse_qsl(parts.query))
     endpoint = (
         query.get("endpoint_override")
-        or environment.get("AWS_ENDPOINT_URL_S3")
-        or environment.get("AWS_ENDPOINT_URL")
+        or os.environ.get("AWS_ENDPOINT_URL_S3")
+        or os.environ.get("AWS_ENDPOINT_URL")
     )
     region = (
-        query.get("region")
-        or environment.get("AWS_REGION")
-        or environment.get("AWS_DEFAULT_REGION")
+        query.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     )
+    if not region and not endpoint:
+        region = arrow.resolve_s3_region(parts.netloc)
     options: dict[str, Any] = {
-        "region": region or (None if endpoint else arrow.resolve_s3_region(parts.netloc))
+        "region": region or None,
+        "connect_timeout": CONNECT_SECONDS,
+        "request_timeout": REQUEST_SECONDS,
+        "background_writes": False,  # they would hold all of a large file in memory
     }
     if endpoint:
         scheme, _, host = endpoint.rpartition("://")
-        options |= {
-            "endpoint_override": host.rstrip("/"),
-            "scheme": scheme or query.get("scheme", "https"),
-        }
-    options |= {"connect_timeout": CONNECT_SECONDS, "request_timeout": REQUEST_SECONDS}
-    options |= {"background_writes": False}  # which would hold all of a large file in memory
+        options["endpoint_override"] = host.rstrip("/")
+        options["scheme"] = scheme or query.get("scheme", "https")
     files = arrow.S3FileSystem(allow_delayed_open=True, **options)
     return files, parts.netloc + parts.path

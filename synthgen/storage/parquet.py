@@ -1,8 +1,9 @@
 """Parquet, through files that Arrow opens itself.
 
-Arrow reads ahead in threads of its own. Given a Python file, such a thread can need the interpreter while that ends, and
-then the program aborts after its work is done (apache/arrow #34314). So no Python file reaches Arrow: a small table is
-encoded and decoded in memory, and a large one is a file that Arrow opens by its path.
+Arrow reads ahead in threads of its own. Given a Python file, such a thread can need the interpreter
+while the interpreter exits, and the program then aborts after its work is done
+(apache/arrow #34314). Therefore Arrow never gets a Python file: a small table is encoded and
+decoded in memory, and a large one is a file that Arrow opens by its path.
 """
 
 from pathlib import Path
@@ -20,20 +21,20 @@ def encode_table(table: pa.Table) -> bytes:
 
 
 def decode_table(data: bytes) -> pa.Table:
-    """Return the table that the bytes of a Parquet file hold.
+    """Return the table in the bytes of a Parquet file.
 
     Raises:
-        OSError, ValueError, pyarrow.ArrowException: they are none.
+        OSError, ValueError, pyarrow.ArrowException: they are not a Parquet file.
     """
     with open_parquet(pa.BufferReader(data)) as file:
         return file.read(use_threads=False)
 
 
 def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
-    """Return a reader of Parquet; of what it reads it holds one row group at a time.
+    """Return a reader of Parquet, which holds one row group in memory at a time.
 
     Raises:
-        OSError, ValueError, pyarrow.ArrowException: the file is no Parquet.
+        OSError, ValueError, pyarrow.ArrowException: the source is not a Parquet file.
     """
     return pq.ParquetFile(source, pre_buffer=False)
 
@@ -46,7 +47,7 @@ def open_writer(
 
 
 def count_rows(path: Path) -> int:
-    """Return how many rows a Parquet file has, which stands at its end.
+    """Return the number of rows of a Parquet file, read from its footer.
 
     Raises:
         OSError, ValueError, pyarrow.ArrowException: the file cannot be read.
@@ -61,5 +62,5 @@ def open_input(path: Path) -> pa.NativeFile:
 
 
 def open_output(path: Path) -> pa.NativeFile:
-    """Open a file of this machine for Arrow to write; what it held is gone."""
+    """Open a file of this machine for Arrow to write, and empty it."""
     return fs.LocalFileSystem().open_output_stream(str(path.absolute()), compression=None)

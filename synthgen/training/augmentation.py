@@ -1,4 +1,4 @@
-"""Resize, crop and flip of a scene and its picture together: boxes follow."""
+"""Resizing, cropping and flipping of a scene together with its image: the boxes follow."""
 
 from dataclasses import replace
 
@@ -7,58 +7,62 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from synthgen.geometry import clip_boxes, shares_inside
-from synthgen.layouts.base import HELD, Layout
-from synthgen.layouts.coco import mirrored
+from synthgen.layouts.base import MIN_SHARE_INSIDE, Layout
+from synthgen.layouts.coco import mirror_layout
 from synthgen.scenes.scene import Scene
 
-Picture = NDArray[np.uint8]
+ImageArray = NDArray[np.uint8]
+"""An image (H, W, 3) in RGB."""
 
 
-def fitted(
-    scene: Scene, picture: Picture, side: int, resize: bool, flip: float, rng: np.random.Generator
-) -> tuple[Scene, Picture]:
-    """A scene as it is trained on: a random crop of `side` px at most.
+def augment(
+    scene: Scene, image: ImageArray, side: int, resize: bool, flip: float, rng: np.random.Generator
+) -> tuple[Scene, ImageArray]:
+    """Return a random crop of a scene and its image, at most `side` px high and wide.
 
     Args:
-        resize: scale it first, so that the shorter side is `side`.
-        flip: probability that it is mirrored.
+        resize: whether to resize the image first, so that its shorter side is `side` px.
+        flip: the probability that the crop is mirrored.
     """
     if resize:
-        scene, picture = resized(scene, picture, side)
-    y, x = (int(rng.integers(max(0, n - side) + 1)) for n in picture.shape[:2])
-    picture = picture[y : y + side, x : x + side]
-    scene = crop_scene(scene, x, y, picture.shape[1], picture.shape[0])
+        scene, image = resize_scene(scene, image, side)
+    height, width = image.shape[:2]
+    y = int(rng.integers(max(0, height - side) + 1))
+    x = int(rng.integers(max(0, width - side) + 1))
+    image = image[y : y + side, x : x + side]
+    scene = crop_scene(scene, x, y, image.shape[1], image.shape[0])
     if flip and rng.random() < flip:
-        scene, picture = flipped(scene), np.ascontiguousarray(picture[:, ::-1])
-    return scene, picture
+        scene = flip_scene(scene)
+        image = np.ascontiguousarray(image[:, ::-1])
+    return scene, image
 
 
-def resized(scene: Scene, picture: Picture, side: int) -> tuple[Scene, Picture]:
-    """The scene with its shorter side at `side` px."""
-    rows, columns = picture.shape[:2]
-    width, height = (max(side, round(n * side / min(rows, columns))) for n in (columns, rows))
-    image = Image.fromarray(picture).resize((width, height), Image.Resampling.BICUBIC)
+def resize_scene(scene: Scene, image: ImageArray, side: int) -> tuple[Scene, ImageArray]:
+    """Return a scene and its image with the shorter side at `side` px."""
+    rows, columns = image.shape[:2]
+    shorter = min(rows, columns)
+    width = max(side, round(columns * side / shorter))
+    height = max(side, round(rows * side / shorter))
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     scale = np.array([width / columns, height / rows] * 2)
-    layout = replace(
-        scene.layout,
-        width=width,
-        height=height,
-        boxes=(scene.layout.boxes * scale).astype(np.float32),
-    )
-    return replace(scene, layout=layout), np.array(image)
+    boxes = (scene.layout.boxes * scale).astype(np.float32)
+    layout = replace(scene.layout, width=width, height=height, boxes=boxes)
+    return replace(scene, layout=layout), np.array(resized)
 
 
 def crop_scene(scene: Scene, x: int, y: int, width: int, height: int) -> Scene:
-    """The scene seen through the crop at (x, y); boxes are clipped, those less than half inside go."""
+    """Return the scene in a crop of width x height px whose corner is (x, y).
+
+    Boxes are clipped to the crop; boxes with less than half of their area in it are dropped.
+    """
     boxes = scene.layout.boxes.astype(np.float64)
-    clipped = clip_boxes(boxes - [x, y, x, y], width, height)
-    keep = shares_inside(boxes, [(x, y, x + width, y + height)])[:, 0] >= HELD
-    layout: Layout = replace(
-        scene.layout, width=width, height=height, boxes=clipped.astype(np.float32)
-    )
+    clipped = clip_boxes(boxes - [x, y, x, y], width, height).astype(np.float32)
+    keep = shares_inside(boxes, [(x, y, x + width, y + height)])[:, 0] >= MIN_SHARE_INSIDE
+    layout: Layout = replace(scene.layout, width=width, height=height, boxes=clipped)
     return replace(scene, layout=layout.select(np.flatnonzero(keep).tolist()))
 
 
-def flipped(scene: Scene) -> Scene:
-    """Left and right exchanged; the words stay."""
-    return replace(scene, layout=replace(mirrored(scene.layout), caption=scene.layout.caption))
+def flip_scene(scene: Scene) -> Scene:
+    """Return a scene with left and right exchanged; its prompts stay the same."""
+    layout = replace(mirror_layout(scene.layout), caption=scene.layout.caption)
+    return replace(scene, layout=layout)

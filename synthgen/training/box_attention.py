@@ -1,4 +1,4 @@
-"""Where attention layers look, in training: cells are told to look at the boxes that they lie in."""
+"""A loss on attention maps: the latent cells of an object should attend to its box."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,15 +9,18 @@ from torch import Tensor
 
 
 class BoxAttention:
-    """An attention processor that keeps, where gradients are wanted, how much each cell looks at the last of the states.
+    """An attention processor that records how much each cell attends to the box states.
+
+    The maps are recorded only where gradients are computed.
 
     Args:
-        last: how many states at the end are of boxes; of a layer that sees both, the first ones are its cells or a prompt.
+        box_states: the number of states of boxes at the end of the sequence. Before them are the
+            cells themselves in gated self-attention, and the prompt in cross-attention.
     """
 
-    def __init__(self, last: int = 0) -> None:
-        self.last = last
-        self.seen: list[Tensor] = []
+    def __init__(self, box_states: int = 0) -> None:
+        self.box_states = box_states
+        self.maps: list[Tensor] = []
 
     def __call__(
         self,
@@ -32,53 +35,71 @@ class BoxAttention:
             attention_mask = attn.prepare_attention_mask(
                 attention_mask, source.shape[1], len(source)
             )
-        q, k, v = (
-            attn.head_to_batch_dim(s)
-            for s in (attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source))
-        )
+        q = attn.to_q(hidden_states)
+        k = attn.to_k(source)
+        v = attn.to_v(source)
+        q = attn.head_to_batch_dim(q)
+        k = attn.head_to_batch_dim(k)
+        v = attn.head_to_batch_dim(v)
         probs = attn.get_attention_scores(q, k, attention_mask)
-        if self.last and torch.is_grad_enabled():
-            heads = probs[
-                :,
-                : hidden_states.shape[1] - (self.last if source is hidden_states else 0),
-                -self.last :,
-            ]
-            self.seen.append(heads.unflatten(0, (len(hidden_states), -1)).mean(1))
-        out: Tensor = attn.to_out[1](attn.to_out[0](attn.batch_to_head_dim(probs @ v)))
-        return out
+        if self.box_states and torch.is_grad_enabled():
+            cells = hidden_states.shape[1]
+            if source is hidden_states:
+                cells -= self.box_states
+            heads = probs[:, :cells, -self.box_states :]
+            self.maps.append(heads.unflatten(0, (len(hidden_states), -1)).mean(1))
+        out = attn.batch_to_head_dim(probs @ v)
+        out = attn.to_out[0](out)
+        dropped: Tensor = attn.to_out[1](out)
+        return dropped
 
-    def take(self) -> list[Tensor]:
-        """What has been seen since the last time, a layer each: (B, cells, last)."""
-        seen, self.seen = self.seen, []
-        return seen
+    def take_maps(self) -> list[Tensor]:
+        """Return the maps (B, cells, box_states) recorded since the last call, one per layer."""
+        maps = self.maps
+        self.maps = []
+        return maps
 
 
-def look_loss(looks: Iterable[Tensor], boxes: Tensor, mask: Tensor, h: int, w: int) -> Tensor:
-    """How far cells are from looking at the boxes that they lie in, and those outside from looking at none.
+def compute_attention_loss(
+    maps: Iterable[Tensor], boxes: Tensor, mask: Tensor, h: int, w: int
+) -> Tensor:
+    """Return how far cells are from attending to their boxes, and other cells to no box.
 
-    Diffusion alone says this too, but so faintly that small data and few steps do not suffice. Cross-entropy of each cell's
-    look with "at a box that holds the cell's centre", or with "at no box"; the mean over cells and layers.
+    The diffusion loss teaches this too, but too weakly for small data and few steps. For each cell,
+    the loss is the cross-entropy of its attention with "at a box that contains the cell's centre",
+    or with "at no box"; it is averaged over cells and layers.
 
     Args:
-        looks: share of each cell's look that goes to each box, (B, cells, n) a layer, cells row by row at the layer's resolution.
+        maps: the share of each cell's attention that goes to each box, (B, cells, n) for each
+            layer, cells row by row at the layer's resolution.
         boxes: (B, n, 4) xyxy as shares of the window.
         mask: (B, n), 1 where there is a box.
         h: height of the window, in latent cells.
-        w: its width.
+        w: width of the window, in latent cells.
     """
     losses = []
-    for p in looks:
+    for p in maps:
         rows = round((p.shape[1] * h / w) ** 0.5)
-        inside = contains(boxes, rows, p.shape[1] // rows) * mask[:, None]
-        right = (p * inside).sum(2) + (1 - inside.amax(2)) * (1 - (p * mask[:, None]).sum(2))
+        inside = find_cells_inside(boxes, rows, p.shape[1] // rows) * mask[:, None]
+        at_box = (p * inside).sum(2)
+        at_no_box = (1 - inside.amax(2)) * (1 - (p * mask[:, None]).sum(2))
+        right = at_box + at_no_box
         losses.append(-right.clamp(min=1e-4).log().mean())
     return torch.stack(losses).mean()
 
 
-def contains(boxes: Tensor, rows: int, columns: int) -> Tensor:
-    """Whether the centres of a grid's cells, row by row, are inside boxes (B, n, 4) given as shares of it: (B, cells, n)."""
+def find_cells_inside(boxes: Tensor, rows: int, columns: int) -> Tensor:
+    """Return which cells of a grid have their centre inside which boxes, as 0 or 1.
+
+    Args:
+        boxes: (B, n, 4) xyxy as shares of the grid.
+
+    Returns:
+        (B, cells, n), cells row by row.
+    """
     y, x = torch.meshgrid(
         (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij"
     )
-    at = torch.stack([x.flatten(), y.flatten()], 1).to(boxes)[None, :, None]
-    return ((at >= boxes[:, None, :, :2]) & (at < boxes[:, None, :, 2:])).all(3).float()
+    centres = torch.stack([x.flatten(), y.flatten()], 1).to(boxes)[None, :, None]
+    is_inside = (centres >= boxes[:, None, :, :2]) & (centres < boxes[:, None, :, 2:])
+    return is_inside.all(3).float()

@@ -1,4 +1,4 @@
-"""Scenes of pictures that are there: a dataset's shards, COCO, or JSON lines."""
+"""Scenes of existing images: the shards of a dataset, a COCO file, or JSON lines."""
 
 import json
 import re
@@ -8,21 +8,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count, groupby
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from synthgen.annotations import default_phrase
+from synthgen.annotations import build_default_phrase
 from synthgen.dataset.info import DatasetInfo, read_info
 from synthgen.dataset.marker import parse_marker
-from synthgen.dataset.shard import BROKEN
+from synthgen.dataset.shard import TAR_ERRORS
 from synthgen.errors import InputError
-from synthgen.formats.entries import BadEntryError, Entry, Problem, cleaned
-from synthgen.formats.images import pixels, read_bytes
+from synthgen.formats.entries import BadEntryError, Entry, Problem, apply_policy
+from synthgen.formats.images import decode_pixels, read_bytes
 from synthgen.formats.source import Columns, Source
 from synthgen.geometry import xywh_to_xyxy
 from synthgen.layouts.base import Layout
@@ -30,12 +30,13 @@ from synthgen.randomness import Stream, seed_sequence
 from synthgen.scenes.scene import Scene
 from synthgen.storage.location import open_store
 from synthgen.storage.parquet import open_input, open_parquet
-from synthgen.training.augmentation import Picture, fitted
+from synthgen.training.augmentation import ImageArray, augment
 from synthgen.training.base import DataSpec
 
-LISTED = 20  # problems that an error lists
-END_OF_ARCHIVE = 1024  # zero bytes, at least
+MAX_LISTED = 20  # problems that an error message lists
+END_OF_ARCHIVE = 1024  # zero bytes at the end of a tar, at least
 COUNTED = re.compile(r"(\d+) ([^,]+)(?:, |$)")  # "2 dog, " at the beginning of a prompt
+IMAGE_SUFFIXES = ("jpg", "png", "webp")
 
 
 class BadDataError(InputError):
@@ -43,12 +44,12 @@ class BadDataError(InputError):
 
 
 @dataclass(frozen=True)
-class Least:
+class MinimumSize:
     """The smallest image that a task can train on.
 
     Attributes:
-        side: px, of the shorter side.
-        key: of the training job, that asks for it.
+        side: the shorter side, px.
+        key: the key of the training job that sets it.
     """
 
     side: int = 1
@@ -58,153 +59,151 @@ class Least:
         """Raise BadEntryError for an image of width x height px that is too small."""
         if min(width, height) < self.side:
             raise BadEntryError(
-                f"the image is {width} x {height} px, smaller than {self.key}, {self.side} px; data.resize=true enlarges it"
+                f"the image is {width} x {height} px, smaller than {self.key}, {self.side} px; "
+                "data.resize=true enlarges it"
             )
 
 
 class DatasetScenes(ABC):
-    """The entries of a dataset again and again, each time in another order.
+    """The entries of a dataset, repeated without end, each epoch in another order.
 
-    Scene number k is always the same entry, resized, cropped and flipped in the same way. What cannot be used is refused; or,
-    with `data.on_bad: skip`, it is noted and the next good entry has its number too, so that all other numbers stay.
+    Scene number k is always the same entry, resized, cropped and flipped in the same way. An
+    unusable entry raises an error. With `data.on_bad: skip`, it is recorded and the next usable
+    entry gets its number too, so that all other numbers stay the same.
 
     Args:
-        least: the smallest image that can be used; what is resized is never too small.
+        minimum: the smallest usable image; images that are resized are never too small.
 
     Attributes:
-        skipped: place of each entry that was left out so far, and why.
+        skipped: the reason for each entry that was left out so far, by its name.
     """
 
-    def __init__(self, data: DataSpec, seed: int, least: Least | None = None) -> None:
-        self.data, self.seed = data, seed
-        self.least = Least() if least is None or data.resizes else least
+    def __init__(self, data: DataSpec, seed: int, minimum: MinimumSize | None = None) -> None:
+        self.data = data
+        self.seed = seed
+        self.minimum = MinimumSize() if minimum is None or data.resizes else minimum
         self.skipped: dict[str, str] = {}
-        self.epoch: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
+        self._epoch = -1
+        self._epoch_order: NDArray[np.int64] = np.zeros(0, np.int64)
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many entries there are."""
+        """Return the number of entries."""
 
     @abstractmethod
-    def place(self, i: int) -> str:
-        """File and name of entry i."""
+    def name_entry(self, i: int) -> str:
+        """Return the file of entry i and its name there."""
 
     @abstractmethod
-    def read(self, i: int) -> tuple[Scene, Picture]:
-        """Entry i, whole.
+    def read_entry(self, i: int) -> tuple[Scene, ImageArray]:
+        """Return entry i without augmentation.
 
         Raises:
-            BadEntryError: it cannot be used.
+            BadEntryError: the entry cannot be used.
         """
 
     @abstractmethod
-    def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The entries in the order of one epoch."""
+    def shuffle_entries(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return the entries in the order of one epoch."""
 
-    def from_number(self, start: int) -> Iterator[tuple[Scene, Picture]]:
-        """The scenes from number `start` on."""
+    def iterate_from(self, start: int) -> Iterator[tuple[Scene, ImageArray]]:
+        """Return an iterator over the scenes from number `start`."""
         return (self[k] for k in count(start))
 
-    def __getitem__(self, k: int) -> tuple[Scene, Picture]:
-        """Scene number k.
+    def __getitem__(self, k: int) -> tuple[Scene, ImageArray]:
+        """Return scene number k.
 
         Raises:
-            BadDataError: its entry is bad and may not be skipped, or all are.
+            BadDataError: its entry cannot be used and may not be skipped, or no entry can be used.
         """
-        for j in range(k, k + 2 * len(self)):  # the rest of this epoch, and surely all of another
-            i = self.entry_at(j)
+        # the rest of this epoch and all of the next one: every entry is tried at least once
+        for j in range(k, k + 2 * len(self)):
+            i = self.find_entry(j)
             try:
-                scene, picture = self.read(i)
-                self.least.check(scene.layout.width, scene.layout.height)
+                scene, image = self.read_entry(i)
+                self.minimum.check(scene.layout.width, scene.layout.height)
             except BadEntryError as error:
-                self.note([Problem(self.place(i), str(error))])
+                self.handle_problems([Problem(self.name_entry(i), str(error))])
                 continue
             rng = np.random.default_rng(seed_sequence(self.seed, k, Stream.TRAINING_CROP))
-            return fitted(scene, picture, self.data.side, self.data.resizes, self.data.flip, rng)
+            return augment(scene, image, self.data.side, self.data.resizes, self.data.flip, rng)
         raise BadDataError(
-            f"{self.data.source}: not one entry can be used; the last: {self.place(i)}"
+            f"{self.data.source}: no entry can be used; the last one tried: {self.name_entry(i)}"
         )
 
-    def entry_at(self, k: int) -> int:
-        """Which entry has number k."""
-        epoch, at = divmod(k, len(self))
-        if self.epoch[0] != epoch:
-            self.epoch = (
-                epoch,
-                self.order(
-                    np.random.default_rng(seed_sequence(self.seed, epoch, Stream.TRAINING_ORDER))
-                ),
-            )
-        return int(self.epoch[1][at])
+    def find_entry(self, k: int) -> int:
+        """Return which entry has number k."""
+        epoch, position = divmod(k, len(self))
+        if self._epoch != epoch:
+            sequence = seed_sequence(self.seed, epoch, Stream.TRAINING_ORDER)
+            self._epoch = epoch
+            self._epoch_order = self.shuffle_entries(np.random.default_rng(sequence))
+        return int(self._epoch_order[position])
 
-    def note(self, problems: Iterable[Problem]) -> None:
-        """Skip what is wrong.
+    def handle_problems(self, problems: Iterable[Problem]) -> None:
+        """Record the problems of entries as skipped.
 
         Raises:
-            BadDataError: it is not to be skipped.
+            BadDataError: there are problems, and `data.on_bad` is `refuse`.
         """
-        found = list(problems)
-        if found and self.data.on_bad == "refuse":
-            more = [f"… and {len(found) - LISTED} more"] if len(found) > LISTED else []
-            lines = [*map(str, found[:LISTED]), *more]
-            lines[-1] += "; data.on_bad=skip leaves out what is bad"
+        problems = list(problems)
+        if problems and self.data.on_bad == "refuse":
+            lines = [str(problem) for problem in problems[:MAX_LISTED]]
+            if len(problems) > MAX_LISTED:
+                lines.append(f"… and {len(problems) - MAX_LISTED} more")
+            lines[-1] += "; data.on_bad=skip leaves out unusable entries"
             raise BadDataError("\n".join(lines))
-        self.skipped |= {problem.place: problem.why for problem in found}
+        for problem in problems:
+            self.skipped[problem.place] = problem.why
 
-    def require_some(self) -> None:
+    def require_entries(self) -> None:
+        """Raise BadDataError if there are no entries."""
         if not len(self):
-            raise BadDataError(
-                "\n".join(
-                    [
-                        f"{self.data.source}: holds no entry that can be used",
-                        *list(self.skipped)[:LISTED],
-                    ]
-                )
-            )
+            first = f"{self.data.source}: holds no usable entry"
+            raise BadDataError("\n".join([first, *list(self.skipped)[:MAX_LISTED]]))
 
 
 class RecordScenes(DatasetScenes):
-    """The entries of a COCO file or of JSON lines; pictures are read as they are needed."""
+    """The entries of a COCO file or of JSON lines; images are read when they are needed."""
 
-    def __init__(self, data: DataSpec, seed: int, least: Least | None = None) -> None:
-        super().__init__(data, seed, least)
+    def __init__(self, data: DataSpec, seed: int, minimum: MinimumSize | None = None) -> None:
+        super().__init__(data, seed, minimum)
         self.entries: list[Entry] = []
         problems: list[Problem] = []
-        for found in source_of(data).entries():
+        for entry in open_source(data).entries():
+            if isinstance(entry, Problem):
+                problems.append(entry)
+                continue
             try:
-                for entry in usable(found):
-                    self.least.check(entry.width, entry.height)
-                    self.entries.append(entry)
+                usable = clean_entry(entry)
+                self.minimum.check(usable.width, usable.height)
+                self.entries.append(usable)
             except BadEntryError as error:
-                problems += error.problems(found.place)
-            if isinstance(found, Problem):
-                problems.append(found)
-        self.note(problems)
-        self.require_some()
+                problems += error.problems(entry.place)
+        self.handle_problems(problems)
+        self.require_entries()
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def place(self, i: int) -> str:
+    def name_entry(self, i: int) -> str:
         return self.entries[i].place
 
-    def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+    def shuffle_entries(self, rng: np.random.Generator) -> NDArray[np.int64]:
         return rng.permutation(len(self))
 
-    def read(self, i: int) -> tuple[Scene, Picture]:
+    def read_entry(self, i: int) -> tuple[Scene, ImageArray]:
         entry = self.entries[i]
-        phrases = entry.phrases or tuple(map(default_phrase, entry.names))
+        size = (entry.width, entry.height)
+        phrases = entry.phrases or tuple(map(build_default_phrase, entry.names))
         boxes = entry.boxes.astype(np.float32)
-        layout = Layout(
-            entry.width, entry.height, boxes, entry.names, phrases, caption=entry.caption
-        )
-        return Scene(layout, entry.caption or ""), pixels(
-            read_bytes(entry.picture), (entry.width, entry.height), entry.picture
-        )
+        layout = Layout(*size, boxes, entry.names, phrases, caption=entry.caption)
+        image = decode_pixels(read_bytes(entry.image_path), size, entry.image_path)
+        return Scene(layout, entry.caption or ""), image
 
 
-def source_of(data: DataSpec) -> Source:
-    """What a training job names."""
+def open_source(data: DataSpec) -> Source:
+    """Return the source that a training job names."""
     images = Path(data.images) if data.images else None
     if data.coco is not None:
         return Source("coco", Path(data.coco), images)
@@ -212,59 +211,69 @@ def source_of(data: DataSpec) -> Source:
     return Source("jsonl", Path(str(data.jsonl)), images, columns=columns)
 
 
-def usable(found: Entry | Problem) -> list[Entry]:
-    """An entry whose boxes are inside and whose picture is there; of a problem none.
+def clean_entry(entry: Entry) -> Entry:
+    """Return an entry with its boxes clipped to the image.
 
     Raises:
-        BadEntryError: boxes are not, or it is not.
+        BadEntryError: a box is outside the image, or the image file does not exist.
     """
-    if isinstance(found, Problem):
-        return []
-    if found.embedded is not None:  # all entries are at hand, their pictures must not be
+    if entry.embedded is not None:  # all entries stay in memory, and their images must not
         raise BadEntryError(
-            "holds its picture itself: `synthgen import` it, and train on data.shards"
+            "the image is stored in the table itself: `synthgen import` it, and train on "
+            "data.shards"
         )
-    if found.picture is None or not found.picture.is_file():
-        raise BadEntryError(f"{found.picture or 'file_name'}: the picture is not there")
-    return [cleaned(found).entry]
+    if entry.image_path is None or not entry.image_path.is_file():
+        raise BadEntryError(f"{entry.image_path or 'file_name'}: the image file does not exist")
+    return apply_policy(entry).entry
 
 
 class ShardScenes(DatasetScenes):
-    """The samples of a dataset's shards: the shards in random order, the samples of each as they stand.
+    """The samples of a dataset's shards: shards in random order, samples in the shard's order.
 
-    Of each shard no more is kept than how many samples it has; of the last few also where they are.
+    Of each shard, only the number of its samples is kept in memory; of the last few shards, also
+    the offsets of their samples.
 
     Args:
-        held: the samples that `data.hold_out` keeps apart, instead of the others.
+        held_out: whether to return the samples that `data.hold_out` holds out, and only those.
     """
 
     def __init__(
-        self, data: DataSpec, seed: int, held: bool = False, least: Least | None = None
+        self,
+        data: DataSpec,
+        seed: int,
+        held_out: bool = False,
+        minimum: MinimumSize | None = None,
     ) -> None:
-        super().__init__(data, seed, least)
-        self.names = prompted_names(read_info(open_store(str(data.shards))))
+        super().__init__(data, seed, minimum)
+        self.prompted_names = find_prompted_names(read_info(open_store(str(data.shards))))
         self.tars = sorted(Path(str(data.shards)).glob("shards/*.tar"))
-        shards = [count_samples(tar) for tar in self.tars]
-        for tar, (readable, told, fault) in zip(self.tars, shards, strict=True):
-            lost = [Problem(f"{tar}: sample {n}", fault) for n in range(readable, told)]
-            self.note(lost if data.on_bad == "skip" else lost[:1])
-        self.firsts = np.concatenate([[0], np.cumsum([readable for readable, _, _ in shards])])
-        every = np.arange(self.firsts[-1])
-        self.used = (
-            np.ones(len(every), bool)
-            if data.hold_out is None
-            else is_held_out(every, data.hold_out) == held
-        )
-        self.require_some()
+        starts = [0]
+        for tar in self.tars:
+            samples = count_samples(tar)
+            starts.append(starts[-1] + samples.readable)
+            lost = range(samples.readable, samples.expected)
+            problems = [Problem(f"{tar}: sample {n}", samples.problem) for n in lost]
+            self.handle_problems(problems if data.on_bad == "skip" else problems[:1])
+        self.starts = np.array(starts)
+        numbers = np.arange(self.starts[-1])
+        if data.hold_out is None:
+            self.is_used = np.ones(len(numbers), bool)
+        else:
+            self.is_used = is_held_out(numbers, data.hold_out) == held_out
+        self.require_entries()
         if data.on_bad == "refuse":
-            self.note(self.too_small())
+            self.handle_problems(self.find_small_images())
 
     def __len__(self) -> int:
-        return int(self.used.sum())
+        return int(self.is_used.sum())
 
-    def too_small(self) -> Iterator[Problem]:
-        """The images that are too small, as far as the tables beside the shards tell; others show when they are read."""
-        if self.least.side == 1:
+    def find_small_images(self) -> Iterator[Problem]:
+        """Yield the images that are too small according to the tables beside the shards.
+
+        Shards without a readable table are passed over: their images are checked when they are
+        read.
+        """
+        if self.minimum.side == 1:
             return
         for tar in self.tars:
             try:
@@ -275,137 +284,178 @@ class ShardScenes(DatasetScenes):
                     table = file.read(columns=["key", "width", "height"], use_threads=False)
             except (OSError, ValueError, LookupError, pa.ArrowException):
                 continue
-            rows = table.to_pylist()
-            for row in rows:
+            for row in table.to_pylist():
                 try:
-                    self.least.check(row["width"], row["height"])
+                    self.minimum.check(row["width"], row["height"])
                 except BadEntryError as error:
                     yield Problem(f"{tar}: {row['key']}", str(error))
 
-    def at(self, i: int) -> tuple[int, int]:
-        """Shard and number in the shard of sample i."""
-        shard = int(np.searchsorted(self.firsts, i, "right")) - 1
-        return shard, i - int(self.firsts[shard])
+    def locate_sample(self, i: int) -> tuple[Path, int]:
+        """Return the shard of sample i, and the sample's number in it."""
+        shard = int(np.searchsorted(self.starts, i, "right")) - 1
+        return self.tars[shard], i - int(self.starts[shard])
 
-    def place(self, i: int) -> str:
-        shard, number = self.at(i)
-        samples = samples_in(self.tars[shard])
-        return f"{self.tars[shard]}: {samples[number][0] if number < len(samples) else f'sample {number}'}"
+    def name_entry(self, i: int) -> str:
+        tar, number = self.locate_sample(i)
+        samples = index_samples(tar)
+        name = samples[number].key if number < len(samples) else f"sample {number}"
+        return f"{tar}: {name}"
 
-    def order(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        spans = [
-            np.arange(self.firsts[s], self.firsts[s + 1]) for s in rng.permutation(len(self.tars))
-        ]
-        every: NDArray[np.int64] = np.concatenate(spans)
-        return every[self.used[every]]
+    def shuffle_entries(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        spans = []
+        for shard in rng.permutation(len(self.tars)):
+            spans.append(np.arange(self.starts[shard], self.starts[shard + 1]))
+        order: NDArray[np.int64] = np.concatenate(spans)
+        return order[self.is_used[order]]
 
-    def read(self, i: int) -> tuple[Scene, Picture]:
-        shard, number = self.at(i)
-        samples = samples_in(self.tars[shard])
+    def read_entry(self, i: int) -> tuple[Scene, ImageArray]:
+        tar, number = self.locate_sample(i)
+        samples = index_samples(tar)
         if number >= len(samples):
             raise BadEntryError(
-                f"the archive is damaged: only {len(samples)} samples of it can be read"
+                f"the archive is damaged: only {len(samples)} of its samples can be read"
             )
-        members = samples[number][1]
-        kind = next((kind for kind in ("jpg", "png", "webp") if kind in members), None)
-        if kind is None or "json" not in members:
+        members = samples[number].members
+        suffixes = [suffix for suffix in IMAGE_SUFFIXES if suffix in members]
+        if not suffixes or "json" not in members:
             raise BadEntryError(
-                f"has {', '.join(members) or 'nothing'}; a sample has a json, and a jpg, png or webp"
+                f"has {', '.join(members) or 'nothing'}; a sample has a json, and a jpg, png or "
+                "webp"
             )
-        with self.tars[shard].open("rb") as file:
-            record, data = (_part(file, members[name]) for name in ("json", kind))
-        scene = scene_of(record, self.names)
-        return scene, pixels(data, (scene.layout.width, scene.layout.height))
+        with tar.open("rb") as file:
+            record = _read_span(file, members["json"])
+            data = _read_span(file, members[suffixes[0]])
+        scene = parse_scene(record, self.prompted_names)
+        return scene, decode_pixels(data, (scene.layout.width, scene.layout.height))
 
 
 def is_held_out(number: Any, hold_out: int) -> Any:
-    """Whether the sample of that number in its dataset (an int, or an array of them) is not trained on."""
+    """Return whether the sample of a number in its dataset is held out of the training.
+
+    Args:
+        number: an int, or an array of them.
+    """
     return number % hold_out == 0
 
 
-def _part(file: Any, where: tuple[int, int]) -> bytes:
-    file.seek(where[0])
-    data: bytes = file.read(where[1])
-    return data
+Span = tuple[int, int]
+"""Offset and length of a member of a tar, in bytes."""
 
 
-def count_samples(tar: Path) -> tuple[int, int, str]:
-    """How many samples of a shard can be read, how many it should have (at least one more, if it breaks off), and why it differs.
+def _read_span(file: BinaryIO, span: Span) -> bytes:
+    offset, length = span
+    file.seek(offset)
+    return file.read(length)
 
-    What its marker says is believed if the sizes agree; without a marker a tar is whole if it ends as tars do.
+
+class SampleCount(NamedTuple):
+    """How many samples a shard has.
+
+    Attributes:
+        readable: the number that can be read.
+        expected: the number that the shard should have; of a shard that breaks off, at least one
+            more than can be read.
+        problem: why the two numbers differ; empty if they do not.
+    """
+
+    readable: int
+    expected: int
+    problem: str
+
+
+def count_samples(tar: Path) -> SampleCount:
+    """Return how many samples a shard has and should have.
+
+    The count in its marker is trusted if the sizes in bytes agree. A tar without a marker is
+    complete if it ends with an end of archive.
     """
     size = tar.stat().st_size
     try:
         marker = parse_marker(tar.with_suffix(".json").read_bytes())
-        told, right = marker.count, marker.bytes
     except (OSError, ValueError):
-        readable = len(samples_in(tar))
+        readable = len(index_samples(tar))
         with tar.open("rb") as file:
             file.seek(max(0, size - END_OF_ARCHIVE))
-            whole = file.read() == bytes(END_OF_ARCHIVE)
-        return readable, readable + (not whole), "the shard breaks off: it has no end of archive"
-    if size == right:
-        return told, told, ""
-    readable = min(told, len(samples_in(tar)))
-    return (
-        readable,
-        max(told, readable + 1),
-        f"the shard breaks off: it has {size} bytes, its marker says {right}",
-    )
+            is_complete = file.read() == bytes(END_OF_ARCHIVE)
+        expected = readable if is_complete else readable + 1
+        problem = "" if is_complete else "the shard breaks off: it has no end of archive"
+        return SampleCount(readable, expected, problem)
+    if size == marker.bytes:
+        return SampleCount(marker.count, marker.count, "")
+    readable = min(marker.count, len(index_samples(tar)))
+    expected = max(marker.count, readable + 1)
+    problem = f"the shard breaks off: it has {size} bytes, its marker says {marker.bytes}"
+    return SampleCount(readable, expected, problem)
 
 
-Members = list[tuple[str, dict[str, tuple[int, int]]]]
+class IndexedSample(NamedTuple):
+    """A sample of a tar: its key, and the span of each of its members by suffix."""
+
+    key: str
+    members: dict[str, Span]
 
 
-def samples_in(tar: Path) -> Members:
-    """Key of each sample of a tar, and offset and length of each of its members; those that a broken tar holds whole."""
-    return _samples_in(tar, tar.stat().st_mtime_ns)
+def index_samples(tar: Path) -> list[IndexedSample]:
+    """Return the samples of a tar; of a broken tar, those that it holds completely."""
+    return _index_samples(tar, tar.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
-def _samples_in(tar: Path, changed: int) -> Members:
+def _index_samples(tar: Path, modified: int) -> list[IndexedSample]:
     size = tar.stat().st_size
-    members: list[tuple[str, str, tuple[int, int]]] = []
+    samples: list[IndexedSample] = []
     try:
         with tarfile.open(tar, "r:") as archive:
             for member in archive:
                 key, dot, suffix = member.name.rpartition("/")[2].partition(".")
-                if dot and member.isreg() and member.offset_data + member.size <= size:
-                    members.append((key, suffix.lower(), (member.offset_data, member.size)))
-    except BROKEN:
-        pass  # where it breaks off; how many were expected, `count_samples` knows
-    return [
-        (key, {suffix: where for _, suffix, where in group})
-        for key, group in groupby(members, key=lambda m: m[0])
-    ]
+                is_complete = member.offset_data + member.size <= size
+                if not (dot and member.isreg() and is_complete):
+                    continue
+                if not samples or samples[-1].key != key:
+                    samples.append(IndexedSample(key, {}))
+                samples[-1].members[suffix.lower()] = (member.offset_data, member.size)
+    except TAR_ERRORS:
+        pass  # the samples before the damage are used; `count_samples` knows how many are missing
+    return samples
 
 
-def prompted_names(info: DatasetInfo | None) -> frozenset[str] | None:
-    """Return what a dataset's prompts may count beside the labels of an image: distractors, and hidden objects.
+def find_prompted_names(info: DatasetInfo | None) -> frozenset[str] | None:
+    """Return the names that a dataset's prompts may count beside the labels of an image.
 
-    None if that is not known. Prompts of imported datasets count what is labelled, and nothing else.
+    These are distractors and hidden objects. The prompts of imported datasets count the labels
+    alone. None if the names are not known.
     """
     if info is None or info.sources:
         return None
     if info.imported:
         return frozenset()
-    own = re.compile(r"layout\.objects\.(.+)\.label")
-    objects = (own.fullmatch(key) for key in info.fingerprint)
-    return frozenset({*info.category_ids, *(match[1] for match in objects if match)})
+    names = set(info.category_ids)
+    for key in info.fingerprint:
+        match = re.fullmatch(r"layout\.objects\.(.+)\.label", key)
+        if match:
+            names.add(match[1])
+    return frozenset(names)
 
 
-def background_of(prompt: str, labelled: Iterable[str], names: frozenset[str] | None) -> str | None:
-    """Return what a prompt says after its counts; None if it is a caption, which does not begin with them.
+def parse_background(
+    prompt: str, labelled: Iterable[str], names: frozenset[str] | None
+) -> str | None:
+    """Return what follows the counts at the beginning of a prompt.
+
+    None if the prompt is a caption, which does not begin with counts.
 
     Args:
-        labelled: the categories of the labels, one a label.
-        names: what else may be counted; None: anything, if all that is labelled is counted too.
+        labelled: the category of each label.
+        names: other names that may be counted; None: any name, if all labels are counted too.
     """
-    wanted, counted, end = Counter(labelled), Counter[str](), 0
+    wanted = Counter(labelled)
+    counted = Counter[str]()
+    end = 0
     while match := COUNTED.match(prompt, end):
-        if match[2] not in wanted and names is not None and match[2] not in names:
+        number, name = match.groups()
+        if name not in wanted and names is not None and name not in names:
             break
-        counted[match[2]] += int(match[1])
+        counted[name] += int(number)
         end = match.end()
     if wanted <= counted and (wanted or names is not None):
         return prompt[end:]
@@ -413,26 +463,41 @@ def background_of(prompt: str, labelled: Iterable[str], names: frozenset[str] | 
 
 
 def is_hidden(annotation: dict[str, Any]) -> bool:
-    """Whether no pixel of a labelled object is to be seen; earlier versions labelled these too."""
+    """Return whether no pixel of a labelled object is visible.
+
+    Earlier versions labelled such objects too.
+    """
     return annotation.get("segmentation") is not None and annotation.get("area") == 0
 
 
-def scene_of(record: bytes, prompted: frozenset[str] | None = None) -> Scene:
-    """The scene of a sample's JSON: crowds are left out; a prompt that does not begin with the counts is a caption.
+def parse_scene(record: bytes, prompted_names: frozenset[str] | None = None) -> Scene:
+    """Return the scene of a sample's JSON, without crowds.
+
+    A prompt that does not begin with the counts is a caption.
 
     Args:
-        prompted: what the prompt may count beside the labels (see `prompted_names`). The scene's words do not name it.
+        prompted_names: names that the prompt may count beside the labels (see
+            `find_prompted_names`). They are not part of the scene's background.
 
     Raises:
-        BadEntryError: it is not the JSON of a sample, or a box is not inside the picture.
+        BadEntryError: it is not the JSON of a sample, or a box is not inside the image.
     """
+    names: list[str] = []
+    phrases: list[str] = []
+    corners: list[Any] = []
     try:
         data = json.loads(record)
-        width, height, prompt = int(data["width"]), int(data["height"]), str(data["prompt"])
-        shown = [a for a in data["annotations"] if not a.get("iscrowd") and not is_hidden(a)]
-        boxes = np.array([a["bbox"] for a in shown], np.float64).reshape(-1, 4)
-        names = tuple(str(a["category"]) for a in shown)
-        phrases = tuple(str(a.get("phrase") or default_phrase(a["category"])) for a in shown)
+        width = int(data["width"])
+        height = int(data["height"])
+        prompt = str(data["prompt"])
+        for annotation in data["annotations"]:
+            if annotation.get("iscrowd") or is_hidden(annotation):
+                continue
+            corners.append(annotation["bbox"])
+            category = annotation["category"]
+            names.append(str(category))
+            phrases.append(str(annotation.get("phrase") or build_default_phrase(category)))
+        boxes = xywh_to_xyxy(np.array(corners, np.float64).reshape(-1, 4))
     except (
         ValueError,
         KeyError,
@@ -442,15 +507,16 @@ def scene_of(record: bytes, prompted: frozenset[str] | None = None) -> Scene:
         RecursionError,
     ) as error:
         raise BadEntryError(f"its json cannot be read: {type(error).__name__} {error}") from None
-    boxes = xywh_to_xyxy(boxes)
     if not (np.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()):
         raise BadEntryError("its json has a box without area")
-    entry = cleaned(Entry("", width, height, boxes, names)).entry
-    layout = Layout(width, height, entry.boxes.astype(np.float32), names, phrases)
-    background = background_of(prompt, names, prompted)
+    entry = apply_policy(Entry("", width, height, boxes, tuple(names))).entry
+    layout = Layout(width, height, entry.boxes.astype(np.float32), tuple(names), tuple(phrases))
+    background = parse_background(prompt, names, prompted_names)
     if background is not None:
         return Scene(layout, background)
     if not len(layout):
         return Scene(layout, prompt)
-    captioned = Layout(width, height, layout.boxes, names, phrases, caption=prompt)
+    captioned = Layout(
+        width, height, layout.boxes, layout.categories, layout.phrases, caption=prompt
+    )
     return Scene(captioned, prompt)

@@ -1,10 +1,10 @@
-"""The training loop: steps, states to go on from, sheets and curves to look at."""
+"""The training loop: steps, resumable states, sample sheets and loss plots."""
 
 import gc
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,31 +18,34 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from synthgen.errors import InputError
-from synthgen.spec import flat
-from synthgen.storage.local import LocalStore, replacing, write_text
+from synthgen.spec import flatten
+from synthgen.storage.local import LocalStore, replace_atomically, write_text
 from synthgen.storage.lock import Lock
 from synthgen.training.base import TaskSpec
 from synthgen.training.loss_plot import write_loss_plot
 
 FREE_TO_CHANGE = ("steps", "output.every", "output.path", "data.workers", "data.on_bad", "name")
+MEAN_STEPS = 200  # the reported loss is the mean of this number of last steps
 Report = Callable[[int, float], None]
+"""Called after each step with its number and the mean loss."""
 
 
 class ChangedTrainingError(InputError):
-    """The output folder holds another training; the message names the keys that differ."""
+    """The output folder contains another training; the message names the keys that differ."""
 
 
 @dataclass
 class TrainResult:
-    """What a training did.
+    """The result of a training run.
 
     Attributes:
-        step: the last one that is done.
-        loss: mean of the last 200 steps.
-        seconds: of this call.
-        figures: what was measured last, on held-out data.
-        interrupted: stopped by Ctrl-C; the state is saved.
-        skipped: entries of the data that were left out as they cannot be used; listed in `skipped.jsonl`.
+        step: the number of finished steps.
+        loss: the mean loss of the last MEAN_STEPS steps.
+        seconds: the duration of this run.
+        interrupted: whether Ctrl-C or SIGTERM stopped the run; its state is then saved.
+        figures: the last measurements on held-out data.
+        skipped: the number of unusable entries of the data that were skipped; `skipped.jsonl` lists
+            them.
     """
 
     step: int
@@ -54,30 +57,36 @@ class TrainResult:
 
 
 class Training:
-    """One training in one folder.
+    """A training and its output folder.
 
-    `state.pt` is what a stopped run goes on from, `log.jsonl` has a line a step, `loss.png` and `samples/` show how it
-    goes, `tensorboard/` holds the same for TensorBoard, and the result is `checkpoint/`.
+    A stopped run is resumed from `state.pt`. `log.jsonl` has a line for each step, `loss.png` and
+    `samples/` show the progress, and `tensorboard/` contains the losses and measurements for
+    TensorBoard. The result of the training is `checkpoint/`.
     """
 
     def __init__(self, spec: TaskSpec) -> None:
         torch.manual_seed(spec.seed)
-        self.spec, self.out = spec, Path(spec.output.path).absolute()
+        self.spec = spec
+        self.out = Path(spec.output.path).absolute()
         precision = spec.mixed_precision if torch.cuda.is_available() else "no"
         self.accelerator = Accelerator(
             mixed_precision=precision, log_with="tensorboard", project_dir=str(self.out)
         )
-        diffusers_logging.disable_progress_bar()  # of loading: it takes a second, and its bars cut through that of the steps
+        # The models load within a second; their progress bars would mix with that of the steps.
+        diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         trainee: Any = spec.load()
         self.trainee = trainee.to(self.accelerator.device)
         self.weights = [p for p in self.trainee.parameters() if p.requires_grad]
-        self.ema = (
-            EMAModel(self.weights, decay=spec.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
-            if spec.ema
-            else None
-        )
-        groups = trainee.groups() if hasattr(trainee, "groups") else [{"params": self.weights}]
+        self.ema: EMAModel | None = None
+        if spec.ema:
+            self.ema = EMAModel(
+                self.weights, decay=spec.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75
+            )
+        if hasattr(trainee, "parameter_groups"):
+            groups = trainee.parameter_groups()
+        else:
+            groups = [{"params": self.weights}]
         optimiser = torch.optim.AdamW(
             groups, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99)
         )
@@ -87,52 +96,61 @@ class Training:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is the process that writes files."""
         return bool(self.accelerator.is_main_process)
 
     def run(self, report: Report | None = None) -> TrainResult:
-        """Train from where the folder stands to the last step; `report` gets the step and the mean loss."""
-        began, step = time.perf_counter(), self.resume()
+        """Train from the saved state, if there is one, to the last step."""
+        start_time = time.perf_counter()
+        step = self.resume()
         self.accelerator.init_trackers("tensorboard")
         batches = self.trainee.batches(step, self.accelerator.process_index)
-        with stop_asked() as asked:
-            while step < self.spec.steps and not self.agreed(asked):
-                loss = self.step(next(batches), step)
+        with record_stop_signals() as signals:
+            while step < self.spec.steps and not self.is_any_stopped(signals):
+                loss = self.train_step(next(batches), step)
                 step += 1
-                self.note(step, loss)
+                self.log_step(step, loss)
                 if report and self.is_main:
                     report(step, self.mean_loss())
                 if step % self.spec.output.every == 0 or step == self.spec.steps:
-                    self.look(step)
-        self.part()
+                    self.save_progress(step)
+        self.leave_process_group()
         self.finish(step)
-        seconds, skipped = time.perf_counter() - began, self.note_skipped()
-        return TrainResult(
-            step, self.mean_loss(), seconds, step < self.spec.steps, self.figures, skipped
-        )
+        seconds = time.perf_counter() - start_time
+        skipped = self.write_skipped()
+        interrupted = step < self.spec.steps
+        return TrainResult(step, self.mean_loss(), seconds, interrupted, self.figures, skipped)
 
-    def agreed(self, asked: list[int]) -> bool:
-        """Whether any process was asked to stop: all of them stop after the same step, or the rest would wait for ever."""
-        return bool(
-            self.accelerator.reduce(torch.tensor(len(asked), device=self.accelerator.device))
-        )
+    def is_any_stopped(self, signals: list[int]) -> bool:
+        """Return whether any of the training processes received a stop signal.
 
-    def part(self) -> None:
-        """Leave the other processes: what exchanges gradients goes before their group; in the other order torch can hang."""
+        All processes must stop after the same step: if one stopped alone, the others would wait for
+        it forever.
+        """
+        received = torch.tensor(len(signals), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(received))
+
+    def leave_process_group(self) -> None:
+        """Release the model, then leave the group of processes.
+
+        The order matters, because the model exchanges gradients through the group: torch can hang
+        if the process leaves the group first.
+        """
         self.model = self.trainee
         self.accelerator.free_memory()
         gc.collect()
         self.accelerator.end_training()
 
     def finish(self, step: int) -> None:
-        """Write the result, or the state that a stopped run goes on from."""
+        """Write the checkpoint, or the state that a stopped run is resumed from."""
         if step < self.spec.steps:
-            self.save(step)
+            self.save_state(step)
         elif self.is_main:
-            with averaged(self.ema, self.weights):
+            with use_averaged_weights(self.ema, self.weights):
                 self.trainee.export(self.out / "checkpoint")
 
-    def step(self, batch: Any, step: int) -> float:
-        """One optimiser step; returns the loss."""
+    def train_step(self, batch: Any, step: int) -> float:
+        """Do one optimiser step, and return the loss."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.spec.learning_rate_at(step) * group.get("rate", 1.0)
         with self.accelerator.autocast():
@@ -145,88 +163,83 @@ class Training:
             self.ema.step(self.weights)
         return float(self.accelerator.reduce(loss.detach(), "mean"))
 
-    def note(self, step: int, loss: float) -> None:
-        """One line of the log, and one point of TensorBoard's curves."""
+    def log_step(self, step: int, loss: float) -> None:
+        """Add a line to the log and a point to TensorBoard's curves."""
         self.losses.append(loss)
         entry = {"loss": loss, "learning_rate": self.spec.learning_rate_at(step - 1)}
         if self.is_main:
-            append(self.out / "log.jsonl", {"step": step, **entry})
+            append_line(self.out / "log.jsonl", {"step": step, **entry})
         self.accelerator.log(entry, step=step)
 
-    def look(self, step: int) -> None:
-        """Save the state, and what a person wants to see of it."""
+    def save_progress(self, step: int) -> None:
+        """Save the state, the figures, a sample sheet and the loss plot."""
         if not self.is_main:
             return
-        self.save(step)
+        self.save_state(step)
         self.trainee.eval()
-        with averaged(self.ema, self.weights), torch.no_grad():
-            self.figures, sheet = self.trainee.measure(), self.trainee.sheet()
+        with use_averaged_weights(self.ema, self.weights), torch.no_grad():
+            self.figures = self.trainee.measure()
+            sheet = self.trainee.render_sheet()
         self.trainee.train()
         (self.out / "samples").mkdir(exist_ok=True)
         sheet.save(self.out / "samples" / f"{step:07d}.png")
         write_loss_plot(self.out / "loss.png", self.losses, self.spec.name)
-        append(self.out / "figures.jsonl", {"step": step, **self.figures})
+        append_line(self.out / "figures.jsonl", {"step": step, **self.figures})
         self.accelerator.log(self.figures, step=step)
 
-    def note_skipped(self) -> int:
-        """List the entries that were left out, by earlier runs too; returns how many."""
+    def write_skipped(self) -> int:
+        """List the entries that this run and earlier runs skipped, and return their number."""
         path = self.out / "skipped.jsonl"
         skipped = {entry["place"]: entry["why"] for entry in read_log(path)}
-        skipped |= getattr(getattr(self.trainee, "scenes", None), "skipped", {})
+        scenes = getattr(self.trainee, "scenes", None)
+        skipped |= getattr(scenes, "skipped", {})
         if skipped and self.is_main:
-            write_text(
-                path,
-                "".join(
-                    json.dumps({"place": place, "why": why}) + "\n"
-                    for place, why in sorted(skipped.items())
-                ),
-            )
+            write_log(path, ({"place": place, "why": skipped[place]} for place in sorted(skipped)))
         return len(skipped)
 
     def mean_loss(self) -> float:
-        return sum(self.losses[-200:]) / max(1, len(self.losses[-200:]))
+        """Return the mean loss of the last MEAN_STEPS steps; 0 before the first step."""
+        losses = self.losses[-MEAN_STEPS:]
+        return sum(losses) / max(1, len(losses))
 
-    def save(self, step: int) -> None:
-        """Write the state of every part; a kill leaves the old file or the new one."""
-        if self.is_main:
-            parts = {
-                "model": self.trainee.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "step": step,
-            }
-            with replacing(self.out / "state.pt") as temporary:
-                torch.save({**parts, "ema": self.ema.state_dict() if self.ema else None}, temporary)
+    def save_state(self, step: int) -> None:
+        """Write `state.pt` atomically: a kill leaves either the old file or the new file."""
+        if not self.is_main:
+            return
+        state = {
+            "model": self.trainee.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": step,
+            "ema": self.ema.state_dict() if self.ema else None,
+        }
+        with replace_atomically(self.out / "state.pt") as temporary:
+            torch.save(state, temporary)
 
     def resume(self) -> int:
-        """Restore the folder's state and return the step to go on from; 0 if there is none."""
+        """Restore the saved state and return the step to resume from; 0 if there is no state."""
         path = self.out / "state.pt"
-        state = (
-            torch.load(path, weights_only=True, map_location="cpu")
-            if path.exists()
-            else {"step": 0}
-        )
-        if state["step"]:
+        state: dict[str, Any] = {"step": 0}
+        if path.exists():
+            state = torch.load(path, weights_only=True, map_location="cpu")
+        step = int(state["step"])
+        if step:
             self.trainee.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])
                 self.ema.to(self.accelerator.device)
-        self.losses = [
-            entry["loss"]
-            for entry in read_log(self.out / "log.jsonl")
-            if entry["step"] <= state["step"]
-        ]
-        if self.is_main:
-            for name in ("log.jsonl", "figures.jsonl"):
-                keep = [e for e in read_log(self.out / name) if e["step"] <= state["step"]]
-                write_text(self.out / name, "".join(json.dumps(e) + "\n" for e in keep))
+        entries = read_log(self.out / "log.jsonl", step)
+        self.losses = [entry["loss"] for entry in entries]
+        if self.is_main:  # remove the lines of later steps, because these are trained again
+            write_log(self.out / "log.jsonl", entries)
+            write_log(self.out / "figures.jsonl", read_log(self.out / "figures.jsonl", step))
         self.accelerator.wait_for_everyone()
-        return int(state["step"])
+        return step
 
 
 @contextmanager
-def averaged(ema: EMAModel | None, weights: list[nn.Parameter]) -> Iterator[None]:
-    """Put the moving average in the place of the weights for a while."""
+def use_averaged_weights(ema: EMAModel | None, weights: list[nn.Parameter]) -> Iterator[None]:
+    """Replace the weights by their moving average inside the `with` block."""
     if ema is None:
         yield
         return
@@ -239,65 +252,83 @@ def averaged(ema: EMAModel | None, weights: list[nn.Parameter]) -> Iterator[None
 
 
 @contextmanager
-def stop_asked() -> Iterator[list[int]]:
-    """A list that fills when Ctrl-C or SIGTERM comes: a step is never cut in half."""
-    asked: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {s: signal.signal(s, lambda number, frame: asked.append(number)) for s in signals}
+def record_stop_signals() -> Iterator[list[int]]:
+    """Yield a list that records SIGINT and SIGTERM, so that they do not interrupt a step."""
+    received: list[int] = []
+
+    def record(number: int, frame: Any) -> None:
+        received.append(number)
+
+    previous = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, record)
     try:
-        yield asked
+        yield received
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def append(path: Path, entry: dict[str, Any]) -> None:
+def append_line(path: Path, entry: dict[str, Any]) -> None:
     """Add one line to a log."""
     with path.open("a") as file:
         file.write(json.dumps(entry) + "\n")
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a log; a kill may have cut the last one short."""
+def write_log(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Write a log with one line for each entry."""
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def read_log(path: Path, last: int | None = None) -> list[dict[str, Any]]:
+    """Return the entries of the complete lines of a log; a kill may have cut the last line.
+
+    Args:
+        last: the last step whose entry is returned; None: return all entries.
+    """
     lines = path.read_text().splitlines() if path.exists() else []
     entries: list[dict[str, Any]] = []
     for line in lines:
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except ValueError:
             break
+        if last is None or entry["step"] <= last:
+            entries.append(entry)
     return entries
 
 
 def refuse_changed(spec: TaskSpec) -> None:
-    """Raise ChangedTrainingError if the folder was begun with another job."""
+    """Raise ChangedTrainingError if the output folder contains the training of another job."""
     path = Path(spec.output.path) / "job.json"
     if not path.exists():
         return
-    there, here = flat(json.loads(path.read_text())), flat(spec.model_dump(mode="json"))
-    changed = [
-        f"{key}: was {there.get(key)!r}, is {here.get(key)!r}"
-        for key in sorted({*there, *here} - set(FREE_TO_CHANGE))
-        if there.get(key) != here.get(key)
-    ]
+    old = flatten(json.loads(path.read_text()))
+    new = flatten(spec.model_dump(mode="json"))
+    changed = []
+    for key in sorted({*old, *new} - set(FREE_TO_CHANGE)):
+        if old.get(key) != new.get(key):
+            changed.append(f"{key}: was {old.get(key)!r}, is {new.get(key)!r}")
     if changed:
         raise ChangedTrainingError(
-            f"{spec.output.path} holds another training: {'; '.join(changed)}. Give another output.path"
+            f"{spec.output.path} holds another training: {'; '.join(changed)}. "
+            "Give another output.path"
         )
 
 
 def train(spec: TaskSpec, report: Report | None = None) -> TrainResult:
-    """Run a training job, or what is missing of it.
+    """Run a training job, or resume it.
 
     Raises:
-        ChangedTrainingError: the output folder holds another training.
-        BadDataError: an entry of the data cannot be used, and is not to be skipped; what was saved stays.
-        LockedError: another process trains in it.
+        ChangedTrainingError: the output folder contains another training.
+        BadDataError: an entry of the data cannot be used, and `data.on_bad` is `refuse`; the saved
+            state is kept.
+        LockedError: another process trains in the folder.
     """
     out = Path(spec.output.path).absolute()
     refuse_changed(spec)
     training = Training(spec)
-    if not training.is_main:  # the main process of several holds the lock and writes
+    if not training.is_main:  # only the main process holds the lock and writes files
         return training.run()
     with Lock(LocalStore(out)):
         write_text(out / "job.json", json.dumps(spec.model_dump(mode="json"), indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""LoRA: what the recipes of tasks say of it."""
+"""The LoRA keys of training jobs."""
 
 from pydantic import ConfigDict, Field
 
@@ -6,7 +6,7 @@ from synthgen.spec import SpecModel
 
 
 class LoraSpec(SpecModel):
-    """Low-rank changes instead of changes to all weights (arXiv 2106.09685)."""
+    """Low-rank changes of the weights instead of changes of all weights (arXiv 2106.09685)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,1 +1,1 @@
-"""Verification: the interface (`base`), repairs, and one folder a verifier."""
+"""Verification of images: the interface (`base`), repairs, and one folder for each verifier."""

@@ -1,6 +1,8 @@
-"""Looking at pictures again: does each box hold what its label says, and is there anything nobody asked for?
+"""The interface of verifiers.
 
-Each folder beside this file is one way to look: a `Spec` whose `verifier` names it. `repair.py` says what happens to failures.
+A verifier checks whether each box of an image contains what its label says, and whether there are
+false positives: objects without a label. Each folder beside this file is one verifier: it defines a
+`Spec` whose `verifier` names it. `repair.py` decides what happens to failed boxes.
 """
 
 from collections.abc import Sequence
@@ -16,18 +18,20 @@ from synthgen.spec import SpecModel, load_implementation
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Action = Literal["repair", "redo", "tighten", "flag"]
-TIGHTEN = 0.3  # IoU with the asked box from which a detection is of its object: it may take the box's place
+TIGHTEN = 0.3  # IoU with a label's box from which a detection is of its object and can replace it
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verifier says of one picture.
+    """The result of a verifier for one image.
 
     Attributes:
-        scores: (N,) in [0, 1], how sure it is that a box holds what its label says.
-        ious: (N,) IoU of each box with what was found for it, 0 if nothing; None if the verifier does not find boxes.
-        found: (N, 4) float32 xyxy in px, what was found for each box (the box itself if nothing); None likewise.
-        unasked: (M, 4) float32 xyxy in px, objects that nobody asked for.
+        scores: (N,) in [0, 1], how likely it is that a box contains what its label says.
+        ious: (N,) IoU of each box with its detection, 0 without one; None if the verifier does
+            not detect boxes.
+        found: (N, 4) float32 xyxy in px, the detection of each box, or the box itself without one;
+            None if the verifier does not detect boxes.
+        unasked: (M, 4) float32 xyxy in px, boxes of false positives.
     """
 
     scores: NDArray[np.float32]
@@ -42,14 +46,14 @@ class Verifier(Protocol):
     def __call__(
         self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]
     ) -> list[Verdict]:
-        """A verdict for each picture (H, W, 3)."""
+        """Return a verdict for each image (H, W, 3)."""
 
 
 class VerifierSpec(SpecModel):
-    """How pictures are looked at, and what happens to those that fail; specs import no torch.
+    """The recipe of a verifier, and what happens to failed boxes. Recipes do not import torch.
 
     Attributes:
-        IMPLEMENTATION: import path of the verifier, a class that takes the spec and a device.
+        IMPLEMENTATION: import path of the verifier, a class that takes the recipe and a device.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,49 +62,50 @@ class VerifierSpec(SpecModel):
 
     verifier: str
     threshold: Share | dict[str, Share] = Field(
-        0.3, description="least score of a box that holds; or a number a category"
+        0.3,
+        description="Least score of a box that does not fail; or a number for each category.",
     )
     on_failure: tuple[Action, ...] = Field(
         ("repair", "flag"),
-        description="repair: paint its window again; redo: the image; tighten: the label moves to what was found; flag: keep it",
+        description="What happens to failed boxes; repair: generate their windows again; redo: "
+        "generate the image again; tighten: move the label to the detection; flag: keep the label "
+        "and record the failure.",
     )
     max_repairs: int = Field(
-        2, ge=1, description="times that the windows of an image are painted again"
+        2, ge=1, description="Number of times that the windows of an image are generated again."
     )
 
     def least(self, category: str) -> float:
-        """The least score of a box of a category that holds."""
-        return (
-            self.threshold.get(category, 0.0)
-            if isinstance(self.threshold, dict)
-            else self.threshold
-        )
+        """Return the least score of a box of a category that does not fail."""
+        if isinstance(self.threshold, dict):
+            return self.threshold.get(category, 0.0)
+        return self.threshold
 
-    def fails(self, verdict: Verdict, layout: Layout) -> NDArray[np.bool_]:
-        """Which boxes (N,) do not hold."""
+    def find_failed_boxes(self, verdict: Verdict, layout: Layout) -> NDArray[np.bool_]:
+        """Return which boxes (N,) fail. A box with a score of NaN fails, too."""
         least = np.array([self.least(name) for name in layout.categories], np.float32)
-        return ~(verdict.scores >= least)  # a score that is no number is not enough either
+        return ~(verdict.scores >= least)
 
     def check(self, sampler: SamplerSpec) -> list[str]:
-        """What stands against looking at these layouts, each as `key: reason`."""
-        if not isinstance(self.threshold, dict):
-            return []
-        return [
-            f"threshold: no number for {n!r}, which the layout has"
-            for n in sampler.names()
-            if n not in self.threshold
-        ]
+        """Return why these layouts cannot be verified, each reason as `key: reason`."""
+        problems = []
+        if isinstance(self.threshold, dict):
+            for name in sampler.names():
+                if name not in self.threshold:
+                    problems.append(f"threshold: no number for {name!r}, which the layout has")
+        return problems
 
     @property
     def revision(self) -> int:
-        """The number of how verdicts become labels; a change that has no key raises it."""
-        return 2  # since detections are clipped, `tighten` takes an IoU of 0.3, and a worse repair is not kept
+        """Revision of how verdicts change labels; a change that no key expresses increases it."""
+        # Revision 2 clips detections, tightens from an IoU of 0.3 on, and rejects worse repairs.
+        return 2
 
     def fingerprint(self) -> dict[str, Any]:
-        """What verdicts depend on, beyond the recipe's own keys: hashes of model files."""
+        """Return what verdicts depend on beyond the recipe's own keys: hashes of model files."""
         return {}
 
     def load(self, device: str) -> Verifier:
-        """Load what is needed to look at pictures, on "cpu" or "cuda"."""
+        """Load the verifier on "cpu" or "cuda"."""
         verifier: Verifier = load_implementation(self.IMPLEMENTATION)(self, device)
         return verifier

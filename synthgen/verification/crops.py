@@ -1,4 +1,4 @@
-"""Crops of the boxes of images, for verifiers that look at boxes one by one."""
+"""Crops of boxes, for verifiers that look at one box at a time."""
 
 from collections.abc import Sequence
 
@@ -11,38 +11,41 @@ from synthgen.geometry import box_centres, box_sides
 from synthgen.layouts.base import Layout
 from synthgen.verification.base import Verdict
 
-AT_ONCE = 64  # crops
+BATCH_SIZE = 64  # crops
 
 
-def crops_of(
+def crop_boxes(
     images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout], context: float
 ) -> list[Image.Image]:
-    """The square round each box of each picture, with `context` of its longer side on each side, cut at the picture's edge."""
+    """Return a square crop around each box of each image, clipped to the image.
+
+    Args:
+        images: (H, W, 3) each.
+        layouts: the boxes of the images.
+        context: share of a box's longer side that is added on each side.
+    """
     crops = []
     for image, layout in zip(images, layouts, strict=True):
         boxes = layout.boxes.astype(np.float64)
         halves = box_sides(boxes).max(1) * (0.5 + context)
         for (x, y), half in zip(box_centres(boxes).tolist(), halves.tolist(), strict=True):
-            left, top = max(0, round(x - half)), max(0, round(y - half))
-            crops.append(
-                Image.fromarray(
-                    image[
-                        top : max(top + 1, round(y + half)), left : max(left + 1, round(x + half))
-                    ]
-                )
-            )
+            left = max(0, round(x - half))
+            top = max(0, round(y - half))
+            right = max(left + 1, round(x + half))
+            bottom = max(top + 1, round(y + half))
+            crops.append(Image.fromarray(image[top:bottom, left:right]))
     return crops
 
 
-def batches(crops: Sequence[Image.Image]) -> list[Sequence[Image.Image]]:
-    """Crops, so many at a time."""
-    return [crops[k : k + AT_ONCE] for k in range(0, len(crops), AT_ONCE)]
+def split_into_batches(crops: Sequence[Image.Image]) -> list[Sequence[Image.Image]]:
+    """Return the crops in batches of at most BATCH_SIZE."""
+    return [crops[k : k + BATCH_SIZE] for k in range(0, len(crops), BATCH_SIZE)]
 
 
-def verdicts(scores: Tensor, layouts: Sequence[Layout]) -> list[Verdict]:
-    """The scores of all boxes, a verdict for each picture; such verifiers find nothing of their own."""
-    parts = scores.numpy().astype(np.float32)
+def build_verdicts(scores: Tensor, layouts: Sequence[Layout]) -> list[Verdict]:
+    """Return a verdict for each image from the scores of all boxes, without detections."""
     ends = np.cumsum([len(layout) for layout in layouts])[:-1]
-    return [
-        Verdict(part, None, None, np.zeros((0, 4), np.float32)) for part in np.split(parts, ends)
-    ]
+    verdicts = []
+    for image_scores in np.split(scores.numpy().astype(np.float32), ends):
+        verdicts.append(Verdict(image_scores, None, None, np.zeros((0, 4), np.float32)))
+    return verdicts

@@ -1,4 +1,4 @@
-"""What a detector finds in an image, as the rest of the program may use it."""
+"""Detections of an image, clipped and filtered for the rest of the program."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from synthgen.geometry import box_sides, clip_boxes
 
-LEAST_SIDE = 1.0  # px, of a detection inside the image; what is thinner shows nothing
+LEAST_SIDE = 1.0  # px; a detection with a shorter side inside the image is dropped
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one picture.
+    """The detections of one image.
 
     Attributes:
         boxes: (N, 4) float32, xyxy in px.
@@ -25,14 +25,16 @@ class Detections:
     categories: tuple[str, ...]
 
     def at_least(self, score: float) -> "Detections":
+        """Return the detections with at least this score."""
         n = int((self.scores >= score).sum())
         return Detections(self.boxes[:n], self.scores[:n], self.categories[:n])
 
-    def inside(self, width: int, height: int) -> "Detections":
-        """Return the detections as the rest of the program may use them; detectors promise nothing.
+    def clip_to_image(self, width: int, height: int) -> "Detections":
+        """Return detections that the rest of the program can use, whatever the detector returned.
 
-        Boxes are clipped to the image of width x height px. Those that are not finite, have no finite score, or
-        have a side under LEAST_SIDE inside the image are dropped. Scores lie in [0, 1] and descend.
+        Boxes are clipped to the image of width x height px. Those that are not finite, have no
+        finite score, or have a side under LEAST_SIDE inside the image are dropped. Scores lie in
+        [0, 1] and descend.
         """
         finite = np.isfinite(self.boxes).all(1) & np.isfinite(self.scores)
         boxes = clip_boxes(np.nan_to_num(self.boxes), width, height).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What happens to boxes that do not hold: painted again, tightened to what is there, or kept with their score."""
+"""Actions on failed boxes: generate them again, tighten them to a detection, or flag them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,21 +15,23 @@ from synthgen.scenes.scene import Scene
 from synthgen.verification.base import TIGHTEN, Verdict, Verifier, VerifierSpec
 from synthgen.verification.detections import LEAST_SIDE, Detections
 
-BLOCK = 8  # px, side of the squares in which it is told what changed
+BLOCK = 8  # side in px of the square blocks in which two images are compared
 
 Seeds = Callable[[int, int], np.random.SeedSequence]
-"""Number in the batch and number of the repair to the randomness of that repair."""
+"""Returns the seed of a repair from the index of the image in the batch and the repair's number."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A painted scene, looked at.
+    """A generated image and its verdict.
 
     Attributes:
-        layout: as it is labelled: boxes may have been tightened.
-        failed: (N,) boxes that do not hold in the end.
-        actions: N, what was done to each box: "", "repaired", "tightened" or "flagged".
-        repairs: how often windows were painted again.
+        painting: the image.
+        layout: the labels; boxes may have been tightened.
+        verdict: the verdict.
+        failed: (N,) whether each box fails after all actions.
+        actions: what was done to each of the N boxes: "", "repaired", "tightened" or "flagged".
+        repairs: number of times that windows of the image were generated again.
     """
 
     painting: Painting
@@ -41,21 +43,19 @@ class Checked:
 
     @property
     def faults(self) -> int:
-        """Boxes that do not hold, and objects that nobody asked for."""
+        """Number of failed boxes and false positives."""
         return int(self.failed.sum()) + len(self.verdict.unasked)
 
     def annotation(self, i: int) -> dict[str, Any]:
-        """What the annotation of box i says of it."""
-        ious = self.verdict.ious
-        found = {} if ious is None else {"iou": round(float(ious[i]), 4)}
-        return {
-            "score": round(float(self.verdict.scores[i]), 4),
-            **found,
-            "action": self.actions[i],
-        }
+        """Return the entries about the verification in the annotation of box i."""
+        record: dict[str, Any] = {"score": round(float(self.verdict.scores[i]), 4)}
+        if self.verdict.ious is not None:
+            record["iou"] = round(float(self.verdict.ious[i]), 4)
+        record["action"] = self.actions[i]
+        return record
 
     def record(self) -> dict[str, int]:
-        """What the sample says of the picture."""
+        """Return the entries about the verification in the record of the sample."""
         return {
             "failed": int(self.failed.sum()),
             "unasked": len(self.verdict.unasked),
@@ -65,7 +65,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Looks at batches and does what the recipe says."""
+    """Verifies batches of images, and repairs them as the recipe of the verifier says."""
 
     spec: VerifierSpec
     verifier: Verifier
@@ -73,57 +73,83 @@ class Inspection:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What is done about failures."""
+        """The actions on failed boxes that the recipe allows."""
         return self.spec.on_failure
 
     def __call__(
         self, scenes: Sequence[Scene], paintings: Sequence[Painting], seeds: Seeds
     ) -> list[Checked]:
-        """Look at a batch, and paint again what does not hold."""
-        checked = self.look(paintings, [scene.layout for scene in scenes])
-        if "repair" not in self.kinds or not hasattr(self.painter, "repaint"):
+        """Verify a batch, and generate failed boxes and the places of false positives again."""
+        checked = self.verify(paintings, [scene.layout for scene in scenes])
+        if "repair" not in self.kinds or not hasattr(self.painter, "inpaint_boxes"):
             return checked
         for number in range(1, self.spec.max_repairs + 1):
-            todo = [k for k, c in enumerate(checked) if c.faults]
-            if not todo:
+            faulty = [k for k in range(len(checked)) if checked[k].faults]
+            if not faulty:
                 break
-            least = getattr(self.painter, "least_side", 1)
-            parts = [faulty(scenes[k], checked[k], least) for k in todo]
-            images = self.painter.repaint(
-                [checked[k].painting.image for k in todo], parts, [seeds(k, number) for k in todo]
-            )
-            layouts = [scenes[k].layout for k in todo]
-            again = self.look([Painting(image) for image in images], layouts)
-            best = [
-                replace(new.painting, image=better(checked[k], new))
-                for k, new in zip(todo, again, strict=True)
-            ]
-            for k, final in zip(todo, self.look(best, layouts), strict=True):
-                checked[k] = repaired(checked[k], final, number)
+            repair_seeds = [seeds(k, number) for k in faulty]
+            repaired = self.repair(scenes, checked, faulty, repair_seeds)
+            for k, new in zip(faulty, repaired, strict=True):
+                checked[k] = accept_repair(checked[k], new, number)
         return checked
 
-    def look(self, paintings: Sequence[Painting], layouts: Sequence[Layout]) -> list[Checked]:
-        """Verdicts, nothing done about them."""
-        verdicts = self.verifier([p.image for p in paintings], layouts)
-        looked = []
+    def repair(
+        self,
+        scenes: Sequence[Scene],
+        checked: Sequence[Checked],
+        faulty: Sequence[int],
+        seeds: Sequence[np.random.SeedSequence],
+    ) -> list[Checked]:
+        """Generate failed boxes and the places of false positives again, and verify the images.
+
+        A changed part of an image is kept only if it is better than the old part.
+
+        Args:
+            scenes: the scenes of the batch.
+            checked: the images of the batch and their verdicts.
+            faulty: indices in the batch of the images to repair.
+            seeds: a seed for each of these images.
+
+        Returns:
+            The repaired images, in the order of `faulty`.
+        """
+        least = getattr(self.painter, "least_side", 1)
+        images = []
+        faults = []
+        layouts = []
+        for k in faulty:
+            images.append(checked[k].painting.image)
+            faults.append(select_faults(scenes[k], checked[k], least))
+            layouts.append(scenes[k].layout)
+        inpainted = [Painting(image) for image in self.painter.inpaint_boxes(images, faults, seeds)]
+        merged = []
+        for k, new in zip(faulty, self.verify(inpainted, layouts), strict=True):
+            merged.append(Painting(merge_better_parts(checked[k], new)))
+        return self.verify(merged, layouts)
+
+    def verify(self, paintings: Sequence[Painting], layouts: Sequence[Layout]) -> list[Checked]:
+        """Return the images with their verdicts, without any action."""
+        verdicts = self.verifier([painting.image for painting in paintings], layouts)
+        checked = []
         for painting, layout, raw in zip(paintings, layouts, verdicts, strict=True):
-            verdict = sound(raw, layout)
-            looked.append(
-                Checked(
-                    painting, layout, verdict, self.spec.fails(verdict, layout), ("",) * len(layout)
-                )
-            )
-        return looked
+            verdict = clean_verdict(raw, layout)
+            failed = self.spec.find_failed_boxes(verdict, layout)
+            checked.append(Checked(painting, layout, verdict, failed, ("",) * len(layout)))
+        return checked
 
     def finish(self, checked: Checked) -> Checked:
-        """Tighten what can be, flag the rest."""
+        """Tighten the failed boxes that can be tightened, and flag the others."""
         layout = checked.layout
-        boxes, actions, failed = layout.boxes.copy(), list(checked.actions), checked.failed.copy()
-        near = tight(checked) if "tighten" in self.kinds else {}
+        boxes = layout.boxes.copy()
+        actions = list(checked.actions)
+        failed = checked.failed.copy()
+        tightened = find_tightened_boxes(checked) if "tighten" in self.kinds else {}
         for i in np.flatnonzero(checked.failed).tolist():
-            enough = checked.verdict.scores[i] >= self.spec.least(layout.categories[i])
-            if enough and i in near:
-                boxes[i], actions[i], failed[i] = near[i], "tightened", False
+            least = self.spec.least(layout.categories[i])
+            if checked.verdict.scores[i] >= least and i in tightened:
+                boxes[i] = tightened[i]
+                actions[i] = "tightened"
+                failed[i] = False
             else:
                 actions[i] = "flagged"
         return replace(
@@ -131,121 +157,159 @@ class Inspection:
         )
 
 
-def sound(verdict: Verdict, layout: Layout) -> Verdict:
-    """Return a verdict without anything that is no number: such a score, or IoU, is 0, and no box stands outside the image."""
-    none = Detections(
-        verdict.unasked, np.ones(len(verdict.unasked), np.float32), ("",) * len(verdict.unasked)
-    )
+def clean_verdict(verdict: Verdict, layout: Layout) -> Verdict:
+    """Return a verdict with finite scores and IoUs, and false positives inside the image.
+
+    A score or IoU of NaN becomes 0.
+    """
+    ious = verdict.ious
+    if ious is not None:
+        ious = np.nan_to_num(ious, nan=0.0).clip(0, 1)
+    count = len(verdict.unasked)
+    false_positives = Detections(verdict.unasked, np.ones(count, np.float32), ("",) * count)
     return replace(
         verdict,
         scores=np.nan_to_num(verdict.scores, nan=0.0).clip(0, 1),
-        ious=None if verdict.ious is None else np.nan_to_num(verdict.ious, nan=0.0).clip(0, 1),
-        unasked=none.inside(layout.width, layout.height).boxes,
+        ious=ious,
+        unasked=false_positives.clip_to_image(layout.width, layout.height).boxes,
     )
 
 
-def tight(checked: Checked) -> dict[int, NDArray[np.float32]]:
-    """Return the boxes (4,) xyxy in px that may become labels, by the number of the box that they were found for.
+def find_tightened_boxes(checked: Checked) -> dict[int, NDArray[np.float32]]:
+    """Return the detections (4,) xyxy in px that can replace boxes, by the index of the box.
 
-    Each is inside the image and has an area. What was found for two boxes is the object of the one that it fits best.
+    Each detection is clipped to the image, and is left out if it is then too small. If a detection
+    matches two boxes, it can replace only the box with the greater IoU.
     """
-    ious, found, layout = checked.verdict.ious, checked.verdict.found, checked.layout
+    ious = checked.verdict.ious
+    found = checked.verdict.found
     if ious is None or found is None:
         return {}
-    inside = clip_boxes(found, layout.width, layout.height).astype(np.float32)
-    large = box_sides(inside).min(1) >= LEAST_SIDE
-    taken: set[bytes] = set()
+    inside = clip_boxes(found, checked.layout.width, checked.layout.height).astype(np.float32)
+    is_large_enough = box_sides(inside).min(1) >= LEAST_SIDE
+    used: set[bytes] = set()
     boxes = {}
     for i in np.argsort(-ious, kind="stable").tolist():
         key = found[i].tobytes()
-        if ious[i] >= TIGHTEN and large[i] and key not in taken:
+        if ious[i] >= TIGHTEN and is_large_enough[i] and key not in used:
             boxes[i] = inside[i]
-        taken.add(key)
+        used.add(key)
     return boxes
 
 
-def faulty(scene: Scene, checked: Checked, least: float = 1) -> Scene:
-    """What is to be painted again: the boxes that do not hold, and background where nobody asked for anything.
+def select_faults(scene: Scene, checked: Checked, least: float = 1) -> Scene:
+    """Return a scene that contains only what must be generated again.
+
+    Its boxes are the failed boxes, and a box of background in the place of each false positive.
 
     Args:
-        least: side in px of the smallest box that the painter takes; a smaller object is painted over with some
-            of what is round it.
+        scene: the scene of the image.
+        checked: the image and its verdict.
+        least: side in px of the smallest box that the painter accepts. A smaller false positive
+            is enlarged, so that some of its surroundings are replaced too.
     """
+    width = scene.layout.width
+    height = scene.layout.height
     failed = scene.layout.select(np.flatnonzero(checked.failed).tolist())
-    extra = enlarged(checked.verdict.unasked, least, (scene.layout.width, scene.layout.height))
+    false_positives = enlarge_boxes(checked.verdict.unasked, least, (width, height))
+    background = ("",) * len(false_positives)
     layout = Layout(
-        scene.layout.width,
-        scene.layout.height,
-        np.concatenate([failed.boxes, extra]).astype(np.float32),
-        (*failed.categories, *("",) * len(extra)),
-        (*(failed.phrases or ()), *("",) * len(extra)),
+        width,
+        height,
+        np.concatenate([failed.boxes, false_positives]).astype(np.float32),
+        (*failed.categories, *background),
+        (*(failed.phrases or ()), *background),
     )
     return replace(scene, layout=layout)
 
 
-def enlarged(
+def enlarge_boxes(
     boxes: NDArray[np.float32], least: float, size: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Return boxes (N, 4) xyxy in px with sides of at least `least` px, about the same centres, inside width x height px."""
-    room = np.array(size, np.float32)
-    short = box_sides(boxes) < least
-    low = (box_centres(boxes) - least / 2).clip(0, (room - least).clip(0))
-    grown = np.concatenate([low, np.minimum(low + least, room)], 1)
-    return np.where(np.concatenate([short, short], 1), grown, boxes).astype(np.float32)
+    """Return boxes (N, 4) xyxy in px, enlarged where a side is shorter than `least` px.
 
-
-def better(old: Checked, new: Checked) -> NDArray[np.uint8]:
-    """The picture (H, W, 3) with each part that was painted again as it has fewer faults; scores decide between equals.
-
-    Parts that touch are one: they were painted over each other.
+    Their centres stay about the same. Enlarged boxes lie inside an image of `size` (width, height)
+    px.
     """
-    parts, count = parts_of(old.painting.image, new.painting.image)
-    accepted = [
-        part for part in range(1, count + 1) if cost(new, parts == part) < cost(old, parts == part)
-    ]
-    chosen = np.isin(parts, accepted).repeat(BLOCK, 0).repeat(BLOCK, 1)
+    image_size = np.array(size, np.float32)
+    is_short = box_sides(boxes) < least
+    low = (box_centres(boxes) - least / 2).clip(0, (image_size - least).clip(0))
+    enlarged = np.concatenate([low, np.minimum(low + least, image_size)], 1)
+    return np.where(np.concatenate([is_short, is_short], 1), enlarged, boxes).astype(np.float32)
+
+
+def merge_better_parts(old: Checked, new: Checked) -> NDArray[np.uint8]:
+    """Return the old image (H, W, 3), in which better parts of the new image replace old parts.
+
+    A part is better if it has fewer faults, or the same number of faults and higher scores. Changed
+    parts that touch each other count as one part, because they were generated over each other.
+    """
+    parts, count = find_changed_parts(old.painting.image, new.painting.image)
+    better = []
+    for number in range(1, count + 1):
+        part = parts == number
+        if measure_part_cost(new, part) < measure_part_cost(old, part):
+            better.append(number)
+    is_better = np.isin(parts, better).repeat(BLOCK, 0).repeat(BLOCK, 1)
     height, width = old.painting.image.shape[:2]
-    return np.where(chosen[:height, :width, None], new.painting.image, old.painting.image)
+    return np.where(is_better[:height, :width, None], new.painting.image, old.painting.image)
 
 
-def parts_of(old: NDArray[np.uint8], new: NDArray[np.uint8]) -> tuple[NDArray[np.int32], int]:
-    """Number of the changed part, from 1, that each block of BLOCK x BLOCK px belongs to, 0 where nothing changed; how many."""
-    height, width = (-(-n // BLOCK) * BLOCK for n in old.shape[:2])
-    changed = np.zeros((height, width), bool)
-    changed[: old.shape[0], : old.shape[1]] = (old != new).any(2)
-    blocks = changed.reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK).any((1, 3))
+def find_changed_parts(
+    old: NDArray[np.uint8], new: NDArray[np.uint8]
+) -> tuple[NDArray[np.int32], int]:
+    """Find the connected parts of an image that changed, in blocks of BLOCK x BLOCK px.
+
+    Returns:
+        For each block, the number of its part (counted from 1), or 0 if the block did not change;
+        and the number of parts.
+    """
+    height, width = old.shape[:2]
+    rows = -(-height // BLOCK)
+    columns = -(-width // BLOCK)
+    changed = np.zeros((rows * BLOCK, columns * BLOCK), bool)
+    changed[:height, :width] = (old != new).any(2)
+    blocks = changed.reshape(rows, BLOCK, columns, BLOCK).any((1, 3))
     parts, count = ndimage.label(blocks, np.ones((3, 3)))
     return parts, int(count)
 
 
-def cost(checked: Checked, part: NDArray[np.bool_]) -> tuple[int, float]:
-    """Faults of boxes and of objects that nobody asked for in a part, given in blocks, and the scores' negative sum."""
-    boxes = np.array([touches(box, part) for box in checked.layout.boxes], bool).reshape(-1)
-    unasked = sum(touches(box, part) for box in checked.verdict.unasked)
-    return int((checked.failed & boxes).sum()) + unasked, -float(
-        checked.verdict.scores[boxes].sum()
-    )
+def measure_part_cost(checked: Checked, part: NDArray[np.bool_]) -> tuple[int, float]:
+    """Return the number of faults in a part (a mask of blocks), and its negative sum of scores."""
+    in_part = [touches_part(box, part) for box in checked.layout.boxes]
+    is_in_part = np.array(in_part, bool).reshape(-1)
+    failed = int((checked.failed & is_in_part).sum())
+    false_positives = sum(touches_part(box, part) for box in checked.verdict.unasked)
+    return failed + false_positives, -float(checked.verdict.scores[is_in_part].sum())
 
 
-def total(checked: Checked) -> tuple[int, float]:
-    """Faults of a whole picture, and the scores' negative sum."""
+def measure_image_cost(checked: Checked) -> tuple[int, float]:
+    """Return the number of faults in an image, and the negative sum of scores."""
     return checked.faults, -float(checked.verdict.scores.sum())
 
 
-def touches(box: NDArray[np.float32], part: NDArray[np.bool_]) -> bool:
-    """Whether a box xyxy in px lies in a part, given in blocks, if only with a corner."""
-    x0, y0 = (max(0, int(v // BLOCK)) for v in box[:2])
-    x1, y1 = (int(-(-v // BLOCK)) for v in box[2:])
+def touches_part(box: NDArray[np.float32], part: NDArray[np.bool_]) -> bool:
+    """Return whether any block of a part (a mask of blocks) overlaps a box xyxy in px."""
+    x0, y0 = np.maximum(box[:2] // BLOCK, 0).astype(int)
+    x1, y1 = np.ceil(box[2:] / BLOCK).astype(int)
     return bool(part[y0:y1, x0:x1].any())
 
 
-def repaired(old: Checked, final: Checked, number: int) -> Checked:
-    """A picture after a repair, as it was before if that made it worse as a whole; number: of the repair.
+def accept_repair(old: Checked, new: Checked, number: int) -> Checked:
+    """Return the new image, or the old one if the new one is worse as a whole.
 
-    A part is judged by what was seen when all parts were new, and a detector looks at the whole image.
+    This check is needed although only better parts were kept. Each part was compared while all
+    parts were new, and a detector reads the whole image: it can give another result for the merged
+    image.
+
+    Args:
+        old: the image before the repair.
+        new: the image after the repair.
+        number: number of the repair, counted from 1.
     """
-    if total(final) > total(old):
+    if measure_image_cost(new) > measure_image_cost(old):
         return replace(old, repairs=number)
-    fixed = old.failed & ~final.failed
-    actions = tuple("repaired" if f else a for f, a in zip(fixed, old.actions, strict=True))
-    return replace(final, actions=actions, repairs=number)
+    actions = list(old.actions)
+    for i in np.flatnonzero(old.failed & ~new.failed).tolist():
+        actions[i] = "repaired"
+    return replace(new, actions=tuple(actions), repairs=number)

@@ -1,4 +1,4 @@
-"""`describe`: what it prints and refuses, and what it tells the shell."""
+"""`synthgen describe` prints descriptions, and completes names for the shell."""
 
 import json
 import os
@@ -11,12 +11,13 @@ from synthgen import cli
 from synthgen.config.describe import describe
 
 
-def test_describe_prints_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+def test_describe_prints_keys_and_refuses_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["describe", "scatter", "--json"]) == 0
     (data,) = json.loads(capsys.readouterr().out)["descriptions"]
     assert (data["kind"], data["name"]) == ("sampler", "scatter")
-    assert "  seed" in "\n".join(describe("train-tiny")[0].lines())
-    assert "default 0\n" in "\n".join(describe("train-tiny")[0].lines())
+    text = "\n".join(describe("train-tiny")[0].lines())
+    assert "  seed" in text
+    assert "default 0\n" in text
     assert {"name", "type", "default", "required", "range", "description"} == set(
         data["parameters"][0]
     )
@@ -33,7 +34,10 @@ def test_the_shell_is_told_what_could_come_next() -> None:
         "COMP_POINT": str(len(line)),
         "COMP_TYPE": "9",
     }
-    code = "import os,sys; sys.argv=['synthgen']; os.dup2(1, 8); from synthgen.cli.main import main; main()"
+    code = (
+        "import os,sys; sys.argv=['synthgen']; os.dup2(1, 8); "
+        "from synthgen.cli.main import main; main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **shell}, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""`init`: the job that a new user begins with is valid, complete and runs."""
+"""The job that `synthgen init` writes is valid, has all keys, and runs."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from synthgen.scenes.scene import SceneSpec
 from synthgen.yamlfile import parse_yaml
 
 
-def test_init_writes_a_job_that_is_valid_and_says_all_keys(
+def test_init_writes_a_valid_job_with_all_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -27,16 +27,17 @@ def test_init_writes_a_job_that_is_valid_and_says_all_keys(
     assert set(written) == set(Job.model_fields) - {"spoken"}
     assert set(written["scene"]) == set(SceneSpec.model_fields)
     assert set(written["output"]) >= set(OutputSpec.model_fields) - {"shared"}
-    effects = "\n".join(
-        line.strip().removeprefix("# ") for line in text.splitlines() if line.startswith("  #   ")
-    )
-    assert set(CameraSpec.model_validate(parse_yaml(effects, "camera").data).effects()) == set(
-        CameraSpec.model_fields
-    )
+    effects = ""
+    for line in text.splitlines():
+        if line.startswith("  #   "):
+            effects += line.strip().removeprefix("# ") + "\n"
+    camera = CameraSpec.model_validate(parse_yaml(effects, "camera").data)
+    assert set(camera.effects()) == set(CameraSpec.model_fields)
     assert cli.main(["init", "zoo"]) == 2
-    assert "is there already; give another name" in capsys.readouterr().err
+    assert "exists already; give another name" in capsys.readouterr().err
     assert Path("jobs/zoo.yaml").read_text() == text
-    assert cli.main(["init", "../zoo"]) == cli.main(["init", "100dogs"]) == 2
+    assert cli.main(["init", "../zoo"]) == 2
+    assert cli.main(["init", "100dogs"]) == 2
     assert os.listdir("jobs") == ["zoo.yaml"]
     assert not (tmp_path.parent / "zoo.yaml").exists()
 

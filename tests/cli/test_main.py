@@ -1,4 +1,4 @@
-"""The commands: what they print, what they exit with, and their --json."""
+"""The output, the exit status and --json of the commands."""
 
 import argparse
 import json
@@ -6,34 +6,33 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from synthgen import cli
-from synthgen.cli.command import Shares
+from synthgen.cli.command import NumbersAction
 from synthgen.dataset.check import check_sample
 from tests.config.test_validation import GOOD
 
 
-def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:  # type: ignore[type-arg]
+def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[str, Any]]:
+    """Run a command with --json; return its exit status and the JSON object."""
     status = cli.main([*argv, "--json"])
     return status, json.loads(capsys.readouterr().out)
 
 
-def test_run_check_finalize(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_check_and_finalize_report_the_same_dataset(
+    job_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = str(job_file.parent / "out")
     status, data = run_json(capsys, "run", str(job_file))
     assert status == 0
     figures = {"images", "boxes", "shards", "bytes", "verified", "complete", "coco_files"}
     assert set(data) == {"output", *figures, "made", "seconds", "interrupted", "failed"}
-    assert (data["output"], data["images"], data["boxes"], data["shards"], data["made"]) == (
-        out,
-        6,
-        24,
-        3,
-        6,
-    )
+    assert (data["output"], data["made"]) == (out, 6)
+    assert (data["images"], data["boxes"], data["shards"]) == (6, 24, 3)
     assert (data["complete"], data["interrupted"]) == (True, False)
     assert (Path(out) / "report.html").is_file()
     assert run_json(capsys, "check", out) == (
@@ -43,10 +42,12 @@ def test_run_check_finalize(job_file: Path, capsys: pytest.CaptureFixture[str]) 
     status, data = run_json(capsys, "finalize", out)
     assert (status, data["images"], data["complete"]) == (0, 6, True)
     assert cli.main(["run", str(job_file)]) == 0
-    assert "6 images, 24 boxes, 3 shards, all were there" in capsys.readouterr().out
+    assert "6 images, 24 boxes, 3 shards, all existed already" in capsys.readouterr().out
 
 
-def test_check_exits_1_with_the_list(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_exits_1_and_lists_the_faults(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tar = dataset / "shards/000001.tar"
     tar.write_bytes(tar.read_bytes()[:-512])
     assert cli.main(["check", str(dataset)]) == 1
@@ -67,7 +68,7 @@ def test_a_changed_seed_exits_2_naming_it(
     assert captured.err.count("\n") == 1
 
 
-def test_a_model_that_is_nowhere_exits_2_with_one_line(
+def test_a_missing_model_exits_2_with_one_line(
     job_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["run", str(job_file), "pipeline={method: mixture, model: nosuchmodel}"]) == 2
@@ -77,7 +78,9 @@ def test_a_model_that_is_nowhere_exits_2_with_one_line(
     assert not (job_file.parent / "out").exists()
 
 
-def test_preview(job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_preview_draws_the_layouts(
+    job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "preview.png"
     status, data = run_json(capsys, "preview", str(job_file), "-n", "3", "-o", str(path))
     assert (status, data["layouts"], data["boxes"], data["path"]) == (0, 3, 12, str(path))
@@ -88,7 +91,7 @@ def test_preview(job_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(("category", "doubts"), [("dog", 0), ("horse", 1)])
-def test_what_the_embedded_checkpoint_has_never_seen(
+def test_a_category_that_the_checkpoint_does_not_know_is_warned_of(
     category: str,
     doubts: int,
     tmp_path: Path,
@@ -97,30 +100,24 @@ def test_what_the_embedded_checkpoint_has_never_seen(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["preview", "100dogs", f"layout.objects={{{category}: 2}}"]) == 0
-    assert (
-        capsys.readouterr().err.count(
-            "synthgen-tiny has never seen 'horse'; it knows dog, cat, ball, tree"
-        )
-        == doubts
-    )
+    warning = "synthgen-tiny has never seen 'horse'; it knows dog, cat, ball, tree"
+    assert capsys.readouterr().err.count(warning) == doubts
 
 
 def test_plan_writes_nothing(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, data = run_json(capsys, "plan", str(job_file), "images=1000")
     assert (status, data["images"], data["shards"], data["device"]) == (0, 1000, 500, "cpu")
     assert 0 < data["seconds_per_image"] < 60
-    assert data["hours"] == pytest.approx(
-        (data["seconds_per_image"] * 1000 / data["workers"] + data["load_seconds"]) / 3600, abs=0.01
-    )
+    seconds = data["seconds_per_image"] * 1000 / data["workers"] + data["load_seconds"]
+    assert data["hours"] == pytest.approx(seconds / 3600, abs=0.01)
     assert data["gigabytes"] > 0
     assert not (job_file.parent / "out").exists()
 
 
-def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_names_samplers_methods_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     _, data = run_json(capsys, "list")
-    assert {"coco", "crowd", "file", "fit", "grid", "pack", "perspective", "scatter"} <= set(
-        data["samplers"]
-    )
+    samplers = {"coco", "crowd", "file", "fit", "grid", "pack", "perspective", "scatter"}
+    assert samplers <= set(data["samplers"])
     assert {"canvas", "layered", "mixture", "paste", "tiling"} <= set(data["methods"])
     assert all(data["methods"].values())
     assert "100dogs" in data["jobs"]
@@ -132,7 +129,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     "command",
     ["check", "evaluate", "export --to coco x", "finalize", "merge --to x", "repair", "report"],
 )
-def test_no_dataset(
+def test_a_folder_without_a_dataset_exits_2_with_one_line(
     command: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -150,13 +147,14 @@ def test_no_dataset(
 
 
 def test_help_and_config_errors_load_nothing_heavy(tmp_path: Path) -> None:
-    """Half a second is the bound; what is heavy is named rather than timed."""
+    """They take half a second. The test checks which modules are loaded rather than the time."""
     (tmp_path / "job.yaml").write_text(GOOD.replace("images: 4", "images: x"))
     for argv in (["--help"], ["run", str(tmp_path / "job.yaml")]):
         code = (
             "import sys\nfrom synthgen.cli.main import main\n"
             f"try: main({argv!r})\nexcept SystemExit: pass\n"
-            "print([m for m in ('torch','ray','pyarrow','transformers','huggingface_hub') if m in sys.modules], file=sys.stderr)"
+            "heavy = {'torch', 'ray', 'pyarrow', 'transformers', 'huggingface_hub'}\n"
+            "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
         )
         began = time.perf_counter()
         done = subprocess.run(
@@ -166,7 +164,7 @@ def test_help_and_config_errors_load_nothing_heavy(tmp_path: Path) -> None:
         assert done.stderr.endswith("[]\n")
 
 
-def test_overrides_may_stand_on_both_sides_of_options(
+def test_overrides_may_precede_and_follow_options(
     job_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, data = run_json(
@@ -178,44 +176,51 @@ def test_overrides_may_stand_on_both_sides_of_options(
     assert "unrecognized arguments: nonsense" in capsys.readouterr().err
 
 
-def test_alone_it_tells_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_arguments_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([])
     assert caught.value.code == 2
-    assert "make the dataset, or what is missing of it" in capsys.readouterr().err
+    assert "generate the dataset of a job" in capsys.readouterr().err
 
 
-def test_after_numbers_of_an_option_an_override_may_follow(
+def test_overrides_may_follow_the_numbers_of_an_option(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    where = ["benchmark", "--real", "a", "--synthetic", "b", "-o", "c"]
+    argv = ["benchmark", "--real", "a", "--synthetic", "b", "-o", "c"]
     args = cli.parse(
-        [*where, "--ratios", "0.25", "0.5", "steps=1", "crop=64", "--seeds", "1", "steps=2"]
+        [*argv, "--ratios", "0.25", "0.5", "steps=1", "crop=64", "--seeds", "1", "steps=2"]
     )
     assert (args.ratios, args.overrides) == ([0.25, 0.5], ["steps=1", "crop=64", "steps=2"])
-    args = cli.parse([*where, "steps=3", "--ratios", "0.5", "steps=1"])
+    args = cli.parse([*argv, "steps=3", "--ratios", "0.5", "steps=1"])
     assert (args.ratios, args.overrides) == ([0.5], ["steps=3", "steps=1"])
-    assert cli.parse(where).ratios == [0.5]
-    for wrong, why in (
-        ("half", "invalid float value: 'half'"),
-        ("steps=1", "expected at least one number"),
-    ):
+    assert cli.parse(argv).ratios == [0.5]
+    messages = {
+        "half": "invalid float value: 'half'",
+        "steps=1": "expected at least one number",
+    }
+    for text, message in messages.items():
         with pytest.raises(SystemExit, match="2"):
-            cli.parse([*where, "--ratios", wrong])
-        assert why in capsys.readouterr().err
+            cli.parse([*argv, "--ratios", text])
+        assert message in capsys.readouterr().err
 
 
-def test_every_option_that_takes_several_values_leaves_overrides_alone() -> None:
-    """argparse gives such an option all that follows; one that comes with overrides needs `Shares`."""
-    subparsers = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
-    for name, sub in subparsers.choices.items():
-        if any(action.dest == "overrides" for action in sub._actions):
-            greedy = [a for a in sub._actions if a.option_strings and a.nargs in ("+", "*", "?")]
-            assert all(isinstance(action, Shares) for action in greedy), name
+def test_an_option_with_several_values_leaves_overrides_alone() -> None:
+    """argparse gives such an option all that follows, so it needs `NumbersAction`."""
+    commands: dict[str, argparse.ArgumentParser] = {}
+    for action in cli.parser()._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            commands.update(action.choices)
+    assert commands
+    for name, sub in commands.items():
+        if not any(action.dest == "overrides" for action in sub._actions):
+            continue
+        for action in sub._actions:
+            if action.option_strings and action.nargs in ("+", "*", "?"):
+                assert isinstance(action, NumbersAction), name
 
 
 @pytest.mark.parametrize(
-    ("command", "why"),
+    ("command", "message"),
     [
         ("report --most 0", "--most: 0 must be at least 1"),
         ("evaluate --limit -1", "--limit: -1 must be at least 1"),
@@ -223,30 +228,28 @@ def test_every_option_that_takes_several_values_leaves_overrides_alone() -> None
         ("export --to coco x --val nan", "--val: nan must be from 0 to 1"),
     ],
 )
-def test_numbers_of_options(
-    command: str, why: str, dataset: Path, capsys: pytest.CaptureFixture[str]
+def test_numbers_out_of_range_exit_2(
+    command: str, message: str, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, *options = command.split()
     assert cli.main([name, str(dataset), *options]) == 2
-    assert why in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_no_message_tells_an_address_in_memory(
+def test_messages_have_no_addresses_in_memory(
     dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage_first_image(dataset)
     assert cli.main(["report", str(dataset)]) == 2
-    said = capsys.readouterr().err
-    assert (
-        said
-        == "synthgen: sample '000000000': picture does not decode: cannot identify image file\n"
-    )
+    printed = capsys.readouterr().err
+    message = "image does not decode: cannot identify image file"
+    assert printed == f"synthgen: sample '000000000': {message}\n"
     faults = list(check_sample({"image_sha256": ""}, b"no image", b"{}"))
-    assert faults[0] == "picture does not decode: cannot identify image file"
+    assert faults[0] == message
 
 
 def damage_first_image(out: Path) -> None:
-    """Put something else into the place of the first image, as a fault of a disk would."""
+    """Overwrite the first image, as a fault of a disk would."""
     tar = out / "shards/000000.tar"
     data = bytearray(tar.read_bytes())
     data[512:1024] = b"x" * 512

@@ -25,7 +25,7 @@ def test_the_card_names_the_last_shard_and_has_a_schema(dataset: Path) -> None:
     assert "| images | 6 |" in text
 
 
-def test_text_stays_in_its_cell(tmp_path: Path) -> None:
+def test_text_is_escaped_in_the_table(tmp_path: Path) -> None:
     info = DatasetInfo("x", 1, {}, {}, "jpg", "")
     write_card(
         LocalStore(tmp_path),
@@ -37,7 +37,7 @@ def test_text_stays_in_its_cell(tmp_path: Path) -> None:
     assert "| prompt | a \\| b # &lt;script&gt; |" in (tmp_path / "README.md").read_text()
 
 
-def test_a_dataset_without_shards_yet_has_its_files(dataset: Path) -> None:
+def test_a_dataset_without_shards_is_finalized(dataset: Path) -> None:
     for path in (dataset / "shards").iterdir():
         path.unlink()
     info = read_info(open_store(dataset))

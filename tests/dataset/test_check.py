@@ -1,4 +1,4 @@
-"""`check` finds what is wrong with a dataset."""
+"""`check` finds the faults of a dataset."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -20,6 +21,8 @@ from synthgen.storage.location import open_store
 from synthgen.storage.parquet import encode_table
 from tests.dataset.test_shard import write_dataset
 
+COCO_FILE = "annotations/instances.json"
+
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
@@ -33,7 +36,8 @@ def test_a_good_dataset_has_no_faults(out: Path, dataset: Path) -> None:
 
 @pytest.mark.parametrize("name", ["000000.tar", "000001.tar", "000001.parquet"])
 def test_flipped_bits_are_found(out: Path, name: str) -> None:
-    path, rng = out / "shards" / name, random.Random(0)
+    path = out / "shards" / name
+    rng = random.Random(0)
     good = path.read_bytes()
     for _ in range(20):
         data = bytearray(good)
@@ -44,34 +48,70 @@ def test_flipped_bits_are_found(out: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["000000.tar", "000001.parquet"])
 def test_truncated_shards_are_found(out: Path, name: str) -> None:
-    path, rng = out / "shards" / name, random.Random(0)
+    path = out / "shards" / name
+    rng = random.Random(0)
     good = path.read_bytes()
     for _ in range(10):
         path.write_bytes(good[: rng.randrange(len(good))])
         assert any(name.split(".")[0] in fault for fault in check_dataset(open_store(out))[0])
 
 
-def edit_json(path: Path, change: Callable[[dict], None]) -> None:  # type: ignore[type-arg]
+def edit_json(path: Path, change: Callable[[Any], object]) -> None:
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
 
 
-FAULTS: list[tuple[str, Callable[[Path], object], str]] = [
-    ("no marker", lambda out: (out / "shards/000001.json").unlink(), "000001.json: no valid marker"),
-    ("no card", lambda out: (out / "README.md").unlink(), "README.md: missing"),
-    ("old index", lambda out: edit_json(out / "index.json", lambda d: d["shardlist"].pop()), "index.json: its shards differ"),
-    ("moved box", lambda out: edit_json(out / "annotations/instances.json", lambda d: d["annotations"][0]["bbox"].__setitem__(0, 9)), "its boxes differ"),
-    ("id 0", lambda out: edit_json(out / "annotations/instances.json", lambda d: d["annotations"][0].update(id=0)), "annotation ids are not 1, 2, 3"),
-    ("category", lambda out: edit_json(out / "annotations/instances.json", lambda d: d["categories"].pop()), "its categories differ"),
-    ("asked for more", lambda out: edit_json(out / "dataset.json", lambda d: d.update(asked=9)), "4 images, the job asks for 9"),
-    ("no manifest", lambda out: (out / "manifest.parquet").write_bytes(b"no"), "manifest.parquet: cannot be read"),
-]  # fmt: skip
+def delete_marker(out: Path) -> None:
+    (out / "shards/000001.json").unlink()
 
 
-@pytest.mark.parametrize(("harm", "message"), [f[1:] for f in FAULTS], ids=[f[0] for f in FAULTS])
-def test_faults_are_named(out: Path, harm: Callable[[Path], object], message: str) -> None:
-    harm(out)
+def delete_card(out: Path) -> None:
+    (out / "README.md").unlink()
+
+
+def shorten_index(out: Path) -> None:
+    edit_json(out / "index.json", lambda data: data["shardlist"].pop())
+
+
+def move_box(out: Path) -> None:
+    def change(data: Any) -> None:
+        data["annotations"][0]["bbox"][0] = 9
+
+    edit_json(out / COCO_FILE, change)
+
+
+def set_id_to_0(out: Path) -> None:
+    edit_json(out / COCO_FILE, lambda data: data["annotations"][0].update(id=0))
+
+
+def delete_category(out: Path) -> None:
+    edit_json(out / COCO_FILE, lambda data: data["categories"].pop())
+
+
+def ask_for_more(out: Path) -> None:
+    edit_json(out / "dataset.json", lambda data: data.update(asked=9))
+
+
+def damage_manifest(out: Path) -> None:
+    (out / "manifest.parquet").write_bytes(b"no")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (delete_marker, "000001.json: no valid marker"),
+        (delete_card, "README.md: missing"),
+        (shorten_index, "index.json: its shards differ"),
+        (move_box, "its boxes differ"),
+        (set_id_to_0, "annotation ids are not 1, 2, 3"),
+        (delete_category, "its categories differ"),
+        (ask_for_more, "4 images, the job asks for 9"),
+        (damage_manifest, "manifest.parquet: cannot be read"),
+    ],
+)
+def test_faults_are_named(out: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(out)
     faults, _ = check_dataset(open_store(out))
     assert any(message in fault for fault in faults), faults
 
@@ -82,7 +122,7 @@ def test_a_missing_shard_is_found(out: Path) -> None:
     assert "shards: samples [0, 1] are missing" in check_dataset(open_store(out))[0]
 
 
-def test_no_dataset(tmp_path: Path) -> None:
+def test_a_folder_without_a_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no dataset here; name the output folder"):
         check_dataset(open_store(tmp_path))
     (tmp_path / "dataset.json").write_text("{}")
@@ -92,20 +132,20 @@ def test_no_dataset(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def two_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dataset of more than two shards has several COCO files."""
-    monkeypatch.setattr(coco, "SHARDS_A_FILE", 2)
+def two_shards_per_coco_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a dataset of more than two shards several COCO files."""
+    monkeypatch.setattr(coco, "SHARDS_PER_FILE", 2)
 
 
-@pytest.mark.usefixtures("two_a_file")
-@pytest.mark.parametrize("left", [[".tar"], [".tar", ".parquet"], [".json"]])
+@pytest.mark.usefixtures("two_shards_per_coco_file")
+@pytest.mark.parametrize("remaining", [[".tar"], [".tar", ".parquet"], [".json"]])
 @pytest.mark.parametrize("number", [0, 2, 4])
-def test_a_shard_that_was_not_finished_is_its_only_fault(
-    tmp_path: Path, number: int, left: list[str]
+def test_an_unfinished_shard_is_the_only_fault(
+    tmp_path: Path, number: int, remaining: list[str]
 ) -> None:
-    """The number of shards at which a dataset gets several COCO files is the same to `finalize` and to `check`."""
+    """`finalize` and `check` agree on the number of shards of a dataset with several COCO files."""
     out = write_dataset(tmp_path / "out", [1] * 10)
-    for suffix in {".tar", ".parquet", ".json"}.difference(left):
+    for suffix in {".tar", ".parquet", ".json"}.difference(remaining):
         (out / f"shards/00000{number}{suffix}").unlink()
     for other in {0, 1, 2, 3, 4} - {number, 0, 1}:
         for suffix in (".tar", ".parquet", ".json"):
@@ -114,26 +154,22 @@ def test_a_shard_that_was_not_finished_is_its_only_fault(
     assert info is not None
     finalize(open_store(out), replace(info, asked=4))
     faults, _ = check_dataset(open_store(out))
-    assert [
-        fault
-        for fault in faults
-        if not fault.startswith(("shards: ", f"shards/00000{number}.json: no valid marker"))
-    ] == []
-    assert any(fault.startswith(f"shards/00000{number}.json: no valid marker") for fault in faults)
+    no_marker = f"shards/00000{number}.json: no valid marker"
+    assert [f for f in faults if not f.startswith(("shards: ", no_marker))] == []
+    assert any(fault.startswith(no_marker) for fault in faults)
 
 
 def recommit(out: Path, **changes: object) -> None:
-    """Commit shard 0 anew, a column of its table changed; the marker fits."""
+    """Commit shard 0 again with changed columns of its table, and a marker that fits."""
     table = read_table(open_store(out), 0)
     for name, value in changes.items():
-        at = table.schema.get_field_index(name)
-        table = table.set_column(
-            at, table.schema.field(at), pa.array(value, table.schema.field(at).type)
-        )
+        column = table.schema.get_field_index(name)
+        field = table.schema.field(column)
+        table = table.set_column(column, field, pa.array(value, field.type))
     data = encode_table(table)
     (out / "shards/000000.parquet").write_bytes(data)
     marker = {"parquet_bytes": len(data), "parquet_sha256": hashlib.sha256(data).hexdigest()}
-    edit_json(out / "shards/000000.json", lambda d: d.update(marker))
+    edit_json(out / "shards/000000.json", lambda data: data.update(marker))
 
 
 NAN = float("nan")
@@ -144,11 +180,11 @@ NAN = float("nan")
     [
         (
             {"area": [[NAN, 33.0], [33.0, 33.0, 33.0]]},
-            "sample 0: area nan of a box is no finite number",
+            "sample 0: area nan of a box is not a finite number",
         ),
         (
             {"score": [[None, None], [0.5, float("inf"), 0.5]]},
-            "sample 1: score inf of a box is no finite number",
+            "sample 1: score inf of a box is not a finite number",
         ),
         (
             {"bbox": [[[1.0, NAN, 1.0, 1.0]] * 2, [[1.0] * 4] * 3]},
@@ -156,7 +192,7 @@ NAN = float("nan")
         ),
         (
             {"source": ['{"image": {}, "annotations": [{"area": NaN}, {}]}', None]},
-            "source is no JSON: NaN is no number of JSON",
+            "source is no JSON: NaN is not valid JSON",
         ),
     ],
 )
@@ -169,7 +205,7 @@ def test_nan_in_a_table_is_named(tmp_path: Path, changes: dict[str, object], mes
 @pytest.mark.parametrize(
     "name", ["annotations/instances.json", "index.json", "dataset.json", "shards/000000.json"]
 )
-def test_what_is_no_json_for_others_is_a_fault(out: Path, name: str) -> None:
+def test_json_that_is_not_strict_is_a_fault(out: Path, name: str) -> None:
     path = out / name
     path.write_text(path.read_text().replace("{", '{"more": NaN, ', 1))
     faults, _ = check_dataset(open_store(out))

@@ -1,9 +1,10 @@
-"""The COCO file: ids from 1, perfect predictions score 1.0, masks included."""
+"""The COCO file: its ids start at 1, and perfect predictions score 1.0, also with masks."""
 
 import contextlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pycocotools.coco import COCO
@@ -23,19 +24,14 @@ def load(path: Path) -> COCO:
 
 
 def average_precision(truth: COCO, kind: str) -> float:
-    """AP of predictions that are the truth itself."""
-    fields = {"bbox": "bbox", "segm": "segmentation"}[kind]
-    found = [
-        {
-            "image_id": a["image_id"],
-            "category_id": a["category_id"],
-            fields: a[fields],
-            "score": 1.0,
-        }
-        for a in truth.dataset["annotations"]
-    ]
+    """Return the AP of predictions that equal the ground truth."""
+    key = {"bbox": "bbox", "segm": "segmentation"}[kind]
+    predictions = []
+    for annotation in truth.dataset["annotations"]:
+        prediction = {name: annotation[name] for name in ("image_id", "category_id", key)}
+        predictions.append({**prediction, "score": 1.0})
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes(found), kind)
+        evaluation = COCOeval(truth, truth.loadRes(predictions), kind)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -48,19 +44,19 @@ def test_perfect_predictions_score_one(dataset: Path) -> None:
     assert average_precision(coco, "segm") == 1.0
 
 
-def test_ids_files_and_licence(dataset: Path) -> None:
-    coco = load(dataset / "annotations/instances.json")
+def test_the_coco_file_has_ids_file_names_and_a_licence(dataset: Path) -> None:
+    path = dataset / "annotations/instances.json"
+    coco = load(path)
     assert sorted(coco.imgs) == list(range(1, 7))
     assert coco.imgs[1]["file_name"] == "000000000.jpg"
     assert [a["id"] for a in coco.dataset["annotations"]] == list(range(1, 25))
     assert coco.dataset["categories"] == [{"id": 18, "name": "dog", "supercategory": "dog"}]
     assert coco.dataset["licenses"][0]["name"] == "Apache-2.0"
-    assert json.loads((dataset / "annotations/instances.json").read_text())["info"][
-        "description"
-    ].startswith("small: synthetic")
+    info = json.loads(path.read_text())["info"]
+    assert info["description"].startswith("small: synthetic")
 
 
-def test_masks_lie_in_their_boxes(dataset: Path) -> None:
+def test_masks_are_inside_their_boxes(dataset: Path) -> None:
     coco = load(dataset / "annotations/instances.json")
     for annotation in coco.dataset["annotations"]:
         mask = coco.annToMask(annotation)
@@ -69,11 +65,11 @@ def test_masks_lie_in_their_boxes(dataset: Path) -> None:
         assert mask[y : y + h, x : x + w].sum() == mask.sum()
 
 
-def test_a_large_dataset_has_a_file_for_each_part(
+def test_a_large_dataset_has_several_coco_files(
     dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = load(dataset / "annotations/instances.json")
-    monkeypatch.setattr(coco, "SHARDS_A_FILE", 2)
+    monkeypatch.setattr(coco, "SHARDS_PER_FILE", 2)
     info = read_info(open_store(dataset))
     assert info is not None
     assert finalize(open_store(dataset), info)["coco_files"] == 2
@@ -82,7 +78,10 @@ def test_a_large_dataset_has_a_file_for_each_part(
     parts = [load(dataset / "annotations" / name) for name in names]
     assert [len(part.imgs) for part in parts] == [4, 2]
     for kind in ("images", "annotations"):
-        assert [record for part in parts for record in part.dataset[kind]] == whole.dataset[kind]
+        records: list[Any] = []
+        for part in parts:
+            records += part.dataset[kind]
+        assert records == whole.dataset[kind]
     assert 'COCO("annotations/instances-00000.json")' in (dataset / "README.md").read_text()
     assert check_dataset(open_store(dataset)) == ([], {"images": 6, "boxes": 24, "shards": 3})
     path = dataset / "annotations" / names[1]
@@ -95,11 +94,7 @@ def test_a_large_dataset_has_a_file_for_each_part(
     assert [p.name for p in (dataset / "annotations").iterdir()] == ["instances.json"]
 
 
-def test_coco_ids() -> None:
+def test_ids_are_those_of_coco() -> None:
     assert len(COCO_IDS) == 80
-    assert (
-        COCO_IDS["person"],
-        COCO_IDS["dog"],
-        COCO_IDS["teddy bear"],
-        COCO_IDS["toothbrush"],
-    ) == (1, 18, 88, 90)
+    names = ("person", "dog", "teddy bear", "toothbrush")
+    assert [COCO_IDS[name] for name in names] == [1, 18, 88, 90]

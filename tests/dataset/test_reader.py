@@ -1,4 +1,4 @@
-"""`synthgen.dataset.reader`: every sample once, however many read it, and targets as the rows say."""
+"""`synthgen.dataset.reader`: every sample is read exactly once, and targets match the rows."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from synthgen.dataset.marker import committed
+from synthgen.dataset.marker import list_committed_shards
 from synthgen.dataset.reader import _Order, _Shard, as_coco, open_dataset
-from synthgen.dataset.sample import annotations_of
+from synthgen.dataset.sample import read_annotations
 from synthgen.dataset.shard import read_rows
 from synthgen.dataset.shard_reader import split_of
 from synthgen.engine.importing import ImportSpec, import_dataset
@@ -31,23 +31,22 @@ from tests.s3 import S3
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine pictures with boxes, crowds and none, in five shards."""
+    """Nine images in five shards, some with boxes, with crowds, or with neither."""
     folder = tmp_path_factory.mktemp("data")
-    import_dataset(
-        ImportSpec(Source("coco", write_rich_coco(folder / "source")), folder / "out", shard_size=2)
-    )
+    source = Source("coco", write_rich_coco(folder / "source"))
+    import_dataset(ImportSpec(source, folder / "out", shard_size=2))
     return folder / "out"
 
 
-def rows_of(out: Path) -> dict[str, dict[str, Any]]:
-    return {
-        row["key"]: row
-        for number in committed(open_store(out))
-        for row in read_rows(open_store(out), number)
-    }
+def read_rows_by_key(out: Path) -> dict[str, dict[str, Any]]:
+    rows = {}
+    for number in list_committed_shards(open_store(out)):
+        for row in read_rows(open_store(out), number):
+            rows[row["key"]] = row
+    return rows
 
 
-def keys(items: Iterable[tuple[Any, dict[str, Any]]]) -> list[str]:
+def list_keys(items: Iterable[tuple[Any, dict[str, Any]]]) -> list[str]:
     return [target["key"] for _, target in items]
 
 
@@ -59,141 +58,131 @@ def keys(items: Iterable[tuple[Any, dict[str, Any]]]) -> list[str]:
     shuffle=st.booleans(),
     epoch=st.integers(0, 3),
 )
-def test_no_sample_is_read_twice_or_never(
+def test_every_sample_is_read_exactly_once(
     counts: list[int], world_size: int, workers: int, shuffle: bool, epoch: int
 ) -> None:
     shards = tuple(_Shard("x", number, count) for number, count in enumerate(counts))
     orders = [_Order(shards, shuffle, 0, 3, rank, world_size) for rank in range(world_size)]
-    read = [
-        [
-            (shard.number, i)
-            for worker in range(workers)
-            for shard, first, last in order.pieces(epoch, worker, workers)
-            for i in range(first, last)
-        ]
-        for order in orders
-    ]
-    every = [sample for of_rank in read for sample in of_rank]
-    assert sorted(every) == [
-        (number, i) for number, count in enumerate(counts) for i in range(count)
-    ]
-    assert max(map(len, read)) - min(map(len, read)) <= 1
+    samples = []
+    sizes = []
+    for order in orders:
+        read: list[tuple[int, int]] = []
+        for worker in range(workers):
+            for shard, start, stop in order.iterate_ranges(epoch, worker, workers):
+                read += [(shard.number, i) for i in range(start, stop)]
+        samples += read
+        sizes.append(len(read))
+    wanted: list[tuple[int, int]] = []
+    for number, count in enumerate(counts):
+        wanted += [(number, i) for i in range(count)]
+    assert sorted(samples) == wanted
+    assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize("split", [None, "train", "val"])
-def test_ranks_and_real_workers_share_the_samples(split: str | None, dataset: Path) -> None:
-    wanted = [key for key in rows_of(dataset) if split in (None, split_of(key, 0.4))]
+def test_ranks_and_workers_share_the_samples(split: str | None, dataset: Path) -> None:
+    wanted = [key for key in read_rows_by_key(dataset) if split in (None, split_of(key, 0.4))]
     read = []
     for rank in range(2):
         data = open_dataset(dataset, split, val=0.4, shuffle=True, rank=rank, world_size=2)
-        found = keys(DataLoader(data, batch_size=None, num_workers=2))
-        assert len(found) == len(data)
-        read += found
+        keys = list_keys(DataLoader(data, batch_size=None, num_workers=2))
+        assert len(keys) == len(data)
+        read += keys
     assert sorted(read) == wanted
 
 
-def test_targets_are_what_the_rows_say(dataset: Path) -> None:
-    data, rows = open_dataset(dataset, crowds=True), rows_of(dataset)
+def test_targets_match_the_rows(dataset: Path) -> None:
+    data = open_dataset(dataset, crowds=True)
+    rows = read_rows_by_key(dataset)
     assert data.id2label == {1: "traffic cone", 2: "cat", 3: "dog"}
     for (image, target), (key, row) in zip(data, rows.items(), strict=True):
-        assert (target["key"], target["image_id"], image.shape, image.dtype) == (
-            key,
-            row["index"] + 1,
-            (3, 48, 64),
-            torch.uint8,
-        )
-        annotations = annotations_of(row)
+        assert (target["key"], target["image_id"]) == (key, row["index"] + 1)
+        assert (image.shape, image.dtype) == ((3, 48, 64), torch.uint8)
+        annotations = read_annotations(row)
         boxes = np.array([a.bbox for a in annotations]).reshape(-1, 4)
-        np.testing.assert_allclose(
-            target["boxes"], np.c_[boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], atol=1e-5
-        )
+        corners = np.c_[boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]
+        np.testing.assert_allclose(target["boxes"], corners, atol=1e-5)
         assert target["boxes"].dtype == torch.float32
-        assert [data.id2label[i] for i in target["labels"].tolist()] == [
-            a.category for a in annotations
-        ]
+        categories = [data.id2label[i] for i in target["labels"].tolist()]
+        assert categories == [a.category for a in annotations]
         assert target["iscrowd"].tolist() == [a.iscrowd for a in annotations]
-        assert [a["bbox"] for a in as_coco(target)["annotations"]] == [
-            pytest.approx(a.bbox, abs=1e-5) for a in annotations
-        ]
-    without = open_dataset(dataset)
-    assert not any(target["iscrowd"].any() for _, target in without)
-    assert sum(len(t["boxes"]) for _, t in without) == sum(
-        row["iscrowd"].count(0) for row in rows.values()
-    )
+        coco_boxes = [a["bbox"] for a in as_coco(target)["annotations"]]
+        assert coco_boxes == [pytest.approx(a.bbox, abs=1e-5) for a in annotations]
+    without_crowds = open_dataset(dataset)
+    assert not any(target["iscrowd"].any() for _, target in without_crowds)
+    count = sum(len(target["boxes"]) for _, target in without_crowds)
+    assert count == sum(row["iscrowd"].count(0) for row in rows.values())
 
 
-def test_shuffled_by_seed_and_epoch(dataset: Path) -> None:
+def test_the_order_depends_on_seed_and_epoch(dataset: Path) -> None:
     data = open_dataset(dataset, shuffle=True, seed=1, buffer=4)
-    first = keys(data)
-    assert keys(data) == first != sorted(first)
+    first = list_keys(data)
+    assert list_keys(data) == first != sorted(first)
     data.set_epoch(1)
-    second = keys(data)
+    second = list_keys(data)
     assert second != first
-    assert sorted(second) == sorted(first) == list(rows_of(dataset))
-    assert keys(open_dataset(dataset, shuffle=True, seed=2, buffer=4)) != first
-    assert keys(open_dataset(dataset)) == sorted(first)
+    assert sorted(second) == sorted(first) == list(read_rows_by_key(dataset))
+    assert list_keys(open_dataset(dataset, shuffle=True, seed=2, buffer=4)) != first
+    assert list_keys(open_dataset(dataset)) == sorted(first)
 
 
-def test_workers_that_persist_see_the_epoch(dataset: Path) -> None:
+def test_persistent_workers_use_the_new_epoch(dataset: Path) -> None:
     data = open_dataset(dataset, shuffle=True)
     loader = DataLoader(data, batch_size=None, num_workers=1, persistent_workers=True)
-    first = keys(loader)
+    first = list_keys(loader)
     data.set_epoch(1)
-    assert keys(loader) != first
+    assert list_keys(loader) != first
 
 
-def test_labels_and_transform(dataset: Path) -> None:
+def test_labels_are_selected_and_items_transformed(dataset: Path) -> None:
     data = open_dataset(
         dataset,
         labels=["dog"],
         first_label=0,
         transform=lambda image, target: (image.float() / 255, target),
     )
-    rows = rows_of(dataset)
+    rows = read_rows_by_key(dataset)
     assert data.label2id == {"dog": 0}
     for image, target in data:
         assert image.max() <= 1
         row = rows[target["key"]]
-        wanted = [a for a in annotations_of(row) if a.category == "dog" and not a.iscrowd]
+        wanted = [a for a in read_annotations(row) if a.category == "dog" and not a.iscrowd]
         assert target["labels"].tolist() == [0] * len(wanted)
 
 
-def test_patterns_and_several_datasets(
+def test_a_pattern_opens_several_datasets_or_shards(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(dataset, tmp_path / "one")
     shutil.copytree(dataset, tmp_path / "two")
-    assert (
-        len(open_dataset(str(tmp_path / "*"))) == len(list(open_dataset(str(tmp_path / "*")))) == 18
-    )
-    assert keys(open_dataset(str(dataset / "shards/00000[13].tar"))) == [
-        f"00000000{i}" for i in (2, 3, 6, 7)
-    ]
+    both = open_dataset(str(tmp_path / "*"))
+    assert len(both) == len(list(both)) == 18
+    some_shards = open_dataset(str(dataset / "shards/00000[13].tar"))
+    assert list_keys(some_shards) == [f"00000000{i}" for i in (2, 3, 6, 7)]
     monkeypatch.chdir(dataset)
-    assert keys(open_dataset("shards/000001.tar")) == ["000000002", "000000003"]
+    assert list_keys(open_dataset("shards/000001.tar")) == ["000000002", "000000003"]
 
 
-def test_the_split_is_that_of_an_export(dataset: Path, tmp_path: Path) -> None:
-
+def test_the_split_equals_that_of_an_export(dataset: Path, tmp_path: Path) -> None:
     export_dataset(ExportSpec(dataset, "yolo", tmp_path / "yolo", val=0.3))
     listed = sorted(p.stem for p in (tmp_path / "yolo/images/val").iterdir())
-    assert keys(open_dataset(dataset, "val", val=0.3)) == listed != []
+    assert list_keys(open_dataset(dataset, "val", val=0.3)) == listed != []
 
 
-def test_torchrun_says_which_rank(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rank_is_read_from_torchrun(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "RANK", "1")
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "3")
-    assert keys(open_dataset(dataset)) == ["000000003", "000000004", "000000005"]
+    assert list_keys(open_dataset(dataset)) == ["000000003", "000000004", "000000005"]
 
 
-def test_mistakes_are_named(dataset: Path, tmp_path: Path) -> None:
+def test_wrong_arguments_are_named(dataset: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ({"split": "test"}, "split: 'test' is none of train, val"),
         ({"val": 2}, "val: 2 must be from 0 to 1"),
         ({"rank": 1}, "rank, world_size: give both or neither"),
         ({"rank": 2, "world_size": 2}, "rank: 2 must be from 0 to 1"),
-        ({"labels": ["dog", "dog"]}, "labels: 'dog' stands twice"),
-        ({"labels": ["dgo"]}, "labels: 'dgo': nothing here is called so; there are .*dog"),
+        ({"labels": ["dog", "dog"]}, "labels: 'dog' is given more than once"),
+        ({"labels": ["dgo"]}, "labels: 'dgo': the dataset has no such category; .*dog"),
     ):
         with pytest.raises(InputError, match=message):
             open_dataset(dataset, **arguments)
@@ -206,21 +195,21 @@ def test_mistakes_are_named(dataset: Path, tmp_path: Path) -> None:
         open_dataset(tmp_path / "cut")
 
 
-def test_an_older_dataset_is_readable(dataset: Path, tmp_path: Path) -> None:
-    """Tables had no column `source`, and dataset.json no key of that name."""
+def test_an_older_dataset_can_be_read(dataset: Path, tmp_path: Path) -> None:
+    """Older tables have no column `source`, and older dataset.json no such key."""
     import pyarrow.parquet as pq
 
     from synthgen.dataset.check import check_dataset
     from synthgen.dataset.finalise import finalize
     from synthgen.dataset.info import read_info
-    from synthgen.storage.local import digest
+    from synthgen.storage.local import hash_file
 
     out = tmp_path / "old"
     shutil.copytree(dataset, out)
     for path in (out / "shards").glob("*.parquet"):
         pq.write_table(pq.read_table(path).drop_columns(["source"]), path)
         marker = json.loads(path.with_suffix(".json").read_text())
-        marker |= {"parquet_bytes": path.stat().st_size, "parquet_sha256": digest(path)}
+        marker |= {"parquet_bytes": path.stat().st_size, "parquet_sha256": hash_file(path)}
         path.with_suffix(".json").write_text(json.dumps(marker))
     data = json.loads((out / "dataset.json").read_text())
     del data["source"]
@@ -229,12 +218,10 @@ def test_an_older_dataset_is_readable(dataset: Path, tmp_path: Path) -> None:
     assert info is not None
     assert finalize(open_store(out), info)["complete"]
     assert check_dataset(open_store(out))[0] == []
-    assert keys(open_dataset(out)) == list(rows_of(dataset))
+    assert list_keys(open_dataset(out)) == list(read_rows_by_key(dataset))
     export_dataset(ExportSpec(out, "coco", tmp_path / "coco", val=0))
-    assert (
-        len(json.loads((tmp_path / "coco/annotations/instances_train.json").read_text())["images"])
-        == 9
-    )
+    exported = tmp_path / "coco/annotations/instances_train.json"
+    assert len(json.loads(exported.read_text())["images"]) == 9
 
 
 @pytest.fixture
@@ -246,19 +233,15 @@ def url(dataset: Path, s3: S3) -> str:
     return str(store)
 
 
-def test_from_an_object_store(dataset: Path, url: str) -> None:
+def test_a_dataset_is_read_from_an_object_store(dataset: Path, url: str) -> None:
     for workers in (0, 2):
-        there, here = (
-            list(DataLoader(open_dataset(out), batch_size=None, num_workers=workers))
-            for out in (url, dataset)
-        )
-        assert keys(there) == keys(here)
-        assert all(torch.equal(a, b) for (a, _), (b, _) in zip(there, here, strict=True))
-    some = "shards/00000[13].tar"
-    assert keys(open_dataset(f"{url}/{some}")) == keys(open_dataset(f"{dataset}/{some}"))
-    assert keys(open_dataset(f"{url}/shards/000001.tar")) == keys(
-        open_dataset(f"{dataset}/shards/000001.tar")
-    )
+        remote = list(DataLoader(open_dataset(url), batch_size=None, num_workers=workers))
+        local = list(DataLoader(open_dataset(dataset), batch_size=None, num_workers=workers))
+        assert list_keys(remote) == list_keys(local)
+        assert all(torch.equal(a, b) for (a, _), (b, _) in zip(remote, local, strict=True))
+    for shards in ("shards/00000[13].tar", "shards/000001.tar"):
+        wanted = list_keys(open_dataset(f"{dataset}/{shards}"))
+        assert list_keys(open_dataset(f"{url}/{shards}")) == wanted
     for wrong, message in (
         (f"{url}/nothing", "no dataset here"),
         ("s3://bucket/*/shards/0.tar", "only the names of shards"),
@@ -267,13 +250,14 @@ def test_from_an_object_store(dataset: Path, url: str) -> None:
             open_dataset(wrong)
 
 
-def test_an_export_from_an_object_store(dataset: Path, url: str, tmp_path: Path) -> None:
-    for name, out in (("there", url), ("here", dataset)):
+def test_an_export_from_an_object_store_equals_a_local_one(
+    dataset: Path, url: str, tmp_path: Path
+) -> None:
+    for name, out in (("remote", url), ("local", dataset)):
         export_dataset(ExportSpec(out, "coco", tmp_path / name))
-    files = {
-        p.relative_to(tmp_path / "here"): p.read_bytes()
-        for p in (tmp_path / "here").rglob("*")
-        if p.is_file()
-    }
+    files = {}
+    for path in (tmp_path / "local").rglob("*"):
+        if path.is_file():
+            files[path.relative_to(tmp_path / "local")] = path.read_bytes()
     assert len(files) > 10
-    assert files == {p: (tmp_path / "there" / p).read_bytes() for p in files}
+    assert files == {path: (tmp_path / "remote" / path).read_bytes() for path in files}

@@ -6,11 +6,11 @@ from pathlib import Path
 from zlib import crc32
 
 from synthgen.config import load_job
-from synthgen.engine.driver import run
+from synthgen.engine.generation import run
 from synthgen.pipelines.diffusion.models import EMBEDDED
-from tests.conftest import tiny_checkpoint
+from tests.conftest import save_tiny_checkpoint
 from tests.docs.commands import ROOT, TINY, find_blocks
-from tests.formats.sources import picture, write_coco, write_lines, write_voc, write_yolo
+from tests.formats.sources import make_image, write_coco, write_lines, write_voc, write_yolo
 from tests.pipelines.test_tiling import FOREST
 from tests.training.test_dreambooth import draw_cutouts
 
@@ -35,8 +35,8 @@ def furnish(place: Path) -> Path:
         draw_cutouts(place / "my" / name, (30, 60, 220))
     (place / "my/photos").mkdir()
     for k in range(4):
-        picture(k, (160, 140)).save(place / f"my/photos/{k}.jpg")
-    checkpoint = tiny_checkpoint(place / TINY, halvings=3)  # 64 latents for an image of 64 px
+        make_image(k, (160, 140)).save(place / f"my/photos/{k}.jpg")
+    checkpoint = save_tiny_checkpoint(place / TINY, halvings=3)  # 64 latents for an image of 64 px
     shutil.copytree(checkpoint, place / "my/checkpoint")
     for name in ("PekingU/rtdetr_r18vd", "out/train/detector/checkpoint"):
         shutil.copytree(EMBEDDED / "centernet-tiny", place / name)

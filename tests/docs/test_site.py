@@ -14,7 +14,7 @@ METHODS = ROOT / "docs/explanation/methods.md"
 METHOD_PAGES = ROOT / "docs/reference/methods"
 
 
-@pytest.mark.parametrize("method", registry.names("method"))
+@pytest.mark.parametrize("method", registry.list_names("method"))
 def test_every_method_has_a_page_with_an_image(method: str) -> None:
     page = (METHOD_PAGES / f"{method}.md").read_text()
     assert f"({method}.jpg)" in page

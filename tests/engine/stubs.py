@@ -1,4 +1,4 @@
-"""What makes shards of nothing, and fails on demand; Ray's workers import it."""
+"""Stubs of workers that make empty shards and fail on demand; Ray's workers import them."""
 
 import os
 import signal
@@ -16,20 +16,26 @@ from synthgen.storage.local import LocalStore
 
 
 class Stub:
-    """Makes a shard as the file `<out>/<shard>` says: "stop 1" stops this process, at the first attempt alone."""
+    """A worker that does what the file `<out>/<shard>` says before it makes the shard.
+
+    "stop 1" stops this process, but only at the first attempt.
+    """
 
     def __init__(self, job: Job, store: LocalStore, device: str) -> None:
-        self.job, self.out, self.device = job, store.root, device
+        self.job = job
+        self.out = store.root
+        self.device = device
 
     def make_shard(self, number: int) -> Iterator[Event]:
-        plan, tried = self.out / str(number), self.out / f"{number}.tried"
-        with tried.open("a") as file:
+        plan_file = self.out / str(number)
+        attempts_file = self.out / f"{number}.tried"
+        with attempts_file.open("a") as file:
             file.write(f"{os.getpid()}\n")
-        what, *times = plan.read_text().split() if plan.exists() else ["make"]
+        action, *attempts = plan_file.read_text().split() if plan_file.exists() else ["make"]
         yield Progress(number, 1)
-        if not times or len(tried.read_text().splitlines()) <= int(times[0]):
-            getattr(self, what)()
-        marker = Marker(self.job.shard_count(number), 0, 0, "", "", 0, "")
+        if not attempts or len(attempts_file.read_text().splitlines()) <= int(attempts[0]):
+            getattr(self, action)()
+        marker = Marker(self.job.images_in_shard(number), 0, 0, "", "", 0, "")
         yield StagedShard(number, "", "", marker)
 
     def make(self) -> None:
@@ -39,7 +45,7 @@ class Stub:
         time.sleep(0.2)
 
     def stop(self) -> None:
-        time.sleep(0.5)  # until what was reported is sent
+        time.sleep(0.5)  # until the reported events are sent
         os.kill(os.getpid(), signal.SIGSTOP)
 
     def die(self) -> None:
@@ -53,14 +59,14 @@ class Stub:
         raise RejectedImageError("samples [7]: blank after 3 attempts")
 
     def work(self) -> None:
-        """Longer than the stall timeout, with signs of life."""
+        """Work longer than the stall timeout, with heartbeats."""
         for _ in range(25):
             time.sleep(0.1)
-            heartbeat.beat()
+            heartbeat.record_beat()
 
 
 class Unloadable:
-    """A worker whose model is not there."""
+    """A worker whose model does not exist."""
 
     def __init__(self, job: Job, store: Store, device: str) -> None:
         raise FileNotFoundError("no such model")

@@ -1,4 +1,4 @@
-"""Datasets that an older version began: finished with the defaults of then, or refused naming the key.
+"""Datasets that an older version began: finished with its defaults, or refused with the key.
 
 `data/begun` holds what commit 6743d3b left when it was killed after the first shard of each, the
 digests of what it makes of the whole, and the keys and defaults of all its specs.
@@ -18,10 +18,15 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from synthgen import registry
 from synthgen.config import Job, OutputSpec, load_job
 from synthgen.dataset.check import check_dataset
-from synthgen.dataset.former_defaults import FORMER, begun_with, complete, former_defaults
+from synthgen.dataset.former_defaults import (
+    FORMER,
+    add_former_defaults,
+    find_former_values,
+    former_defaults,
+)
 from synthgen.dataset.info import ChangedJobError
-from synthgen.dataset.versions import versions
-from synthgen.engine.driver import run
+from synthgen.dataset.versions import read_versions
+from synthgen.engine.generation import run
 from synthgen.engine.repair import repair
 from synthgen.storage.location import open_store
 
@@ -30,27 +35,30 @@ BEGUN = Path(__file__).parent / "data/begun"
 
 @pytest.fixture
 def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the datasets, as if they had been made with the versions that are installed; it is the working directory."""
+    """Return a copy of the datasets, which is the working directory.
+
+    Their markers name the versions that are installed.
+    """
     shutil.copytree(BEGUN, tmp_path / "begun")
     monkeypatch.chdir(tmp_path / "begun")
     for file in (tmp_path / "begun").glob("out/*/shards/*.json"):
         marker = json.loads(file.read_text())
-        marker["numerics"]["versions"] = versions()
+        marker["numerics"]["versions"] = read_versions()
         file.write_text(json.dumps(marker))
     return tmp_path / "begun"
 
 
 def same_versions(name: str) -> bool:
-    """Whether what pixels depend on is what the digests were made with."""
-    made = json.loads((BEGUN / f"out/{name}/dataset.json").read_text())["versions"]
+    """Return whether the installed versions that pixels depend on are those of the digests."""
+    recorded = json.loads((BEGUN / f"out/{name}/dataset.json").read_text())["versions"]
     return all(
-        made.get(package) == versions().get(package)
+        recorded.get(package) == read_versions().get(package)
         for package in ("numpy", "pillow", "torch", "diffusers")
     )
 
 
 def events(out: Path) -> list[str]:
-    """What the log says."""
+    """Return the events of the log."""
     return [json.loads(line)["event"] for line in (out / "log.jsonl").read_text().splitlines()]
 
 
@@ -66,7 +74,7 @@ def test_a_dataset_that_an_older_version_began_is_finished(begun: Path, name: st
     if same_versions(name):
         digests = json.loads((BEGUN / "digests.json").read_text())[name]
         tars = [file for file in digests if file.endswith(".tar")]
-        if name == "mixture":  # another processor rounds otherwise
+        if name == "mixture":  # another processor rounds differently
             tars = tars[:1]
         for file in tars:
             assert (
@@ -79,14 +87,14 @@ def test_it_is_finished_from_its_own_job_file_too(begun: Path, name: str) -> Non
     assert run(load_job(f"out/{name}/job.yaml")).counts["complete"]
 
 
-def test_a_changed_job_is_refused_as_ever(begun: Path) -> None:
+def test_a_changed_job_is_refused(begun: Path) -> None:
     with pytest.raises(ChangedJobError, match=r"output\.quality: was 92, is 80"):
         run(load_job("paste.yaml", ["output.quality=80"]))
 
 
 @pytest.fixture
 def new_default(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The default of `output.quality` is another one in this version, and FORMER has its line."""
+    """Change the default of `output.quality`, with a line in FORMER."""
     field = OutputSpec.model_fields["quality"]
     monkeypatch.setattr(field, "default", 40)
     monkeypatch.setitem(FORMER, "output.quality", (92,))
@@ -99,10 +107,12 @@ def new_default(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("new_default")
-@pytest.mark.parametrize("known", [True, False], ids=["changed default", "new key"])
-def test_where_a_default_has_changed_the_old_one_is_run(begun: Path, known: bool) -> None:
+@pytest.mark.parametrize("in_fingerprint", [True, False], ids=["changed default", "new key"])
+def test_a_former_default_is_used_where_the_default_has_changed(
+    begun: Path, in_fingerprint: bool
+) -> None:
     out = begun / "out/paste"
-    if not known:  # a dataset of before the key existed
+    if not in_fingerprint:  # a dataset from before the key existed
         info = json.loads((out / "dataset.json").read_text())
         del info["fingerprint"]["output.quality"]
         (out / "dataset.json").write_text(json.dumps(info))
@@ -122,26 +132,26 @@ def test_where_a_default_has_changed_the_old_one_is_run(begun: Path, known: bool
         if "output.quality is 92, as when this dataset was begun; today's default is 40" in e
     ]
     before = len(events(out))
-    assert run(load_job("paste.yaml")).made == 0  # nothing to make, nothing to say
+    assert run(load_job("paste.yaml")).made == 0  # nothing is generated, so nothing is logged
     assert not [e for e in events(out)[before:] if "output.quality" in e]
 
 
 @pytest.mark.usefixtures("new_default")
-def test_a_shard_is_repaired_with_the_old_default(begun: Path) -> None:
+def test_a_shard_is_repaired_with_the_former_default(begun: Path) -> None:
     out = begun / "out/paste"
     info = json.loads((out / "dataset.json").read_text())
     del info["fingerprint"]["output.quality"]
     (out / "dataset.json").write_text(json.dumps(info))
     (out / "job.yaml").write_text((out / "job.yaml").read_text().replace("quality: 92, ", ""))
-    whole = (out / "shards/000000.tar").read_bytes()
+    intact = (out / "shards/000000.tar").read_bytes()
     (out / "shards/000000.tar").write_bytes(b"cut")
-    done = repair(open_store(out))
-    assert (done.restored, done.unknown, done.left) == ([0], [1, 2], {})
-    assert (out / "shards/000000.tar").read_bytes() == whole
+    result = repair(open_store(out))
+    assert (result.restored, result.unknown, result.left) == ([0], [1, 2], {})
+    assert (out / "shards/000000.tar").read_bytes() == intact
 
 
 @pytest.mark.usefixtures("new_default")
-def test_a_key_that_the_owner_sets_is_not_replaced(begun: Path) -> None:
+def test_a_value_in_the_job_file_is_not_replaced(begun: Path) -> None:
     with pytest.raises(ChangedJobError, match=r"output\.quality: was 92, is 40"):
         run(load_job("paste.yaml", ["output.quality=40"]))
     fresh = run(load_job("paste.yaml", ["output.path=out/fresh", "images=2"]))
@@ -158,24 +168,24 @@ def test_a_key_without_a_line_in_the_table_is_refused_by_name(begun: Path) -> No
         run(load_job("paste.yaml"))
 
 
-def test_a_hash_that_was_not_recorded_is_accepted_and_said_once(begun: Path) -> None:
+def test_a_hash_that_was_not_recorded_is_accepted_and_logged_once(begun: Path) -> None:
     out = begun / "out/paste"
     info = json.loads((out / "dataset.json").read_text())
     recorded = info["fingerprint"].pop("pipeline.cutouts_sha256")
     (out / "dataset.json").write_text(json.dumps(info))
     assert run(load_job("paste.yaml")).made == 4
-    said = "pipeline.cutouts_sha256"
-    assert len([event for event in events(out) if said in event and "not recorded" in event]) == 1
+    key = "pipeline.cutouts_sha256"
+    assert len([event for event in events(out) if key in event and "not recorded" in event]) == 1
     assert (
         json.loads((out / "dataset.json").read_text())["fingerprint"]["pipeline.cutouts_sha256"]
         == recorded
     )
     run(load_job("paste.yaml", ["images=8"]))
-    assert len([event for event in events(out) if said in event and "not recorded" in event]) == 1
+    assert len([event for event in events(out) if key in event and "not recorded" in event]) == 1
 
 
 def models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The specs that an annotation holds."""
+    """Yield the specs in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
@@ -183,7 +193,7 @@ def models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def add_keys(model: type[BaseModel], name: str, found: dict[str, dict[str, Any]]) -> None:
-    """Add a spec's keys with their defaults, and those of the specs that it holds."""
+    """Add the keys of a spec with their defaults, and those of its nested specs."""
     if name in found:
         return
     found[name] = {}
@@ -215,28 +225,28 @@ FREE = {
 FREE |= {"max_attempts", "max_shard_attempts", "on_reject", "path", "shared"}
 
 
-def test_every_key_and_default_since_has_its_former_default() -> None:
-    """Whoever adds a key or changes a default adds a line to FORMER; this names the keys that have none."""
-    then = json.loads((BEGUN / "defaults.json").read_text())
-    now: dict[str, dict[str, Any]] = {}
-    add_keys(Job, "job", now)
+def test_every_new_key_and_changed_default_has_a_former_default() -> None:
+    """A new key or a changed default needs a line in FORMER; the failure names the key."""
+    old = json.loads((BEGUN / "defaults.json").read_text())
+    new: dict[str, dict[str, Any]] = {}
+    add_keys(Job, "job", new)
     for kind in ("sampler", "method", "verifier"):
-        for name in registry.names(kind):
-            add_keys(registry.spec_class(kind, name), f"{kind} {name}", now)
-    last = {pattern.rpartition(".")[2]: values for pattern, values in FORMER.items()}
+        for name in registry.list_names(kind):
+            add_keys(registry.load_spec_class(kind, name), f"{kind} {name}", new)
+    former = {pattern.rpartition(".")[2]: values for pattern, values in FORMER.items()}
     missing = []
-    for spec in then.keys() & now.keys() - UNRECORDED:
-        for key, default in now[spec].items():
+    for spec in old.keys() & new.keys() - UNRECORDED:
+        for key, default in new[spec].items():
             if key in FREE or isinstance(default, dict):
                 continue
-            if key not in then[spec] and key not in last:
+            if key not in old[spec] and key not in former:
                 missing.append(f"{spec}: {key} is new")
             elif (
-                key in then[spec]
-                and then[spec][key] != default
-                and then[spec][key] not in last.get(key, ())
+                key in old[spec]
+                and old[spec][key] != default
+                and old[spec][key] not in former.get(key, ())
             ):
-                missing.append(f"{spec}: {key} was {then[spec][key]!r}, is {default!r}")
+                missing.append(f"{spec}: {key} was {old[spec][key]!r}, is {default!r}")
     assert missing == []
 
 
@@ -244,18 +254,19 @@ def test_former_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FORMER, "layout.objects.*.angle", (0, 5))
     assert former_defaults("layout.objects.dog.angle") == (0, 5)
     assert former_defaults("layout.objects.dog.label") == ()
-    old, new = {"a": 1}, {"a": 1, "layout.objects.dog.angle": 9, "b_sha256": "x", "c": 2}
-    assert complete(old, new) == {"a": 1, "layout.objects.dog.angle": 0, "b_sha256": "x"}
-    assert begun_with(old, new, frozenset()) == {"layout.objects.dog.angle": 0}
-    assert begun_with(old, new, frozenset({"layout.objects.dog.angle"})) == {}
-    assert begun_with({**old, "layout.objects.dog.angle": 5}, new, frozenset()) == {
+    old = {"a": 1}
+    new = {"a": 1, "layout.objects.dog.angle": 9, "b_sha256": "x", "c": 2}
+    assert add_former_defaults(old, new) == {"a": 1, "layout.objects.dog.angle": 0, "b_sha256": "x"}
+    assert find_former_values(old, new, frozenset()) == {"layout.objects.dog.angle": 0}
+    assert find_former_values(old, new, frozenset({"layout.objects.dog.angle"})) == {}
+    assert find_former_values({**old, "layout.objects.dog.angle": 5}, new, frozenset()) == {
         "layout.objects.dog.angle": 5
     }
-    assert begun_with({**old, "layout.objects.dog.angle": 7}, new, frozenset()) == {}
+    assert find_former_values({**old, "layout.objects.dog.angle": 7}, new, frozenset()) == {}
 
 
-def test_what_the_owner_has_set(make_job: Callable[..., Job], tmp_path: Path) -> None:
-    given = make_job("pipeline.shadow=0.4").given
+def test_given_lists_the_keys_that_are_set(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    given = make_job("pipeline.shadow=0.4").user_keys
     assert {
         "pipeline.shadow",
         "layout.size.range",
@@ -264,7 +275,7 @@ def test_what_the_owner_has_set(make_job: Callable[..., Job], tmp_path: Path) ->
         "images",
     } <= given
     assert not {"output.quality", "pipeline.cutouts", "scene.negative", "layout.spread"} & given
-    shipped = load_job("100dogs", ["scene.negative=fog", f"output.path={tmp_path}"]).given
+    shipped = load_job("100dogs", ["scene.negative=fog", f"output.path={tmp_path}"]).user_keys
     assert shipped == {"scene.negative", "output.path"}
 
 
@@ -281,7 +292,7 @@ def test_what_the_owner_has_set(make_job: Callable[..., Job], tmp_path: Path) ->
         (["verify={verifier: detector}"], {"verify.revision": 2}),
     ],
 )
-def test_what_changed_without_a_key_has_a_revision(
+def test_a_change_of_behaviour_without_a_key_has_a_revision(
     changes: list[str], revisions: dict[str, int], make_job: Callable[..., Job]
 ) -> None:
     fingerprint = make_job("layout.canvas=[512, 512]", *changes).fingerprint()
@@ -290,7 +301,7 @@ def test_what_changed_without_a_key_has_a_revision(
     } == revisions
 
 
-def test_a_dataset_of_another_revision_is_refused_naming_it(make_job: Callable[..., Job]) -> None:
+def test_a_dataset_of_another_revision_is_refused(make_job: Callable[..., Job]) -> None:
     overlapping = "layout={sampler: crowd, canvas: [256, 256], objects: {dog: 2}}"
     job = make_job("images=2", overlapping)
     run(job)

@@ -1,4 +1,4 @@
-"""The driver in one process: resume, extend, refuse, and what a finished dataset holds."""
+"""The driver in one process: resume, extend, refuse, and the files of a finished dataset."""
 
 import json
 import os
@@ -16,39 +16,49 @@ from synthgen.cli.main import main
 from synthgen.config import Job, load_job
 from synthgen.dataset.check import check_dataset
 from synthgen.dataset.info import ChangedJobError, read_info
-from synthgen.dataset.marker import Marker, committed
+from synthgen.dataset.marker import Marker, list_committed_shards
 from synthgen.dataset.sample import Sample
 from synthgen.dataset.shard import StagedShard
-from synthgen.dataset.versions import versions
-from synthgen.engine.driver import difference, missing_shards, run
+from synthgen.dataset.versions import read_versions
+from synthgen.engine.generation import describe_version_difference, find_missing_shards, run
 from synthgen.engine.local_pool import LocalPool
-from synthgen.engine.pool import StoppedError, worker_count
-from synthgen.engine.worker import Painted, Worker
+from synthgen.engine.pool import StoppedError, count_workers
+from synthgen.engine.worker import GeneratedImage, Worker
 from synthgen.errors import StoreFailedError
 from synthgen.storage.location import open_store
 from synthgen.storage.lock import Lock, LockedError
-from tests.conftest import shard_bytes
+from tests.conftest import read_shard_bytes
 from tests.engine.stubs import Unloadable
 from tests.s3 import S3
 
 
 def snapshot(out: Path) -> dict[str, bytes]:
-    """All files but the log, which tells of every run."""
+    """Return all files except the log, which every run appends to."""
     files = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
     assert files.pop("log.jsonl")
     return files
 
 
-def test_a_dataset_holds_all_its_files(make_job: Callable[..., Job]) -> None:
+def test_a_finished_dataset_has_all_files(make_job: Callable[..., Job]) -> None:
     job = make_job()
     result = run(job)
     out = Path(job.output.path)
     assert (result.made, result.interrupted, result.counts["complete"]) == (6, False, True)
+    shard_files = []
+    for number in range(3):
+        for suffix in ("json", "parquet", "tar"):
+            shard_files.append(f"shards/00000{number}.{suffix}")
     assert sorted(snapshot(out)) == [
-        "README.md", "annotations/instances.json", "contact_sheet.jpg", "dataset.json", "index.json", "job.yaml", "manifest.parquet",
-        *(f"shards/00000{n}.{suffix}" for n in range(3) for suffix in ("json", "parquet", "tar")),
-    ]  # fmt: skip
-    assert load_job(str(out / "job.yaml")).resolved() == job.resolved()
+        "README.md",
+        "annotations/instances.json",
+        "contact_sheet.jpg",
+        "dataset.json",
+        "index.json",
+        "job.yaml",
+        "manifest.parquet",
+        *shard_files,
+    ]
+    assert load_job(str(out / "job.yaml")).to_dict() == job.to_dict()
     info = json.loads((out / "dataset.json").read_text())
     assert (info["images"], info["boxes"], info["licence"]) == (6, 24, "Apache-2.0")
     assert info["versions"]["synthgen-layouts"]
@@ -67,52 +77,57 @@ def test_a_dataset_holds_all_its_files(make_job: Callable[..., Job]) -> None:
     assert check_dataset(open_store(out))[0] == []
 
 
-def test_a_finished_job_is_left_as_it_is(make_job: Callable[..., Job]) -> None:
+def test_a_second_run_changes_nothing(make_job: Callable[..., Job]) -> None:
     run(make_job())
     before = snapshot(Path(make_job().output.path))
     assert run(make_job()).made == 0
     assert snapshot(Path(make_job().output.path)) == before
 
 
-def test_versions_are_not_mixed(
+def test_shards_of_different_versions_are_not_mixed(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job()
-    made, out = run(job), Path(job.output.path)
-    monkeypatch.setattr("synthgen.engine.driver.versions", lambda: {**versions(), "pillow": "99"})
-    assert run(job).counts == made.counts  # nothing is to be made
-    before = shard_bytes(out), (out / "dataset.json").read_bytes()
+    result = run(job)
+    out = Path(job.output.path)
+    monkeypatch.setattr(
+        "synthgen.engine.generation.read_versions", lambda: {**read_versions(), "pillow": "99"}
+    )
+    assert run(job).counts == result.counts  # no shard is missing
+    before = read_shard_bytes(out), (out / "dataset.json").read_bytes()
+    change = rf"pillow: was {read_versions()['pillow']}, is 99\."
     with pytest.raises(
-        ChangedJobError,
-        match=rf"was made with other versions: pillow: was {versions()['pillow']}, is 99\.",
+        ChangedJobError, match=f"was generated with other package versions: {change}"
     ):
         run(make_job("images=8"))
-    assert (shard_bytes(out), (out / "dataset.json").read_bytes()) == before
+    assert (read_shard_bytes(out), (out / "dataset.json").read_bytes()) == before
     with pytest.raises(
-        StoppedError, match="a worker has other versions than this driver: pillow: was"
+        StoppedError, match="a worker has other package versions than this driver: pillow: was"
     ):
         run(make_job(f"output.path={out}-elsewhere"))
 
 
-def test_only_missing_shards_are_made(make_job: Callable[..., Job]) -> None:
+def test_only_missing_shards_are_generated(make_job: Callable[..., Job]) -> None:
     job = make_job()
     run(job)
     out = Path(job.output.path)
-    before = shard_bytes(out)
+    before = read_shard_bytes(out)
     (out / "shards/000001.json").unlink()
     (out / "shards/000002.tar").write_bytes(b"cut")
-    assert missing_shards(job, open_store(out)) == [1, 2]
+    assert find_missing_shards(job, open_store(out)) == [1, 2]
     assert run(job).made == 4
-    assert shard_bytes(out) == before
+    assert read_shard_bytes(out) == before
 
 
-def test_extended_equals_fresh(make_job: Callable[..., Job], tmp_path: Path) -> None:
+def test_an_extended_dataset_equals_a_fresh_one(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
     run(make_job("images=3"))
     extended = make_job("images=7")
     run(extended)
     fresh = make_job("images=7", f"output.path={tmp_path / 'fresh'}")
     run(fresh)
-    assert shard_bytes(Path(extended.output.path)) == shard_bytes(tmp_path / "fresh")
+    assert read_shard_bytes(Path(extended.output.path)) == read_shard_bytes(tmp_path / "fresh")
     assert check_dataset(open_store(Path(extended.output.path)))[0] == []
 
 
@@ -127,7 +142,7 @@ def test_extended_equals_fresh(make_job: Callable[..., Job], tmp_path: Path) -> 
         ("images=2", "images: was 6, is 2; a dataset can be extended, not shortened"),
     ],
 )
-def test_a_changed_job_is_refused_naming_the_key(
+def test_a_changed_job_is_refused_with_the_key(
     make_job: Callable[..., Job], override: str, message: str
 ) -> None:
     run(make_job())
@@ -137,15 +152,15 @@ def test_a_changed_job_is_refused_naming_the_key(
     assert snapshot(Path(make_job().output.path)) == before
 
 
-def test_overwrite_starts_afresh(make_job: Callable[..., Job]) -> None:
+def test_overwrite_replaces_the_dataset_and_no_other_file(make_job: Callable[..., Job]) -> None:
     run(make_job())
-    keep = Path(make_job().output.path) / "notes.txt"
-    keep.write_text("mine")
+    notes = Path(make_job().output.path) / "notes.txt"
+    notes.write_text("mine")
     assert run(make_job("seed=4"), overwrite=True).made == 6
-    assert keep.read_text() == "mine"
+    assert notes.read_text() == "mine"
 
 
-def test_a_folder_of_something_else_is_refused(make_job: Callable[..., Job]) -> None:
+def test_a_folder_with_other_shards_is_refused(make_job: Callable[..., Job]) -> None:
     shards = Path(make_job().output.path) / "shards"
     shards.mkdir(parents=True)
     (shards / "mine.txt").write_text("mine")
@@ -155,7 +170,7 @@ def test_a_folder_of_something_else_is_refused(make_job: Callable[..., Job]) -> 
     assert (shards / "mine.txt").exists()
 
 
-def test_files_of_somebody_else_are_not_replaced(make_job: Callable[..., Job]) -> None:
+def test_files_of_another_program_are_not_replaced(make_job: Callable[..., Job]) -> None:
     out = Path(make_job().output.path)
     out.mkdir(parents=True)
     (out / "README.md").write_text("mine")
@@ -175,7 +190,7 @@ def test_a_second_run_is_refused_and_writes_nothing(make_job: Callable[..., Job]
         assert snapshot(out) == before
 
 
-def test_what_a_killed_run_left_is_removed(make_job: Callable[..., Job]) -> None:
+def test_orphaned_files_of_a_killed_run_are_deleted(make_job: Callable[..., Job]) -> None:
     out = Path(make_job().output.path)
     (out / ".staging").mkdir(parents=True)
     (out / ".staging/dead-000000.tar").write_bytes(b"half")
@@ -184,7 +199,7 @@ def test_what_a_killed_run_left_is_removed(make_job: Callable[..., Job]) -> None
     assert not [p for p in out.rglob("*") if p.name.startswith(".")]
 
 
-def test_ctrl_c_keeps_what_was_committed(
+def test_ctrl_c_keeps_committed_shards(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = LocalPool.run
@@ -203,11 +218,11 @@ def test_ctrl_c_keeps_what_was_committed(
     assert check_dataset(open_store(out))[0] == []
 
 
-def test_shards_that_cannot_be_made_are_named_and_the_rest_is_kept(
+def test_rejected_shards_are_reported_and_the_others_are_kept(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(make_job("images=2", "on_reject=fail"))
-    monkeypatch.setattr("synthgen.engine.worker.is_picture", lambda painting: False)
+    monkeypatch.setattr("synthgen.engine.worker.is_blank", lambda painting: True)
     result = run(make_job("on_reject=fail"))
     assert [(f.shard, f.attempts, f.error) for f in result.failed] == [
         (1, 1, "RejectedImageError: samples [2, 3]: blank after 3 attempts"),
@@ -219,15 +234,16 @@ def test_shards_that_cannot_be_made_are_named_and_the_rest_is_kept(
     assert run(make_job()).made == 4
 
 
-def test_a_shard_that_fails_is_tried_again_then_named_and_the_rest_is_made(
+def test_a_failed_shard_is_retried_then_reported_and_the_others_are_generated(
     make_job: Callable[..., Job],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     job_file: Path,
 ) -> None:
-    encode, calls = Worker.encode, []
+    encode = Worker.encode
+    calls = []
 
-    def sometimes(self: Worker, indices: range, images: list[Painted]) -> list[Sample]:
+    def encode_or_fail(self: Worker, indices: range, images: list[GeneratedImage]) -> list[Sample]:
         calls.append(indices[0])
         if indices[0] == 0 and calls.count(0) == 1:
             raise ValueError("once")
@@ -235,22 +251,25 @@ def test_a_shard_that_fails_is_tried_again_then_named_and_the_rest_is_made(
             raise ValueError("always")
         return encode(self, indices, images)
 
-    monkeypatch.setattr(Worker, "encode", sometimes)
+    monkeypatch.setattr(Worker, "encode", encode_or_fail)
     assert main(["run", str(job_file), "--json"]) == 1
-    said = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     out = Path(make_job().output.path)
     assert calls == [0, 0, 2, 2, 2, 4]
-    assert [(f["shard"], f["attempts"], f["error"]) for f in said["failed"]] == [
+    assert [(f["shard"], f["attempts"], f["error"]) for f in output["failed"]] == [
         (1, 3, "ValueError: always")
     ]
-    assert "in sometimes" in said["failed"][0]["traceback"]
-    assert [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()] == said[
-        "failed"
-    ]
-    assert (said["images"], said["complete"]) == (4, False)
+    assert "in encode_or_fail" in output["failed"][0]["traceback"]
+    assert [
+        json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()
+    ] == output["failed"]
+    assert (output["images"], output["complete"]) == (4, False)
     assert main(["run", str(job_file), "max_shard_attempts=1"]) == 1
     text = capsys.readouterr().out
-    assert "shard 000001 failed 1 time(s): ValueError: always\n1 shard(s) could not be made" in text
+    assert (
+        "shard 000001 failed 1 time(s): ValueError: always\n1 shard(s) could not be generated"
+        in text
+    )
     assert "Traceback" not in text
     assert main(["run", str(job_file), "max_shard_attempts=1", "-v"]) == 1
     assert "shard 000001 failed 1 time(s): ValueError: always\nTraceback" in capsys.readouterr().out
@@ -261,11 +280,11 @@ def test_a_shard_that_fails_is_tried_again_then_named_and_the_rest_is_made(
     assert check_dataset(open_store(out))[0] == []
 
 
-def test_a_job_whose_every_shard_fails_ends(
+def test_a_run_stops_after_too_many_failed_shards(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("synthgen.engine.driver.MOST_FAILED", 2)
-    monkeypatch.setattr("synthgen.engine.worker.is_picture", lambda painting: False)
+    monkeypatch.setattr("synthgen.engine.generation.MAX_FAILED_SHARDS", 2)
+    monkeypatch.setattr("synthgen.engine.worker.is_blank", lambda painting: True)
     assert [f.shard for f in run(make_job("on_reject=fail", "images=20")).failed] == [0, 1]
 
 
@@ -286,7 +305,7 @@ def test_a_lost_store_ends_the_run_at_the_first_shard(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A disk whose size can be set."""
+    """Return a folder on a disk whose size can be set."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(
@@ -302,7 +321,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
+def test_a_full_disk_ends_the_run_and_keeps_committed_shards(
     make_job: Callable[..., Job],
     job_file: Path,
     small_disk: Callable[[str], Path],
@@ -311,21 +330,21 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_there(
     run(make_job("images=20"))
     out = small_disk("200k") / "out"
     assert main(["run", str(job_file), "images=20", f"output.path={out}"]) == 1
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith(
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(
         f"{out}: No space left on device: make room, or give another output.path."
     )
-    kept = committed(open_store(out))
+    kept = list_committed_shards(open_store(out))
     assert 1 < len(kept) < 10
     small_disk("10m")
     assert main(["run", str(job_file), "images=20", f"output.path={out}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["made"] == 20 - 2 * len(kept)
-    assert shard_bytes(out) == shard_bytes(Path(make_job().output.path))
+    assert read_shard_bytes(out) == read_shard_bytes(Path(make_job().output.path))
     assert check_dataset(open_store(out))[0] == []
 
 
-def test_at_sigterm_the_shard_in_work_is_finished(
+def test_the_shard_in_progress_is_finished_after_sigterm(
     make_job: Callable[..., Job],
     job_file: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -338,7 +357,7 @@ def test_at_sigterm_the_shard_in_work_is_finished(
     before = signal.getsignal(signal.SIGTERM)
     assert main(["run", str(job_file)]) == 143
     assert (
-        f"stopped; 2 of 6 images are done. To go on: synthgen run {job_file}"
+        f"stopped; 2 of 6 images are done. To continue: synthgen run {job_file}"
         in capsys.readouterr().out
     )
     monkeypatch.undo()
@@ -346,13 +365,13 @@ def test_at_sigterm_the_shard_in_work_is_finished(
     assert run(make_job()).made == 4
 
 
-def test_at_sigterm_a_long_shard_is_dropped(
+def test_a_shard_that_takes_long_is_dropped_after_sigterm(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("synthgen.engine.termination.FINISH_SECONDS", 0.2)
     paint = Worker.paint
 
-    def slowly(self: Worker, indices: range) -> list[Painted]:
+    def slowly(self: Worker, indices: range) -> list[GeneratedImage]:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)
         return paint(self, indices)
@@ -372,14 +391,14 @@ def test_at_sigterm_a_long_shard_is_dropped(
 @pytest.mark.parametrize(
     ("workers", "count"), [("1", 1), ("2", 2), ("9", 3), ("[1, 2]", 2), ("null", 3)]
 )
-def test_never_more_workers_than_shards(
+def test_there_are_never_more_workers_than_shards(
     make_job: Callable[..., Job], workers: str, count: int
 ) -> None:
-    assert worker_count(make_job(f"workers={workers}"), room=5) == count
+    assert count_workers(make_job(f"workers={workers}"), room=5) == count
 
 
 @pytest.mark.parametrize("where", ["folder", "store"])
-def test_an_output_without_a_shard_belongs_to_nobody(
+def test_an_output_without_a_shard_belongs_to_no_job(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, s3: S3, where: str
 ) -> None:
     url = f"output.path={s3.url('belongs')}" if where == "store" else "images=6"
@@ -407,77 +426,85 @@ def test_a_damaged_shard_still_belongs_to_its_job(make_job: Callable[..., Job]) 
 @pytest.mark.parametrize(
     "package", ["ray", "synthgen-layouts", "torch", "diffusers", "transformers"]
 )
-def test_versions_that_no_pixel_depends_on_do_not_block(
+def test_other_versions_that_no_pixel_depends_on_are_accepted(
     make_job: Callable[..., Job],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     package: str,
 ) -> None:
     run(make_job("images=2"))
-    other = {**versions(), package: "99"}
-    for module in ("driver", "worker"):
-        monkeypatch.setattr(f"synthgen.engine.{module}.versions", lambda: other)
-    said = f"was begun with other versions, which no pixel depends on: {package}: was {versions()[package]}, is 99"
+    other_versions = {**read_versions(), package: "99"}
+    for module in ("generation", "worker"):
+        monkeypatch.setattr(f"synthgen.engine.{module}.read_versions", lambda: other_versions)
+    message = (
+        "was started with other package versions, which no pixel depends on: "
+        f"{package}: was {read_versions()[package]}, is 99"
+    )
     assert run(make_job()).counts["complete"]
-    assert caplog.text.count(said) == 1
+    assert caplog.text.count(message) == 1
     assert run(make_job("images=8")).counts["complete"]
-    assert caplog.text.count(said) == 1
+    assert caplog.text.count(message) == 1
     out = Path(make_job().output.path)
     markers = [
         json.loads(file.read_text())["numerics"]["versions"][package]
         for file in sorted(out.glob("shards/*.json"))
     ]
-    assert markers == [versions()[package], "99", "99", "99"]
+    assert markers == [read_versions()[package], "99", "99", "99"]
 
 
-def test_where_a_network_generates_its_versions_count(make_job: Callable[..., Job]) -> None:
-    old = {
-        "numpy": versions()["numpy"],
+def test_the_versions_of_a_network_count_if_it_generates_or_verifies(
+    make_job: Callable[..., Job],
+) -> None:
+    old_versions = {
+        "numpy": read_versions()["numpy"],
         "torch": "1.0",
         "ray": "1.0",
     }  # as a marker of another machine may say
-    marker = Marker(2, 0, 0, "", "", 0, "", {"versions": old})
-    assert difference(marker, make_job()) == ""
+    marker = Marker(2, 0, 0, "", "", 0, "", {"versions": old_versions})
+    assert describe_version_difference(marker, make_job()) == ""
     assert (
-        difference(marker, make_job("verify={verifier: detector}"))
-        == f"torch: was 1.0, is {versions()['torch']}"
+        describe_version_difference(marker, make_job("verify={verifier: detector}"))
+        == f"torch: was 1.0, is {read_versions()['torch']}"
     )
     assert (
-        difference(marker, make_job("pipeline=mixture-tiny"))
-        == f"torch: was 1.0, is {versions()['torch']}"
+        describe_version_difference(marker, make_job("pipeline=mixture-tiny"))
+        == f"torch: was 1.0, is {read_versions()['torch']}"
     )
     unknown = replace(marker, numerics={})
-    assert difference(unknown, make_job("pipeline=mixture-tiny")) == ""
+    assert describe_version_difference(unknown, make_job("pipeline=mixture-tiny")) == ""
 
 
-def test_a_run_that_loses_its_lock_commits_and_removes_nothing_more(
+def test_a_run_that_loses_its_lock_commits_and_deletes_nothing_more(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = Path(make_job().output.path)
-    original, taken = LocalPool.run, dict[str, bytes]()
+    original = LocalPool.run
+    files_of_other_run = dict[str, bytes]()
 
-    def overtaken(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
+    def run_and_lose_lock(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
         for event in original(self, shards):
             yield event
             if (
-                committed(open_store(out)) == [0] and not taken
+                list_committed_shards(open_store(out)) == [0] and not files_of_other_run
             ):  # another run takes over, and commits the next shard
                 (out / ".lock").write_text(
                     json.dumps(
                         {"host": "elsewhere", "pid": 1, "time": time.time(), "token": "other"}
                     )
                 )
-                taken.update(snapshot(out))
+                files_of_other_run.update(snapshot(out))
 
-    monkeypatch.setattr(LocalPool, "run", overtaken)
+    monkeypatch.setattr(LocalPool, "run", run_and_lose_lock)
     with pytest.raises(LockedError, match="another run has taken over this output"):
         run(make_job())
     after = snapshot(out)
-    assert {name: after[name] for name in taken if not name.startswith(".staging")} == taken
-    assert committed(open_store(out)) == [0]
+    assert {
+        name: after[name] for name in files_of_other_run if not name.startswith(".staging")
+    } == files_of_other_run
+    assert list_committed_shards(open_store(out)) == [0]
 
 
-def test_a_run_that_loses_its_lock_removes_no_shard_of_the_other(
+def test_a_run_that_loses_its_lock_deletes_no_shard_of_the_other_run(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(make_job())
@@ -487,7 +514,7 @@ def test_a_run_that_loses_its_lock_removes_no_shard_of_the_other(
         (out / f"shards/00000{number}.json").unlink()
     original = LocalPool.run
 
-    def overtaken(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
+    def run_and_lose_lock(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
         for event in original(self, shards):
             if isinstance(event, StagedShard):  # another run takes over, and finishes the dataset
                 (out / ".lock").write_text(
@@ -499,18 +526,18 @@ def test_a_run_that_loses_its_lock_removes_no_shard_of_the_other(
                 next(shards, None)
             yield event
 
-    monkeypatch.setattr(LocalPool, "run", overtaken)
+    monkeypatch.setattr(LocalPool, "run", run_and_lose_lock)
     with pytest.raises(LockedError, match="another run has taken over this output"):
         run(make_job())
-    assert committed(open_store(out)) == [0, 2]
+    assert list_committed_shards(open_store(out)) == [0, 2]
 
 
-def test_a_run_that_loses_its_lock_and_is_interrupted_does_not_tidy_up(
+def test_an_interrupted_run_that_lost_its_lock_deletes_no_staged_file(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = Path(make_job().output.path)
 
-    def overtaken(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
+    def run_and_lose_lock(self: LocalPool, shards: Iterator[int]) -> Iterator[object]:
         yield from ()
         (out / ".lock").write_text(
             json.dumps({"host": "elsewhere", "pid": 1, "time": time.time(), "token": "other"})
@@ -519,20 +546,20 @@ def test_a_run_that_loses_its_lock_and_is_interrupted_does_not_tidy_up(
         (out / ".staging/other").write_bytes(b"a shard of the other run")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(LocalPool, "run", overtaken)
+    monkeypatch.setattr(LocalPool, "run", run_and_lose_lock)
     with pytest.raises(LockedError, match="another run has taken over this output"):
         run(make_job())
     assert (out / ".staging/other").exists()
     assert not (out / "manifest.parquet").exists()
 
 
-def test_a_shard_that_is_to_be_made_anew_is_no_part_of_the_dataset(
+def test_a_shard_is_withdrawn_before_it_is_generated_again(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(make_job("images=3"))  # the last shard has one image of two
-    monkeypatch.setattr("synthgen.engine.worker.is_picture", lambda painting: False)
+    monkeypatch.setattr("synthgen.engine.worker.is_blank", lambda painting: True)
     result = run(make_job("images=5", "on_reject=fail"))
     out = Path(make_job().output.path)
     assert [failed.shard for failed in result.failed] == [1, 2]
-    assert (result.counts["images"], committed(open_store(out))) == (2, [0])
-    assert sorted(shard_bytes(out)) == ["000000.parquet", "000000.tar"]
+    assert (result.counts["images"], list_committed_shards(open_store(out))) == (2, [0])
+    assert sorted(read_shard_bytes(out)) == ["000000.parquet", "000000.tar"]

@@ -1,4 +1,7 @@
-"""`synthgen import`: a dataset like any other, bytes and boxes as they were, and nothing bad in it or lost unsaid."""
+"""`synthgen import`: a dataset like any other, with the bytes and boxes of its source.
+
+Everything that is bad or left out is reported.
+"""
 
 import contextlib
 import io
@@ -18,20 +21,20 @@ from pycocotools.coco import COCO
 from synthgen import cli
 from synthgen.dataset.check import check_dataset
 from synthgen.dataset.info import ChangedJobError
-from synthgen.dataset.marker import committed
+from synthgen.dataset.marker import list_committed_shards
 from synthgen.dataset.shard import read_members
 from synthgen.engine.importing import ImportSpec, import_dataset
 from synthgen.evaluation.labelled_images import read_labelled_images
 from synthgen.formats.source import Source
 from synthgen.layouts.rows import read_entries
 from synthgen.storage.location import open_store
-from tests.conftest import shard_bytes
+from tests.conftest import read_shard_bytes
 from tests.formats.sources import (
     BOXES,
     NAMES,
     coco_data,
     document_rows,
-    picture,
+    make_image,
     write_coco,
     write_labelme,
     write_lines,
@@ -46,10 +49,11 @@ def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, dict[st
 
 
 @pytest.mark.parametrize("form", ["coco", "jsonl", "yolo", "voc", "labelme"])
-def test_every_form_becomes_a_dataset(
+def test_every_format_becomes_a_dataset(
     form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source, out = tmp_path / "source", tmp_path / "out"
+    source = tmp_path / "source"
+    out = tmp_path / "out"
     write: dict[str, Any] = {
         "coco": write_coco,
         "jsonl": write_lines,
@@ -60,9 +64,18 @@ def test_every_form_becomes_a_dataset(
     split = ("--split", "all") if form == "yolo" else ()
     status, data = run(capsys, "import", source, out, "--shard-size", 2, *split)
     assert status == 0
-    assert {k: data[k] for k in ("format", "images", "boxes", "shards", "made", "complete", "skipped", "clipped", "anew")} == {
-        "format": form, "images": 3, "boxes": 3, "shards": 2, "made": 3, "complete": True, "skipped": 0, "clipped": 0, "anew": 0,
-    }  # fmt: skip
+    expected = {
+        "format": form,
+        "images": 3,
+        "boxes": 3,
+        "shards": 2,
+        "made": 3,
+        "complete": True,
+        "skipped": 0,
+        "clipped": 0,
+        "anew": 0,
+    }
+    assert {key: data[key] for key in expected} == expected
     assert data["categories"] == {"dog": 18, "cat": 17}
     assert check_dataset(open_store(out))[0] == []
     assert (out / "report.html").is_file()
@@ -86,14 +99,14 @@ def test_every_form_becomes_a_dataset(
 
 
 def test_other_programs_read_it(tmp_path: Path) -> None:
-    """A mixed source: jpg and png keep their bytes, one of two boxes has a mask, one annotation is a crowd."""
+    """The source is mixed: jpg and png, a box with a mask and one without, a crowd."""
     data = coco_data()
     data["images"][1]["file_name"] = "1.png"
     data["annotations"][0]["segmentation"] = [[15, 10, 35, 10, 35, 30, 15, 30]]
     data["annotations"][1]["iscrowd"] = 1
     data["licenses"] = [{"id": 1, "name": "CC0"}]
     write_coco(tmp_path / "source", data)
-    picture(1).save(tmp_path / "source/images/1.png")
+    make_image(1).save(tmp_path / "source/images/1.png")
     out = tmp_path / "out"
     assert cli.main(["import", str(tmp_path / "source"), str(out), "--shard-size", "2"]) == 0
     assert check_dataset(open_store(out))[0] == []
@@ -128,15 +141,16 @@ def test_other_programs_read_it(tmp_path: Path) -> None:
         ("dog",),
         (),
         ("dog",),
-    ]  # crowds are no objects
+    ]  # crowds are not objects
     assert [e.names for e in read_entries(str(out))] == [("dog",), (), ("dog",)]
 
 
 def bad_source(folder: Path) -> Path:
-    """Three good entries among bad ones of every kind."""
-    (first, second, third), path = document_rows(), write_lines(folder)
+    """Write a source with three good entries among bad ones of every kind."""
+    first, second, third = document_rows()
+    path = write_lines(folder)
     for name in ("broken", "a", "b", "c"):
-        picture(0).save(folder / f"{name}.jpg")
+        make_image(0).save(folder / f"{name}.jpg")
     (folder / "broken.jpg").write_bytes((folder / "broken.jpg").read_bytes()[:-200])
     rows = [
         first,
@@ -158,10 +172,10 @@ def bad_source(folder: Path) -> Path:
 
 
 EXPECTED = (
-    (":2: ", "none.jpg: the picture is not there"),
-    (":3: ", "the picture does not decode"),
-    (":4: ", "the picture has 80 x 60 px, its entry says 90 x 60"),
-    (":5: ", "box 0 (dog), x 70 to 90, y 0 to 20: outside the picture of 80 x 60 px"),
+    (":2: ", "none.jpg: the image is not there"),
+    (":3: ", "the image does not decode"),
+    (":4: ", "the image has 80 x 60 px, its entry says 90 x 60"),
+    (":5: ", "box 0 (dog), x 70 to 90, y 0 to 20: outside the image of 80 x 60 px"),
     (":5: ", "box 1 (dog), x 0 to 20, y 0 to 61.5: outside"),
     (":7: ", "'label_999_bbox_0_0_2_2' is not label_ID_bbox_X_Y_W_H with an id of COCO's"),
     (":8: ", "give width and height, or a file_name"),
@@ -169,7 +183,7 @@ EXPECTED = (
 )
 
 
-def test_all_that_is_bad_is_listed_and_nothing_written(
+def test_all_bad_entries_are_listed_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = bad_source(tmp_path / "source")
@@ -185,10 +199,11 @@ def test_all_that_is_bad_is_listed_and_nothing_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_bad_is_left_out_and_counted(
+def test_bad_entries_are_skipped_and_counted_with_skip_bad(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, out = bad_source(tmp_path / "source"), tmp_path / "out"
+    path = bad_source(tmp_path / "source")
+    out = tmp_path / "out"
     status, data = run(capsys, "import", path, out, "--skip-bad")
     assert (status, data["images"], data["skipped"], data["clipped"], data["complete"]) == (
         0,
@@ -197,19 +212,19 @@ def test_what_is_bad_is_left_out_and_counted(
         1,
         True,
     )
-    listed = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
-    assert listed == data["problems"]
-    assert [p["place"] for p in listed] == [f"{path}{place[:-2]}" for place, _ in EXPECTED]
+    problems = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert problems == data["problems"]
+    assert [p["place"] for p in problems] == [f"{path}{place[:-2]}" for place, _ in EXPECTED]
     assert check_dataset(open_store(out))[0] == []
     *_, (_, _, last) = read_labelled_images(open_store(out))
     np.testing.assert_allclose(last.boxes, [[0, 10, 39.5, 70]])
     assert cli.main(["import", str(path), str(out), "--skip-bad"]) == 0
     printed = capsys.readouterr().out
-    assert "7 pictures left out, 8 problems" in printed
+    assert "7 images left out, 8 problems" in printed
     assert f"{path}:2: " in printed
 
 
-def test_an_import_that_was_interrupted_goes_on(
+def test_an_interrupted_import_is_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = ImportSpec(
@@ -219,35 +234,48 @@ def test_an_import_that_was_interrupted_goes_on(
     import_dataset(whole)
 
     def interrupt(what: str, count: int) -> None:
-        if what == "written" and len(committed(open_store(spec.out))) == 2:
+        if what == "written" and len(list_committed_shards(open_store(spec.out))) == 2:
             raise KeyboardInterrupt
 
     result = import_dataset(spec, report=interrupt)
     written = result.written
-    assert (written.made, written.interrupted, written.counts["complete"]) == (2, True, False)
+    assert (written.made, written.interrupted, written.counts["complete"]) == (
+        2,
+        True,
+        False,
+    )
     assert check_dataset(open_store(spec.out))[0] == ["shards: 2 images, the job asks for 3"]
     result = import_dataset(spec)
     written = result.written
-    assert (written.made, written.interrupted, written.counts["complete"]) == (1, False, True)
+    assert (written.made, written.interrupted, written.counts["complete"]) == (
+        1,
+        False,
+        True,
+    )
     assert check_dataset(open_store(spec.out))[0] == []
-    assert shard_bytes(spec.out) == shard_bytes(whole.out)
+    assert read_shard_bytes(spec.out) == read_shard_bytes(whole.out)
     assert import_dataset(spec).written.made == 0
 
 
 def test_a_killed_import_does_not_look_complete(tmp_path: Path) -> None:
-    source, out = write_lines(tmp_path / "source"), tmp_path / "out"
+    source = write_lines(tmp_path / "source")
+    out = tmp_path / "out"
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom synthgen.engine import importing\nfrom synthgen.formats.source import Source\n"
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from synthgen.engine import importing\n"
+        "from synthgen.formats.source import Source\n"
+        "source, out = Path(sys.argv[1]), Path(sys.argv[2])\n"
         "def kill(what, count):\n"
-        "    if what == 'written' and list(Path(sys.argv[2]).glob('shards/*.json')): os._exit(9)\n"
-        "spec = importing.ImportSpec(Source('jsonl', Path(sys.argv[1])), Path(sys.argv[2]), shard_size=1)\n"
+        "    if what == 'written' and list(out.glob('shards/*.json')): os._exit(9)\n"
+        "spec = importing.ImportSpec(Source('jsonl', source), out, shard_size=1)\n"
         "importing.import_dataset(spec, report=kill)"
     )
     assert (
         subprocess.run([sys.executable, "-c", code, str(source), str(out)], check=False).returncode
         == 9
     )
-    assert len(committed(open_store(out))) == 1
+    assert len(list_committed_shards(open_store(out))) == 1
     assert not json.loads((out / "dataset.json").read_text())["complete"]
     assert check_dataset(open_store(out))[0] != []
     assert import_dataset(ImportSpec(Source("jsonl", source), out, shard_size=1)).written.made == 2
@@ -255,16 +283,17 @@ def test_a_killed_import_does_not_look_complete(tmp_path: Path) -> None:
 
 
 def test_another_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, out = write_lines(tmp_path / "source"), tmp_path / "out"
+    path = write_lines(tmp_path / "source")
+    out = tmp_path / "out"
     assert cli.main(["import", str(path), str(out)]) == 0
-    picture(9, (80, 60)).save(path.parent / "0.jpg")
+    make_image(9, (80, 60)).save(path.parent / "0.jpg")
     with pytest.raises(ChangedJobError, match=r"holds another job: import\.content: was"):
         import_dataset(ImportSpec(Source("jsonl", path), out))
     assert cli.main(["import", str(path), str(out), "--overwrite"]) == 0
     assert check_dataset(open_store(out))[0] == []
 
 
-def test_the_output_never_lies_over_the_source(
+def test_an_output_folder_that_contains_the_source_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_coco(tmp_path / "source")
@@ -275,22 +304,25 @@ def test_the_output_never_lies_over_the_source(
     assert path.read_bytes() == before
 
 
-def test_category_names_and_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_categories_are_renamed_and_get_ids(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = coco_data()
     data["categories"] = [{"id": 1, "name": "Dog"}, {"id": 5, "name": "fox"}]
     for annotation in data["annotations"]:
         annotation["category_id"] = {18: 1, 17: 5}[annotation["category_id"]]
-    source, out = tmp_path / "source", tmp_path / "out"
+    source = tmp_path / "source"
+    out = tmp_path / "out"
     write_coco(source, data)
     assert run(capsys, "import", source, out)[1]["categories"] == {
         "Dog": 1,
         "fox": 5,
-    }  # COCO's names do not use these here
+    }  # no name of COCO uses these ids here
     (tmp_path / "map.yaml").write_text("Dog: dog\n")
-    status, found = run(
+    status, data = run(
         capsys, "import", source, out, "--overwrite", "--categories", tmp_path / "map.yaml"
     )
-    assert (status, found["categories"]) == (0, {"dog": 18, "fox": 5})
+    assert (status, data["categories"]) == (0, {"dog": 18, "fox": 5})
     assert (
         run(
             capsys,
@@ -331,11 +363,12 @@ def test_category_names_and_ids(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--split", "train"], "command line: --split: not for jsonl"),
         (
             ["--caption-column", "text"],
-            ":1: text: no such column for a caption; there are: file_name, caption, custom_annotation",
+            ":1: text: no such column for a caption; "
+            "there are: file_name, caption, custom_annotation",
         ),
     ],
 )
-def test_mistakes_are_named(
+def test_mistakes_on_the_command_line_are_reported(
     argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_lines(tmp_path / "source")
@@ -346,11 +379,11 @@ def test_mistakes_are_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_coco_pictures_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_coco_images_in_another_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_coco(tmp_path / "source")
     (tmp_path / "source/images").rename(tmp_path / "pictures")
     assert cli.main(["import", str(path), str(tmp_path / "out")]) == 2
-    assert "none of its pictures (0.jpg, 1.jpg, …) is in" in capsys.readouterr().err
+    assert "none of its images (0.jpg, 1.jpg, …) is in" in capsys.readouterr().err
     assert (
         cli.main(
             ["import", str(path), str(tmp_path / "out"), "--images", str(tmp_path / "pictures")]
@@ -362,16 +395,17 @@ def test_coco_pictures_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def faulty(folder: Path, **changes: Any) -> Path:
-    """A COCO file whose first annotation is changed, and its folder."""
+    """Write a COCO file whose first annotation has these changes."""
     data = coco_data()
     data["annotations"][0].update(changes)
     return write_coco(folder, data)
 
 
-def test_a_box_of_no_area_costs_itself_alone(
+def test_only_a_box_of_no_area_is_dropped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, out = faulty(tmp_path / "source", bbox=[5, 5, 0, 20]), tmp_path / "out"
+    path = faulty(tmp_path / "source", bbox=[5, 5, 0, 20])
+    out = tmp_path / "out"
     assert cli.main(["import", str(path), str(out)]) == 2
     assert (
         "--skip-bad imports the other 2; --drop-empty drops boxes of no area"
@@ -387,10 +421,10 @@ def test_a_box_of_no_area_costs_itself_alone(
     ]
     assert check_dataset(open_store(out))[0] == []
     assert cli.main(["import", str(path), str(out), "--drop-empty"]) == 0
-    assert "3 images, 2 boxes, 1 shards; 1 boxes of no area dropped" in capsys.readouterr().out
+    assert "3 images, 2 boxes, 1 shards; 1 boxes without area dropped" in capsys.readouterr().out
 
 
-def test_a_box_that_stands_out_is_clipped_also_in_an_export(
+def test_a_box_outside_the_image_is_clipped_in_an_export_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     polygon = [[-4.0, 5, 36, 5, 36, 45, -4, 45]]
@@ -407,51 +441,51 @@ def test_a_box_that_stands_out_is_clipped_also_in_an_export(
     assert (first["bbox"], first["area"], first["segmentation"]) == ([0, 5, 36, 40], 1440, polygon)
 
 
-def test_crowds_are_told_and_can_be_taken_as_objects(
+def test_crowds_are_reported_and_can_be_imported_as_objects(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """CVAT writes every mask as a crowd."""
     data = coco_data()
     for annotation in data["annotations"]:
         annotation["iscrowd"] = 1
-    path, out = write_coco(tmp_path / "source", data), tmp_path / "out"
+    path = write_coco(tmp_path / "source", data)
+    out = tmp_path / "out"
     assert cli.main(["import", str(path), str(out)]) == 0
-    told = capsys.readouterr()
-    assert (
-        "crowds (iscrowd: 1) are all that 2 of 3 images and the categories cat, dog have"
-        in told.err
-    )
-    assert "--crowds objects takes them as objects" in told.err
-    assert "3 images, 3 boxes, 1 shards; 3 of the boxes are crowds" in told.out
+    output = capsys.readouterr()
+    assert "2 of 3 images and the categories cat, dog have only crowds (iscrowd: 1)" in output.err
+    assert "--crowds objects converts them to objects" in output.err
+    assert "3 images, 3 boxes, 1 shards; 3 of the boxes are crowds" in output.out
     argv = ["export", str(out), "--to", "yolo", str(tmp_path / "yolo"), "--val", "0"]
     assert cli.main(argv) == 0
-    told = capsys.readouterr()
-    assert "train 3 images 0 boxes" in told.out
-    assert "3 crowds left out" in told.out
-    assert "2 images and the classes cat, dog have nothing but crowds" in told.err
-    status, found = run(capsys, "import", path, tmp_path / "objects", "--crowds", "objects")
-    assert (status, found["boxes"], found["crowds"]) == (0, 3, 0)
+    output = capsys.readouterr()
+    assert "train 3 images 0 boxes" in output.out
+    assert "3 crowds left out" in output.out
+    assert "2 images and the classes cat, dog have nothing but crowds" in output.err
+    status, data = run(capsys, "import", path, tmp_path / "objects", "--crowds", "objects")
+    assert (status, data["boxes"], data["crowds"]) == (0, 3, 0)
     assert [
         len(layout.categories)
         for _, _, layout in read_labelled_images(open_store(tmp_path / "objects"))
     ] == [2, 0, 1]
     for form, name in (("yolo", "y"), ("coco", "c")):
-        status, found = run(
+        status, data = run(
             capsys, "export", tmp_path / "objects", "--to", form, tmp_path / name, "--val", 0
         )
-        assert (found["boxes"], found["crowds"], found["crowd_labels"]) == (
+        assert (data["boxes"], data["crowds"], data["crowd_labels"]) == (
             {"train": 3, "val": 0},
             0,
             [],
         )
     assert sum(len(p.read_text().splitlines()) for p in (tmp_path / "y").rglob("0*.txt")) == 3
-    written = json.loads((tmp_path / "c/annotations/instances_train.json").read_text())[
+    annotations = json.loads((tmp_path / "c/annotations/instances_train.json").read_text())[
         "annotations"
     ]
-    assert [a["iscrowd"] for a in written] == [0, 0, 0]
+    assert [a["iscrowd"] for a in annotations] == [0, 0, 0]
 
 
-def test_a_mask_that_is_none_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_mask_is_dropped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = faulty(tmp_path / "source", segmentation=[[]])
     assert cli.main(["import", str(path), str(tmp_path / "out")]) == 0
     assert (
@@ -461,10 +495,10 @@ def test_a_mask_that_is_none_is_counted(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(capsys, "import", path, tmp_path / "out")[1]["masks_dropped"] == 1
 
 
-def test_what_is_no_number_never_comes_back(
+def test_nan_and_infinity_are_never_exported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """JavaScript, Go and jq read no NaN, and pycocotools asks for info."""
+    """JavaScript, Go and jq cannot read NaN, and pycocotools needs `info`."""
     path = faulty(tmp_path / "source", area=float("nan"), score=float("inf"))
     assert cli.main(["import", str(path), str(tmp_path / "out")]) == 0
     assert (
@@ -482,13 +516,15 @@ def test_what_is_no_number_never_comes_back(
         assert "NaN" not in file.read_text()
 
 
-@pytest.mark.parametrize("shown", ["-q", "-v", "--json"])
-def test_quiet_and_loud(shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("option", ["-q", "-v", "--json"])
+def test_output_of_quiet_verbose_and_json(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert (
-        cli.main(["import", str(write_lines(tmp_path / "source")), str(tmp_path / "out"), shown])
+        cli.main(["import", str(write_lines(tmp_path / "source")), str(tmp_path / "out"), option])
         == 0
     )
-    assert (capsys.readouterr().out == "") == (shown == "-q")
+    assert (capsys.readouterr().out == "") == (option == "-q")
     assert check_dataset(open_store(tmp_path / "out"))[0] == []
 
 
@@ -497,41 +533,43 @@ def test_quiet_and_loud(shown: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         (
             b"<html>404</html>",
-            "0.jpg: the picture does not decode: cannot identify image file: it begins with b'<html>404</h'",
+            "0.jpg: the image does not decode: cannot identify image file: "
+            "it begins with b'<html>404</h'",
         ),
-        (b"", "0.jpg: the picture does not decode: the file is empty"),
+        (b"", "0.jpg: the image does not decode: the file is empty"),
         (
             b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99),
             "0.jpg: HEIC is not read: convert it to JPEG or PNG",
         ),
     ],
 )
-def test_a_file_that_is_no_picture_is_named(
+def test_a_file_that_is_no_image_is_reported(
     data: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_coco(tmp_path / "source")
     (tmp_path / "source/images/0.jpg").write_bytes(data)
-    for sized in (True, False):
-        if not sized:
-            without = [
+    for has_size in (True, False):
+        if not has_size:
+            images = [
                 {key: image[key] for key in ("id", "file_name")} for image in coco_data()["images"]
             ]
-            path.write_text(json.dumps({**coco_data(), "images": without}))
+            path.write_text(json.dumps({**coco_data(), "images": images}))
         assert cli.main(["import", str(path), str(tmp_path / "out")]) == 2
-        told = capsys.readouterr().err
-        assert message in told
-        assert "0x" not in told
+        output = capsys.readouterr().err
+        assert message in output
+        assert "0x" not in output
 
 
-def test_labels_of_no_known_image_leave_out_the_images_that_they_may_be_of(
+def test_images_to_which_stray_labels_may_belong_are_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, out = faulty(tmp_path / "source", image_id=99), tmp_path / "out"
+    path = faulty(tmp_path / "source", image_id=99)
+    out = tmp_path / "out"
     status, data = run(capsys, "import", path, out, "--skip-bad")
     assert (status, data["images"], data["boxes"], data["skipped"]) == (0, 2, 2, 1)
-    listed = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
-    assert [p["place"] for p in listed] == [f"{path}: annotations[0]", f"{path}: images[1]"]
+    problems = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert [p["place"] for p in problems] == [f"{path}: annotations[0]", f"{path}: images[1]"]
     path.write_text(path.read_text().replace('"image_id": 99', '"image_id": "0.jpg"'))
     assert cli.main(["import", str(path), str(tmp_path / "none"), "--skip-bad"]) == 2
-    assert "annotations that do not say their image: 1" in capsys.readouterr().err
+    assert "annotations without a usable image_id: 1" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

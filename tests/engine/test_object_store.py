@@ -1,4 +1,7 @@
-"""Runs whose output is on an object store that fails now and then: the dataset is that of an undisturbed run on a folder."""
+"""Runs with an output on an object store that fails at times.
+
+The dataset is the same as that of an undisturbed run with an output folder.
+"""
 
 import json
 import signal
@@ -14,7 +17,7 @@ import pytest
 from synthgen import cli
 from synthgen.config import Job
 from synthgen.dataset.check import check_dataset
-from synthgen.engine.driver import run
+from synthgen.engine.generation import run
 from synthgen.storage import object_store
 from synthgen.storage.base import Store
 from synthgen.storage.location import open_store
@@ -39,13 +42,13 @@ DISTURBED = [
 
 @pytest.fixture
 def url(s3: S3, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty folder of the bucket; pauses are short."""
-    monkeypatch.setattr(object_store, "WAITS", (0.01,) * 6)
+    """Return the URL of an empty folder of the bucket, with a short backoff."""
+    monkeypatch.setattr(object_store, "BACKOFF", (0.01,) * 6)
     return s3.url(f"runs/{uuid.uuid4().hex}")
 
 
 def assert_same(store: Store, local: Path) -> None:
-    """All files that have no time in them are the same, and nothing is left over."""
+    """Assert that all files without times are the same, and that no file is orphaned."""
     for name in (*WHOLE, *SHARDS):
         assert store.read(name) == (local / name).read_bytes(), name
     assert sorted(name for name, _ in store.sizes("shards")) == sorted(
@@ -114,12 +117,12 @@ def test_the_commands_take_a_url(
     assert cli.main(["finalize", url]) == 0
     assert cli.main(["report", url]) == 0
     store = open_store(url)
-    told = [
+    events = [
         json.loads(line)
         for name, _ in store.sizes("log.jsonl")
         for line in store.read(f"log.jsonl/{name}").splitlines()
     ]
-    assert [line["event"] for line in told] == [
+    assert [line["event"] for line in events] == [
         "run started",
         *["shard committed"] * 3,
         "run ended",
@@ -131,20 +134,20 @@ def test_the_commands_take_a_url(
     assert cli.main(["check", url]) == 1
     capsys.readouterr()
     s3.fail(Fault(500, "GET|HEAD", times=99))
-    monkeypatch.setattr(object_store, "WAITS", (0.01,))
+    monkeypatch.setattr(object_store, "BACKOFF", (0.01,))
     assert cli.main(["check", url]) == 1
     assert capsys.readouterr().err.startswith(
         f"synthgen: {url}/dataset.json: the store failed 2 times: "
     )
 
 
-def test_a_store_that_refuses_is_told_in_one_line(
+def test_a_store_that_refuses_is_reported_in_one_line(
     job_file: Path, s3: S3, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["run", str(job_file), "output.path=s3://no-such-bucket/out"]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("synthgen: s3://no-such-bucket/out/")
-    assert "NO_SUCH_BUCKET" in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("synthgen: s3://no-such-bucket/out/")
+    assert "NO_SUCH_BUCKET" in error
+    assert error.count("\n") == 1
     assert cli.main(["check", "s3://key:hidden@bucket/out"]) == 2
     assert "hidden" not in capsys.readouterr().err

@@ -1,4 +1,7 @@
-"""Ray actors that fail, die, stall, and whose nodes come and go, over several real nodes on this machine."""
+"""Ray actors that fail, are lost or hang, and nodes that come and go.
+
+The nodes are real ones, on this machine.
+"""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -22,7 +25,10 @@ pytestmark = pytest.mark.slow
 
 
 def node_args(cpus: int) -> dict[str, Any]:
-    """Of a small node; with ports that are known beforehand it does not give up where the machine is busy."""
+    """Return the arguments of a small node.
+
+    With ports that are known beforehand it also starts on a busy machine.
+    """
     ports = (
         "metrics_agent_port",
         "runtime_env_agent_port",
@@ -43,17 +49,17 @@ def node_args(cpus: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head without room for workers, and one node with room for two."""
+    """Start a head without CPUs for workers, and one node with two."""
     import ray
     from ray.cluster_utils import Cluster
 
-    quick = {
+    quick_health_checks = {
         "health_check_initial_delay_ms": 100,
         "health_check_period_ms": 200,
         "health_check_failure_threshold": 3,
     }
     cluster = Cluster(
-        initialize_head=True, head_node_args={**node_args(0), "_system_config": quick}
+        initialize_head=True, head_node_args={**node_args(0), "_system_config": quick_health_checks}
     )
     ray.init(address=cluster.address, log_to_driver=False)
     cluster.first = cluster.add_node(**node_args(2))
@@ -62,14 +68,14 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
-def test_a_cluster_that_is_there_answers(cluster: Any) -> None:
+def test_a_running_cluster_answers(cluster: Any) -> None:
     refuse_unreachable(cluster.address)
 
 
-def test_a_bad_day(
+def test_each_shard_is_staged_or_failed_once_whatever_happens_to_actors(
     cluster: Any, make_job: Callable[..., Job], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each shard comes once, staged or given up, whatever happens to the actors."""
+    """Actors are stopped, killed, fail, reject an image, or work longer than the timeout."""
     plans = {0: "stop 1", 1: "fail", 2: "fail 2", 3: "work", 4: "die 1", 5: "reject"}
     for number, plan in plans.items():
         (tmp_path / str(number)).write_text(plan)
@@ -90,27 +96,34 @@ def test_a_bad_day(
     assert "in fail" in failed[1].traceback
     assert "stubs.py" in failed[1].traceback
     assert failed[5].error == "RejectedImageError: samples [7]: blank after 3 attempts"
-    shown = sum(e.images for e in events if isinstance(e, Progress))
-    assert shown == 10, "the progress of failed attempts is taken back"
-    tried = {n: (tmp_path / f"{n}.tried").read_text().split() for n in range(12)}
-    assert {n: len(pids) for n, pids in tried.items() if len(pids) > 1} == {0: 2, 1: 3, 2: 3, 4: 2}
-    assert all(len(set(pids)) == len(pids) for pids in tried.values()), (
+    reported = sum(e.images for e in events if isinstance(e, Progress))
+    assert reported == 10, "the progress of failed attempts is taken back"
+    attempts = {n: (tmp_path / f"{n}.tried").read_text().split() for n in range(12)}
+    assert {n: len(pids) for n, pids in attempts.items() if len(pids) > 1} == {
+        0: 2,
+        1: 3,
+        2: 3,
+        4: 2,
+    }
+    assert all(len(set(pids)) == len(pids) for pids in attempts.values()), (
         "a shard is tried again on another actor"
     )
     assert "shard 000000: no progress for 1.5 s" in caplog.text
 
 
-def test_nodes_come_and_go(cluster: Any, make_job: Callable[..., Job], tmp_path: Path) -> None:
-    """More workers than there is room for: those that have a place work; a new node gets work; a lost one's shard is made elsewhere."""
+def test_a_new_node_gets_work_and_a_shard_of_a_lost_node_is_retried(
+    cluster: Any, make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    """More workers are wanted than fit; those that are placed on a node work meanwhile."""
 
     def shards() -> Iterator[int]:
-        """Until the first node is lost, and a few more."""
-        more = 10
+        """Yield shards until the first node is lost, and a few more."""
+        remaining = 10
         for number in range(2000):
             (tmp_path / str(number)).write_text("nap")
             yield number
-            more -= cluster.first is None
-            if not more:
+            remaining -= cluster.first is None
+            if not remaining:
                 return
 
     pool = RayPool(
@@ -118,14 +131,16 @@ def test_nodes_come_and_go(cluster: Any, make_job: Callable[..., Job], tmp_path:
         open_store(tmp_path),
         load=Stub,
     )
-    numbers, nodes, added = [], [], False
+    numbers = []
+    nodes = []
+    added = False
     for event in pool.run(shards()):
         assert not isinstance(event, FailedShard)
         if isinstance(event, StagedShard):
             numbers.append(event.number)
-            nodes.append({seat.node for seat in pool.seats if seat.node})
+            nodes.append({actor.node for actor in pool.actors if actor.node})
             if not added:
-                assert len(pool.seats) == 4
+                assert len(pool.actors) == 4
                 cluster.add_node(**node_args(2))
                 added = True
             elif cluster.first is not None and len(nodes[-1]) == 2:
@@ -139,7 +154,7 @@ def test_nodes_come_and_go(cluster: Any, make_job: Callable[..., Job], tmp_path:
     assert nodes[-1] != nodes[0]
 
 
-def test_workers_that_do_not_start_end_the_run(
+def test_the_run_ends_if_workers_do_not_start(
     cluster: Any, make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_pool, "FAILED_STARTS", 2)

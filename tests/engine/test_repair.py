@@ -1,4 +1,4 @@
-"""`synthgen repair`: every kind of damage, and the folder is as it was, byte by byte."""
+"""`synthgen repair`: it restores the bytes of the output folder after every kind of damage."""
 
 import json
 import shutil
@@ -12,9 +12,9 @@ import pytest
 from synthgen import cli
 from synthgen.config import Job, load_job
 from synthgen.dataset.check import check_dataset
-from synthgen.dataset.marker import stored_marker
+from synthgen.dataset.marker import read_stored_marker
 from synthgen.dataset.shard import StagedShard
-from synthgen.engine.driver import run
+from synthgen.engine.generation import run
 from synthgen.engine.repair import repair
 from synthgen.engine.worker import RejectedImageError, Worker, encode_image
 from synthgen.storage.base import Store
@@ -27,7 +27,7 @@ from tests.s3 import S3
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished dataset of three shards of two pictures; its worker had other settings than its job has now."""
+    """Return a finished dataset of three shards of two images."""
     folder = tmp_path_factory.mktemp("repair")
     job = {**SMALL_JOB, "output": {"shard_size": 2, "path": str(folder / "out")}}
     (folder / "job.yaml").write_text(json.dumps(job))
@@ -40,9 +40,9 @@ def out(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "out"))
 
 
-def flip(path: Path, at: int = -300) -> None:
+def flip(path: Path, offset: int = -300) -> None:
     data = bytearray(path.read_bytes())
-    data[at] ^= 4
+    data[offset] ^= 4
     path.write_bytes(data)
 
 
@@ -61,17 +61,17 @@ def remove(out: Path, number: int) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "bit of a picture": lambda out: flip(out / "shards/000000.tar", 1500),
+    "bit of an image": lambda out: flip(out / "shards/000000.tar", 1500),
     "cut tar": lambda out: (out / "shards/000001.tar").write_bytes(
         (out / "shards/000001.tar").read_bytes()[:-3000]
     ),
     "empty tar": lambda out: (out / "shards/000001.tar").write_bytes(b""),
     "bit of a table": lambda out: flip(out / "shards/000002.parquet"),
-    "no table": lambda out: (out / "shards/000002.parquet").unlink(),
-    "shard gone": lambda out: remove(out, 1),
+    "missing table": lambda out: (out / "shards/000002.parquet").unlink(),
+    "missing shard": lambda out: remove(out, 1),
     "digest in the marker": lambda out: edit(out / "shards/000001.json", sha256="0" * 64),
-    "marker that is none": lambda out: (out / "shards/000000.json").write_text('{"count": "two"}'),
-    "all at once": lambda out: flip_all(out),
+    "invalid marker": lambda out: (out / "shards/000000.json").write_text('{"count": "two"}'),
+    "all shards": lambda out: flip_all(out),
     "manifest": lambda out: (out / "manifest.parquet").write_bytes(b"no"),
     "index": lambda out: (out / "index.json").write_text("[]"),
     "coco": lambda out: (out / "annotations/instances.json").unlink(),
@@ -79,36 +79,45 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("harm", DAMAGE.values(), ids=DAMAGE)
-def test_what_was_damaged_is_as_it_was(
-    out: Path, harm: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_dataset_is_restored(
+    out: Path, damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = snapshot(out)
-    harm(out)
+    damage(out)
     assert cli.main(["check", str(out)]) == 1
     capsys.readouterr()
     assert cli.main(["repair", str(out), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["ok"], told["faults"], told["left"], told["changed"], told["finalized"]) == (
+    output = json.loads(capsys.readouterr().out)
+    assert (
+        output["ok"],
+        output["faults"],
+        output["left"],
+        output["changed"],
+        output["finalized"],
+    ) == (
         True,
         [],
         {},
         {},
         True,
     )
-    now = snapshot(out)
+    after = snapshot(out)
     markers = {name for name in before if name.startswith("shards/") and name.endswith(".json")}
     assert {
-        n for n in {*before, *now} if before.get(n) != now.get(n)
-    } <= markers  # of a lost one its time is not known
+        n for n in {*before, *after} if before.get(n) != after.get(n)
+    } <= markers  # the time in a lost marker is not known
     for name in markers:
-        assert {**json.loads(before[name]), **json.loads(now[name])}["sha256"] == json.loads(
+        assert {**json.loads(before[name]), **json.loads(after[name])}["sha256"] == json.loads(
             before[name]
         )["sha256"]
 
 
-def test_on_an_object_store(whole: Path, s3: S3, capsys: pytest.CaptureFixture[str]) -> None:
-    url, before = s3.url(f"repair/{uuid.uuid4().hex}"), snapshot(whole)
+def test_a_dataset_on_an_object_store_is_restored(
+    whole: Path, s3: S3, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = s3.url(f"repair/{uuid.uuid4().hex}")
+    before = snapshot(whole)
     store = open_store(url)
     for name, data in before.items():
         store.write(name, data)
@@ -122,8 +131,12 @@ def test_on_an_object_store(whole: Path, s3: S3, capsys: pytest.CaptureFixture[s
     assert cli.main(["check", url]) == 1
     capsys.readouterr()
     assert cli.main(["repair", url, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (sorted(told["restored"]), told["faults"], told["finalized"]) == ([0, 1, 2], [], True)
+    output = json.loads(capsys.readouterr().out)
+    assert (sorted(output["restored"]), output["faults"], output["finalized"]) == (
+        [0, 1, 2],
+        [],
+        True,
+    )
     assert {name for name in before if store.read(name) != before[name]} <= {
         "shards/000002.json",
         "report.html",
@@ -134,7 +147,7 @@ def test_on_an_object_store(whole: Path, s3: S3, capsys: pytest.CaptureFixture[s
     assert repair(open_store(url)).lines() == []
 
 
-def test_only_bad_shards_are_touched(out: Path) -> None:
+def test_only_bad_shards_are_written(out: Path) -> None:
     flip(out / "shards/000001.tar", 1500)
     times = {p.name: p.stat().st_mtime_ns for p in (out / "shards").iterdir()}
     assert repair(open_store(out)).restored == [1]
@@ -142,7 +155,7 @@ def test_only_bad_shards_are_touched(out: Path) -> None:
     assert touched == {"000001.tar", "000001.parquet", "000001.json"}
 
 
-def test_a_whole_dataset_is_left_as_it_is(out: Path) -> None:
+def test_an_intact_dataset_is_not_changed(out: Path) -> None:
     times = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
     done = repair(open_store(out))
     assert (done.lines(), done.finalized) == ([], False)
@@ -150,7 +163,7 @@ def test_a_whole_dataset_is_left_as_it_is(out: Path) -> None:
 
 
 def lose_lock(out: Path) -> None:
-    """Another driver takes over, and stages a shard."""
+    """Let another driver take over the lock and stage a shard."""
     (out / ".lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "other"}))
     (out / ".staging").mkdir(exist_ok=True)
     (out / ".staging/other").write_bytes(b"a shard of the other driver")
@@ -160,47 +173,48 @@ def test_a_repair_that_loses_its_lock_commits_nothing(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip(out / "shards/000001.tar", 1500)
-    damaged, make_shard = (out / "shards/000001.tar").read_bytes(), Worker.make_shard
+    damaged = (out / "shards/000001.tar").read_bytes()
+    make_shard = Worker.make_shard
 
-    def overtaken(self: Worker, number: int) -> Iterator[Any]:
+    def make_and_lose_lock(self: Worker, number: int) -> Iterator[Any]:
         for event in make_shard(self, number):
             if isinstance(event, StagedShard):
                 lose_lock(out)
             yield event
 
-    monkeypatch.setattr(Worker, "make_shard", overtaken)
+    monkeypatch.setattr(Worker, "make_shard", make_and_lose_lock)
     with pytest.raises(LockedError, match="another run has taken over this output"):
         repair(open_store(out))
     assert (out / "shards/000001.tar").read_bytes() == damaged
     assert (out / ".staging/other").exists()
 
 
-def test_a_repair_that_loses_its_lock_does_not_tidy_up(
+def test_a_repair_that_loses_its_lock_deletes_no_staged_file(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip(out / "shards/000001.tar", 1500)
 
-    def overtaken(self: Worker, number: int) -> Iterator[Any]:
+    def make_and_lose_lock(self: Worker, number: int) -> Iterator[Any]:
         yield from ()
         lose_lock(out)
         raise RejectedImageError("no image is good enough")
 
-    monkeypatch.setattr(Worker, "make_shard", overtaken)
+    monkeypatch.setattr(Worker, "make_shard", make_and_lose_lock)
     with pytest.raises(LockedError, match="another run has taken over this output"):
         repair(open_store(out))
     assert (out / ".staging/other").exists()
 
 
-def test_the_numerics_of_the_marker_are_replayed(
+def test_a_shard_is_generated_again_with_the_numerics_of_its_marker(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[int, ...]] = []
+    settings: list[tuple[int, ...]] = []
 
-    def watched(job: Job, store: Store, device: str) -> Worker:
-        seen.append((job.batch_size, job.chunk, job.threads))
+    def create_worker(job: Job, store: Store, device: str) -> Worker:
+        settings.append((job.batch_size, job.chunk, job.threads))
         return Worker(job, store, device)
 
-    monkeypatch.setattr("synthgen.engine.repair.Worker", watched)
+    monkeypatch.setattr("synthgen.engine.repair.Worker", create_worker)
     for number, chunk in ((0, 7), (1, 5), (2, 7)):
         path = out / f"shards/00000{number}.json"
         edit(
@@ -209,11 +223,11 @@ def test_the_numerics_of_the_marker_are_replayed(
         )
         flip(out / f"shards/00000{number}.tar", 1500)
     assert sorted(repair(open_store(out)).restored) == [0, 1, 2]
-    assert sorted(seen) == [(1, 5, 1), (1, 7, 1)]  # one worker for each setting
-    assert stored_marker(open_store(out), 1).numerics["chunk"] == 5  # type: ignore[union-attr]
+    assert sorted(settings) == [(1, 5, 1), (1, 7, 1)]  # one worker for each setting
+    assert read_stored_marker(open_store(out), 1).numerics["chunk"] == 5  # type: ignore[union-attr]
 
 
-def test_other_bytes_are_told_and_taken_only_if_asked_for(
+def test_other_bytes_are_reported_and_committed_only_with_accept(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = out / "shards/000001.json"
@@ -228,7 +242,7 @@ def test_other_bytes_are_told_and_taken_only_if_asked_for(
     assert cli.main(["repair", str(out)]) == 1
     printed = capsys.readouterr().out
     assert (
-        "shards/000001: left as it is: its bytes differ from the old ones: pillow 0.1 then, "
+        "shards/000001: not repaired: its bytes differ from the old ones: pillow 0.1 then, "
         in printed
     )
     assert "annotations, manifest" not in printed
@@ -236,56 +250,58 @@ def test_other_bytes_are_told_and_taken_only_if_asked_for(
     done = repair(open_store(out), accept=True)
     assert list(done.changed) == [1]
     assert done.faults == []
-    assert stored_marker(open_store(out), 1).numerics["versions"]["pillow"] != "0.1"  # type: ignore[union-attr]
+    assert read_stored_marker(open_store(out), 1).numerics["versions"]["pillow"] != "0.1"  # type: ignore[union-attr]
 
 
-def test_what_was_painted_on_a_gpu_is_not_painted_here(out: Path) -> None:
+def test_a_shard_of_a_gpu_is_not_generated_again_without_a_gpu(out: Path) -> None:
     path = out / "shards/000002.json"
     edit(path, numerics={**json.loads(path.read_text())["numerics"], "device": "cuda"})
     flip(out / "shards/000002.tar", 1500)
     assert repair(open_store(out)).left == {
-        2: "it was painted on a GPU, and there is none here: its bytes would differ"
+        2: "it was generated on a GPU, and this machine has none: its bytes would differ"
     }
     assert repair(open_store(out), accept=True).restored == [
         2
-    ]  # cut-outs are pasted alike everywhere
+    ]  # pasting cut-outs gives the same bytes on every device
 
 
-def test_a_dataset_that_was_extended_in_vain_is_finished(out: Path) -> None:
+def test_a_dataset_whose_extension_generated_nothing_is_finished(out: Path) -> None:
     job = load_job(str(out / "job.yaml"), ["images=7", f"output.path={out}"])
     edit(out / "dataset.json", asked=7)
-    (out / "job.yaml").write_text(json.dumps(job.resolved()))
+    (out / "job.yaml").write_text(json.dumps(job.to_dict()))
     assert repair(open_store(out)).unknown == [3]
     assert check_dataset(open_store(out)) == ([], {"images": 7, "boxes": 7, "shards": 4})
 
 
-def test_shards_of_other_versions_are_not_mixed_in_unasked(out: Path) -> None:
+def test_a_shard_of_other_versions_is_added_only_with_accept(out: Path) -> None:
     job = load_job(str(out / "job.yaml"), ["images=7", f"output.path={out}"])
     edit(out / "dataset.json", asked=7)
-    (out / "job.yaml").write_text(json.dumps(job.resolved()))
+    (out / "job.yaml").write_text(json.dumps(job.to_dict()))
     numerics = json.loads((out / "shards/000000.json").read_text())["numerics"]
     edit(
         out / "shards/000000.json",
         numerics={**numerics, "versions": {**numerics["versions"], "pillow": "0.1"}},
     )
     assert (
-        "other shards were made with other versions: pillow: was 0.1, is "
+        "other shards were generated with other package versions: pillow: was 0.1, is "
         in repair(open_store(out)).left[3]
     )
     done = repair(open_store(out), accept=True)
     assert (list(done.changed), done.faults) == ([3], [])
 
 
-def test_another_job_is_refused(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_file_of_another_job_is_refused(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     job = load_job(str(out / "job.yaml"), ["seed=8"])
-    (out / "job.yaml").write_text(json.dumps(job.resolved()))
+    (out / "job.yaml").write_text(json.dumps(job.to_dict()))
     before = snapshot(out)
     assert cli.main(["repair", str(out)]) == 2
     assert "are not what its shards are of: seed: was 3, is 8" in capsys.readouterr().err
     assert snapshot(out) == before
 
 
-def test_without_a_job_tables_come_back_and_pictures_do_not(out: Path) -> None:
+def test_without_a_job_tables_are_restored_and_images_are_not(out: Path) -> None:
     (out / "job.yaml").write_text("import: {}\n")
     edit(out / "dataset.json", imported="coco: instances.json")
     (out / "shards/000000.parquet").unlink()
@@ -293,14 +309,14 @@ def test_without_a_job_tables_come_back_and_pictures_do_not(out: Path) -> None:
     done = repair(open_store(out))
     assert done.restored == [0]
     assert (
-        "the dataset was imported (coco: instances.json), so it cannot be painted again"
+        "the dataset was imported (coco: instances.json), so its images cannot be generated again"
         in done.left[1]
     )
     assert any("000001.tar: its bytes are not those" in fault for fault in done.faults)
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "job.yaml"])
-def test_a_folder_of_something_else(
+def test_a_folder_without_a_dataset_is_refused(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_text("[")
@@ -309,7 +325,7 @@ def test_a_folder_of_something_else(
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_a_shard_of_another_model_is_found(out: Path) -> None:
+def test_check_finds_a_shard_of_another_model(out: Path) -> None:
     path = out / "shards/000001.json"
     numerics = json.loads(path.read_text())["numerics"]
     edit(path, numerics={**numerics, "files": {"pipeline.cutouts_sha256": "00"}})

@@ -1,4 +1,4 @@
-"""Weather, light, season, style and camera in a dataset: recorded, repeatable, and nothing to those who do not ask."""
+"""Weather, light, season, style and camera in a dataset: recorded, repeatable, and optional."""
 
 import json
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from synthgen.config import Job
 from synthgen.dataset.check import check_dataset
 from synthgen.dataset.sample import SCHEMA
 from synthgen.dataset.shard import read_members, read_rows
-from synthgen.engine.driver import run
-from synthgen.engine.worker import draw_scene
+from synthgen.engine.generation import run
+from synthgen.engine.worker import sample_scene
 from synthgen.storage.location import open_store
-from tests.conftest import shard_bytes
+from tests.conftest import read_shard_bytes
 
 CAMERA = "scene.camera={gaussian_blur: {sigma: [1, 2]}, jpeg: {probability: 1, quality: [20, 60]}}"
 WORDS = ("scene.weather=['', in fog, in rain]", "scene.season=in autumn")
@@ -28,7 +28,7 @@ def records(out: Path) -> list[dict]:  # type: ignore[type-arg]
 
 @pytest.fixture(scope="module")
 def words(checkpoint: Path) -> tuple[str, ...]:
-    """A pipeline that follows words, with a tiny random checkpoint."""
+    """Return the overrides of a pipeline that follows words, with a tiny random checkpoint."""
     return (
         f"pipeline={{method: mixture, model: {checkpoint}, steps: 1}}",
         "layout.canvas=[64, 64]",
@@ -44,11 +44,11 @@ def test_the_words_follow_the_background_and_are_recorded(
     run(job)
     out = Path(job.output.path)
     assert check_dataset(open_store(out))[0] == []
-    seen = records(out)
-    for record in seen:
+    samples = records(out)
+    for record in samples:
         weather = record["conditions"]["weather"]
-        said = f", {weather}" if weather else ""
-        assert record["prompt"] == f"1 dog, a field of grass{said}, in autumn"
+        suffix = f", {weather}" if weather else ""
+        assert record["prompt"] == f"1 dog, a field of grass{suffix}, in autumn"
         assert list(record["conditions"]) == [
             "weather",
             "season",
@@ -59,36 +59,38 @@ def test_the_words_follow_the_background_and_are_recorded(
     manifest = pq.read_table(out / "manifest.parquet").to_pylist()
     rows = [row for number in range(2) for row in read_rows(open_store(out), number)]
     for table in (manifest, rows):
-        assert [{key: row[key] for key in seen[0]["conditions"]} for row in table] == [
-            r["conditions"] for r in seen
+        assert [{key: row[key] for key in samples[0]["conditions"]} for row in table] == [
+            r["conditions"] for r in samples
         ]
     loaded = pytest.importorskip("datasets").load_dataset(str(out), split="train", streaming=True)
-    assert [sample["json"]["conditions"] for sample in loaded] == [r["conditions"] for r in seen]
+    assert [sample["json"]["conditions"] for sample in loaded] == [r["conditions"] for r in samples]
     again = make_job(
         *words, CAMERA, "images=4", f"output.path={out.with_name('again')}", "output.shard_size=2"
     )
     run(again)
-    assert shard_bytes(out) == shard_bytes(Path(again.output.path))
+    assert read_shard_bytes(out) == read_shard_bytes(Path(again.output.path))
 
 
-def test_the_lists_are_drawn_from_by_the_index_alone(
+def test_conditions_are_sampled_from_the_lists_by_the_index_alone(
     make_job: Callable[..., Job], words: tuple[str, ...]
 ) -> None:
-    job, plain = make_job(*words), make_job(*words[:-2])
-    drawn = [draw_scene(job, i) for i in range(60)]
-    assert {scene.atmosphere["weather"] for scene in drawn} == {"", "in fog", "in rain"}
-    for i, scene in enumerate(drawn[:10]):
-        assert scene.phrases == draw_scene(plain, i).phrases  # what else is drawn does not change
-        assert (scene.layout.boxes == draw_scene(plain, i).layout.boxes).all()
+    job = make_job(*words)
+    plain = make_job(*words[:-2])
+    scenes = [sample_scene(job, i) for i in range(60)]
+    assert {scene.atmosphere["weather"] for scene in scenes} == {"", "in fog", "in rain"}
+    for i, scene in enumerate(scenes[:10]):
+        assert scene.phrases == sample_scene(plain, i).phrases  # other random choices do not change
+        assert (scene.layout.boxes == sample_scene(plain, i).layout.boxes).all()
 
 
-def test_the_camera_changes_pixels_and_no_label(
+def test_the_camera_changes_pixels_but_no_label(
     make_job: Callable[..., Job], dataset: Path
 ) -> None:
     job = make_job(CAMERA, f"output.path={dataset.with_name('taken')}")
     run(job)
-    plain, taken = records(dataset), records(Path(job.output.path))
-    for before, after in zip(plain, taken, strict=True):
+    plain = records(dataset)
+    with_camera = records(Path(job.output.path))
+    for before, after in zip(plain, with_camera, strict=True):
         assert after.pop("conditions")
         assert after == before
     assert all(
@@ -101,19 +103,19 @@ def test_the_camera_changes_pixels_and_no_label(
     )
 
 
-def test_jobs_that_do_not_ask_have_the_bytes_they_always_had(
+def test_a_job_without_conditions_has_the_same_bytes_as_before(
     make_job: Callable[..., Job], dataset: Path
 ) -> None:
-    """As a dataset of before: no column, no key, and goes on with a fingerprint that has none of the new keys."""
+    """There are no new columns and keys, and a dataset without the new keys is continued."""
     assert pq.read_schema(dataset / "shards/000000.parquet").names == SCHEMA.names
     assert all("conditions" not in record for record in records(dataset))
-    spared = make_job(
+    without_effect = make_job(
         "scene.camera={jpeg: {probability: 0}}", f"output.path={dataset.with_name('spared')}"
     )
-    run(spared)
+    run(without_effect)
     hashes = [
         [row["image_sha256"] for n in range(3) for row in read_rows(open_store(out), n)]
-        for out in (dataset, Path(spared.output.path))
+        for out in (dataset, Path(without_effect.output.path))
     ]
     assert hashes[0] == hashes[1]
     info = json.loads((dataset / "dataset.json").read_text())
@@ -133,17 +135,19 @@ def test_a_camera_is_part_of_the_job(
     assert "scene.camera.jpeg.quality: was not set, is [50, 50]" in capsys.readouterr().err
 
 
-def test_mistakes_are_told(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = [
+def test_mistakes_in_the_job_are_reported(
+    job_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [
         "scene.weather=fog",
         "scene.wether=fog",
         "scene.camera={jpg: {}, exposure: {stop: 1}, jpeg: {quality: 200}}",
         "scene.light=[]",
     ]
-    for override, said in zip(
-        [*wrong],
+    for override, message in zip(
+        [*overrides],
         [
-            "paste paints no weather",
+            "paste cannot generate weather",
             "did you mean 'weather'?",
             "did you mean 'jpeg'?",
             "the list is empty",
@@ -151,5 +155,5 @@ def test_mistakes_are_told(job_file: Path, capsys: pytest.CaptureFixture[str]) -
         strict=True,
     ):
         assert cli.main(["run", str(job_file), override]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (job_file.parent / "out").exists()

@@ -1,4 +1,4 @@
-"""One worker: samples depend on job and index alone; failed images are painted again."""
+"""One worker: samples depend on job and index alone; failed images are generated again."""
 
 import io
 import json
@@ -18,14 +18,14 @@ from synthgen.config import Job, OutputSpec
 from synthgen.dataset.sample import Sample
 from synthgen.dataset.shard import StagedShard, read_members
 from synthgen.engine.worker import (
-    Painted,
+    GeneratedImage,
     Progress,
     RejectedImageError,
     Worker,
-    annotations,
-    draw_scene,
+    build_annotations,
     encode_image,
-    is_picture,
+    is_blank,
+    sample_scene,
 )
 from synthgen.layouts.base import InfeasibleLayoutError, Layout
 from synthgen.layouts.objects import ObjectSpec
@@ -39,25 +39,24 @@ from synthgen.verification.repair import Inspection
 
 
 def test_layout_and_scene_are_functions_of_the_index(make_job: Callable[..., Job]) -> None:
-    first, again, other = (
-        draw_scene(make_job(), 5),
-        draw_scene(make_job("images=99"), 5),
-        draw_scene(make_job(), 4),
-    )
+    first = sample_scene(make_job(), 5)
+    again = sample_scene(make_job("images=99"), 5)
+    other = sample_scene(make_job(), 4)
     np.testing.assert_array_equal(first.layout.boxes, again.layout.boxes)
     assert first.phrases == again.phrases
     assert not np.array_equal(first.layout.boxes, other.layout.boxes)
 
 
-def test_a_shard_with_progress(make_job: Callable[..., Job], tmp_path: Path) -> None:
+def test_a_shard_is_staged_after_the_progress_of_its_batches(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
     job = make_job("images=5", "output.shard_size=3")
     *progress, staged = Worker(job, open_store(tmp_path)).make_shard(1)
     assert progress == [Progress(1, 2)]
     assert isinstance(staged, StagedShard)
     assert (staged.marker.count, staged.marker.first_index, staged.marker.attempts) == (2, 3, 2)
-    assert {k: staged.marker.numerics[k] for k in ("batch_size", "chunk", "threads", "device")} == {
-        "batch_size": 2, "chunk": 32, "threads": 1, "device": "cpu",
-    }  # fmt: skip
+    expected = {"batch_size": 2, "chunk": 32, "threads": 1, "device": "cpu"}
+    assert {key: staged.marker.numerics[key] for key in expected} == expected
     records = [
         json.loads(data)
         for name, data in read_members(tmp_path / staged.tar)
@@ -71,10 +70,11 @@ def test_a_shard_with_progress(make_job: Callable[..., Job], tmp_path: Path) -> 
 
 
 class Flaky:
-    """Paints black at the first `bad` attempts at every odd index."""
+    """A painter whose first `bad` attempts at every odd index are black."""
 
     def __init__(self, bad: int) -> None:
-        self.bad, self.calls = bad, 0
+        self.bad = bad
+        self.calls = 0
 
     def __call__(
         self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
@@ -85,24 +85,24 @@ class Flaky:
         return [Painting(good * (0 if b else 1)) for b in black]
 
 
-def test_a_black_image_is_painted_again(make_job: Callable[..., Job], tmp_path: Path) -> None:
+def test_a_black_image_is_generated_again(make_job: Callable[..., Job], tmp_path: Path) -> None:
     worker = Worker(make_job(), open_store(tmp_path))
     worker.painter = Flaky(1)
-    painted = worker.paint([0, 1])
-    assert [p.attempt for p in painted] == [0, 1]
-    assert all(is_picture(p.painting) for p in painted)
+    images = worker.paint([0, 1])
+    assert [p.attempt for p in images] == [0, 1]
+    assert all(not is_blank(p.painting) for p in images)
 
 
 def test_an_object_without_a_visible_pixel_has_no_annotation() -> None:
     boxes = np.array([[10, 10, 40, 40], [10, 10, 40, 40], [60, 60, 90, 90]], np.float32)
     layout = Layout(128, 128, boxes, ("dog", "dog", "cat"), ("a dog", "a brown dog", "a cat"))
     masks = [np.zeros((128, 128), np.uint8) for _ in range(3)]
-    masks[1][10:40, 10:40] = masks[2][60, 60] = 1  # the second dog stands before the first
+    masks[1][10:40, 10:40] = masks[2][60, 60] = 1  # the second dog hides the first
     encoded = tuple({**coco_mask.encode(np.asfortranarray(m))} for m in masks)
     ids = {"dog": 18, "cat": 17}
-    shown = list(annotations(Scene(layout, ""), Painting(NOISE, encoded), ids))
+    shown = list(build_annotations(Scene(layout, ""), Painting(NOISE, encoded), ids))
     assert [(a.phrase, a.area) for a in shown] == [("a brown dog", 900), ("a cat", 1)]
-    without_masks = list(annotations(Scene(layout, ""), Painting(NOISE), ids))
+    without_masks = list(build_annotations(Scene(layout, ""), Painting(NOISE), ids))
     assert [a.area for a in without_masks] == [900, 900, 900]
 
 
@@ -110,7 +110,7 @@ def test_labels_are_not_rounded() -> None:
     layout = Layout(
         128, 128, np.array([[10.25, 10.5, 40.75, 41]], np.float32), ("dog",), ("a dog",)
     )
-    (annotation,) = annotations(Scene(layout, ""), Painting(NOISE), {"dog": 18})
+    (annotation,) = build_annotations(Scene(layout, ""), Painting(NOISE), {"dog": 18})
     assert (annotation.bbox, annotation.area) == ((10.25, 10.5, 30.5, 30.5), 30.5 * 30.5)
 
 
@@ -118,7 +118,7 @@ NOISE = np.random.default_rng(0).integers(1, 255, (128, 128, 3), np.uint8)
 
 
 class Attempts:
-    """Paints and judges as a list says: faults of each attempt, None for an image of one colour."""
+    """A painter and verifier with these faults at each attempt; None is a blank image."""
 
     def __init__(self, faults: Sequence[int | None]) -> None:
         self.faults = faults
@@ -136,9 +136,9 @@ class Attempts:
 
     def verify(self, images: Sequence[np.ndarray], layouts: Sequence[Layout]) -> list[Verdict]:
         verdicts = []
-        for image, of in zip(images, layouts, strict=True):
+        for image, layout in zip(images, layouts, strict=True):
             faults = self.faults[int(image[0, 0, 0])] or 0
-            scores = np.array([0] * faults + [1] * (len(of) - faults), np.float32)
+            scores = np.array([0] * faults + [1] * (len(layout) - faults), np.float32)
             verdicts.append(Verdict(scores, None, None, np.zeros((0, 4), np.float32)))
         return verdicts
 
@@ -152,51 +152,57 @@ class Counting(VerifierSpec):
 
 
 @pytest.mark.parametrize(
-    ("faults", "kept", "tries"),
+    ("faults", "best_attempt", "tries"),
     [
         ([3, 1, 2], 1, 3),
         ([2, 3, 1], 2, 3),
         ([1, 2, 3], 0, 3),
-        ([2, 2, 2], 0, 3),  # of equals the first
+        ([2, 2, 2], 0, 3),  # the first of equal ones
         ([3, 1, 1], 1, 3),
-        ([2, 0, 1], 1, 2),  # none is better
-        ([None, 3, 4], 1, 3),  # four faults are better than nothing to see
+        ([2, 0, 1], 1, 2),  # no faults are best
+        ([None, 3, 4], 1, 3),  # four faults are better than a blank image
         ([4, None, None], 0, 3),
         ([None, None, None], 0, 3),
         ([None, None, 4], 2, 3),
     ],
 )
 def test_the_best_attempt_is_kept(
-    make_job: Callable[..., Job], tmp_path: Path, faults: list[int | None], kept: int, tries: int
+    make_job: Callable[..., Job],
+    tmp_path: Path,
+    faults: list[int | None],
+    best_attempt: int,
+    tries: int,
 ) -> None:
-    worker, attempts = Worker(make_job("max_attempts=3"), open_store(tmp_path)), Attempts(faults)
+    worker = Worker(make_job("max_attempts=3"), open_store(tmp_path))
+    attempts = Attempts(faults)
     worker.painter = attempts
     worker.inspection = Inspection(Counting(), attempts.verify, attempts)
-    (painted,) = worker.paint([7])
-    assert (painted.attempt, painted.tries) == (kept, tries)
-    assert painted.painting.image[0, 0, 0] == kept
-    assert painted.checked is not None
-    assert painted.checked.faults == (faults[kept] or 0)
+    (image,) = worker.paint([7])
+    assert (image.attempt, image.attempts) == (best_attempt, tries)
+    assert image.painting.image[0, 0, 0] == best_attempt
+    assert image.checked is not None
+    assert image.checked.faults == (faults[best_attempt] or 0)
 
 
 @pytest.mark.parametrize(
-    ("faults", "kept"), [([None, 0, 0], 1), ([None, None, 0], 2), ([None, None, None], 0)]
+    ("faults", "best_attempt"), [([None, 0, 0], 1), ([None, None, 0], 2), ([None, None, None], 0)]
 )
-def test_of_blank_images_the_first_is_kept(
-    make_job: Callable[..., Job], tmp_path: Path, faults: list[int | None], kept: int
+def test_the_first_of_the_blank_images_is_kept(
+    make_job: Callable[..., Job], tmp_path: Path, faults: list[int | None], best_attempt: int
 ) -> None:
     worker = Worker(make_job("max_attempts=3"), open_store(tmp_path))
     worker.painter = Attempts(faults)
-    (painted,) = worker.paint([7])
-    assert painted.attempt == painted.painting.image[0, 0, 0] == kept
+    (image,) = worker.paint([7])
+    assert image.attempt == image.painting.image[0, 0, 0] == best_attempt
 
 
 class Hungry(Flaky):
-    """Runs out of memory at its third call unless the chunk is small."""
+    """A painter that runs out of memory at its third call unless the chunk is small."""
 
     def __init__(self, chunk: int, most: int) -> None:
         super().__init__(0)
-        self.chunk, self.most = chunk, most
+        self.chunk = chunk
+        self.most = most
 
     def __call__(
         self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
@@ -207,7 +213,7 @@ class Hungry(Flaky):
 
 
 @pytest.mark.parametrize(("most", "chunk"), [(8, 8), (31, 16), (32, 32)])
-def test_where_memory_runs_out_the_shard_is_made_again_with_half_the_chunk(
+def test_a_shard_is_retried_with_half_the_chunk_if_memory_runs_out(
     make_job: Callable[..., Job],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -230,7 +236,7 @@ def test_where_memory_runs_out_the_shard_is_made_again_with_half_the_chunk(
     assert again.marker.sha256 == staged.marker.sha256
 
 
-def test_what_does_not_fit_at_all_is_told(
+def test_an_error_is_raised_if_even_a_chunk_of_one_is_too_large(
     make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PasteSpec, "load", lambda self, scene, numerics: Hungry(numerics.chunk, 0))
@@ -241,9 +247,11 @@ def test_what_does_not_fit_at_all_is_told(
 
 
 class Counted(Hungry):
-    """Counts how many of its kind there are."""
+    """A painter that counts its instances."""
 
-    alive, most_alive, made = 0, 0, 0
+    alive = 0
+    most_alive = 0
+    made = 0
 
     def __init__(self, chunk: int, most: int) -> None:
         super().__init__(chunk, most)
@@ -256,14 +264,15 @@ class Counted(Hungry):
 
 
 class Adjustable(Counted):
-    """Goes on with another chunk without being loaded anew."""
+    """A painter that can change its chunk without being loaded again."""
 
     def use_chunk(self, chunk: int) -> None:
-        self.chunk, self.calls = chunk, 0
+        self.chunk = chunk
+        self.calls = 0
 
 
 @pytest.mark.parametrize(("painter", "made"), [(Counted, 3), (Adjustable, 1)])
-def test_where_memory_runs_out_there_are_never_two_models(
+def test_there_are_never_two_models_if_memory_runs_out(
     make_job: Callable[..., Job],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -285,37 +294,42 @@ def test_where_memory_runs_out_there_are_never_two_models(
     assert worker.inspection.painter is worker.painter
 
 
-def test_images_wait_for_the_encoder(
+def test_generation_waits_for_the_encoder(
     make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker(make_job("images=40", "output.shard_size=40"), open_store(tmp_path))
     worker.painter = Flaky(0)
-    encode, paint, painted, encoded, waiting = worker.encode, worker.paint, [0], [0], [0]
+    encode = worker.encode
+    paint = worker.paint
+    generated = [0]
+    encoded = [0]
+    most_waiting = [0]
 
-    def slow(indices: Sequence[int], batch: Sequence[Painted]) -> list[Sample]:
+    def encode_slowly(indices: Sequence[int], batch: Sequence[GeneratedImage]) -> list[Sample]:
         time.sleep(0.02)
         samples = encode(indices, batch)
         encoded[0] += len(samples)
         return samples
 
-    def counted(indices: Sequence[int]) -> list[Painted]:
+    def count_generated(indices: Sequence[int]) -> list[GeneratedImage]:
         batch = paint(indices)
-        painted[0] += len(batch)
-        waiting[0] = max(waiting[0], painted[0] - encoded[0])
+        generated[0] += len(batch)
+        most_waiting[0] = max(most_waiting[0], generated[0] - encoded[0])
         return batch
 
-    monkeypatch.setattr(worker, "encode", slow)
-    monkeypatch.setattr(worker, "paint", counted)
+    monkeypatch.setattr(worker, "encode", encode_slowly)
+    monkeypatch.setattr(worker, "paint", count_generated)
     *progress, staged = worker.make_shard(0)
     assert isinstance(staged, StagedShard)
     assert (staged.marker.count, len(progress)) == (40, 20)
-    assert waiting[0] <= 3 * 2  # three batches of two
+    assert most_waiting[0] <= 3 * 2  # three batches of two
 
 
-def test_another_chunk_needs_no_loading(checkpoint: Path) -> None:
+def test_another_chunk_does_not_load_the_model_again(checkpoint: Path) -> None:
     spec = MixtureSpec(model=str(checkpoint), steps=1)
     layout = Layout(32, 32, np.array([[4, 4, 20, 20]], np.float32), ("dog",))
-    scene, seed = Scene(layout, "sand"), np.random.SeedSequence(1)
+    scene = Scene(layout, "sand")
+    seed = np.random.SeedSequence(1)
     loaded: Any = spec.load(SceneSpec(), Numerics(chunk=8))
     loaded.use_chunk(1)
     fresh: Any = spec.load(SceneSpec(), Numerics(chunk=1))
@@ -325,27 +339,29 @@ def test_another_chunk_needs_no_loading(checkpoint: Path) -> None:
     np.testing.assert_array_equal(image, expected)
 
 
-def test_on_reject(make_job: Callable[..., Job], tmp_path: Path) -> None:
-    keep = Worker(make_job("max_attempts=2"), open_store(tmp_path))
-    keep.painter = Flaky(9)
-    assert [p.tries for p in keep.paint([0, 1])] == [1, 2]
-    fail = Worker(make_job("max_attempts=2", "on_reject=fail"), open_store(tmp_path))
-    fail.painter = Flaky(9)
+def test_a_rejected_image_is_kept_or_raises_as_the_job_says(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    keeping = Worker(make_job("max_attempts=2"), open_store(tmp_path))
+    keeping.painter = Flaky(9)
+    assert [p.attempts for p in keeping.paint([0, 1])] == [1, 2]
+    failing = Worker(make_job("max_attempts=2", "on_reject=fail"), open_store(tmp_path))
+    failing.painter = Flaky(9)
     with pytest.raises(RejectedImageError, match=r"samples \[1\]: blank after 2 attempts"):
-        fail.paint([0, 1])
+        failing.paint([0, 1])
 
 
 def test_an_impossible_layout_names_index_and_seed(make_job: Callable[..., Job]) -> None:
     job = make_job()
     full = job.layout.model_copy(update={"objects": {"dog": ObjectSpec(count=(90, 90))}})
     with pytest.raises(InfeasibleLayoutError, match="sample 2, seed 3: no room for 90 boxes"):
-        draw_scene(job.model_copy(update={"layout": full}), 2)
+        sample_scene(job.model_copy(update={"layout": full}), 2)
 
 
 @pytest.mark.parametrize(
     ("image_format", "magic"), [("jpg", b"\xff\xd8"), ("png", b"\x89PNG"), ("webp", b"RIFF")]
 )
-def test_encode_image(image_format: str, magic: bytes) -> None:
+def test_an_image_is_encoded_in_the_format_of_the_job(image_format: str, magic: bytes) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
     output = OutputSpec.model_validate({"path": "out", "image_format": image_format, "quality": 90})
     assert encode_image(pixels, output).startswith(magic)
@@ -353,7 +369,7 @@ def test_encode_image(image_format: str, magic: bytes) -> None:
 
 
 @pytest.mark.parametrize(("subsampling", "factors"), [("4:4:4", (1, 1)), ("4:2:0", (2, 2))])
-def test_the_chroma_of_a_jpg_is_sampled_as_asked(
+def test_a_jpg_has_the_chroma_subsampling_of_the_job(
     subsampling: str, factors: tuple[int, int]
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
@@ -362,7 +378,7 @@ def test_the_chroma_of_a_jpg_is_sampled_as_asked(
         assert isinstance(image, JpegImageFile)
         assert (
             image.layer[0][1:3] == factors
-        )  # horizontal and vertical sampling of luma against chroma
+        )  # horizontal and vertical luma samples per chroma sample
 
 
 @pytest.mark.parametrize(
@@ -376,19 +392,19 @@ def test_the_chroma_of_a_jpg_is_sampled_as_asked(
 def test_no_other_option_of_an_encoder_is_set(
     monkeypatch: pytest.MonkeyPatch, image_format: str, expected: tuple[str, dict[str, Any]]
 ) -> None:
-    """Any other one changes the bytes of every dataset, and has no key in the fingerprint."""
-    asked: list[tuple[str, dict[str, Any]]] = []
+    """Any other option would change the bytes of every dataset without a fingerprint key."""
+    calls: list[tuple[str, dict[str, Any]]] = []
 
     def save(image: Image.Image, file: Any, name: str, **options: Any) -> None:
-        asked.append((name, options))
+        calls.append((name, options))
 
     monkeypatch.setattr(Image.Image, "save", save)
     output = OutputSpec.model_validate({"path": "out", "image_format": image_format, "quality": 90})
     encode_image(np.zeros((8, 8, 3), np.uint8), output)
-    assert asked == [expected]
+    assert calls == [expected]
 
 
-def test_distractors_are_painted_but_not_labelled(
+def test_distractors_are_generated_but_not_labelled(
     make_job: Callable[..., Job], tmp_path: Path
 ) -> None:
     job = make_job("layout.objects={dog: 2, ball: {count: 2, label: false}}", "output.shard_size=1")

@@ -1,1 +1,1 @@
-"""Evaluation."""
+"""Tests of the evaluation."""

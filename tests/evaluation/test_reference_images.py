@@ -1,4 +1,4 @@
-"""Comparison with real pictures: encoders, sources, and what is said where it cannot be made."""
+"""Comparison with real images: encoders, sources, and messages if it is impossible."""
 
 import json
 import subprocess
@@ -27,32 +27,26 @@ from synthgen.evaluation.reference_images import Reference
 from synthgen.layouts.base import Layout
 from synthgen.storage.location import open_store
 
-PICTURES = [
-    Image.fromarray(p)
-    for p in np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)
-]
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)
+IMAGES = [Image.fromarray(pixels) for pixels in NOISE]
 
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resnet")
     torch.manual_seed(0)
-    ResNetModel(
-        ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
-    ).save_pretrained(folder)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
+    ResNetModel(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder
 
 
 @torch.no_grad()
-def test_features_are_the_pooled_ones(resnet: Path, tmp_path: Path) -> None:
+def test_features_are_pooled(resnet: Path, tmp_path: Path) -> None:
     processor = ViTImageProcessor.from_pretrained(resnet)
-    wanted = (
-        ResNetModel.from_pretrained(resnet)
-        .eval()(**processor(PICTURES, return_tensors="pt"))
-        .pooler_output.flatten(1)
-    )
-    torch.testing.assert_close(Encoder(resnet, "cpu")(PICTURES), wanted, rtol=1e-4, atol=1e-5)
+    model = ResNetModel.from_pretrained(resnet).eval()
+    wanted = model(**processor(IMAGES, return_tensors="pt")).pooler_output.flatten(1)
+    torch.testing.assert_close(Encoder(resnet, "cpu")(IMAGES), wanted, rtol=1e-4, atol=1e-5)
     size = {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -63,40 +57,36 @@ def test_features_are_the_pooled_ones(resnet: Path, tmp_path: Path) -> None:
     vision.save_pretrained(tmp_path)
     clip = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     clip.save_pretrained(tmp_path)
-    wanted = vision(clip(PICTURES, return_tensors="pt").pixel_values).pooler_output
-    torch.testing.assert_close(Encoder(tmp_path, "cpu")(PICTURES), wanted, rtol=1e-4, atol=1e-5)
+    wanted = vision(clip(IMAGES, return_tensors="pt").pixel_values).pooler_output
+    torch.testing.assert_close(Encoder(tmp_path, "cpu")(IMAGES), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_packaged_encoder_has_1280_features() -> None:
     encoder = EfficientNetEncoder("cpu")
-    assert encoder(PICTURES[:3]).shape == (3, 1280)
+    assert encoder(IMAGES[:3]).shape == (3, 1280)
 
 
-def test_boxes_or_whole_pictures(resnet: Path, tmp_path: Path) -> None:
-    image = np.asarray(PICTURES[0])
-    layout = Layout(
-        64, 48, np.array([[0, 0, 20, 20], [20, 20, 40, 40]], np.float32), ("dog", "dog")
-    )
-    whole, boxes = (
-        Comparison(Reference(tmp_path, str(resnet), objects), "cpu") for objects in (False, True)
-    )
-    for compared in (whole, boxes):
-        compared.add(image, layout)
-        compared.add(image, Layout(64, 48, layout.boxes[:0], ()))
-    assert [sum(len(f) for f in c.features) for c in (whole, boxes)] == [2, 2]
-    torch.testing.assert_close(
-        boxes.features[0],
-        boxes.encoder([Image.fromarray(image[:20, :20]), Image.fromarray(image[20:40, 20:40])]),
-    )
+def test_boxes_or_whole_images_are_encoded(resnet: Path, tmp_path: Path) -> None:
+    image = np.asarray(IMAGES[0])
+    corners = np.array([[0, 0, 20, 20], [20, 20, 40, 40]], np.float32)
+    layout = Layout(64, 48, corners, ("dog", "dog"))
+    whole = Comparison(Reference(tmp_path, str(resnet)), "cpu")
+    boxes = Comparison(Reference(tmp_path, str(resnet), objects=True), "cpu")
+    for comparison in (whole, boxes):
+        comparison.add(image, layout)
+        comparison.add(image, Layout(64, 48, layout.boxes[:0], ()))
+        assert sum(map(len, comparison.features)) == 2
+    crops = [Image.fromarray(image[:20, :20]), Image.fromarray(image[20:40, 20:40])]
+    torch.testing.assert_close(boxes.features[0], boxes.encoder(crops))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures in folders, as they come."""
+    """Images in a folder and in a folder in it."""
     path = tmp_path_factory.mktemp("real")
     (path / "more").mkdir()
-    for k, picture in enumerate(PICTURES[:8]):
-        picture.save(path / ("more" if k % 2 else ".") / f"{k}.png")
+    for k, image in enumerate(IMAGES[:8]):
+        image.save(path / ("more" if k % 2 else ".") / f"{k}.png")
     return path
 
 
@@ -104,29 +94,17 @@ def test_a_dataset_is_compared(
     job_file: Path, folder: Path, resnet: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def evaluate(*options: str) -> dict[str, float | str]:
-        assert (
-            cli.main(
-                [
-                    "evaluate",
-                    str(job_file),
-                    "images=8",
-                    *options,
-                    "--encoder",
-                    str(resnet),
-                    "--json",
-                ]
-            )
-            == 0
-        )
-        told: dict[str, float | str] = json.loads(capsys.readouterr().out)
-        return told
+        command = ["evaluate", str(job_file), "images=8", "--encoder", str(resnet), "--json"]
+        assert cli.main([*command, *options]) == 0
+        figures: dict[str, float | str] = json.loads(capsys.readouterr().out)
+        return figures
 
-    alone = evaluate()  # the job is run, too
-    assert {alone[name] for name in FIGURES} == {"not measured here"}
-    found = evaluate("--reference", str(folder))
-    assert all(isinstance(found[name], float) for name in FIGURES)
-    itself = evaluate("--reference", str(job_file.parent / "out"), "--objects")
-    assert [itself[name] for name in ("nearest", "precision", "coverage")] == [0, 1, 1]
+    without = evaluate()  # this runs the job, too
+    assert {without[name] for name in FIGURES} == {"not measured here"}
+    compared = evaluate("--reference", str(folder))
+    assert all(isinstance(compared[name], float) for name in FIGURES)
+    with_itself = evaluate("--reference", str(job_file.parent / "out"), "--objects")
+    assert [with_itself[name] for name in ("nearest", "precision", "coverage")] == [0, 1, 1]
     few = evaluate("--reference", str(folder), "--limit", "3")
     assert few["fid"] == "not measured here: at least 6 are needed, of each"
 
@@ -136,11 +114,11 @@ def test_a_dataset_is_compared(
     [
         (
             ["--reference", "nowhere"],
-            "--reference: 'nowhere' is neither a synthgen dataset nor a folder of pictures",
+            "--reference: 'nowhere' is neither a synthgen dataset nor a folder of images",
         ),
         (
             ["--reference", "{folder}", "--objects"],
-            "is a folder of pictures; boxes are known in a dataset alone",
+            "is a folder of images; only a dataset has boxes",
         ),
         (
             ["--reference", "{folder}", "--encoder", "nothing"],
@@ -148,7 +126,7 @@ def test_a_dataset_is_compared(
         ),
     ],
 )
-def test_what_cannot_be_compared(
+def test_a_reference_that_cannot_be_compared_is_named(
     options: list[str],
     message: str,
     folder: Path,
@@ -159,7 +137,7 @@ def test_what_cannot_be_compared(
     assert message in capsys.readouterr().err
 
 
-def test_captions_with_boxes_or_masks_are_painted_and_measured_in_one_command(
+def test_one_command_generates_and_measures_captions_with_boxes_or_masks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "captions.py"
@@ -169,13 +147,13 @@ def test_captions_with_boxes_or_masks_are_painted_and_measured_in_one_command(
         capture_output=True,
     )
     entries = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
-    assert ["boxes" in e for e in entries] == [False, True] * 3
+    assert ["boxes" in entry for entry in entries] == [False, True] * 3
     monkeypatch.chdir(tmp_path)
-    assert (
-        cli.main(["evaluate", "captions", "pipeline=paste", "images=6", "workers=0", "--json"]) == 0
-    )
-    told = json.loads(capsys.readouterr().out)
-    assert (told["images"], told["boxes"]) == (6, sum(len(e["categories"]) for e in entries))
-    assert told["held"] > 0.5
+    overrides = ["pipeline=paste", "images=6", "workers=0"]
+    assert cli.main(["evaluate", "captions", *overrides, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["images"] == 6
+    assert figures["boxes"] == sum(len(entry["categories"]) for entry in entries)
+    assert figures["held"] > 0.5
     rows = read_rows(open_store(tmp_path / "out/captions"), 0)
-    assert [row["prompt"] for row in rows] == [e["caption"] for e in entries]
+    assert [row["prompt"] for row in rows] == [entry["caption"] for entry in entries]

@@ -1,11 +1,12 @@
-"""Two small datasets to export: one that was imported, one that was made."""
+"""Two small datasets to export: an imported one and a generated one."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from synthgen.config import load_job
-from synthgen.engine.driver import run
+from synthgen.engine.generation import run
 from synthgen.engine.importing import ImportSpec, import_dataset
 from synthgen.formats.source import Source
 from tests.conftest import SMALL_JOB
@@ -14,7 +15,7 @@ from tests.formats.sources import write_rich_coco
 
 @pytest.fixture(scope="session")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine pictures of a COCO file with all that such a file can say, in three shards."""
+    """Nine images of a COCO file with values of every kind, in three shards."""
     folder = tmp_path_factory.mktemp("imported")
     source = Source("coco", write_rich_coco(folder / "source"))
     import_dataset(ImportSpec(source, folder / "out", shard_size=4))
@@ -22,11 +23,9 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten pictures with four dogs or cats each, in five shards."""
-    import json
-
-    out = tmp_path_factory.mktemp("made") / "out"
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images with four dogs or cats each, in five shards."""
+    out = tmp_path_factory.mktemp("generated") / "out"
     layout = {**SMALL_JOB["layout"], "objects": {"dog": 2, "cat": 2}}
     job = {
         **SMALL_JOB,

@@ -1,4 +1,4 @@
-"""Small sources of annotated pictures: the same three in each form."""
+"""Small sources of annotated images: the same three images in each format."""
 
 import json
 from collections.abc import Iterator
@@ -21,35 +21,37 @@ NAMES: tuple[list[str], ...] = (["dog", "cat"], [], ["dog"])
 IDS = {"dog": 18, "cat": 17}
 
 
-def picture(k: int, size: tuple[int, int] | None = None) -> Image.Image:
-    """A picture of noise, never the same."""
+def make_image(k: int, size: tuple[int, int] | None = None) -> Image.Image:
+    """Return an image of noise that differs for each k."""
     width, height = size or SIZES[k]
     return Image.fromarray(np.random.default_rng(k).integers(0, 255, (height, width, 3), np.uint8))
 
 
-def write_pictures(folder: Path, suffix: str = "jpg") -> None:
+def write_images(folder: Path, suffix: str = "jpg") -> None:
+    """Write the three images."""
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(3):
-        picture(k).save(folder / f"{k}.{suffix}")
+        make_image(k).save(folder / f"{k}.{suffix}")
 
 
 def coco_data() -> dict[str, Any]:
+    """Return the content of a COCO file of the three images."""
     images = [
         {"id": 7 + k, "file_name": f"{k}.jpg", "width": w, "height": h}
         for k, (w, h) in enumerate(SIZES)
     ]
-    pairs = [(k, box, name) for k in range(3) for box, name in zip(BOXES[k], NAMES[k], strict=True)]
-    annotations = [
-        {
-            "id": i,
-            "image_id": 7 + k,
-            "category_id": IDS[name],
-            "bbox": list(box),
-            "iscrowd": 0,
-            "area": box[2] * box[3],
-        }
-        for i, (k, box, name) in enumerate(pairs)
-    ]
+    annotations: list[dict[str, Any]] = []
+    for k in range(3):
+        for box, name in zip(BOXES[k], NAMES[k], strict=True):
+            annotation = {
+                "id": len(annotations),
+                "image_id": 7 + k,
+                "category_id": IDS[name],
+                "bbox": list(box),
+                "iscrowd": 0,
+                "area": box[2] * box[3],
+            }
+            annotations.append(annotation)
     return {
         "images": images,
         "annotations": annotations,
@@ -58,7 +60,8 @@ def coco_data() -> dict[str, Any]:
 
 
 def write_coco(folder: Path, data: dict[str, Any] | None = None) -> Path:
-    write_pictures(folder / "images")
+    """Write the three images and a COCO file; return its path."""
+    write_images(folder / "images")
     path = folder / "annotations" / "instances.json"
     path.parent.mkdir()
     path.write_text(json.dumps(data or coco_data()))
@@ -66,38 +69,38 @@ def write_coco(folder: Path, data: dict[str, Any] | None = None) -> Path:
 
 
 def document_rows() -> list[dict[str, Any]]:
-    """Rows as document 001 has them."""
-    strings = [
-        [
-            f"label_{IDS[name]}_bbox_" + "_".join(map(str, box))
-            for box, name in zip(BOXES[k], NAMES[k], strict=True)
-        ]
-        for k in range(3)
-    ]
-    return [
-        {"file_name": f"{k}.jpg", "caption": f"picture {k}", "custom_annotation": strings[k]}
-        for k in range(3)
-    ]
+    """Return rows with annotation strings (label_ID_bbox_X_Y_W_H)."""
+    rows: list[dict[str, Any]] = []
+    for k in range(3):
+        strings: list[str] = []
+        for box, name in zip(BOXES[k], NAMES[k], strict=True):
+            numbers = "_".join(map(str, box))
+            strings.append(f"label_{IDS[name]}_bbox_{numbers}")
+        row = {"file_name": f"{k}.jpg", "caption": f"picture {k}", "custom_annotation": strings}
+        rows.append(row)
+    return rows
 
 
 def write_lines(folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:
-    write_pictures(folder)
+    """Write the three images and a file of JSON lines; return its path."""
+    write_images(folder)
     path = folder / "metadata.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows or document_rows()))
     return path
 
 
 def write_yolo(folder: Path) -> Path:
-    """Pictures 0 and 1 for training, picture 2 to validate with; picture 1 has no labels."""
+    """Write images 0 and 1 for train and image 2 for val; image 1 has no labels."""
     for k, split in ((0, "train"), (1, "train"), (2, "val")):
         (folder / "images" / split).mkdir(parents=True, exist_ok=True)
         (folder / "labels" / split).mkdir(parents=True, exist_ok=True)
-        picture(k).save(folder / "images" / split / f"{k}.jpg")
+        make_image(k).save(folder / "images" / split / f"{k}.jpg")
         width, height = SIZES[k]
-        lines = [
-            f"{['cat', 'dog'].index(name)} {(x + w / 2) / width:.9f} {(y + h / 2) / height:.9f} {w / width:.9f} {h / height:.9f}\n"
-            for (x, y, w, h), name in zip(BOXES[k], NAMES[k], strict=True)
-        ]
+        lines: list[str] = []
+        for (x, y, w, h), name in zip(BOXES[k], NAMES[k], strict=True):
+            number = ["cat", "dog"].index(name)
+            centre = f"{(x + w / 2) / width:.9f} {(y + h / 2) / height:.9f}"
+            lines.append(f"{number} {centre} {w / width:.9f} {h / height:.9f}\n")
         if lines:
             (folder / "labels" / split / f"{k}.txt").write_text("".join(lines))
     (folder / "data.yaml").write_text(
@@ -107,12 +110,13 @@ def write_yolo(folder: Path) -> Path:
 
 
 def write_voc(folder: Path) -> Path:
-    """Where the edges are, as labelImg writes it, with a list of two images."""
-    write_pictures(folder / "JPEGImages")
+    """Write corners that are edges, as labelImg does, and a list of two images."""
+    write_images(folder / "JPEGImages")
     for part in ("Annotations", "ImageSets/Main"):
         (folder / part).mkdir(parents=True)
     for k, (width, height) in enumerate(SIZES):
-        text = f"<filename>{k}.jpg</filename><size><width>{width}</width><height>{height}</height></size>"
+        size = f"<size><width>{width}</width><height>{height}</height></size>"
+        text = f"<filename>{k}.jpg</filename>{size}"
         for (x, y, w, h), name in zip(BOXES[k], NAMES[k], strict=True):
             ends = f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
             text += f"<object><name>{name}</name><bndbox>{ends}</bndbox></object>"
@@ -122,7 +126,8 @@ def write_voc(folder: Path) -> Path:
 
 
 def write_labelme(folder: Path) -> Path:
-    write_pictures(folder)
+    """Write the three images and a file of labelme for each; return the folder."""
+    write_images(folder)
     for k, (width, height) in enumerate(SIZES):
         shapes = [
             {"label": name, "points": [[x, y], [x + w, y + h]], "shape_type": "rectangle"}
@@ -144,7 +149,7 @@ UNCOMPRESSED = {"size": [48, 64], "counts": [48 * 10, 48 * 5, 48 * 49]}
 
 
 def rich_coco() -> dict[str, Any]:
-    """Nine pictures with all that a COCO file can say of them: crowds, masks of three kinds, licences, words of its own."""
+    """Return nine images with crowds, masks of three kinds, licences and unknown keys."""
     from pycocotools import mask
 
     rng = np.random.default_rng(5)
@@ -179,21 +184,20 @@ def rich_coco() -> dict[str, Any]:
                 "iscrowd": int(n == 1),
                 "segmentation": masks[(k + n) % 5],
             }
-            annotations.append(
-                annotation
-                | (
-                    {"attributes": {"occluded": True}, "num_keypoints": 0, "category": "dog"}
-                    if n == 2
-                    else {}
-                )
-            )
-    annotations = [
-        {key: value for key, value in a.items() if value is not None} for a in annotations
-    ]
-    annotations[0]["bbox"] = [-0.25, 4, 20, 44.5]  # sticks out by less than a pixel
+            if n == 2:
+                annotation["attributes"] = {"occluded": True}
+                annotation["num_keypoints"] = 0
+                annotation["category"] = "dog"
+            if annotation["segmentation"] is None:
+                del annotation["segmentation"]
+            annotations.append(annotation)
+    annotations[0]["bbox"] = [-0.25, 4, 20, 44.5]  # reaches outside by less than a pixel
     return {
         "info": {"description": "rich", "year": 2017, "url": "http://example.org"},
-        "licenses": [{"id": 1, "name": "CC BY", "url": "http://example.org/by"}, {"id": 2, "name": "CC0", "url": ""}],
+        "licenses": [
+            {"id": 1, "name": "CC BY", "url": "http://example.org/by"},
+            {"id": 2, "name": "CC0", "url": ""},
+        ],
         "categories": [
             {"id": 900, "name": "cat", "supercategory": "animal"},
             {"id": 1, "name": "dog", "supercategory": "animal", "keypoints": ["nose"]},
@@ -203,15 +207,16 @@ def rich_coco() -> dict[str, Any]:
         "images": images,
         "annotations": annotations,
         "type": "instances",
-    }  # fmt: skip
+    }
 
 
 def write_rich_coco(folder: Path) -> Path:
+    """Write `rich_coco` and its images; return the path of the COCO file."""
     data = rich_coco()
     for k, image in enumerate(data["images"]):
         path = folder / "images" / image["file_name"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture(k, (64, 48)).save(path)
+        make_image(k, (64, 48)).save(path)
     path = folder / "annotations" / "instances.json"
     path.parent.mkdir()
     path.write_text(json.dumps(data))
@@ -221,5 +226,5 @@ def write_rich_coco(folder: Path) -> Path:
 def read_yolo(
     source: Path, split: str | None = None, whole: bool = False, task: str | None = None
 ) -> Iterator[Entry | Problem]:
-    """The annotated images of a YOLO dataset."""
+    """Return the annotated images of a YOLO dataset."""
     return yolo.open_dataset(source, split, task).entries(whole)

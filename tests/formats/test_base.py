@@ -1,4 +1,4 @@
-"""The formats: which there are, and that a folder is all that a new one needs."""
+"""The list of formats, and that a new format needs only a folder."""
 
 import subprocess
 import sys
@@ -9,9 +9,9 @@ import pytest
 
 import synthgen.formats
 from synthgen.cli.main import main
-from synthgen.formats.base import formats, readable_formats, writable_formats
+from synthgen.formats.base import find_formats, list_readable_formats, list_writable_formats
 from synthgen.formats.export import load_writer
-from synthgen.formats.source import load_reader, locate
+from synthgen.formats.source import load_reader, locate_source
 
 TOY = """
 from synthgen.formats.base import Format, Option
@@ -36,12 +36,12 @@ class Toys(AnnotatedImages):
     def entries(self, whole=False):
         assert self.source.options == {"toy_sides": "long"}
         image = self.source.path.with_suffix(".png")
-        yield Entry("toy", 32, 24, np.array([[1, 2, 9, 8]], float), ("robot",), picture=image)
+        yield Entry("toy", 32, 24, np.array([[1, 2, 9, 8]], float), ("robot",), image_path=image)
 
 def accepts(path):
     return path.suffix == ".toy"
 
-def find_sources(folder, asked):
+def find_sources(folder, is_format_given):
     yield from folder.glob("*.toy")
 
 open_source = Toys
@@ -50,7 +50,7 @@ open_source = Toys
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A format whose folder is all that there is of it."""
+    """A format that consists only of its folder."""
     folder = tmp_path / "formats/toy"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text(TOY)
@@ -58,37 +58,38 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(
         synthgen.formats, "__path__", [*synthgen.formats.__path__, str(folder.parent)]
     )
-    formats.cache_clear()
+    find_formats.cache_clear()
     yield
-    formats.cache_clear()
+    find_formats.cache_clear()
 
 
-def test_the_formats_in_order() -> None:
-    assert list(readable_formats()) == ["coco", "jsonl", "yolo", "voc", "labelme"]
-    assert list(writable_formats()) == ["coco", "yolo", "hf", "voc"]
+def test_formats_are_listed_in_order() -> None:
+    assert list(list_readable_formats()) == ["coco", "jsonl", "yolo", "voc", "labelme"]
+    assert list(list_writable_formats()) == ["coco", "yolo", "hf", "voc"]
 
 
-def test_what_formats_name_is_there() -> None:
-    for name in readable_formats():
+def test_each_format_has_its_reader_and_writer() -> None:
+    for name in list_readable_formats():
         reader = load_reader(name)
         assert all(map(callable, (reader.accepts, reader.find_sources, reader.open_source)))
-    for name in writable_formats():
+    for name in list_writable_formats():
         writer = load_writer(name)
         assert all(map(callable, (writer.write_shard, writer.finish)))
         assert writer.CROWDS in (True, False)
 
 
-def test_their_names_are_known_without_what_they_need() -> None:
+def test_formats_are_listed_without_importing_their_libraries() -> None:
     code = (
-        "import sys\nimport synthgen.cli.main\nfrom synthgen.formats.base import formats\nassert formats()\n"
-        "print({'numpy', 'PIL', 'pyarrow', 'pycocotools', 'pydantic', 'torch'} & set(sys.modules))"
+        "import sys\n"
+        "import synthgen.cli.main\n"
+        "from synthgen.formats.base import find_formats\n"
+        "assert find_formats()\n"
+        "libraries = {'numpy', 'PIL', 'pyarrow', 'pycocotools', 'pydantic', 'torch'}\n"
+        "print(libraries & set(sys.modules))"
     )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], check=True, capture_output=True, text=True
-        ).stdout
-        == "set()\n"
-    )
+    command = [sys.executable, "-c", code]
+    completed = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert completed.stdout == "set()\n"
 
 
 @pytest.mark.usefixtures("toy")
@@ -99,9 +100,9 @@ def test_a_folder_is_a_new_format(tmp_path: Path, capsys: pytest.CaptureFixture[
     source.mkdir()
     Image.new("RGB", (32, 24)).save(source / "a.png")
     (source / "a.toy").write_text("")
-    assert locate(source) == locate(source / "a.toy") == ("toy", source / "a.toy")
+    assert locate_source(source) == locate_source(source / "a.toy") == ("toy", source / "a.toy")
     command = ["import", str(source), str(tmp_path / "out"), "--toy-sides", "long"]
     assert main([*command, "--images", str(source)]) == 2
-    assert "--images: not for toy, which" in capsys.readouterr().err
+    assert "--images: not for toy, the format of" in capsys.readouterr().err
     assert main([*command, "--json"]) == 0
     assert '"robot": 101' in capsys.readouterr().out

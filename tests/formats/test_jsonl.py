@@ -1,4 +1,4 @@
-"""JSON lines and tables as other programs write them."""
+"""JSON lines and tables of other programs."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from synthgen.formats.entries import Entry, Problem, cleaned
-from synthgen.formats.images import image_bytes
+from synthgen.formats.entries import Entry, Problem, apply_policy
+from synthgen.formats.images import read_image
 from synthgen.formats.jsonl import reader as jsonl
 from synthgen.formats.source import Source
-from tests.formats.sources import BOXES, NAMES, SIZES, document_rows, write_lines, write_pictures
+from tests.formats.sources import BOXES, NAMES, SIZES, document_rows, write_images, write_lines
 
 OBJECTS: list[dict[str, Any]] = [
     {"file_name": f"{k}.jpg", "objects": {"bbox": BOXES[k], "categories": NAMES[k]}}
@@ -21,13 +21,15 @@ OBJECTS: list[dict[str, Any]] = [
 ]
 
 
-def as_lists(row: dict[str, Any]) -> dict[str, Any]:
+def transpose_objects(row: dict[str, Any]) -> dict[str, Any]:
     pairs = zip(row["objects"]["bbox"], row["objects"]["categories"], strict=True)
     return {**row, "objects": [{"bbox": box, "category": name} for box, name in pairs]}
 
 
-@pytest.mark.parametrize("rows", [OBJECTS, [as_lists(row) for row in OBJECTS]])
-def test_objects_of_hugging_face(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [OBJECTS, [transpose_objects(row) for row in OBJECTS]])
+def test_the_column_objects_of_hugging_face_is_read(
+    rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
     write_lines(tmp_path, rows)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
     for path in (tmp_path / "metadata.jsonl", tmp_path / "m.parquet"):
@@ -39,8 +41,8 @@ def test_objects_of_hugging_face(rows: list[dict[str, Any]], tmp_path: Path) -> 
         )
 
 
-def test_pictures_that_a_table_holds(tmp_path: Path) -> None:
-    write_pictures(tmp_path)
+def test_images_embedded_in_a_table_are_read(tmp_path: Path) -> None:
+    write_images(tmp_path)
     rows = [
         {
             "image": {"bytes": (tmp_path / f"{k}.jpg").read_bytes(), "path": None},
@@ -51,11 +53,11 @@ def test_pictures_that_a_table_holds(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
     entries = [e for e in Source("jsonl", tmp_path / "m.parquet").entries() if isinstance(e, Entry)]
     assert [(e.width, e.height) for e in entries] == list(SIZES)
-    assert [image_bytes(e) for e in entries] == [row["image"]["bytes"] for row in rows]
+    assert [read_image(e) for e in entries] == [row["image"]["bytes"] for row in rows]
 
 
-def test_numbers_of_classes(tmp_path: Path) -> None:
-    """A table of `datasets` names them; of JSON lines the number is the name, for `--categories` to rename."""
+def test_numbers_of_classes_become_names(tmp_path: Path) -> None:
+    """A table of `datasets` has their names; in JSON lines the number is the name."""
     row = {"file_name": "0.jpg", "objects": {"bbox": BOXES[0], "categories": [1, 0]}}
     (entry,) = jsonl.read(write_lines(tmp_path, [row]))
     assert isinstance(entry, Entry)
@@ -71,17 +73,21 @@ def test_numbers_of_classes(tmp_path: Path) -> None:
             {"huggingface": json.dumps(features)}
         )
         pq.write_table(table, tmp_path / "m.parquet")
-        (found,) = jsonl.read(tmp_path / "m.parquet")
-        assert wanted in (found.names,) if isinstance(found, Entry) else str(wanted) in found.why
+        (result,) = jsonl.read(tmp_path / "m.parquet")
+        if isinstance(result, Entry):
+            assert result.names == wanted
+        else:
+            assert str(wanted) in result.why
 
 
-def test_crowds_of_objects(tmp_path: Path) -> None:
+def test_crowds_of_the_column_objects_are_read(tmp_path: Path) -> None:
     row = {
         "file_name": "0.jpg",
         "objects": {"bbox": BOXES[0], "categories": NAMES[0], "iscrowd": [0, "1"]},
     }
     path = write_lines(tmp_path, [row])
-    (plain,), (whole,) = jsonl.read(path), jsonl.read(path, whole=True)
+    (plain,) = jsonl.read(path)
+    (whole,) = jsonl.read(path, whole=True)
     assert isinstance(plain, Entry)
     assert isinstance(whole, Entry)
     assert (plain.names, whole.names, whole.more) == (
@@ -101,14 +107,16 @@ def test_crowds_of_objects(tmp_path: Path) -> None:
             {"boxes": [[True, 0, 5, 5], [0, 0, 5, 5]]},
             "boxes[0]: [True, 0, 5, 5] is not x0, y0, x1, y1",
         ),
-        ({"depth": [float("nan"), 1]}, "depth: [nan, 1]: not of the kind"),
-        ({"depth": [True, 1]}, "depth: [True, 1]: not of the kind"),
+        ({"depth": [float("nan"), 1]}, "depth: [nan, 1]: each box needs a finite number"),
+        ({"depth": [True, 1]}, "depth: [True, 1]: each box needs a finite number"),
         ({"iscrowd": [0]}, "iscrowd: 1 given for 2 boxes"),
         ({"iscrowd": [0, "maybe"]}, "iscrowd[1]: iscrowd: 'maybe' is neither 0 nor 1"),
         ({"objects": [{"bbox": 1}, {"categories": 2}], "boxes": None}, "objects: "),
     ],
 )
-def test_what_is_no_label(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_label_that_is_not_valid_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     row = {
         "file_name": "0.jpg",
         "categories": ["cat", "dog"],
@@ -122,7 +130,7 @@ def test_what_is_no_label(changes: dict[str, Any], message: str, tmp_path: Path)
     assert message in problem.why
 
 
-def test_a_mask_that_is_none_costs_itself_alone(tmp_path: Path) -> None:
+def test_a_mask_that_is_not_valid_is_dropped_without_its_box(tmp_path: Path) -> None:
     masks = [{"size": [60, 80], "counts": [1, 2]}, {"size": [60, 80], "counts": [4790, 10]}]
     row = {
         "file_name": "0.jpg",
@@ -137,28 +145,26 @@ def test_a_mask_that_is_none_costs_itself_alone(tmp_path: Path) -> None:
     assert [str(p) for p in entry.lost_masks] == [
         f"{path}:1: masks[0]: segmentation: not a run-length encoding: counts do not add up"
     ]
-    assert cleaned(entry).entry.names == ("cat", "dog")
+    assert apply_policy(entry).entry.names == ("cat", "dog")
 
 
-def test_rows_that_tear_the_labels_of_a_picture_apart(tmp_path: Path) -> None:
-    """A row a box, as tables often are: each row alone says that the other boxes are not there."""
+def test_rows_of_the_same_image_with_different_labels_are_refused(tmp_path: Path) -> None:
+    """Tables often have one row for each box, so that no row has all boxes of the image."""
     first, second, third = document_rows()
-    rows = [{**first, "custom_annotation": [label]} for label in first["custom_annotation"]] + [
-        second,
-        third,
-    ]
+    rows = [{**first, "custom_annotation": [label]} for label in first["custom_annotation"]]
+    rows += [second, third]
     path = write_lines(tmp_path, rows)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
     for file in (path, tmp_path / "m.parquet"):
-        every = list(Source("jsonl", file).entries())
-        assert [isinstance(found, Entry) for found in every] == [False, False, True, True]
-        assert "'0.jpg' stands in 2 rows with different labels" in str(every[0])
+        results = list(Source("jsonl", file).entries())
+        assert [isinstance(result, Entry) for result in results] == [False, False, True, True]
+        assert "'0.jpg' is in 2 rows with different labels" in str(results[0])
     path = write_lines(tmp_path, [first, {**first, "caption": "another"}, second, third])
-    assert all(isinstance(found, Entry) for found in Source("jsonl", path).entries())
-    assert len(list(jsonl.read(path))) == 4  # layouts may share a picture
+    assert all(isinstance(result, Entry) for result in Source("jsonl", path).entries())
+    assert len(list(jsonl.read(path))) == 4  # layouts may share an image
 
 
-def test_a_byte_order_mark_and_lines_of_windows(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_line_ends_of_windows_are_read(tmp_path: Path) -> None:
     path = write_lines(tmp_path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
     assert [f.place for f in jsonl.read(path) if isinstance(f, Entry)] == [
@@ -166,10 +172,10 @@ def test_a_byte_order_mark_and_lines_of_windows(tmp_path: Path) -> None:
     ]
 
 
-def test_names_with_backslashes(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "deep")
+def test_a_file_name_with_backslashes_is_read(tmp_path: Path) -> None:
+    write_images(tmp_path / "deep")
     path = tmp_path / "metadata.jsonl"
     path.write_text(json.dumps({**OBJECTS[0], "file_name": "deep\\0.jpg"}) + "\n")
     (entry,) = jsonl.read(path)
     assert isinstance(entry, Entry)
-    assert entry.picture == tmp_path / "deep/0.jpg"
+    assert entry.image_path == tmp_path / "deep/0.jpg"

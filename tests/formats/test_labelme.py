@@ -1,4 +1,4 @@
-"""labelme's JSON files: shapes of every kind, and images beside them or in them."""
+"""labelme's JSON files: shapes of every type, and images beside or in the files."""
 
 import base64
 import io
@@ -15,11 +15,11 @@ from synthgen import cli
 from synthgen.dataset.shard import read_members
 from synthgen.formats.entries import Entry, Problem, UnreadableSourceError
 from synthgen.formats.labelme import reader as labelme
-from synthgen.formats.source import Source, locate
-from tests.formats.sources import coco_data, picture, write_coco, write_lines
+from synthgen.formats.source import Source, locate_source
+from tests.formats.sources import coco_data, make_image, write_coco, write_lines
 
 
-def shape(
+def make_shape(
     kind: str | None = "rectangle",
     points: Any = ((20, 30), (60, 80)),
     label: Any = "dog",
@@ -35,10 +35,10 @@ def shape(
     }
 
 
-def write(folder: Path, *shapes: dict[str, Any], name: str = "0", **more: Any) -> Path:
-    """An image of 160 x 120 px and its file."""
+def write_file(folder: Path, *shapes: dict[str, Any], name: str = "0", **more: Any) -> Path:
+    """Write an image of 160 x 120 px and its file."""
     folder.mkdir(parents=True, exist_ok=True)
-    picture(0, (160, 120)).save(folder / f"{name}.jpg")
+    make_image(0, (160, 120)).save(folder / f"{name}.jpg")
     data: dict[str, Any] = {
         "version": "5.2.1",
         "flags": {},
@@ -53,30 +53,31 @@ def write(folder: Path, *shapes: dict[str, Any], name: str = "0", **more: Any) -
 
 
 def read(folder: Path, images: Path | None = None) -> tuple[list[Entry], list[str]]:
-    found = list(labelme.open_dataset(folder, images).entries(True))
-    return [f for f in found if isinstance(f, Entry)], [
-        str(f) for f in found if isinstance(f, Problem)
-    ]
+    """Return the entries, and the problems as texts."""
+    results = list(labelme.open_dataset(folder, images).entries(True))
+    entries = [result for result in results if isinstance(result, Entry)]
+    return entries, [str(result) for result in results if isinstance(result, Problem)]
 
 
-def area(entry: Entry, i: int) -> int:
+def mask_area(entry: Entry, i: int) -> int:
+    """Return the number of pixels in the mask of box i."""
     return int(coco_mask.area((entry.more or ())[i]["segmentation"]))
 
 
 def test_shapes_with_an_area_are_boxes_and_others_are_counted(tmp_path: Path) -> None:
-    folder = write(
+    folder = write_file(
         tmp_path,
-        shape("rectangle", [[60, 80], [20, 30]]),
-        shape("polygon", [[20, 30], [60, 30], [60, 80], [20, 80]], "cat"),
-        shape(None, [[20, 30], [60, 30], [60, 80]], "cat"),
-        shape("circle", [[50, 50], [53, 54]]),
-        shape("rotation", [[40, 20], [60, 40], [40, 60], [20, 40]]),
-        shape("point", [[1, 1]]),
-        shape("line", [[1, 1], [2, 2]]),
-        shape("linestrip", [[1, 1], [2, 2], [3, 1]]),
-        shape("point", [[4, 1]]),
+        make_shape("rectangle", [[60, 80], [20, 30]]),
+        make_shape("polygon", [[20, 30], [60, 30], [60, 80], [20, 80]], "cat"),
+        make_shape(None, [[20, 30], [60, 30], [60, 80]], "cat"),
+        make_shape("circle", [[50, 50], [53, 54]]),
+        make_shape("rotation", [[40, 20], [60, 40], [40, 60], [20, 40]]),
+        make_shape("point", [[1, 1]]),
+        make_shape("line", [[1, 1], [2, 2]]),
+        make_shape("linestrip", [[1, 1], [2, 2], [3, 1]]),
+        make_shape("point", [[4, 1]]),
     )
-    assert locate(folder) == ("labelme", folder)
+    assert locate_source(folder) == ("labelme", folder)
     ((entry,), problems) = read(folder)
     assert problems == []
     expected = [[20, 30, 60, 80]] * 3 + [[45, 45, 55, 55], [20, 20, 60, 60]]
@@ -84,41 +85,44 @@ def test_shapes_with_an_area_are_boxes_and_others_are_counted(tmp_path: Path) ->
     assert entry.names == ("dog", "cat", "cat", "dog", "dog")
     assert entry.left_out == ("point", "line", "linestrip", "point")
     assert [bool(m) for m in entry.more or ()] == [False, True, True, False, True]
-    assert area(entry, 1) == 40 * 50
+    assert mask_area(entry, 1) == 40 * 50
     assert entry.places[4] == f"{folder}/0.json: shapes[4]"
 
 
 def test_shapes_of_a_group_are_one_object(tmp_path: Path) -> None:
     square = [[10, 10], [20, 10], [20, 20], [10, 20]]
-    folder = write(
+    folder = write_file(
         tmp_path,
-        shape("polygon", square, group_id=1),
-        shape("rectangle", [[30, 10], [40, 20]], group_id=1),
-        shape("polygon", square, "cat", group_id=1),
-        shape("rectangle", [[30, 10], [40, 20]], group_id=2),
-        shape("rectangle", [[50, 10], [60, 25]], group_id=2),
+        make_shape("polygon", square, group_id=1),
+        make_shape("rectangle", [[30, 10], [40, 20]], group_id=1),
+        make_shape("polygon", square, "cat", group_id=1),
+        make_shape("rectangle", [[30, 10], [40, 20]], group_id=2),
+        make_shape("rectangle", [[50, 10], [60, 25]], group_id=2),
     )
     ((entry,), _) = read(folder)
     assert entry.boxes.tolist() == [[10, 10, 40, 20], [10, 10, 20, 20], [30, 10, 60, 25]]
     assert entry.names == ("dog", "cat", "dog")
-    assert [area(entry, i) for i in (0, 1)] == [200, 100]
+    assert [mask_area(entry, i) for i in (0, 1)] == [200, 100]
     assert (entry.more or ())[2] == {}
 
 
-def bitmap(width: int, height: int) -> str:
+def encode_triangle(width: int, height: int) -> str:
+    """Return a mask of a triangle as labelme stores it."""
     buffer = io.BytesIO()
     Image.fromarray(np.tri(height, width, dtype=np.uint8) * 255).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def test_masks_of_labelme_fill_pixels(tmp_path: Path) -> None:
+def test_masks_include_their_last_pixels(tmp_path: Path) -> None:
     square = [[50, 10], [60, 10], [60, 20], [50, 20]]
-    more = shape("mask", [[10, 20], [14, 24]], mask=bitmap(5, 5), group_id=3)
-    folder = write(tmp_path, {**more, "group_id": None}, more, shape("polygon", square, group_id=3))
+    more = make_shape("mask", [[10, 20], [14, 24]], mask=encode_triangle(5, 5), group_id=3)
+    folder = write_file(
+        tmp_path, {**more, "group_id": None}, more, make_shape("polygon", square, group_id=3)
+    )
     ((entry,), problems) = read(folder)
     assert problems == []
     assert entry.boxes.tolist() == [[10, 20, 15, 25], [10, 10, 60, 25]]
-    assert [area(entry, i) for i in (0, 1)] == [15, 115]
+    assert [mask_area(entry, i) for i in (0, 1)] == [15, 115]
 
 
 @pytest.mark.parametrize(
@@ -136,13 +140,15 @@ def test_masks_of_labelme_fill_pixels(tmp_path: Path) -> None:
         ({"shape_type": "polygon"}, "shape_type: 'polygon' with 2 points"),
         ({"shape_type": "mask", "mask": "!"}, "mask: not a PNG in base64"),
         (
-            {"shape_type": "mask", "mask": bitmap(3, 3)},
+            {"shape_type": "mask", "mask": encode_triangle(3, 3)},
             "mask: 3 x 3 px do not fill the pixels from 20, 30 to 60, 80 of 160 x 120",
         ),
     ],
 )
-def test_what_is_wrong_in_a_shape(wrong: dict[str, Any], why: str, tmp_path: Path) -> None:
-    folder = write(tmp_path, shape(), {**shape(), **wrong})
+def test_a_shape_that_is_not_valid_is_a_problem(
+    wrong: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    folder = write_file(tmp_path, make_shape(), {**make_shape(), **wrong})
     entries, (problem,) = read(folder)
     assert entries == []
     assert problem.startswith(f"{folder}/0.json: shapes[1]: {why}")
@@ -156,12 +162,12 @@ def test_what_is_wrong_in_a_shape(wrong: dict[str, Any], why: str, tmp_path: Pat
         ("{", "not JSON"),
         (
             '{"shapes": [], "imagePath": "none.jpg"}',
-            "imagePath: 'none.jpg': the picture is not there, and imageData is empty",
+            "imagePath: 'none.jpg': the image is not there, and imageData is empty",
         ),
         ('{"shapes": [], "imagePath": "none.jpg", "imageData": "?"}', "imageData: not base64"),
         (
             '{"shapes": [], "imagePath": "none.jpg", "imageData": "AAAA"}',
-            "the picture does not decode: cannot identify image file",
+            "the image does not decode: cannot identify image file",
         ),
         (
             '{"shapes": [], "imagePath": "0.jpg", "imageWidth": "x", "imageHeight": 3}',
@@ -169,8 +175,8 @@ def test_what_is_wrong_in_a_shape(wrong: dict[str, Any], why: str, tmp_path: Pat
         ),
     ],
 )
-def test_what_is_wrong_in_a_file(text: str, why: str, tmp_path: Path) -> None:
-    folder = write(tmp_path)
+def test_a_file_that_is_not_valid_is_a_problem(text: str, why: str, tmp_path: Path) -> None:
+    folder = write_file(tmp_path)
     (folder / "0.json").write_text(text)
     entries, (problem,) = read(folder)
     assert entries == []
@@ -181,41 +187,38 @@ def test_what_is_wrong_in_a_file(text: str, why: str, tmp_path: Path) -> None:
     "name", ["../images/0.jpg", "..\\images\\0.jpg", "C:\\x\\0.jpg", "/home/someone/0.jpg", "0.jpg"]
 )
 def test_images_are_found_by_path_or_name(name: str, tmp_path: Path) -> None:
-    folder = write(tmp_path / "labels", shape(), imagePath=name)
+    folder = write_file(tmp_path / "labels", make_shape(), imagePath=name)
     wanted = tmp_path / "images" if "images" in name else folder
     wanted.mkdir(exist_ok=True)
     (folder / "0.jpg").rename(wanted / "0.jpg")
     ((entry,), problems) = read(folder)
     assert problems == []
-    assert entry.picture is not None
-    assert entry.picture.samefile(wanted / "0.jpg")
+    assert entry.image_path is not None
+    assert entry.image_path.samefile(wanted / "0.jpg")
     assert read(folder, wanted)[1] == []
 
 
-def test_the_image_of_two_files_is_nobodys(tmp_path: Path) -> None:
-    write(tmp_path, shape())
-    write(tmp_path, shape(), name="1", imagePath="0.jpg")
+def test_two_files_with_the_same_image_are_bad(tmp_path: Path) -> None:
+    write_file(tmp_path, make_shape())
+    write_file(tmp_path, make_shape(), name="1", imagePath="0.jpg")
     entries, problems = read(tmp_path)
     assert entries == []
     assert [p.partition(": ")[2] for p in problems] == [
-        f"imagePath: {tmp_path}/0.jpg is the picture of another file too"
+        f"imagePath: {tmp_path}/0.jpg is also the image of another file"
     ] * 2
 
 
-def test_an_image_that_stands_in_its_file_is_imported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, out = tmp_path / "in", tmp_path / "out"
+def test_an_embedded_image_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "in"
+    out = tmp_path / "out"
     more = {"imageWidth": None, "imageHeight": None}
-    write(folder, shape(), shape("point", [[1, 1]]), name="0", **more)
+    write_file(folder, make_shape(), make_shape("point", [[1, 1]]), name="0", **more)
     original = (folder / "0.jpg").read_bytes()
     (folder / "0.jpg").unlink()
     path = folder / "0.json"
-    path.write_text(
-        json.dumps(
-            json.loads(path.read_text()) | {"imageData": base64.b64encode(original).decode()}
-        )
-    )
+    data = json.loads(path.read_text())
+    data["imageData"] = base64.b64encode(original).decode()
+    path.write_text(json.dumps(data))
     assert cli.main(["import", str(folder), str(out), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert (data["format"], data["images"], data["boxes"], data["left_out"]) == (
@@ -231,33 +234,36 @@ def test_an_image_that_stands_in_its_file_is_imported(
     assert "1 x point left out" in capsys.readouterr().out
 
 
-def test_forms_side_by_side_are_named(tmp_path: Path) -> None:
+def test_formats_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     write_coco(tmp_path / "a")
-    write(tmp_path / "a", shape(), name="9")
+    write_file(tmp_path / "a", make_shape(), name="9")
     with pytest.raises(
         UnreadableSourceError,
         match=r"more than one source: .*instances.json \(coco\), .*a \(labelme\)",
     ):
-        locate(tmp_path / "a")
-    assert locate(tmp_path / "a", "labelme")[0] == "labelme"
+        locate_source(tmp_path / "a")
+    assert locate_source(tmp_path / "a", "labelme")[0] == "labelme"
     data = coco_data()
-    data["categories"].append({"id": 3, "name": "shapes"})  # a word of labelme's in another form
-    assert locate(write_coco(tmp_path / "c", data))[0] == "coco"
-    assert locate(tmp_path / "c")[0] == "coco"
+    data["categories"].append({"id": 3, "name": "shapes"})  # a word of labelme in another format
+    assert locate_source(write_coco(tmp_path / "c", data))[0] == "coco"
+    assert locate_source(tmp_path / "c")[0] == "coco"
     write_lines(tmp_path / "b")
-    assert locate(tmp_path / "b")[0] == "jsonl"
+    assert locate_source(tmp_path / "b")[0] == "jsonl"
 
 
-def test_what_is_read_is_said_where_nothing_is(tmp_path: Path) -> None:
+def test_a_folder_without_a_source_is_refused_with_all_formats(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a,b\n")
-    message = r"nothing here that is read; .*: COCO \(.*JSON lines.*YOLO.*Pascal VOC \(Annotations/\*.xml.*labelme"
+    message = (
+        r"nothing here that can be read; .*: COCO \(.*JSON lines.*YOLO.*"
+        r"Pascal VOC \(Annotations/\*.xml.*labelme"
+    )
     with pytest.raises(UnreadableSourceError, match=message):
-        locate(tmp_path)
+        locate_source(tmp_path)
     with pytest.raises(
         UnreadableSourceError,
-        match=r"which form has it\? --format coco \| jsonl \| yolo \| voc \| labelme",
+        match=r"which format is it\? --format coco \| jsonl \| yolo \| voc \| labelme",
     ):
-        locate(tmp_path / "x.csv")
+        locate_source(tmp_path / "x.csv")
     for form in ("voc", "labelme", "yolo"):
         with pytest.raises(UnreadableSourceError):
             list(Source(form, tmp_path).entries())
@@ -282,9 +288,9 @@ ODD: list[Any] = [
 ]
 
 
-def test_no_value_breaks_the_reader(tmp_path: Path) -> None:
-    """Whatever stands where: an entry or a problem comes of it, never an error of another kind."""
-    folder = write(tmp_path, shape("mask", [[1, 2], [3, 4]], mask=bitmap(3, 3)))
+def test_no_value_raises_another_error(tmp_path: Path) -> None:
+    """Every value leads to an entry or a problem."""
+    folder = write_file(tmp_path, make_shape("mask", [[1, 2], [3, 4]], mask=encode_triangle(3, 3)))
     path = folder / "0.json"
     data = json.loads(path.read_text())
     for key in (
@@ -296,12 +302,8 @@ def test_no_value_breaks_the_reader(tmp_path: Path) -> None:
         *data["shapes"][0],
     ):
         for value in ODD:
-            part = data["shapes"][0] if key in data["shapes"][0] else data
-            path.write_text(
-                json.dumps(
-                    data | {"shapes": [{**part, key: value}]}
-                    if part is not data
-                    else {**data, key: value}
-                )
-            )
+            changed = {**data, "shapes": [dict(data["shapes"][0])]}
+            record = changed["shapes"][0] if key in changed["shapes"][0] else changed
+            record[key] = value
+            path.write_text(json.dumps(changed))
             assert list(labelme.open_dataset(folder).entries(True))

@@ -1,4 +1,4 @@
-"""Readers fed with what nobody would write; SYNTHGEN_FUZZ=100 tries a hundred times as much."""
+"""Tests of readers with random input; SYNTHGEN_FUZZ=100 runs a hundred times as many examples."""
 
 import os
 
@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 
 
 def tries(count: int) -> settings:
-    """So many examples, or a multiple of them."""
+    """Return settings for a number of examples, multiplied by SYNTHGEN_FUZZ."""
     slow = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
     return settings(
         max_examples=count * int(os.environ.get("SYNTHGEN_FUZZ", "1")),

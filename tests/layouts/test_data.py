@@ -1,4 +1,4 @@
-"""Layouts that come from data: replayed, given, or learnt; and data that cannot be read."""
+"""Samplers that take layouts from data: replayed, from a file, or fitted."""
 
 import json
 from collections.abc import Callable
@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy import stats
 
 from synthgen import cli
+from synthgen.geometry import box_sides
 from synthgen.layouts import coco, file, fit
 from synthgen.layouts.base import InfeasibleLayoutError
 from synthgen.layouts.rows import read_entries
@@ -36,12 +38,14 @@ ROWS: list[dict[str, Any]] = [
 
 @pytest.fixture
 def lines(tmp_path: Path) -> Path:
+    """Return a file of JSON lines with the rows."""
     path = tmp_path / "layouts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return path
 
 
-def coco_file(path: Path, **changes: Any) -> Path:
+def write_coco_file(path: Path, **changes: Any) -> Path:
+    """Write a COCO file with a box, with other values of some keys."""
     data = {
         "images": [{"id": 1, "width": 100, "height": 50}],
         "annotations": [{"image_id": 1, "category_id": 18, "bbox": [10, 10, 20, 30]}],
@@ -54,33 +58,26 @@ def coco_file(path: Path, **changes: Any) -> Path:
 def test_rows_are_replayed_by_index_and_stretched(lines: Path) -> None:
     spec = file.Spec(source=str(lines), canvas=(200, 200))
     rng = np.random.default_rng(0)
-    first, second, third, again = (spec.sample(rng, i) for i in (0, 1, 2, 3))
+    first, second, third, fourth = [spec.sample(rng, i) for i in range(4)]
     np.testing.assert_array_equal(first.boxes, [[0, 0, 100, 100], [120, 40, 200, 200]])
     assert (first.categories, first.phrases) == (("dog", "cat"), ("a", "b"))
     np.testing.assert_array_equal(second.boxes, [[20, 40, 60, 160]])
     assert len(third) == 0
-    np.testing.assert_array_equal(again.boxes, first.boxes)
+    np.testing.assert_array_equal(fourth.boxes, first.boxes)
     assert spec.names() == {"dog": True, "cat": True}
 
 
-def test_parquet_is_the_same(lines: Path, tmp_path: Path) -> None:
-    pq.write_table(
-        pa.Table.from_pylist(
-            [
-                {k: row.get(k) for k in ("width", "height", "categories", "boxes")}
-                for row in ROWS[::2]
-            ]
-        ),
-        tmp_path / "t.parquet",
-    )
-    a, b = (
-        file.Spec(source=str(p), canvas=(200, 200)).sample(np.random.default_rng(0))
-        for p in (lines, tmp_path / "t.parquet")
-    )
-    np.testing.assert_array_equal(a.boxes, b.boxes)
+def test_a_parquet_table_gives_the_same_layouts_as_lines(lines: Path, tmp_path: Path) -> None:
+    keys = ("width", "height", "categories", "boxes")
+    rows = [{key: row.get(key) for key in keys} for row in ROWS[::2]]
+    table = tmp_path / "t.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    from_lines = file.Spec(source=str(lines), canvas=(200, 200)).sample(np.random.default_rng(0))
+    from_table = file.Spec(source=str(table), canvas=(200, 200)).sample(np.random.default_rng(0))
+    np.testing.assert_array_equal(from_lines.boxes, from_table.boxes)
 
 
-def test_masks_give_boxes_and_follow_the_canvas(tmp_path: Path) -> None:
+def test_masks_give_boxes_and_are_stretched_to_the_canvas(tmp_path: Path) -> None:
     from pycocotools import mask as coco_mask
 
     mask = np.zeros((50, 100), np.uint8, order="F")
@@ -93,16 +90,15 @@ def test_masks_give_boxes_and_follow_the_canvas(tmp_path: Path) -> None:
         "masks": [{"size": [50, 100], "counts": rle["counts"].decode()}],
     }
     (tmp_path / "m.jsonl").write_text(json.dumps(row))
-    layout = file.Spec(source=str(tmp_path / "m.jsonl"), canvas=(200, 100)).sample(
-        np.random.default_rng(0)
-    )
+    spec = file.Spec(source=str(tmp_path / "m.jsonl"), canvas=(200, 100))
+    layout = spec.sample(np.random.default_rng(0))
     np.testing.assert_array_equal(layout.boxes, [[40, 20, 120, 60]])
     assert layout.masks is not None
     assert coco_mask.area(layout.masks[0]) == 80 * 40
 
 
-def test_document_strings(tmp_path: Path) -> None:
-    """The JSON lines of the documents: label_ID_bbox_X_Y_W_H, sizes from the pictures beside the file."""
+def test_boxes_can_be_strings(tmp_path: Path) -> None:
+    """Boxes are written as label_ID_bbox_X_Y_W_H, and sizes are read from the image files."""
     from PIL import Image
 
     Image.new("RGB", (640, 480)).save(tmp_path / "a.jpg")
@@ -123,14 +119,29 @@ def test_document_strings(tmp_path: Path) -> None:
         ("{", "layouts.jsonl:4: not JSON"),
         ("[]", "layouts.jsonl:4: '[]' is not a mapping"),
         ('{"width": 9, "height": 9, "boxes": []}', "layouts.jsonl:4: categories: missing"),
-        ('{"width": 9, "height": 9, "categories": ["dog"], "boxes": [[5, 5, 2, 9]]}', "layouts.jsonl:4: box 0 (dog), x 5 to 2, y 5 to 9: has no area"),
-        ('{"width": 9, "height": 9, "categories": ["dog"], "bbox": [[5, 5, -2, 9]]}', "width and height must not be negative"),
-        ('{"width": 9, "height": 9, "categories": ["dog"], "bbox": []}', "layouts.jsonl:4: categories: 1 names for 0 boxes"),
-        ('{"categories": [], "boxes": []}', "layouts.jsonl:4: give width and height, or a file_name"),
-        ('{"custom_annotation": ["label_0_bbox_1_2_3_4"]}', "layouts.jsonl:4: custom_annotation[0]: 'label_0_bbox_1_2_3_4' is not"),
+        (
+            '{"width": 9, "height": 9, "categories": ["dog"], "boxes": [[5, 5, 2, 9]]}',
+            "layouts.jsonl:4: box 0 (dog), x 5 to 2, y 5 to 9: has no area",
+        ),
+        (
+            '{"width": 9, "height": 9, "categories": ["dog"], "bbox": [[5, 5, -2, 9]]}',
+            "width and height must not be negative",
+        ),
+        (
+            '{"width": 9, "height": 9, "categories": ["dog"], "bbox": []}',
+            "layouts.jsonl:4: categories: 1 names for 0 boxes",
+        ),
+        (
+            '{"categories": [], "boxes": []}',
+            "layouts.jsonl:4: give width and height, or a file_name",
+        ),
+        (
+            '{"custom_annotation": ["label_0_bbox_1_2_3_4"]}',
+            "layouts.jsonl:4: custom_annotation[0]: 'label_0_bbox_1_2_3_4' is not",
+        ),
     ],
-)  # fmt: skip
-def test_a_broken_line_is_named(lines: Path, line: str, message: str) -> None:
+)
+def test_an_invalid_line_is_named(lines: Path, line: str, message: str) -> None:
     lines.write_text(lines.read_text() + line + "\n")
     with pytest.raises(ValidationError) as caught:
         file.Spec(source=str(lines))
@@ -140,7 +151,7 @@ def test_a_broken_line_is_named(lines: Path, line: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"annotations": []}, "holds no boxes"),
+        ({"annotations": []}, "contains no boxes"),
         ({"categories": []}, "annotations[0]: category_id 18 is not among the categories"),
         ({"images": []}, "annotations[0]: image_id 1 is not among the images"),
         (
@@ -149,82 +160,81 @@ def test_a_broken_line_is_named(lines: Path, line: str, message: str) -> None:
         ),
     ],
 )
-def test_a_broken_coco_file_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    path = coco_file(tmp_path / "instances.json", **changes)
+def test_an_invalid_entry_of_a_coco_file_is_named(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = write_coco_file(tmp_path / "instances.json", **changes)
     with pytest.raises(ValidationError) as caught:
         coco.Spec(source=str(path))
     assert message in str(caught.value)
 
 
-def test_unknown_and_empty_filters_are_named(tmp_path: Path) -> None:
-    source = str(coco_file(tmp_path / "instances.json"))
+def test_filters_that_match_nothing_are_named(tmp_path: Path) -> None:
+    source = str(write_coco_file(tmp_path / "instances.json"))
     with pytest.raises(ValidationError, match=r"'cat' is not in .*; it has dog"):
         coco.Spec(source=source, categories=("cat",))
     with pytest.raises(ValidationError, match=r"no layout of .* has 5 to 9 boxes after the filter"):
         coco.Spec(source=source, boxes=(5, 9))
-    with pytest.raises(ValidationError, match="'nowhere' is no file"):
+    with pytest.raises(ValidationError, match="'nowhere' is neither a file"):
         coco.Spec(source="nowhere")
 
 
 def test_replay_without_variation_is_the_original(tmp_path: Path) -> None:
-    source = str(coco_file(tmp_path / "instances.json"))
-    still = coco.Spec(source=source, canvas=(200, 100), jitter=0, flip=0).sample(
-        np.random.default_rng(0)
-    )
-    np.testing.assert_array_equal(still.boxes, [[20, 20, 60, 80]])
-    mirrored = coco.Spec(source=source, canvas=(200, 100), jitter=0, flip=1).sample(
-        np.random.default_rng(0)
-    )
-    np.testing.assert_array_equal(mirrored.boxes, [[140, 20, 180, 80]])
-    moved = [
-        coco.Spec(source=source, canvas=(200, 100), jitter=0.1)
-        .sample(np.random.default_rng(k))
-        .boxes
-        for k in range(20)
-    ]
-    assert len({m.tobytes() for m in moved}) == 20
-    assert all((m >= 0).all() and (m <= [200, 100, 200, 100]).all() for m in moved)
+    source = str(write_coco_file(tmp_path / "instances.json"))
+
+    def sample_boxes(seed: int, **variation: float) -> NDArray[np.float32]:
+        spec = coco.Spec(source=source, canvas=(200, 100), **variation)
+        return spec.sample(np.random.default_rng(seed)).boxes
+
+    np.testing.assert_array_equal(sample_boxes(0, jitter=0, flip=0), [[20, 20, 60, 80]])
+    np.testing.assert_array_equal(sample_boxes(0, jitter=0, flip=1), [[140, 20, 180, 80]])
+    jittered = [sample_boxes(seed, jitter=0.1) for seed in range(20)]
+    assert len({boxes.tobytes() for boxes in jittered}) == 20
+    for boxes in jittered:
+        assert (boxes >= 0).all()
+        assert (boxes <= [200, 100, 200, 100]).all()
 
 
-def test_fit_is_like_what_it_learnt_from(
+def test_fitted_layouts_are_like_the_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = ScatterSpec.model_validate(
-        {
-            "objects": {"dog": [5, 15], "cat": {"count": 3, "probability": 0.5}},
-            "size": [40, 100],
-            "gap": 4,
-        }
-    )
+    recipe = {
+        "objects": {"dog": [5, 15], "cat": {"count": 3, "probability": 0.5}},
+        "size": [40, 100],
+        "gap": 4,
+    }
+    real = ScatterSpec.model_validate(recipe)
     layouts = [real.sample(np.random.default_rng(k)) for k in range(120)]
-    rows = [
-        {"width": 1024, "height": 1024, "boxes": x.boxes.tolist(), "categories": list(x.categories)}
-        for x in layouts
-    ]
-    (tmp_path / "real.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert (
-        cli.main(["fit", str(tmp_path / "real.jsonl"), "-o", str(tmp_path / "fit.json"), "--json"])
-        == 0
-    )
+    source = tmp_path / "real.jsonl"
+    model = tmp_path / "fit.json"
+    with source.open("w") as stream:
+        for layout in layouts:
+            row = {"width": 1024, "height": 1024, "boxes": layout.boxes.tolist()}
+            stream.write(json.dumps({**row, "categories": list(layout.categories)}) + "\n")
+    assert cli.main(["fit", str(source), "-o", str(model), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["pictures"] == 120
-    assert (tmp_path / "fit.json").stat().st_size < 200_000
-    spec = fit.Spec(model=str(tmp_path / "fit.json"))
+    assert model.stat().st_size < 200_000
+    spec = fit.Spec(model=str(model))
     spec.check_feasible()
-    drawn = [spec.sample(np.random.default_rng((1, k))) for k in range(240)]
-    for what in (
-        lambda x: [len(x)],
-        lambda x: (x.boxes[:, 2] - x.boxes[:, 0]).tolist(),
-        lambda x: x.boxes[:, 0].tolist(),
-    ):
-        a, b = ([v for x in group for v in what(x)] for group in (layouts, drawn))
-        assert stats.ks_2samp(a, b).pvalue > 1e-3
-    share = np.mean(["cat" in x.categories for x in layouts])
-    assert np.mean(["cat" in x.categories for x in drawn]) == pytest.approx(share, abs=0.12)
-    assert any(x.boxes.tobytes() not in {y.boxes.tobytes() for y in layouts} for x in drawn)
+    sampled = [spec.sample(np.random.default_rng((1, k))) for k in range(240)]
+    real_boxes = np.concatenate([layout.boxes for layout in layouts])
+    sampled_boxes = np.concatenate([layout.boxes for layout in sampled])
+    pairs = {
+        "number of boxes": (list(map(len, layouts)), list(map(len, sampled))),
+        "width": (box_sides(real_boxes)[:, 0], box_sides(sampled_boxes)[:, 0]),
+        "left edge": (real_boxes[:, 0], sampled_boxes[:, 0]),
+    }
+    for name, (a, b) in pairs.items():
+        assert stats.ks_2samp(a, b).pvalue > 1e-3, name
+    share = np.mean(["cat" in layout.categories for layout in layouts])
+    sampled_share = np.mean(["cat" in layout.categories for layout in sampled])
+    assert sampled_share == pytest.approx(share, abs=0.12)
+    known = {layout.boxes.tobytes() for layout in layouts}
+    assert any(layout.boxes.tobytes() not in known for layout in sampled)
     assert len(spec.examples()) == 16
 
 
-def test_fit_needs_its_model(tmp_path: Path) -> None:
+def test_fit_refuses_a_file_that_is_not_a_model(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="no such file; write it with: synthgen fit DATA"):
         fit.Spec(model=str(tmp_path / "none.json"))
     (tmp_path / "other.json").write_text("{}")
@@ -232,7 +242,7 @@ def test_fit_needs_its_model(tmp_path: Path) -> None:
         fit.Spec(model=str(tmp_path / "other.json"))
 
 
-def test_fit_refuses_what_finds_no_room(tmp_path: Path) -> None:
+def test_fit_refuses_a_model_whose_boxes_do_not_fit(tmp_path: Path) -> None:
     model = {
         "format": fit.FORMAT,
         "counts": [{"dog": 40}],
@@ -247,19 +257,18 @@ def test_fit_refuses_what_finds_no_room(tmp_path: Path) -> None:
 
 @st.composite
 def random_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Rows as a file has them: pictures of any size with any boxes inside, at least one box in all."""
+    """Random rows of a file: images of any size with any boxes inside, and at least one box."""
     rows = []
     for _ in range(draw(st.integers(1, 5))):
-        width, height = draw(st.integers(20, 800)), draw(st.integers(20, 800))
+        width = draw(st.integers(20, 800))
+        height = draw(st.integers(20, 800))
         boxes = []
         for _ in range(draw(st.integers(0, 6))):
-            x0, y0 = draw(st.floats(0, width - 10)), draw(st.floats(0, height - 10))
+            x0 = draw(st.floats(0, width - 10))
+            y0 = draw(st.floats(0, height - 10))
             boxes.append([x0, y0, draw(st.floats(x0 + 2, width)), draw(st.floats(y0 + 2, height))])
-        names = draw(
-            st.lists(
-                st.sampled_from(["dog", "cat", "cow"]), min_size=len(boxes), max_size=len(boxes)
-            )
-        )
+        category = st.sampled_from(["dog", "cat", "cow"])
+        names = draw(st.lists(category, min_size=len(boxes), max_size=len(boxes)))
         rows.append({"width": width, "height": height, "boxes": boxes, "categories": names})
     rows.append(
         {"width": 100, "height": 100, "boxes": [[10.0, 10.0, 60.0, 70.0]], "categories": ["dog"]}
@@ -274,14 +283,16 @@ def random_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
 def test_any_data_gives_layouts_on_the_canvas(
     tmp_path: Path, rows: list[dict[str, Any]], seed: int, canvas: tuple[int, int]
 ) -> None:
-    source, model = tmp_path / f"{seed}.jsonl", tmp_path / f"{seed}.json"
+    source = tmp_path / f"{seed}.jsonl"
+    model = tmp_path / f"{seed}.json"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model.write_text(json.dumps(fit.learn(str(source))))
-    for spec in (
+    model.write_text(json.dumps(fit.fit_model(str(source))))
+    specs = (
         file.Spec(source=str(source), canvas=canvas),
         coco.Spec(source=str(source), canvas=canvas, least=1, boxes=(0, 100)),
         fit.Spec(model=str(model), canvas=canvas),
-    ):
+    )
+    for spec in specs:
         try:
             layout = spec.sample(np.random.default_rng(seed), index=seed)
         except InfeasibleLayoutError as error:
@@ -296,16 +307,16 @@ def test_any_data_gives_layouts_on_the_canvas(
 
 
 @pytest.mark.parametrize("write", [write_yolo, write_voc])
-def test_fit_learns_of_every_form_that_import_reads(
+def test_fit_reads_every_format_that_import_reads(
     write: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    """All splits of it; what is wrong with it is told."""
-    folder, model = write(tmp_path / "source"), tmp_path / "fit.json"
+    """It reads all splits, and reports invalid annotations."""
+    folder = write(tmp_path / "source")
+    model = tmp_path / "fit.json"
     assert cli.main(["fit", str(folder), "-o", str(model)]) == 0
-    learnt = json.loads(model.read_text())
-    assert learnt["pictures"] == 3
-    assert set(learnt["boxes"]) == {"dog", "cat"}
-    next(path for path in folder.rglob("0.*") if path.suffix in (".txt", ".xml")).write_text(
-        "nonsense"
-    )
+    fitted = json.loads(model.read_text())
+    assert fitted["pictures"] == 3
+    assert set(fitted["boxes"]) == {"dog", "cat"}
+    annotations = [path for path in folder.rglob("0.*") if path.suffix in (".txt", ".xml")]
+    annotations[0].write_text("nonsense")
     assert cli.main(["fit", str(folder), "-o", str(model)]) == 2

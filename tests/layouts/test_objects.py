@@ -1,4 +1,4 @@
-"""How many of what, and how large."""
+"""The numbers, categories and sizes of objects follow the recipe."""
 
 from typing import Any
 
@@ -11,40 +11,43 @@ from synthgen.layouts.objects import SizeSpec
 from synthgen.layouts.scatter import Spec
 
 
-def draws(spec: Spec, n: int = 400) -> list[list[str]]:
-    return [spec.draw_names(np.random.default_rng(k)) for k in range(n)]
+def sample_names(spec: Spec, n: int = 400) -> list[list[str]]:
+    """Return the categories of n random layouts."""
+    return [spec.sample_categories(np.random.default_rng(k)) for k in range(n)]
 
 
 def test_ranges_are_uniform_and_reach_both_ends() -> None:
-    counts = [len(names) for names in draws(Spec(objects={"dog": [0, 4]}), 2000)]
+    counts = [len(names) for names in sample_names(Spec(objects={"dog": [0, 4]}), 2000)]
     assert set(counts) == {0, 1, 2, 3, 4}
     assert stats.chisquare(np.bincount(counts)).pvalue > 0.001
 
 
-def test_shares_divide_what_counts_leave() -> None:
+def test_shares_divide_the_boxes_that_counts_leave_over() -> None:
     spec = Spec.model_validate(
         {"total": 30, "objects": {"dog": {"share": 3}, "cat": {"share": 1}, "cow": 6}}
     )
-    found = draws(spec)
-    assert all(len(names) == 30 and names.count("cow") == 6 for names in found)
-    assert np.mean([names.count("dog") for names in found]) == pytest.approx(18, abs=0.5)
+    samples = sample_names(spec)
+    for names in samples:
+        assert len(names) == 30
+        assert names.count("cow") == 6
+    assert np.mean([names.count("dog") for names in samples]) == pytest.approx(18, abs=0.5)
 
 
-def test_probability_of_a_category() -> None:
+def test_a_category_occurs_with_its_probability() -> None:
     spec = Spec.model_validate({"objects": {"dog": 3, "cat": {"count": 2, "probability": 0.25}}})
-    there = [names.count("cat") for names in draws(spec, 1000)]
-    assert set(there) == {0, 2}
-    assert np.mean(np.array(there) == 2) == pytest.approx(0.25, abs=0.05)
+    counts = [names.count("cat") for names in sample_names(spec, 1000)]
+    assert set(counts) == {0, 2}
+    assert np.mean(np.array(counts) == 2) == pytest.approx(0.25, abs=0.05)
 
 
-def test_categories_have_sizes_of_their_own() -> None:
+def test_categories_can_override_the_size() -> None:
     spec = Spec.model_validate(
         {
             "objects": {"dog": 3, "ball": {"count": 3, "size": [10, 12], "aspect": [1, 1]}},
             "size": [50, 60],
         }
     )
-    sides = spec.draw_sides(["dog", "ball", "dog", "ball"], np.random.default_rng(0))
+    sides = spec.sample_sides(["dog", "ball", "dog", "ball"], np.random.default_rng(0))
     assert (sides[[0, 2]].max(1) >= 50).all()
     assert (sides[[1, 3]].max(1) <= 12).all()
     assert (sides[[1, 3], 0] == sides[[1, 3], 1]).all()
@@ -58,7 +61,7 @@ def test_sizes_follow_their_distribution(distribution: Any) -> None:
     assert stats.kstest(longest, cdf).pvalue > 0.01
 
 
-def test_coco_mix_has_the_asked_shares() -> None:
+def test_coco_sizes_have_the_requested_shares() -> None:
     size = SizeSpec(range=(8, 300), distribution="coco", shares=(0.5, 0.3, 0.2))
     u = np.random.default_rng(0).random(20_000)
     area = size.sides(u, np.full(len(u), 1.7)).prod(1)
@@ -85,11 +88,11 @@ def test_coco_mix_has_the_asked_shares() -> None:
         ),
         (
             {"objects": {"dog": 1}, "size": [30, 20]},
-            "[30, 20] must be two positive numbers, least first",
+            "[30, 20] must be two positive numbers, the smaller first",
         ),
         (
             {"objects": {"dog": 1}, "size": {"range": [40, 90], "distribution": "coco"}},
-            "has no room for every class with a share",
+            "leaves no room for a class with a share",
         ),
     ],
 )

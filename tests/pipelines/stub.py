@@ -17,10 +17,12 @@ class Linear(nn.Module):
         g = torch.Generator().manual_seed(0)
         self.a = torch.randn(channels, channels, generator=g) / channels
         self.b = torch.randn(channels, dim, generator=g) / dim
-        self.dtype, self.device = torch.float32, torch.device("cpu")
+        self.dtype = torch.float32
+        self.device = torch.device("cpu")
 
     def forward(self, x: Tensor, t: Any, encoder_hidden_states: Tensor) -> Any:
-        a, b = self.a.to(x.dtype), self.b.to(x.dtype)
+        a = self.a.to(x.dtype)
+        b = self.b.to(x.dtype)
         out = (
             torch.einsum("ij,njhw->nihw", a, x)
             + (encoder_hidden_states.mean(1) @ b.T)[..., None, None]
@@ -28,14 +30,15 @@ class Linear(nn.Module):
         return type("Output", (), {"sample": out})()
 
     def exact(self, x: np.ndarray, embedding: np.ndarray) -> np.ndarray:
-        """The same in float64 for latents (C, h, w) and a text embedding (T, D)."""
-        a, b = self.a.double().numpy(), self.b.double().numpy()
+        """Return the output in float64 for latents (C, h, w) and a text embedding (T, D)."""
+        a = self.a.double().numpy()
+        b = self.b.double().numpy()
         return np.einsum("ij,jhw->ihw", a, x) + (b @ embedding.mean(0))[:, None, None]
 
 
 @contextmanager
 def stub_unet(pipeline: Any) -> Iterator[Linear]:
-    """The pipeline with a stub for its UNet."""
+    """Replace the UNet of a pipeline by a stub within the context."""
     real = pipeline.unet
     stub = Linear(real.config.in_channels, real.config.cross_attention_dim)
     stub.config = real.config
@@ -47,7 +50,7 @@ def stub_unet(pipeline: Any) -> Iterator[Linear]:
 
 
 def embedding(pipeline: Any, text: str) -> np.ndarray:
-    """Text embedding (T, D) in float64."""
+    """Return the text embedding (T, D) in float64."""
     return pipeline.encode_prompts([text])[0].detach().double().numpy()
 
 
@@ -60,11 +63,11 @@ def ddim(
     first: int = 0,
     last: int | None = None,
 ) -> np.ndarray:
-    """DDIM (arXiv 2010.02502, eq. 12, eta = 0) for predictions of the noise.
+    """Run DDIM (arXiv 2010.02502, eq. 12, eta = 0) with predictions of the noise.
 
     Args:
         noise: latents, step number and timestep to the predicted noise.
-        after: latents, step number and the signal rate (alpha bar) that they are at now, to latents.
+        after: latents, step number and the present signal rate (alpha bar) to latents.
     """
     alphas = scheduler.alphas_cumprod.double().numpy()
     scheduler.set_timesteps(steps)

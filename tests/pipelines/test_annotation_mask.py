@@ -1,4 +1,4 @@
-"""Annotations as a painted mask: img2img without training, and the trained form's input."""
+"""Annotations as a mask: img2img without training, and the input of a trained checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from torch import Tensor
 from synthgen.config import ConfigError, load_job
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.annotation_mask.pipeline import AnnotationMaskPipeline
-from synthgen.pipelines.diffusion.box_annotations import corners_of, paint_annotations
+from synthgen.pipelines.diffusion.box_annotations import draw_annotations, list_corners
 from synthgen.pipelines.diffusion.schedulers import SCHEDULERS
 from tests.pipelines.stub import ddim, embedding, stub_unet
 
-SIDE, STEPS = 48, 8
+SIDE = 48
+STEPS = 8
 
 
 def load(checkpoint: Path) -> AnnotationMaskPipeline:
@@ -55,9 +56,7 @@ def latents(
 
 def mask_latents(pipeline: AnnotationMaskPipeline, of: Layout) -> Tensor:
     with torch.no_grad():
-        return pipeline.encode_pictures(paint_annotations([corners_of(of, {})], (SIDE, SIDE), 90))[
-            0
-        ]
+        return pipeline.encode_images(draw_annotations([list_corners(of, {})], (SIDE, SIDE), 90))[0]
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
@@ -65,7 +64,10 @@ def mask_latents(pipeline: AnnotationMaskPipeline, of: Layout) -> Tensor:
 def test_denoising_starts_from_the_noised_mask(
     pipeline: AnnotationMaskPipeline, strength: float, first: int, guidance: float
 ) -> None:
-    """Against DDIM in float64: z = sqrt(a) mask + sqrt(1 - a) noise at the first step that runs."""
+    """The result is that of DDIM in float64.
+
+    At the first step that runs, z = sqrt(a) mask + sqrt(1 - a) noise.
+    """
     of = layout(0)
     with stub_unet(pipeline) as stub:
         got = (
@@ -90,13 +92,13 @@ def test_denoising_starts_from_the_noised_mask(
     assert np.linalg.norm(got - wanted) / np.linalg.norm(wanted) < 1e-5
 
 
-def test_full_strength_is_plain_noise(pipeline: AnnotationMaskPipeline) -> None:
+def test_full_strength_starts_from_noise(pipeline: AnnotationMaskPipeline) -> None:
     one, other = (latents(pipeline, [layout(seed)], 0, strength=1.0) for seed in (0, 1))
     assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("scheduler", ["dpm++", "unipc", "ddim", "euler"])
-def test_a_batch_of_four_is_the_four_alone(checkpoint: Path, scheduler: str) -> None:
+def test_an_image_does_not_depend_on_its_batch(checkpoint: Path, scheduler: str) -> None:
     pipeline = load(checkpoint)
     pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
     batch = [layout(i, n) for i, n in enumerate((3, 0, 100, 1))]
@@ -111,18 +113,20 @@ def test_a_trained_checkpoint_reads_the_mask_beside_its_latents(checkpoint: Path
     torch.manual_seed(0)
     pipeline.unet = UNet2DConditionModel.from_config({**pipeline.unet.config, "in_channels": 6})
     assert pipeline.trained
-    seen: list[Tensor] = []
-    pipeline.unet.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    inputs: list[Tensor] = []
+    pipeline.unet.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     latents(pipeline, [layout(0), layout(1)], 0, 1)
     torch.testing.assert_close(
-        seen[0][:1, 3:], mask_latents(pipeline, layout(0))[None], atol=1e-5, rtol=1e-4
+        inputs[0][:1, 3:], mask_latents(pipeline, layout(0))[None], atol=1e-5, rtol=1e-4
     )
     noise = torch.randn((3, 24, 24), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(seen[0][0, :3], noise)  # it starts from noise
-    assert len(seen) == STEPS * 2  # and runs every step: one chunk for two images of both branches
+    torch.testing.assert_close(inputs[0][0, :3], noise)  # it starts from noise
+    assert (
+        len(inputs) == STEPS * 2
+    )  # and runs every step: one chunk for two images of both branches
 
 
-def test_tiles_are_the_whole_where_there_is_one(pipeline: AnnotationMaskPipeline) -> None:
+def test_one_tile_equals_the_whole_canvas(pipeline: AnnotationMaskPipeline) -> None:
     whole, one, four = (
         latents(pipeline, [layout(0)], 0, tile=tile) for tile in (None, SIDE, SIDE // 2)
     )
@@ -130,7 +134,7 @@ def test_tiles_are_the_whole_where_there_is_one(pipeline: AnnotationMaskPipeline
     assert not torch.equal(whole, four)
 
 
-def test_the_documents_tuples_are_accepted(pipeline: AnnotationMaskPipeline) -> None:
+def test_the_tuples_of_the_source_document_are_accepted(pipeline: AnnotationMaskPipeline) -> None:
     tuples = [(0.0, 4.0, 10.0, 8.0, 18), (35.0, 40.0, 48.0, 48.0, 18)]
     boxes = Layout(SIDE, SIDE, np.array([t[:4] for t in tuples], np.float32), ("dog", "dog"))
     given = latents(pipeline, [layout(0, 0)], 0, annotations=[tuples], caption="dogs")
@@ -138,12 +142,14 @@ def test_the_documents_tuples_are_accepted(pipeline: AnnotationMaskPipeline) -> 
 
 
 @pytest.mark.parametrize("strength", [0.0, 1.5])
-def test_strength_is_a_share(pipeline: AnnotationMaskPipeline, strength: float) -> None:
+def test_a_strength_outside_its_range_is_refused(
+    pipeline: AnnotationMaskPipeline, strength: float
+) -> None:
     with pytest.raises(ValueError, match=rf"strength: {strength:g} must be in \(0, 1\]"):
         latents(pipeline, [layout(0)], 0, strength=strength)
 
 
-def test_mistakes_in_a_recipe_are_named() -> None:
+def test_an_error_names_the_category_beyond_the_range() -> None:
     with pytest.raises(
         ConfigError, match="label_range: 10 must be at least 18, the category id of 'dog'"
     ):

@@ -57,7 +57,8 @@ def test_all_annotations_are_joined_along_the_sequence_and_padding_is_masked(
         own = [pipeline.encode_annotations(DOCUMENT[:n]) for n in (1, 2)]
         found = pipeline.conditions(["grass", "sand", "snow", ""], [DOCUMENT, [], DOCUMENT[:1]])
         prompts = pipeline.encode_prompts(["grass", "sand", "snow", ""])
-    embeddings, mask = found["encoder_hidden_states"], found["encoder_attention_mask"]
+    embeddings = found["encoder_hidden_states"]
+    mask = found["encoder_attention_mask"]
     length = prompts.shape[1]
     assert embeddings.shape == (4, length + len(own[1]), prompts.shape[2])
     assert torch.equal(embeddings[:, :length], prompts)
@@ -66,8 +67,8 @@ def test_all_annotations_are_joined_along_the_sequence_and_padding_is_masked(
     assert mask.sum(1).tolist() == [length + len(own[1]), length, length + len(own[0]), length]
 
 
-def test_long_annotations_lose_nothing(pipeline: AnnotationTokensPipeline) -> None:
-    """A string of more tokens than the text encoder reads is encoded in pieces: its last digit still counts."""
+def test_long_annotations_are_encoded_completely(pipeline: AnnotationTokensPipeline) -> None:
+    """The last digit counts in a string with more tokens than the text encoder reads."""
     ids = pipeline.tokenizer(DOCUMENT[0], add_special_tokens=False).input_ids
     assert len(ids) > pipeline.tokenizer.model_max_length - 2
     with torch.no_grad():
@@ -79,8 +80,8 @@ def test_long_annotations_lose_nothing(pipeline: AnnotationTokensPipeline) -> No
     assert not torch.equal(one[-1], other[-1])
 
 
-def test_masked_tokens_do_not_count(pipeline: AnnotationTokensPipeline) -> None:
-    """The UNet's prediction for a prompt is the same, however much padding another image of the batch brings."""
+def test_masked_tokens_have_no_effect(pipeline: AnnotationTokensPipeline) -> None:
+    """The UNet's prediction is the same, however much padding another image needs."""
     z = torch.randn(1, 3, 24, 24)
     with torch.no_grad():
         short, long = (
@@ -96,7 +97,7 @@ def test_masked_tokens_do_not_count(pipeline: AnnotationTokensPipeline) -> None:
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
-def test_a_batch_of_four_is_the_four_alone(
+def test_an_image_does_not_depend_on_its_batch(
     pipeline: AnnotationTokensPipeline, guidance: float
 ) -> None:
     batch = [layout(i, n) for i, n in enumerate((3, 0, 7, 1))]
@@ -106,7 +107,7 @@ def test_a_batch_of_four_is_the_four_alone(
         assert (together[i] - alone[0]).norm() / alone.norm() < 1e-4
 
 
-def test_tiles_are_told_of_the_boxes_they_hold(pipeline: AnnotationTokensPipeline) -> None:
+def test_a_tile_has_the_boxes_inside_it(pipeline: AnnotationTokensPipeline) -> None:
     whole = Layout(
         48,
         48,
@@ -114,7 +115,7 @@ def test_tiles_are_told_of_the_boxes_they_hold(pipeline: AnnotationTokensPipelin
         ("dog", "cat"),
         ("a brown dog", "a cat"),
     )
-    tiles = pipeline.tiles(whole, 24, 0.0)
+    tiles = pipeline.split_into_tiles(whole, 24, 0.0)
     assert [layout.phrases for _, layout in tiles] == [("a brown dog",), (), (), ("a cat",)]
     np.testing.assert_allclose(tiles[3][1].boxes, [[6, 4, 22, 20]])
     assert {(layout.width, layout.height) for _, layout in tiles} == {(24, 24)}
@@ -131,8 +132,9 @@ def test_tiles_are_told_of_the_boxes_they_hold(pipeline: AnnotationTokensPipelin
     assert not changed[:, :12].any()
 
 
-def test_every_box_counts(pipeline: AnnotationTokensPipeline) -> None:
-    whole, base = layout(0, 100), latents(pipeline, [layout(0, 100)], 0)
+def test_every_box_has_an_effect(pipeline: AnnotationTokensPipeline) -> None:
+    whole = layout(0, 100)
+    base = latents(pipeline, [layout(0, 100)], 0)
     for i in (0, 50, 99):
         boxes = whole.boxes.copy()
         boxes[i] = [1, 2, 20, 30]
@@ -140,7 +142,9 @@ def test_every_box_counts(pipeline: AnnotationTokensPipeline) -> None:
         assert not torch.equal(latents(pipeline, [moved], 0), base)
 
 
-def test_the_documents_strings_are_accepted(pipeline: AnnotationTokensPipeline) -> None:
+def test_the_strings_of_the_source_document_are_accepted(
+    pipeline: AnnotationTokensPipeline,
+) -> None:
     given = latents(pipeline, [layout(0, 0)], 0, annotations=[DOCUMENT])
     assert not torch.equal(given, latents(pipeline, [layout(0, 0)], 0))
     with pytest.raises(ValueError, match="annotation 'dog': must be label_ID_bbox_X_Y_W_H"):
@@ -187,7 +191,7 @@ def test_location_tokens_make_annotations_compact(checkpoint: Path, tmp_path: Pa
         ),
     ],
 )
-def test_what_cannot_be_painted_is_named(
+def test_an_error_names_what_cannot_be_generated(
     pipeline: AnnotationTokensPipeline, of: Layout, message: str
 ) -> None:
     with pytest.raises(IncompatibleLayoutError, match=message):
@@ -200,10 +204,10 @@ def test_prompts_beyond_the_text_encoder_are_cut_with_a_warning(
     with torch.no_grad():
         long, cut = (pipeline.encode_prompts([" ".join(["grass"] * n)]) for n in (90, 31))
     torch.testing.assert_close(long, cut)
-    assert "92 tokens, of which the text encoder reads the first 32" in caplog.text
+    assert "92 tokens, but the text encoder reads only the first 32" in caplog.text
 
 
-def test_a_recipe_paints_and_its_mistakes_are_named(checkpoint: Path) -> None:
+def test_a_recipe_generates_images_and_its_errors_are_named(checkpoint: Path) -> None:
     spec = Spec(model=str(checkpoint), steps=2)
     painted = spec.load(SceneSpec(), Numerics())(
         [Scene(layout(0, 3), "sand")], [np.random.SeedSequence(0)]

@@ -1,4 +1,4 @@
-"""The canvas pipeline: regions of every kind, against an independent evaluation of their formulas in float64."""
+"""The canvas pipeline, compared with an independent evaluation in float64."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from synthgen import cli
 from synthgen.config import ConfigError, load_job
 from synthgen.pipelines.base import IncompatibleLayoutError
 from synthgen.pipelines.canvas import ImageRegion, RerollRegion, TextRegion
-from synthgen.pipelines.canvas.pipeline import CanvasPipeline, steps_of
+from synthgen.pipelines.canvas.pipeline import CanvasPipeline, count_reference_steps
 from tests.pipelines.stub import Linear, ddim, embedding, stub_unet
 
 SIZE = 48  # px, 24 cells
@@ -81,7 +81,7 @@ def axis(kind: str, n: int) -> np.ndarray:
 def exact(
     pipeline: CanvasPipeline, stub: Linear, regions: list[Any], steps: int, rerolls: Any = ()
 ) -> np.ndarray:
-    """The published algorithm in float64 with the stub's map."""
+    """Return the result of the published algorithm in float64 with the stub."""
     cells = SIZE // pipeline.factor
     z = torch.randn((3, cells, cells), generator=torch.Generator().manual_seed(0)).double().numpy()
 
@@ -106,7 +106,8 @@ def exact(
     initial = z.copy()
 
     def noise(z: np.ndarray, i: int, t: int) -> np.ndarray:
-        total, norm = np.zeros_like(z), np.zeros(z.shape[1:])
+        total = np.zeros_like(z)
+        norm = np.zeros(z.shape[1:])
         for r in (r for r in regions if isinstance(r, TextRegion)):
             crop = z[:, *part(r)]
             negative = "soil" if r.negative_prompt is None else r.negative_prompt
@@ -165,7 +166,7 @@ def test_agrees_with_the_formulas_in_float64(pipeline: CanvasPipeline, seed: int
     assert np.linalg.norm(got - wanted) / np.linalg.norm(wanted) < 1e-5
 
 
-def test_a_batch_of_four_canvases_is_the_four_alone(pipeline: CanvasPipeline) -> None:
+def test_a_canvas_does_not_depend_on_its_batch(pipeline: CanvasPipeline) -> None:
     rng = np.random.default_rng(9)
     each: list[Any] = [
         [*random_regions(rng, 3), TextRegion(**box(0, 48, 0, 48), prompt="grass")] for _ in range(4)
@@ -181,10 +182,10 @@ def test_a_batch_of_four_canvases_is_the_four_alone(pipeline: CanvasPipeline) ->
     ("strength", "steps", "followed"),
     [(0.8, 50, 40), (0.0, 50, 0), (1.0, 50, 49), (0.5, 5, 3), (0.9, 10, 9)],
 )
-def test_strength_is_the_share_of_the_steps_that_follow_the_picture(
+def test_strength_is_the_share_of_the_steps_that_follow_the_reference(
     strength: float, steps: int, followed: int
 ) -> None:
-    assert steps_of(strength, steps) == followed
+    assert count_reference_steps(strength, steps) == followed
 
 
 def test_a_region_without_a_seed_follows_the_generator(pipeline: CanvasPipeline) -> None:
@@ -195,11 +196,11 @@ def test_a_region_without_a_seed_follows_the_generator(pipeline: CanvasPipeline)
 
 def test_decode_steps_shows_the_canvas_after_each_step(pipeline: CanvasPipeline) -> None:
     regions = [TextRegion(**box(0, 48, 0, 48), prompt="grass")]
-    images, seen = pipeline(
+    images, decoded = pipeline(
         SIZE, SIZE, regions, num_inference_steps=3, seed=0, decode_steps=True, output_type="np"
     )
-    assert [np.asarray(s).shape for s in seen] == [(1, SIZE, SIZE, 3)] * 3
-    np.testing.assert_array_equal(np.asarray(seen[-1]), np.asarray(images))
+    assert [np.asarray(s).shape for s in decoded] == [(1, SIZE, SIZE, 3)] * 3
+    np.testing.assert_array_equal(np.asarray(decoded[-1]), np.asarray(images))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_regions_must_lie_on_the_canvas_and_its_cells(
         latents(pipeline, [TextRegion(**region, prompt="grass")])
 
 
-def test_a_canvas_of_whole_cells(pipeline: CanvasPipeline) -> None:
+def test_a_canvas_must_consist_of_whole_cells(pipeline: CanvasPipeline) -> None:
     with pytest.raises(IncompatibleLayoutError, match="canvas_width: 47 must be a multiple of 2"):
         pipeline(48, 47, [TextRegion(**box(0, 8, 0, 8), prompt="grass")])
 
@@ -245,7 +246,7 @@ def job(tmp_path: Path, **region: Any) -> Path:
     return path
 
 
-def test_a_job_paints_a_canvas_without_labels(tmp_path: Path) -> None:
+def test_a_job_generates_a_canvas_without_labels(tmp_path: Path) -> None:
     picture().save(tmp_path / "p.png")
     path = job(tmp_path, kind="image", reference_image=str(tmp_path / "p.png"))
     assert cli.main(["run", str(path), "--json"]) == 0
@@ -267,6 +268,6 @@ def test_a_job_paints_a_canvas_without_labels(tmp_path: Path) -> None:
         ({"prompt": "a", "row_end": 12}, "row_end: 12 must be more than row_init, 16"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, region: dict[str, Any], message: str) -> None:
+def test_an_error_names_the_key(tmp_path: Path, region: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_job(str(job(tmp_path, **region)))

@@ -1,4 +1,4 @@
-"""Grounded windows over layouts, against diffusers' own GLIGEN pipeline where that one can paint."""
+"""Grounded windows over layouts, compared with diffusers' own GLIGEN pipeline."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionGLIGENPipeline
 from torch import Tensor
 
 from synthgen.config import ConfigError, load_job
-from synthgen.engine.worker import draw_scene
+from synthgen.engine.worker import sample_scene
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import IncompatibleLayoutError, Numerics
 from synthgen.pipelines.grounded import Spec
@@ -19,7 +19,7 @@ from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.scenes.scene import Scene, SceneSpec
 from synthgen.verification.detector import Spec as DetectorSpec
 from synthgen.verification.detector.verifier import DetectorVerifier
-from tests.conftest import tiny_checkpoint
+from tests.conftest import save_tiny_checkpoint
 from tests.pipelines.diffusion.test_grounding import gated_unet
 
 SIDE = 48
@@ -27,10 +27,13 @@ SIDE = 48
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random checkpoint with gated layers that act; diffusers' own pipeline knows 4 latent channels alone."""
+    """A tiny random checkpoint with active gated layers.
+
+    It has 4 latent channels, because diffusers' own pipeline supports no other number.
+    """
     path = tmp_path_factory.mktemp("gligen")
     pipeline = MixturePipeline.from_pretrained(
-        tiny_checkpoint(path / "plain", 4, 1), use_safetensors=True
+        save_tiny_checkpoint(path / "plain", 4, 1), use_safetensors=True
     )
     pipeline.unet = gated_unet(4)
     pipeline.save_pretrained(path / "gated")
@@ -71,22 +74,36 @@ def latents(pipeline: GroundedPipeline, batch: list[Layout], *seeds: int, **opti
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(("beta", "steps"), [(1.0, 4), (0.5, 4), (0.3, 4), (0.7, 6)])
-def test_one_window_is_diffusers_own_pipeline(
+def test_one_window_equals_the_pipeline_of_diffusers(
     pipeline: GroundedPipeline, beta: float, steps: int
 ) -> None:
     theirs = StableDiffusionGLIGENPipeline(
-        vae=pipeline.vae, text_encoder=pipeline.text_encoder, tokenizer=pipeline.tokenizer, unet=pipeline.unet,
-        scheduler=DDIMScheduler(clip_sample=False), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=pipeline.vae,
+        text_encoder=pipeline.text_encoder,
+        tokenizer=pipeline.tokenizer,
+        unet=pipeline.unet,
+        scheduler=DDIMScheduler(clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     theirs.set_progress_bar_config(disable=True)
     of = layout(0, 5)
     noise = pipeline.noise([of], generators(3))
     with torch.no_grad():
         wanted = theirs(
-            "3 dog, 2 cat, sand", height=SIDE, width=SIDE, num_inference_steps=steps, guidance_scale=3.0, latents=noise, eta=0.0,
-            gligen_phrases=list(of.phrases or ()), gligen_boxes=(of.boxes / SIDE).tolist(), gligen_scheduled_sampling_beta=beta,
+            "3 dog, 2 cat, sand",
+            height=SIDE,
+            width=SIDE,
+            num_inference_steps=steps,
+            guidance_scale=3.0,
+            latents=noise,
+            eta=0.0,
+            gligen_phrases=list(of.phrases or ()),
+            gligen_boxes=(of.boxes / SIDE).tolist(),
+            gligen_scheduled_sampling_beta=beta,
             output_type="latent",
-        ).images  # fmt: skip
+        ).images
     options: dict[str, Any] = {
         "guidance_scale": 3.0,
         "window": SIDE,
@@ -99,7 +116,7 @@ def test_one_window_is_diffusers_own_pipeline(
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
-def test_a_batch_of_four_is_the_four_alone(pipeline: GroundedPipeline, guidance: float) -> None:
+def test_an_image_does_not_depend_on_its_batch(pipeline: GroundedPipeline, guidance: float) -> None:
     batch = [layout(i, n) for i, n in enumerate((3, 0, 40, 1))]
     options: dict[str, Any] = {
         "guidance_scale": guidance,
@@ -113,13 +130,11 @@ def test_a_batch_of_four_is_the_four_alone(pipeline: GroundedPipeline, guidance:
         assert (together[i] - alone[0]).norm() / alone.norm() < 1e-4
 
 
-def test_boxes_act_where_they_are_and_only_while_the_gates_are_on(
+def test_boxes_have_a_local_effect_and_only_while_the_gates_are_on(
     pipeline: GroundedPipeline,
 ) -> None:
-    bare, one = (
-        layout(0, 0),
-        Layout(SIDE, SIDE, np.array([[2, 2, 14, 14]], np.float32), ("dog",), ("a white dog",)),
-    )
+    bare = layout(0, 0)
+    one = Layout(SIDE, SIDE, np.array([[2, 2, 14, 14]], np.float32), ("dog",), ("a white dog",))
     options: dict[str, Any] = {
         "caption": "sand",
         "window": 16,
@@ -140,10 +155,10 @@ def test_boxes_act_where_they_are_and_only_while_the_gates_are_on(
     )
 
 
-def test_a_window_without_boxes_is_the_checkpoint_without_gated_layers(
+def test_a_window_without_boxes_does_not_use_the_gated_layers(
     pipeline: GroundedPipeline,
 ) -> None:
-    """At guidance 1 all of it; the negative prompt goes through the gated layers, as in diffusers."""
+    """The negative prompt still uses them at a guidance other than 1, as in diffusers."""
     options: dict[str, Any] = {"window": 24, "stages": (1.0, 0.0), "guidance_scale": 1.0}
     on = latents(pipeline, [layout(0, 0)], 0, **options)
     assert torch.equal(
@@ -168,7 +183,9 @@ def test_any_number_of_boxes(pipeline: GroundedPipeline, boxes: int) -> None:
     assert np.asarray(images).shape == (1, 100, 100, 3)
 
 
-def test_what_cannot_be_painted_is_named(pipeline: GroundedPipeline, checkpoint: Path) -> None:
+def test_an_error_names_what_cannot_be_generated(
+    pipeline: GroundedPipeline, checkpoint: Path
+) -> None:
     plain = GroundedPipeline.from_pretrained(checkpoint, use_safetensors=True)
     with pytest.raises(IncompatibleLayoutError, match="unet: it has no gated layers"):
         plain([layout(0, 1)])
@@ -176,7 +193,7 @@ def test_what_cannot_be_painted_is_named(pipeline: GroundedPipeline, checkpoint:
         pipeline([Layout(47, 48, np.zeros((0, 4), np.float32), ())])
 
 
-def test_a_recipe_paints_and_its_mistakes_are_named(folder: Path, checkpoint: Path) -> None:
+def test_a_recipe_generates_images_and_its_errors_are_named(folder: Path, checkpoint: Path) -> None:
     spec = Spec(model=str(folder), steps=2)
     painted = spec.load(SceneSpec(), Numerics())(
         [Scene(layout(0, 3), "sand")], [np.random.SeedSequence(0)]
@@ -209,8 +226,8 @@ def test_a_recipe_paints_and_its_mistakes_are_named(folder: Path, checkpoint: Pa
 
 
 @pytest.mark.slow
-def test_the_embedded_checkpoint_puts_dogs_into_their_boxes() -> None:
-    """And not only into boxes: those of another picture hold fewer of them."""
+def test_the_embedded_checkpoint_generates_dogs_in_their_boxes() -> None:
+    """The boxes of another image contain fewer of them."""
     small = [
         "layout.canvas=[224, 224]",
         "layout.objects={dog: 5}",
@@ -218,20 +235,22 @@ def test_the_embedded_checkpoint_puts_dogs_into_their_boxes() -> None:
         "layout.gap=6",
     ]
     job = load_job("100dogs", ["pipeline=grounded-tiny", *small])
-    scenes = [draw_scene(job, i) for i in range(4)]
+    scenes = [sample_scene(job, i) for i in range(4)]
     painter: Any = job.pipeline.load(job.scene, Numerics())
     images = [p.image for p in painter(scenes, [np.random.SeedSequence(i) for i in range(4)])]
     layouts = [scene.layout for scene in scenes]
-    right, wrong = (held_share(images, of) for of in (layouts, layouts[1:] + layouts[:1]))
+    right, wrong = (share_of_good_boxes(images, of) for of in (layouts, layouts[1:] + layouts[:1]))
     assert right > 0.5
     assert wrong < 0.5 * right
 
 
-def held_share(images: list[Any], layouts: list[Layout]) -> float:
+def share_of_good_boxes(images: list[Any], layouts: list[Layout]) -> float:
     spec = DetectorSpec()
     verdicts = DetectorVerifier(spec, "cpu")(images, layouts)
     return 1 - float(
         np.mean(
-            np.concatenate([spec.fails(v, of) for v, of in zip(verdicts, layouts, strict=True)])
+            np.concatenate(
+                [spec.find_failed_boxes(v, of) for v, of in zip(verdicts, layouts, strict=True)]
+            )
         )
     )

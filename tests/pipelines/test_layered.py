@@ -1,4 +1,4 @@
-"""Layered rendering over layouts, against an independent evaluation of its formulas in float64."""
+"""Layered rendering over layouts, compared with an independent evaluation in float64."""
 
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import IncompatibleLayoutError, Numerics
 from synthgen.pipelines.diffusion.object_layers import Group, composite
 from synthgen.pipelines.diffusion.prompts import Prompts
-from synthgen.pipelines.diffusion.token_attention import TokenProbe, probed, tokens_of
+from synthgen.pipelines.diffusion.token_attention import TokenProbe, mark_tokens, record_attention
 from synthgen.pipelines.layered import Spec
 from synthgen.pipelines.layered.pipeline import LayeredPipeline
 from synthgen.scenes.scene import Scene, SceneSpec
 from tests.pipelines.stub import Linear, ddim, embedding, stub_unet
 
-SIDE, CELLS, STEPS, T0 = 48, 24, 6, 3
+SIDE = 48
+CELLS = 24
+STEPS = 6
+T0 = 3
 PHRASES = ("a brown dog", "a white cat", "a black dog")
 
 
@@ -63,7 +66,7 @@ def latents(pipeline: LayeredPipeline, batch: list[Layout], *seeds: int, **optio
 
 
 def delta(pipeline: LayeredPipeline, rgb: tuple[int, int, int]) -> np.ndarray:
-    """Mean latents of a picture of one colour."""
+    """Return the mean latents of an image of one colour."""
     x = torch.tensor(rgb).view(1, 3, 1, 1).expand(1, 3, 64, 64) / 127.5 - 1
     with torch.no_grad():
         z = pipeline.vae.encode(x).latent_dist.mode().double() * pipeline.vae.config.scaling_factor
@@ -81,7 +84,7 @@ def mask_of(box: np.ndarray) -> np.ndarray:
 def exact(
     pipeline: LayeredPipeline, stub: Linear, of: Layout, seed: int, guidance: float, variant: str
 ) -> np.ndarray:
-    """The published algorithm for one image in float64 with the stub's map."""
+    """Return the result of the published algorithm for one image in float64 with the stub."""
     z_t = (
         torch.randn((3, CELLS, CELLS), generator=torch.Generator().manual_seed(seed))
         .double()
@@ -150,7 +153,7 @@ def test_agrees_with_the_formulas_in_float64(
 @pytest.mark.parametrize("variant", ["paper", "mixed"])
 @pytest.mark.parametrize("vision_guidance", ["constant", "dynamic"])
 @pytest.mark.parametrize("context", [None, 0.2])
-def test_a_batch_of_four_is_the_four_alone(
+def test_an_image_does_not_depend_on_its_batch(
     pipeline: LayeredPipeline, variant: str, vision_guidance: str, context: float | None
 ) -> None:
     options = {
@@ -167,7 +170,7 @@ def test_a_batch_of_four_is_the_four_alone(
 
 
 def test_guidance_is_added_to_unscaled_latents(checkpoint: Path) -> None:
-    """Euler, which scales its latents, is DDIM in other units: what guidance changes is the same with both."""
+    """Euler is DDIM with scaled latents, so guidance makes the same change with both."""
     ours = LayeredPipeline.from_pretrained(checkpoint, use_safetensors=True)
     ours.set_progress_bar_config(disable=True)
     changes = []
@@ -185,22 +188,24 @@ def test_guidance_is_added_to_unscaled_latents(checkpoint: Path) -> None:
     assert (changes[0] - changes[1]).norm() / changes[0].norm() < 2e-2
 
 
-def test_masks_take_the_place_of_boxes(pipeline: LayeredPipeline) -> None:
+def test_masks_replace_boxes(pipeline: LayeredPipeline) -> None:
     pixels = np.zeros((SIDE, SIDE), np.uint8, order="F")
     pixels[8:24, 8:40] = 1
     run_length = coco_mask.encode(pixels)
     box = np.array([[8, 8, 40, 24]], np.float32)
     plain = Layout(SIDE, SIDE, box, ("dog",), ("a brown dog",))
     masked = Layout(SIDE, SIDE, box, ("dog",), ("a brown dog",), masks=(run_length,))
-    assert torch.equal(pipeline.object_mask(plain, 0), pipeline.object_mask(masked, 0))
+    assert torch.equal(pipeline.build_object_mask(plain, 0), pipeline.build_object_mask(masked, 0))
     assert torch.equal(latents(pipeline, [plain], 0), latents(pipeline, [masked], 0))
     pixels[8:24, 8:24] = 0
     half = Layout(SIDE, SIDE, box, ("dog",), ("a brown dog",), masks=(coco_mask.encode(pixels),))
-    assert pipeline.object_mask(half, 0).sum() == pipeline.object_mask(plain, 0).sum() / 2
+    assert (
+        pipeline.build_object_mask(half, 0).sum() == pipeline.build_object_mask(plain, 0).sum() / 2
+    )
 
 
-def test_small_objects_lie_over_large_ones(pipeline: LayeredPipeline) -> None:
-    """Each layer has its own value: where boxes overlap the small one's is seen, in whatever order they are listed."""
+def test_small_objects_cover_large_ones(pipeline: LayeredPipeline) -> None:
+    """Where boxes overlap the smaller one's layer is visible, whatever the order of the boxes."""
     boxes = np.array([[10, 10, 20, 20], [4, 4, 40, 40], [14, 14, 44, 30]], np.float32)
     wanted = torch.zeros(1, 3, CELLS, CELLS)
     for i in (1, 2, 0):
@@ -209,7 +214,7 @@ def test_small_objects_lie_over_large_ones(pipeline: LayeredPipeline) -> None:
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
         of = Layout(SIDE, SIDE, boxes[order], ("dog",) * 3)
         group = Group(
-            list(pipeline.layers(of, 0, ["a dog"] * 3, Prompts(), 0, None)),
+            list(pipeline.build_layers(of, 0, ["a dog"] * 3, Prompts(), 0, None)),
             torch.zeros(1, 3, CELLS, CELLS),
         )
         values = (
@@ -218,17 +223,19 @@ def test_small_objects_lie_over_large_ones(pipeline: LayeredPipeline) -> None:
         assert torch.equal(composite(torch.zeros(1, 3, CELLS, CELLS), [group], [values]), wanted)
 
 
-def test_dynamic_colour_is_that_of_the_cells_that_read_the_name(pipeline: LayeredPipeline) -> None:
+def test_the_dynamic_colour_is_that_of_the_cells_that_attend_to_the_name(
+    pipeline: LayeredPipeline,
+) -> None:
     of = layout(0, 1)
     conditions = {"encoder_hidden_states": pipeline.encode_prompts(["a brown dog", ""]).detach()}
     noise = pipeline.noise([of], generators(0))
-    group = Group(list(pipeline.layers(of, 0, ["a brown dog"], Prompts(), 1, None)), noise)
+    group = Group(list(pipeline.build_layers(of, 0, ["a brown dog"], Prompts(), 1, None)), noise)
     pipeline.scheduler.set_timesteps(STEPS)
     with torch.no_grad():
-        got = pipeline.found(group, conditions, 4, 10_000, "paper")
-        probe = TokenProbe(torch.tensor([tokens_of(pipeline.tokenizer, "a brown dog", "dog")]))
+        got = pipeline.find_delta(group, conditions, 4, 10_000, "paper")
+        probe = TokenProbe(torch.tensor([mark_tokens(pipeline.tokenizer, "a brown dog", "dog")]))
         t = pipeline.scheduler.timesteps[0]
-        with probed(pipeline.unet, probe):
+        with record_attention(pipeline.unet, probe):
             out = pipeline.predict(
                 t, noise, {"encoder_hidden_states": conditions["encoder_hidden_states"][:1]}
             )
@@ -240,26 +247,24 @@ def test_dynamic_colour_is_that_of_the_cells_that_read_the_name(pipeline: Layere
     np.testing.assert_allclose(got[0].double().numpy(), delta(pipeline, tuple(colour)), atol=1e-4)
 
 
-def test_a_probe_sees_the_usual_attention_and_changes_nothing(pipeline: LayeredPipeline) -> None:
-    z, text = (
-        torch.randn(2, 3, 16, 12),
-        pipeline.encode_prompts(["a brown dog", "a white cat"]).detach(),
-    )
+def test_a_probe_records_the_usual_attention_and_changes_nothing(pipeline: LayeredPipeline) -> None:
+    z = torch.randn(2, 3, 16, 12)
+    text = pipeline.encode_prompts(["a brown dog", "a white cat"]).detach()
     tokens = torch.tensor(
         [
-            tokens_of(pipeline.tokenizer, p, w)
+            mark_tokens(pipeline.tokenizer, p, w)
             for p, w in (("a brown dog", "dog"), ("a white cat", "cat"))
         ]
     )
     assert tokens.sum(1).tolist() == [1, 1]
     with torch.no_grad():
         usual = pipeline.unet(z, 500, encoder_hidden_states=text).sample
-        with probed(pipeline.unet, TokenProbe(tokens)) as probe:
-            seen = pipeline.unet(z, 500, encoder_hidden_states=text).sample
-        with probed(pipeline.unet, TokenProbe(tokens, top=1)):
+        with record_attention(pipeline.unet, TokenProbe(tokens)) as probe:
+            probed_output = pipeline.unet(z, 500, encoder_hidden_states=text).sample
+        with record_attention(pipeline.unet, TokenProbe(tokens, top=1)):
             masked = pipeline.unet(z, 500, encoder_hidden_states=text).sample
         after = pipeline.unet(z, 500, encoder_hidden_states=text).sample
-    assert torch.allclose(usual, seen, atol=1e-5)
+    assert torch.allclose(usual, probed_output, atol=1e-5)
     assert not torch.allclose(usual, masked, atol=1e-5)
     assert torch.equal(usual, after)
     maps = probe.maps(16, 12)
@@ -271,12 +276,12 @@ def test_a_probe_sees_the_usual_attention_and_changes_nothing(pipeline: LayeredP
     ("prompt", "words", "marked"),
     [("a brown dog", "dog", [3]), ("a dog dog", "dog", [2, 3]), ("a cat", "dog", [1, 2])],
 )
-def test_tokens_of_a_name(
+def test_the_tokens_of_a_name_are_marked(
     pipeline: LayeredPipeline, prompt: str, words: str, marked: list[int]
 ) -> None:
-    found = tokens_of(pipeline.tokenizer, prompt, words)
+    found = mark_tokens(pipeline.tokenizer, prompt, words)
     assert [i for i, m in enumerate(found) if m] == marked
-    assert any(tokens_of(pipeline.tokenizer, "", "dog"))
+    assert any(mark_tokens(pipeline.tokenizer, "", "dog"))
 
 
 @pytest.mark.parametrize("boxes", [0, 1, 100])
@@ -291,7 +296,9 @@ def test_any_number_of_boxes(pipeline: LayeredPipeline, boxes: int) -> None:
     assert np.asarray(images).shape == (1, 100, 100, 3)
 
 
-def test_what_cannot_be_painted_is_named(pipeline: LayeredPipeline, checkpoint: Path) -> None:
+def test_an_error_names_what_cannot_be_generated(
+    pipeline: LayeredPipeline, checkpoint: Path
+) -> None:
     with pytest.raises(
         IncompatibleLayoutError,
         match=r"layouts\[0\].boxes\[0\]: \[40.0, 0.0, 60.0, 20.0\] is not inside the canvas",
@@ -305,7 +312,7 @@ def test_what_cannot_be_painted_is_named(pipeline: LayeredPipeline, checkpoint: 
 
 
 @pytest.mark.parametrize("scheduler", ["dpm++", "unipc", "ddim", "euler"])
-def test_a_recipe_paints(checkpoint: Path, scheduler: str) -> None:
+def test_a_recipe_generates_the_same_image_again(checkpoint: Path, scheduler: str) -> None:
     spec = Spec.model_validate(
         {"model": str(checkpoint), "steps": 4, "scheduler": scheduler, "context": 0.1, "tile": 24}
     )
@@ -317,14 +324,14 @@ def test_a_recipe_paints(checkpoint: Path, scheduler: str) -> None:
     assert first.std() > 0
 
 
-def test_your_own_pictures_are_not_forgotten(tmp_path: Path) -> None:
+def test_layered_refuses_background_images(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    with pytest.raises(ConfigError, match=r"pipeline.method: cannot paint into your own pictures"):
+    with pytest.raises(ConfigError, match=r"pipeline.method: cannot generate into your own images"):
         load_job("100dogs", ["pipeline=layered-tiny", f"scene.backgrounds={tmp_path}"])
     assert load_job("100dogs", [f"scene.backgrounds={tmp_path}"]).scene.backgrounds == str(tmp_path)
 
 
-def test_mistakes_in_a_recipe_are_named() -> None:
+def test_errors_in_a_recipe_are_named() -> None:
     for change, message in (
         ("pipeline.scheduler=lms", "scheduler: .*'dpm\\+\\+', 'unipc', 'ddim' or 'euler'"),
         ("pipeline.layer_share=0.001", "layer_share: 0.001 of .* steps must be at least 1 step"),

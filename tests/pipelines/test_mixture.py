@@ -13,11 +13,11 @@ from synthgen.layouts.base import Layout
 from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.pipelines.base import IncompatibleLayoutError, Numerics
 from synthgen.pipelines.diffusion.schedulers import SCHEDULERS
-from synthgen.pipelines.diffusion.windows import object_windows
+from synthgen.pipelines.diffusion.windows import place_object_windows
 from synthgen.pipelines.mixture import Spec
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.scenes.scene import SceneSpec
-from tests.conftest import tiny_checkpoint
+from tests.conftest import save_tiny_checkpoint
 
 SCENES = SceneSpec(
     object=("a brown {category}", "a white {category}"), background="a field of grass"
@@ -35,6 +35,11 @@ def layouts(n: int, boxes: int = 3, side: int = 64) -> list[Layout]:
     spec = ScatterSpec(canvas=(side, side), objects={"dog": boxes}, size=(16, 20), gap=2)
     drawn = [spec.sample(np.random.default_rng(i)) for i in range(n)]
     return [SCENES.draw(layout, np.random.default_rng(i)).layout for i, layout in enumerate(drawn)]
+
+
+def layout_of(width: int, height: int, *boxes: tuple[int, int, int, int]) -> Layout:
+    corners = np.array(boxes, np.float32).reshape(-1, 4)
+    return Layout(width, height, corners, ("dog",) * len(boxes))
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
@@ -57,7 +62,7 @@ def latents(
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
-def test_a_batch_of_four_is_the_four_alone(pipeline: MixturePipeline, guidance: float) -> None:
+def test_an_image_does_not_depend_on_its_batch(pipeline: MixturePipeline, guidance: float) -> None:
     batch = layouts(4)
     together = latents(pipeline, batch, 0, 1, 2, 3, guidance_scale=guidance)
     for i in range(4):
@@ -65,16 +70,17 @@ def test_a_batch_of_four_is_the_four_alone(pipeline: MixturePipeline, guidance: 
         assert (together[i] - alone[0]).norm() / alone.norm() < 1e-4
 
 
-def test_guidance_only_in_its_interval(pipeline: MixturePipeline) -> None:
-    def painted(**options: Any) -> Tensor:
+def test_only_steps_in_the_interval_are_guided(pipeline: MixturePipeline) -> None:
+    def generate(**options: Any) -> Tensor:
         return latents(pipeline, layouts(1), 0, steps=4, **options)
 
-    plain, guided = painted(guidance_scale=1.0), painted(guidance_scale=5.0)
-    assert torch.equal(painted(guidance_scale=5.0, guidance_interval=(0.0, 0.0)), plain)
-    assert torch.equal(painted(guidance_scale=5.0, guidance_interval=(0.0, 1.0)), guided)
+    plain = generate(guidance_scale=1.0)
+    guided = generate(guidance_scale=5.0)
+    assert torch.equal(generate(guidance_scale=5.0, guidance_interval=(0.0, 0.0)), plain)
+    assert torch.equal(generate(guidance_scale=5.0, guidance_interval=(0.0, 1.0)), guided)
     rows: list[int] = []
     hook = pipeline.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    half = painted(
+    half = generate(
         guidance_scale=5.0, guidance_interval=(0.25, 0.75), chunk=1000, background_window=64
     )
     hook.remove()
@@ -89,11 +95,12 @@ def pictures(n: int, side: int = 64) -> np.ndarray:
 
 
 @pytest.mark.parametrize("scheduler", ["dpm++", "ddim", "euler", "lms", "unipc"])
-def test_pictures_stay_as_they_are_outside_the_windows(checkpoint: Path, scheduler: str) -> None:
+def test_images_do_not_change_outside_the_windows(checkpoint: Path, scheduler: str) -> None:
     pipeline = MixturePipeline.from_pretrained(checkpoint, use_safetensors=True)
     pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    batch, own = layouts(2, boxes=1), pictures(2)
+    batch = layouts(2, boxes=1)
+    own = pictures(2)
     images = pipeline(
         batch,
         num_inference_steps=3,
@@ -104,7 +111,7 @@ def test_pictures_stay_as_they_are_outside_the_windows(checkpoint: Path, schedul
     )
     for image, picture, layout in zip(images, own, batch, strict=True):
         ((x0, y0, x1, y1),) = (
-            object_windows(layout.boxes, (64, 64), pipeline.factor, pipeline.multiple, 8, 0.1)
+            place_object_windows(layout.boxes, (64, 64), pipeline.factor, pipeline.multiple, 8, 0.1)
             * pipeline.factor
         )
         outside = np.ones((64, 64), bool)
@@ -115,7 +122,7 @@ def test_pictures_stay_as_they_are_outside_the_windows(checkpoint: Path, schedul
         assert np.abs(image[by0:by1, bx0:bx1].astype(int) - picture[by0:by1, bx0:bx1]).mean() > 10
 
 
-def test_a_layout_without_boxes_is_the_picture(pipeline: MixturePipeline) -> None:
+def test_a_layout_without_boxes_does_not_change_the_image(pipeline: MixturePipeline) -> None:
     own = pictures(1)
     images = pipeline(
         layouts(1, boxes=0),
@@ -127,19 +134,20 @@ def test_a_layout_without_boxes_is_the_picture(pipeline: MixturePipeline) -> Non
     np.testing.assert_array_equal(images, own)
 
 
-def test_pictures_must_match_the_layouts(pipeline: MixturePipeline) -> None:
+def test_images_must_match_the_layouts(pipeline: MixturePipeline) -> None:
     with pytest.raises(
-        IncompatibleLayoutError, match=r"pictures: shape \(1, 64, 64, 3\) must be \(2, 64, 64, 3\)"
+        IncompatibleLayoutError,
+        match=r"`pictures`: shape \(1, 64, 64, 3\) must be \(2, 64, 64, 3\)",
     ):
         pipeline(layouts(2), pictures=pictures(1))
 
 
-def test_the_chunk_does_not_change_the_picture(pipeline: MixturePipeline) -> None:
+def test_the_chunk_does_not_change_the_image(pipeline: MixturePipeline) -> None:
     small, large = (latents(pipeline, layouts(2), 0, 1, chunk=chunk) for chunk in (1, 64))
     assert (small - large).norm() / large.norm() < 1e-4
 
 
-def test_seed_and_prompt_change_the_picture(pipeline: MixturePipeline) -> None:
+def test_seed_and_prompt_change_the_image(pipeline: MixturePipeline) -> None:
     base = latents(pipeline, layouts(1), 0)
     torch.testing.assert_close(base, latents(pipeline, layouts(1), 0))
     assert (base - latents(pipeline, layouts(1), 1)).abs().max() > 0.1
@@ -148,7 +156,7 @@ def test_seed_and_prompt_change_the_picture(pipeline: MixturePipeline) -> None:
 
 
 def test_a_box_changes_only_its_window(pipeline: MixturePipeline) -> None:
-    """One step: where no window of the box is, the merged noise is the background's alone."""
+    """After one step, the merged noise outside the box's window is that of the background."""
     box = Layout(64, 64, np.array([[4, 4, 20, 20]], np.float32), ("dog",))
     bare = Layout(64, 64, np.zeros((0, 4), np.float32), ())
     one, none = (latents(pipeline, [layout], 0, steps=1) for layout in (box, bare))
@@ -172,7 +180,7 @@ def test_any_number_of_boxes(pipeline: MixturePipeline, count: int) -> None:
     assert images[0].size == (256, 256)
 
 
-def test_callback_sees_and_changes_latents(pipeline: MixturePipeline) -> None:
+def test_a_callback_receives_and_changes_latents(pipeline: MixturePipeline) -> None:
     steps = []
 
     def callback(pipe: object, i: int, t: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -186,20 +194,27 @@ def test_callback_sees_and_changes_latents(pipeline: MixturePipeline) -> None:
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        (Layout(65, 64, np.zeros((0, 4), np.float32), ()), "canvas width 65 px must be a multiple of 2 and at least 4"),
-        (Layout(64, 2, np.zeros((0, 4), np.float32), ()), "canvas height 2 px must be a multiple of 2 and at least 4"),
-        (Layout(64, 64, np.array([[50, 1, 70, 20]], np.float32), ("dog",)), r"layouts\[0\].boxes\[0\]: \[50.0, 1.0, 70.0, 20.0\] is not inside the canvas"),
-        (Layout(64, 64, np.array([[1, 1, 9, 2]], np.float32), ("dog",)), r"layouts\[0\].boxes\[0\]: \[1.0, 1.0, 9.0, 2.0\] is smaller than a latent cell \(2 px\)"),
+        (layout_of(65, 64), "canvas width 65 px must be a multiple of 2 and at least 4"),
+        (layout_of(64, 2), "canvas height 2 px must be a multiple of 2 and at least 4"),
+        (
+            layout_of(64, 64, (50, 1, 70, 20)),
+            r"layouts\[0\].boxes\[0\]: \[50.0, 1.0, 70.0, 20.0\] is not inside the canvas",
+        ),
+        (
+            layout_of(64, 64, (1, 1, 9, 2)),
+            r"layouts\[0\].boxes\[0\]: \[1.0, 1.0, 9.0, 2.0\] is smaller than a latent cell "
+            r"\(2 px\)",
+        ),
     ],
-)  # fmt: skip
-def test_what_cannot_be_painted_is_named(
+)
+def test_an_error_names_what_cannot_be_generated(
     pipeline: MixturePipeline, layout: Layout, message: str
 ) -> None:
     with pytest.raises(IncompatibleLayoutError, match=message):
         pipeline([layout], num_inference_steps=1)
 
 
-def test_one_canvas_a_batch(pipeline: MixturePipeline) -> None:
+def test_a_batch_has_one_canvas_size(pipeline: MixturePipeline) -> None:
     with pytest.raises(
         IncompatibleLayoutError, match=r"one canvas size, got \[\(32, 32\), \(64, 64\)\]"
     ):
@@ -213,7 +228,7 @@ def test_prompts_must_match_layouts(pipeline: MixturePipeline) -> None:
 
 @pytest.mark.parametrize(("channels", "halvings"), [(4, 3), (16, 1), (6, 2)])
 def test_other_factors_and_latent_channels(tmp_path: Path, channels: int, halvings: int) -> None:
-    spec = Spec(model=str(tiny_checkpoint(tmp_path, channels, halvings)), steps=2)
+    spec = Spec(model=str(save_tiny_checkpoint(tmp_path, channels, halvings)), steps=2)
     sampler = ScatterSpec(canvas=(160, 96), objects={"dog": 3}, size=(20, 40), gap=2)
     assert spec.check(sampler, SCENES) == []
     painter: Any = spec.load(SCENES, Numerics())
@@ -227,7 +242,7 @@ def test_other_factors_and_latent_channels(tmp_path: Path, channels: int, halvin
 
 
 @pytest.mark.parametrize("scheduler", ["dpm++", "unipc", "ddim", "euler", "lms", None])
-def test_every_scheduler_paints(checkpoint: Path, scheduler: str | None) -> None:
+def test_every_scheduler_generates_an_image(checkpoint: Path, scheduler: str | None) -> None:
     spec = Spec.model_validate({"model": str(checkpoint), "steps": 3, "scheduler": scheduler})
     layout = layouts(1)[0]
     scene = SCENES.draw(layout, np.random.default_rng(0))
@@ -240,11 +255,11 @@ def test_every_scheduler_paints(checkpoint: Path, scheduler: str | None) -> None
 
 
 @pytest.mark.parametrize("mask", ["box", "gaussian", "quartic", "constant"])
-def test_every_mask_paints(pipeline: MixturePipeline, mask: str) -> None:
+def test_every_mask_generates_an_image(pipeline: MixturePipeline, mask: str) -> None:
     assert torch.isfinite(latents(pipeline, layouts(1), 0, mask=mask)).all()
 
 
-def test_canvas_that_does_not_fit_the_checkpoint_is_refused_before_loading(
+def test_a_canvas_that_does_not_suit_the_checkpoint_is_refused_before_loading(
     checkpoint: Path,
 ) -> None:
     sampler = ScatterSpec(canvas=(101, 100), objects={"dog": 1}, size=(20, 40))
@@ -254,7 +269,7 @@ def test_canvas_that_does_not_fit_the_checkpoint_is_refused_before_loading(
 
 
 def test_large_canvases_decode_in_tiles_without_seams() -> None:
-    """Tiled and whole decode agree, and no column stands out where tiles meet (the embedded autoencoder)."""
+    """With the embedded autoencoder, tiled and whole decoding agree, also where tiles meet."""
     pipeline = MixturePipeline.from_pretrained(
         str(Path(__file__).parents[2] / "synthgen/weights/synthgen-tiny"), use_safetensors=True
     )
@@ -270,10 +285,9 @@ def test_large_canvases_decode_in_tiles_without_seams() -> None:
         z = vae.encode(x).latent_dist.mode()
         whole = vae.decode(z).sample
         vae.enable_tiling()
-        vae.tile_sample_min_size, vae.tile_latent_min_size = (
-            384,
-            96,
-        )  # the embedded one tiles from 1024 px on
+        # the embedded autoencoder uses tiles only from 1024 px on
+        vae.tile_sample_min_size = 384
+        vae.tile_latent_min_size = 96
         tiled = vae.decode(z).sample
     error = (tiled - whole).abs().mean((0, 1, 2))  # a column
     assert error.mean() < 0.04  # a narrow last tile has other statistics for the group norms

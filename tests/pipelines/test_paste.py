@@ -1,4 +1,4 @@
-"""Cut-outs pasted at the boxes: they fill the boxes, masks are exact, words choose the picture."""
+"""Pasted cut-outs fill their boxes, their masks are exact, and the prompt selects them."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from pycocotools import mask as coco_mask
 from synthgen.assets import ASSETS
 from synthgen.layouts.base import Layout
 from synthgen.layouts.scatter import Spec as ScatterSpec
-from synthgen.pipelines.backgrounds import choose_by_words, ground
+from synthgen.pipelines.backgrounds import choose_by_words, crop_background
 from synthgen.pipelines.base import Numerics
-from synthgen.pipelines.paste import PastePainter, Spec, whole_pixels
-from synthgen.scenes.scene import Scene, SceneSpec, pictures
+from synthgen.pipelines.paste import PastePainter, Spec, round_to_pixels
+from synthgen.scenes.scene import Scene, SceneSpec, list_image_files
 
 SCENES = SceneSpec(
     object=("a brown {category}", "a black {category}"), background="a field of grass"
@@ -52,7 +52,7 @@ def test_masks_fill_their_boxes(painter: PastePainter) -> None:
             assert y + h <= box[3]
 
 
-def test_batch_is_the_images_alone(painter: PastePainter) -> None:
+def test_an_image_does_not_depend_on_its_batch(painter: PastePainter) -> None:
     together = painter([scene(1), scene(2)], seeds(5, 6))
     alone = [painter([scene(1)], seeds(5))[0], painter([scene(2)], seeds(6))[0]]
     for a, b in zip(together, alone, strict=True):
@@ -64,7 +64,8 @@ def test_nothing_is_pasted_outside_the_boxes() -> None:
     painter = Spec(cutouts="heldout", grounds="heldout", shadow=0).load(SCENES, Numerics())
     full = scene(3)
     empty = Scene(Layout(256, 256, np.zeros((0, 4), np.float32), ()), full.background)
-    pasted, bare = painter([full], seeds(1))[0].image, painter([empty], seeds(1))[0].image
+    pasted = painter([full], seeds(1))[0].image
+    bare = painter([empty], seeds(1))[0].image
     changed = (pasted != bare).any(2)
     for x0, y0, x1, y1 in full.layout.boxes.astype(int):
         assert changed[y0:y1, x0:x1].any()
@@ -83,7 +84,7 @@ SMALL = [
 
 
 @pytest.mark.parametrize("box", SMALL)
-def test_the_smallest_boxes_are_pasted_and_their_masks_hold_something(
+def test_the_smallest_boxes_are_pasted_and_their_masks_are_not_empty(
     painter: PastePainter, box: tuple[float, ...]
 ) -> None:
     layout = Layout(64, 64, np.array([box], np.float32), ("dog",), ("a dog",))
@@ -94,16 +95,18 @@ def test_the_smallest_boxes_are_pasted_and_their_masks_hold_something(
         )
         y, x = np.nonzero(mask)
         assert len(x)
-        low, high = np.floor(box[:2]), np.ceil(box[2:])
+        low = np.floor(box[:2])
+        high = np.ceil(box[2:])
         assert (low - 1 <= (x.min(), y.min())).all()
         assert ((x.max(), y.max()) <= high).all()
 
 
-def test_whole_pixels_are_rounded_boxes_wherever_these_have_an_area() -> None:
+def test_rounding_to_pixels_only_changes_boxes_that_would_lose_their_area() -> None:
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 50, (500, 2))
     boxes = np.concatenate([low, low + rng.uniform(0.1, 14, (500, 2))], 1).astype(np.float32)
-    found, rounded = whole_pixels(boxes, (64, 64)), np.round(boxes).astype(int)
+    found = round_to_pixels(boxes, (64, 64))
+    rounded = np.round(boxes).astype(int)
     assert ((found[:, 2:] - found[:, :2]) >= 1).all()
     assert ((found >= 0) & (found <= 64)).all()
     real = (rounded[:, 2:] > rounded[:, :2]).all(1)
@@ -123,7 +126,7 @@ def test_the_nearer_object_hides_the_farther(painter: PastePainter) -> None:
     assert coco_mask.area(masks[0]) > coco_mask.area(masks[1])
 
 
-def test_words_choose_the_picture() -> None:
+def test_the_words_of_the_prompt_choose_the_background() -> None:
     files = [
         Path(n) for n in ("brown_0.webp", "white_0.webp", "white-and-black_0.webp", "grass_1.webp")
     ]
@@ -139,12 +142,12 @@ def test_words_choose_the_picture() -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (700, 300), (1024, 1024)])
-def test_ground_covers_any_canvas(size: tuple[int, int]) -> None:
-    for path in pictures(ASSETS / "grounds" / "heldout")[:3]:
-        assert ground(path, *size, np.random.default_rng(0)).size == size
+def test_a_background_covers_any_canvas(size: tuple[int, int]) -> None:
+    for path in list_image_files(ASSETS / "grounds" / "heldout")[:3]:
+        assert crop_background(path, *size, np.random.default_rng(0)).size == size
 
 
-def test_own_backgrounds_are_used(tmp_path: Path) -> None:
+def test_the_backgrounds_of_the_user_are_used(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "red.png")
     words = SceneSpec(backgrounds=str(tmp_path))
     painting = Spec(cutouts="heldout", shadow=0).load(words, Numerics())(
@@ -153,7 +156,7 @@ def test_own_backgrounds_are_used(tmp_path: Path) -> None:
     assert (painting.image.reshape(-1, 3) == (200, 10, 10)).all(1).mean() > 0.5
 
 
-def test_missing_categories_and_folders_are_named() -> None:
+def test_errors_name_missing_categories_and_folders() -> None:
     sampler = ScatterSpec(objects={"dog": 1, "fox": 1})
     assert Spec().check(sampler, SCENES) == [
         "cutouts: no cut-outs of 'fox' in 'train'; it has ['ball', 'cat', 'dog', 'tree']"
@@ -162,15 +165,15 @@ def test_missing_categories_and_folders_are_named() -> None:
         ScatterSpec(objects={"dog": 1}), SCENES
     ) == [
         "cutouts: no cut-outs of 'dog' in 'nowhere'; it has []",
-        "grounds: no pictures in 'nowhere'",
+        "grounds: no images in 'nowhere'",
     ]
 
 
-def test_what_ships_is_large_and_split() -> None:
+def test_the_shipped_cutouts_are_many_and_split() -> None:
     train, heldout = (
-        pictures(ASSETS / "cutouts" / split / "dog") for split in ("train", "heldout")
+        list_image_files(ASSETS / "cutouts" / split / "dog") for split in ("train", "heldout")
     )
     assert len(train) >= 200
     assert len(heldout) >= 50
     assert not {p.name for p in train} & {p.name for p in heldout}
-    assert sum(p.stat().st_size for p in pictures(ASSETS)) <= 6_000_000
+    assert sum(p.stat().st_size for p in list_image_files(ASSETS)) <= 6_000_000

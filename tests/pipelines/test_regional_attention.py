@@ -76,7 +76,7 @@ def test_equal_prompts_everywhere_are_plain_text_to_image(
 
 @pytest.mark.parametrize("tile", [None, 24])
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
-def test_a_batch_of_four_is_the_four_alone(
+def test_an_image_does_not_depend_on_its_batch(
     pipeline: RegionalAttentionPipeline, guidance: float, tile: int | None
 ) -> None:
     batch = [layout(i, n) for i, n in enumerate((3, 0, 100, 1))]
@@ -86,7 +86,9 @@ def test_a_batch_of_four_is_the_four_alone(
         assert (together[i] - alone[0]).norm() / alone.norm() < 1e-4
 
 
-def test_one_pass_a_step_whatever_the_number_of_boxes(pipeline: RegionalAttentionPipeline) -> None:
+def test_a_step_takes_one_pass_whatever_the_number_of_boxes(
+    pipeline: RegionalAttentionPipeline,
+) -> None:
     passes: list[int] = []
     hook = pipeline.unet.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
     for boxes in (1, 100):
@@ -95,7 +97,7 @@ def test_one_pass_a_step_whatever_the_number_of_boxes(pipeline: RegionalAttentio
     assert passes == [1] * 6
 
 
-def test_every_boxs_prompt_counts(pipeline: RegionalAttentionPipeline) -> None:
+def test_the_prompt_of_every_box_has_an_effect(pipeline: RegionalAttentionPipeline) -> None:
     whole = layout(0, 100)
     base = latents(pipeline, [whole], 0)
     for i in (0, 50, 99):
@@ -104,7 +106,7 @@ def test_every_boxs_prompt_counts(pipeline: RegionalAttentionPipeline) -> None:
         assert not torch.equal(latents(pipeline, [whole.with_phrases(tuple(phrases))], 0), base)
 
 
-def test_the_unet_is_as_before_afterwards(pipeline: RegionalAttentionPipeline) -> None:
+def test_the_unet_has_its_usual_attention_afterwards(pipeline: RegionalAttentionPipeline) -> None:
     before = pipeline.unet.attn_processors
     latents(pipeline, [layout(0, 2)], 0)
     assert {n: type(p) for n, p in pipeline.unet.attn_processors.items()} == {
@@ -112,7 +114,7 @@ def test_the_unet_is_as_before_afterwards(pipeline: RegionalAttentionPipeline) -
     }
 
 
-def test_what_cannot_be_painted_is_named(pipeline: RegionalAttentionPipeline) -> None:
+def test_an_error_names_what_cannot_be_generated(pipeline: RegionalAttentionPipeline) -> None:
     with pytest.raises(
         IncompatibleLayoutError,
         match=r"boxes\[0\]: \[40.0, 0.0, 60.0, 20.0\] is not inside the canvas",
@@ -120,7 +122,7 @@ def test_what_cannot_be_painted_is_named(pipeline: RegionalAttentionPipeline) ->
         pipeline([Layout(SIDE, SIDE, np.array([[40, 0, 60, 20]], np.float32), ("dog",))])
 
 
-def test_a_recipe_paints(checkpoint: Path) -> None:
+def test_a_recipe_generates_an_image(checkpoint: Path) -> None:
     spec = Spec(model=str(checkpoint), steps=2, tile=24, margin=0.2)
     painted = spec.load(SceneSpec(), Numerics())(
         [Scene(layout(0, 3), "sand")], [np.random.SeedSequence(0)]

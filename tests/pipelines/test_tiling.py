@@ -1,4 +1,4 @@
-"""The tiling pipeline: the source document's arguments and files, against an independent evaluation of its formulas."""
+"""The tiling pipeline, compared with an independent evaluation; and the source document's files."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from synthgen.config import ConfigError, load_job
 from synthgen.pipelines.base import IncompatibleLayoutError
 from synthgen.pipelines.tiling import Spec
 from synthgen.pipelines.tiling.pipeline import TilingPipeline
-from tests.conftest import tiny_checkpoint
+from tests.conftest import save_tiny_checkpoint
 from tests.pipelines.stub import stub_unet
 
 TILES: dict[str, Any] = {
@@ -42,7 +42,7 @@ FOREST = {
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> TilingPipeline:
     loaded = TilingPipeline.from_pretrained(
-        tiny_checkpoint(tmp_path_factory.mktemp("tiny")), use_safetensors=True
+        save_tiny_checkpoint(tmp_path_factory.mktemp("tiny")), use_safetensors=True
     )
     loaded.set_progress_bar_config(disable=True)
     return loaded
@@ -50,8 +50,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> TilingPipeline:
 
 def noise(pipeline: TilingPipeline, seed: int = 0, rerolls: Any = (), **options: Any) -> Tensor:
     grid = Spec.model_validate({"prompt": GRID, **TILES, **options})
-    return pipeline.tile_noise(
-        grid, torch.Generator().manual_seed(seed), list(pipeline.tiles(grid)), rerolls
+    return pipeline.sample_noise(
+        grid, torch.Generator().manual_seed(seed), pipeline.list_tiles(grid), rerolls
     )
 
 
@@ -63,7 +63,7 @@ def latents(pipeline: TilingPipeline, **options: Any) -> Tensor:
     return got
 
 
-def test_canvas_is_a_tile_and_what_the_others_do_not_overlap(pipeline: TilingPipeline) -> None:
+def test_the_canvas_contains_all_tiles_with_their_overlaps(pipeline: TilingPipeline) -> None:
     images = pipeline(GRID, num_inference_steps=1, seed=0, output_type="np", **TILES)
     assert isinstance(images, np.ndarray)
     assert images.shape == (1, 32 + 16, 48 + 2 * 16, 3)
@@ -71,27 +71,37 @@ def test_canvas_is_a_tile_and_what_the_others_do_not_overlap(pipeline: TilingPip
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 7.5])
-def test_one_step_against_the_formulas_in_float64(
+def test_one_step_agrees_with_the_formulas_in_float64(
     pipeline: TilingPipeline, guidance: float
 ) -> None:
-    """eps = sum_i w_i eps_i / sum_i w_i over tiles with gaussian weights, variance 0.01, centred on the tile."""
-    z, merged = noise(pipeline).double(), None
-    seen: list[Tensor] = []
+    """eps = sum_i w_i eps_i / sum_i w_i over tiles.
+
+    The weights are gaussian, with variance 0.01, centred on the tile.
+    """
+    z = noise(pipeline).double()
+    predictions: list[Tensor] = []
     step = pipeline.scheduler.step
-    pipeline.scheduler.step = lambda eps, *args, **more: (
-        seen.append(eps) or step(eps, *args, **more)
-    )  # type: ignore[func-returns-value]
+
+    def record_step(eps: Tensor, *args: Any, **options: Any) -> Any:
+        predictions.append(eps)
+        return step(eps, *args, **options)
+
+    pipeline.scheduler.step = record_step
     try:
         with stub_unet(pipeline) as stub:
             latents(pipeline, guidance_scale=guidance)
     finally:
         pipeline.scheduler.step = step
     embeddings = {p: pipeline.encode_prompts([p]).double() for p in {*GRID[0], *GRID[1], ""}}
-    numerator, denominator = torch.zeros_like(z), torch.zeros(z.shape[1:], dtype=torch.float64)
+    numerator = torch.zeros_like(z)
+    denominator = torch.zeros(z.shape[1:], dtype=torch.float64)
     f = pipeline.factor
     for r, row in enumerate(GRID):
         for c, prompt in enumerate(row):
-            y, x, h, w = r * 16 // f, c * 16 // f, 32 // f, 48 // f
+            y = r * 16 // f
+            x = c * 16 // f
+            h = 32 // f
+            w = 48 // f
             crop = z[None, :, y : y + h, x : x + w]
             uncond, cond = (stub(crop, 0, embeddings[p]).sample[0] for p in ("", prompt))
             at = [torch.arange(n, dtype=torch.float64) for n in (h, w)]
@@ -103,42 +113,40 @@ def test_one_step_against_the_formulas_in_float64(
             numerator[:, y : y + h, x : x + w] += weight * (uncond + guidance * (cond - uncond))
             denominator[y : y + h, x : x + w] += weight
     merged = numerator / denominator
-    assert (seen[0][0].double() - merged).norm() / merged.norm() < 1e-5
+    assert (predictions[0][0].double() - merged).norm() / merged.norm() < 1e-5
 
 
-def test_a_batch_is_its_images_alone(pipeline: TilingPipeline) -> None:
+def test_an_image_does_not_depend_on_its_batch(pipeline: TilingPipeline) -> None:
     both = latents(pipeline, seed=[3, 4])
     for i, seed in enumerate((3, 4)):
         alone = latents(pipeline, seed=seed)
         assert (both[i] - alone[0]).norm() / alone.norm() < 1e-4
 
 
-def test_tile_seeds_full_and_exclusive(pipeline: TilingPipeline) -> None:
+def test_a_tile_seed_sets_the_whole_tile_or_its_exclusive_part(pipeline: TilingPipeline) -> None:
     seeds = [[7, None, None], [None, None, None]]
     f = pipeline.factor
-    plain, full, exclusive = (
-        noise(pipeline),
-        noise(pipeline, seed_tiles=seeds),
-        noise(pipeline, seed_tiles=seeds, seed_tiles_mode="exclusive"),
-    )
+    plain = noise(pipeline)
+    full = noise(pipeline, seed_tiles=seeds)
+    exclusive = noise(pipeline, seed_tiles=seeds, seed_tiles_mode="exclusive")
     changed = [(n != plain).any(0) for n in (full, exclusive)]
     assert changed[0][: 32 // f, : 48 // f].all()
     assert changed[0].sum() == (32 // f) * (48 // f)
-    assert changed[1].sum() == (16 // f) * (
-        16 // f
-    )  # what neither the tile to the right nor the one below covers
+    # neither the tile to the right nor the one below covers this part
+    assert changed[1].sum() == (16 // f) * (16 // f)
 
 
 def published(pipeline: TilingPipeline, grid: Spec, seed: int) -> Tensor:
-    """What mixdiff's `latents` are (its `_tile2latent_exclusive_indices`), on a CPU; grids of two rows and columns or more."""
+    """Return mixdiff's initial latents (see its `_tile2latent_exclusive_indices`) on a CPU.
+
+    The grid has two rows and columns or more.
+    """
     f = pipeline.factor
     rows, columns = grid.shape
 
     def indices(row: int, column: int) -> tuple[int, int, int, int]:
-        top, left = (
-            row * (grid.tile_height - grid.tile_row_overlap),
-            column * (grid.tile_width - grid.tile_col_overlap),
-        )
+        top = row * (grid.tile_height - grid.tile_row_overlap)
+        left = column * (grid.tile_width - grid.tile_col_overlap)
         return top // f, (top + grid.tile_height) // f, left // f, (left + grid.tile_width) // f
 
     shape = (1, pipeline.vae.config.latent_channels, grid.canvas[1] // f, grid.canvas[0] // f)
@@ -148,14 +156,19 @@ def published(pipeline: TilingPipeline, grid: Spec, seed: int) -> Tensor:
             if grid.seed_tiles is None or (own := grid.seed_tiles[row][column]) is None:
                 continue
             top, bottom, left, right = indices(row, column)
-            down, across = set(range(top, bottom)), set(range(left, right))
+            down = set(range(top, bottom))
+            across = set(range(left, right))
             for r in range(rows):
                 for c in range(columns):
                     if r != row and c != column:
                         a, b, x, y = indices(r, c)
-                        down, across = down - set(range(a, b)), across - set(range(x, y))
+                        down = down - set(range(a, b))
+                        across = across - set(range(x, y))
             if grid.seed_tiles_mode != "full":
-                top, bottom, left, right = min(down), max(down) + 1, min(across), max(across) + 1
+                top = min(down)
+                bottom = max(down) + 1
+                left = min(across)
+                right = max(across) + 1
             tile = (*shape[:2], bottom - top, right - left)
             latents[:, :, top:bottom, left:right] = torch.randn(
                 tile, generator=torch.Generator().manual_seed(own)
@@ -185,17 +198,16 @@ def test_published_seeds_reproduce(
         "seed_tiles_mode": mode,
         **sides,
     }
-    got, wanted = (
-        noise(pipeline, seed=5, **options),
-        published(pipeline, Spec.model_validate(options), 5),
-    )
+    got = noise(pipeline, seed=5, **options)
+    wanted = published(pipeline, Spec.model_validate(options), 5)
     assert torch.equal(got, wanted)
     cut = noise(pipeline, seed=5, seed_tiles_noise="cut", **options)
     assert torch.equal(cut, wanted) == (mode == "full")
 
 
-def test_noise_cut_from_a_tile_is_that_of_earlier_jobs(pipeline: TilingPipeline) -> None:
-    seeds, f = [[7, None, None], [None, None, None]], pipeline.factor
+def test_noise_cut_from_a_tile_equals_that_of_earlier_jobs(pipeline: TilingPipeline) -> None:
+    seeds = [[7, None, None], [None, None, None]]
+    f = pipeline.factor
     full, cut = (
         noise(pipeline, seed_tiles=seeds, seed_tiles_mode=m, seed_tiles_noise="cut")
         for m in ("full", "exclusive")
@@ -204,7 +216,7 @@ def test_noise_cut_from_a_tile_is_that_of_earlier_jobs(pipeline: TilingPipeline)
     assert torch.equal(noise(pipeline)[:, 16 // f :], cut[:, 16 // f :])
 
 
-def test_a_tile_that_has_nothing_of_its_own_sets_nothing(pipeline: TilingPipeline) -> None:
+def test_a_tile_without_an_exclusive_part_changes_nothing(pipeline: TilingPipeline) -> None:
     grid: dict[str, Any] = {
         "prompt": [["a", "b", "c"]],
         "tile_col_overlap": 40,
@@ -222,21 +234,20 @@ def test_exclusive_differs_from_full_on_one_row(pipeline: TilingPipeline) -> Non
     )
 
 
-def test_modes_can_be_given_a_tile(pipeline: TilingPipeline) -> None:
+def test_each_tile_can_have_its_own_mode(pipeline: TilingPipeline) -> None:
     seeds = [[7, None, None], [None, None, 8]]
     mixed = noise(
         pipeline, seed_tiles=seeds, seed_tiles_mode=[["full"] * 3, ["full", "full", "exclusive"]]
     )
-    first, last = (
-        noise(pipeline, seed_tiles=seeds),
-        noise(pipeline, seed_tiles=seeds, seed_tiles_mode="exclusive"),
-    )
+    first = noise(pipeline, seed_tiles=seeds)
+    last = noise(pipeline, seed_tiles=seeds, seed_tiles_mode="exclusive")
     assert torch.equal(mixed[:, :8, :8], first[:, :8, :8])
     assert torch.equal(mixed[:, -2:, -2:], last[:, -2:, -2:])
 
 
-def test_reroll_regions_come_last(pipeline: TilingPipeline) -> None:
-    f, seeds = pipeline.factor, [[7, None, None], [None, None, None]]
+def test_reroll_regions_are_set_last(pipeline: TilingPipeline) -> None:
+    f = pipeline.factor
+    seeds = [[7, None, None], [None, None, None]]
     tiles = noise(pipeline, seed_tiles=seeds)
     rerolled = noise(pipeline, seed_tiles=seeds, rerolls=[(0, 16, 16, 48, 5)])
     changed = (tiles != rerolled).any(0)
@@ -244,11 +255,9 @@ def test_reroll_regions_come_last(pipeline: TilingPipeline) -> None:
     assert changed.sum() == (16 // f) * (32 // f)
 
 
-def test_guidance_of_tiles(pipeline: TilingPipeline) -> None:
-    one, all_the_same = (
-        latents(pipeline, guidance_scale=3.0),
-        latents(pipeline, guidance_scale_tiles=[[3.0] * 3] * 2),
-    )
+def test_each_tile_can_have_its_own_guidance_scale(pipeline: TilingPipeline) -> None:
+    one = latents(pipeline, guidance_scale=3.0)
+    all_the_same = latents(pipeline, guidance_scale_tiles=[[3.0] * 3] * 2)
     assert torch.equal(one, all_the_same)
     one = latents(pipeline, guidance_scale=3.0, num_inference_steps=1)
     tiles = [[None, None, None], [None, None, 9.0]]
@@ -258,7 +267,7 @@ def test_guidance_of_tiles(pipeline: TilingPipeline) -> None:
     assert not torch.equal(other, one)
 
 
-def test_a_negative_prompt_is_the_unconditional_branch(pipeline: TilingPipeline) -> None:
+def test_the_negative_prompt_is_the_unconditional_branch(pipeline: TilingPipeline) -> None:
     base = latents(pipeline, guidance_scale=3.0)
     assert not torch.equal(latents(pipeline, guidance_scale=3.0, negative_prompt="gravel"), base)
     assert torch.equal(
@@ -267,13 +276,13 @@ def test_a_negative_prompt_is_the_unconditional_branch(pipeline: TilingPipeline)
     )
 
 
-def test_noise_of_ddims_steps_follows_the_seed(pipeline: TilingPipeline) -> None:
+def test_the_noise_of_ddim_steps_depends_on_the_seed(pipeline: TilingPipeline) -> None:
     one, again, other = (latents(pipeline, eta=1.0, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
 
 
-def test_cpu_vae_and_eta_and_callback(pipeline: TilingPipeline) -> None:
+def test_cpu_vae_eta_and_callback_are_accepted(pipeline: TilingPipeline) -> None:
     steps: list[int] = []
 
     def count(pipe: Any, i: int, t: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -305,12 +314,12 @@ def test_grids_must_agree(options: dict[str, Any], message: str) -> None:
         Spec.model_validate({"prompt": GRID, **TILES, **options})
 
 
-def test_tiles_must_fit_the_checkpoint(pipeline: TilingPipeline) -> None:
+def test_tiles_must_suit_the_checkpoint(pipeline: TilingPipeline) -> None:
     with pytest.raises(IncompatibleLayoutError, match="tile_height: 33 must be a multiple of"):
         pipeline(GRID, **{**TILES, "tile_height": 33})
 
 
-def test_the_documents_file_runs_as_it_is(
+def test_the_file_of_the_source_document_runs_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -330,7 +339,7 @@ def test_the_documents_file_runs_as_it_is(
     )
 
 
-def test_mistakes_in_such_a_file_are_named(tmp_path: Path) -> None:
+def test_errors_in_such_a_file_are_named(tmp_path: Path) -> None:
     path = tmp_path / "grid.json"
     path.write_text(json.dumps({**FOREST, "tile_width": 50, "stepz": 3}, indent=1))
     with pytest.raises(ConfigError) as caught:
@@ -347,8 +356,8 @@ def test_mistakes_in_such_a_file_are_named(tmp_path: Path) -> None:
         load_job(str(path))
 
 
-def test_tiling_paints_no_boxes() -> None:
-    with pytest.raises(ConfigError, match="tiling paints no boxes"):
+def test_tiling_refuses_boxes() -> None:
+    with pytest.raises(ConfigError, match="tiling generates no boxes"):
         load_job("100dogs", ["pipeline=tiling-tiny"])
     spec = load_job(
         "100dogs", ["pipeline=tiling-tiny", "layout.objects={}", "layout.canvas=[512, 256]"]

@@ -1,4 +1,4 @@
-"""Camera effects: each against its own definition, and together as functions of the seed."""
+"""Camera effects, each compared with its definition, and all as functions of the seed."""
 
 import io
 
@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 from scipy.ndimage import center_of_mass
 
-from synthgen.scenes.camera import CameraSpec, line, to_light, to_pixels
+from synthgen.scenes.camera import CameraSpec, draw_line_kernel, to_light, to_pixels
 
 SEED = np.random.SeedSequence(7, spawn_key=(3, 5, 0))
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
@@ -28,15 +28,14 @@ def grey(value: int, side: int = 64) -> np.ndarray:
     return np.full((side, side, 3), value, np.uint8)
 
 
-def test_light_and_back_is_exact() -> None:
+def test_conversion_to_light_and_back_is_exact() -> None:
     values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
     np.testing.assert_array_equal(to_pixels(to_light(values)), values)
-    assert to_light(grey(188))[0, 0, 0] == pytest.approx(
-        0.5028, abs=1e-4
-    )  # half the light is grey 188 in sRGB
+    # half the light is grey 188 in sRGB
+    assert to_light(grey(188))[0, 0, 0] == pytest.approx(0.5028, abs=1e-4)
 
 
-def test_a_stop_is_twice_the_light() -> None:
+def test_a_stop_doubles_the_light() -> None:
     brighter, record = shoot("exposure", grey(100), stops=1)
     np.testing.assert_allclose(to_light(brighter), 2 * to_light(grey(100)), rtol=0.01)
     assert record == {"camera_exposure_stops": 1}
@@ -60,16 +59,15 @@ def test_a_blurred_point_is_a_gaussian() -> None:
 
 @given(st.floats(1, 60), st.floats(0, 180))
 @settings(max_examples=40, deadline=None)
-def test_a_line_is_centred_and_as_long_as_it_says(length: float, angle: float) -> None:
-    kernel = line(length, angle).astype(np.float64)
+def test_a_line_is_centred_and_has_its_length(length: float, angle: float) -> None:
+    kernel = draw_line_kernel(length, angle).astype(np.float64)
     middle = len(kernel) // 2
     assert kernel.sum() == pytest.approx(1, abs=1e-4)
     assert center_of_mass(kernel) == pytest.approx((middle, middle), abs=1e-3)
     y, x = np.mgrid[-middle : middle + 1, -middle : middle + 1]
     along = x * np.cos(np.deg2rad(angle)) - y * np.sin(np.deg2rad(angle))  # y points down
-    assert (kernel * along**2).sum() == pytest.approx(
-        length**2 / 12, rel=0.1, abs=0.6
-    )  # variance of an even line
+    variance = length**2 / 12  # of a line of even weight
+    assert (kernel * along**2).sum() == pytest.approx(variance, rel=0.1, abs=0.6)
     across = x * np.sin(np.deg2rad(angle)) + y * np.cos(np.deg2rad(angle))
     assert (kernel * across**2).sum() < 0.5
 
@@ -89,7 +87,7 @@ def test_gaussian_noise_has_its_deviation() -> None:
     assert (noisy.mean(), noisy.std()) == pytest.approx((128, 8), rel=0.02)
 
 
-def test_jpeg_is_pillows() -> None:
+def test_jpeg_compression_is_that_of_pillow() -> None:
     buffer = io.BytesIO()
     Image.fromarray(NOISE).save(buffer, "JPEG", quality=25)
     got, record = shoot("jpeg", quality=25)
@@ -97,9 +95,10 @@ def test_jpeg_is_pillows() -> None:
     assert record == {"camera_jpeg_quality": 25}
 
 
-def test_all_depend_on_the_seed_alone_and_stay_within_their_ranges() -> None:
+def test_effects_depend_only_on_the_seed_and_stay_within_their_ranges() -> None:
     spec = CameraSpec.model_validate(ALL)
-    (first, record), (again, same) = spec(NOISE, SEED), spec(NOISE, SEED)
+    first, record = spec(NOISE, SEED)
+    again, same = spec(NOISE, SEED)
     np.testing.assert_array_equal(first, again)
     assert record == same
     assert first.shape == NOISE.shape
@@ -114,13 +113,13 @@ def test_all_depend_on_the_seed_alone_and_stay_within_their_ranges() -> None:
                 assert least <= value <= greatest
 
 
-def test_an_effect_draws_the_same_whatever_else_is_asked_for() -> None:
+def test_an_effect_does_not_depend_on_other_effects() -> None:
     alone = CameraSpec.model_validate({"jpeg": {"probability": 1}})(NOISE, SEED)[1]
     with_all = CameraSpec.model_validate(ALL)(NOISE, SEED)[1]
     assert alone.items() <= with_all.items()
 
 
-def test_the_probability_is_the_share_of_pictures() -> None:
+def test_the_probability_is_the_share_of_images() -> None:
     spec = CameraSpec.model_validate({"exposure": {"probability": 0.3}})
     records = [
         spec(NOISE[:1, :1], np.random.SeedSequence(0, spawn_key=(i, 5, 0)))[1] for i in range(1000)
@@ -135,9 +134,16 @@ def test_the_probability_is_the_share_of_pictures() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"exposure": {"stops": [1, -1]}}, {"jpeg": {"quality": [0, 50]}}, {"jpeg": {"quality": 30.5}}, {"gaussian_noise": {"sigma": -1}},
-     {"exposure": {"probability": 2}}, {"motion_blur": {"angle": 270}}, {"sepia": {}}],
-)  # fmt: skip
-def test_what_is_wrong_is_refused(wrong: dict[str, object]) -> None:
+    [
+        {"exposure": {"stops": [1, -1]}},
+        {"jpeg": {"quality": [0, 50]}},
+        {"jpeg": {"quality": 30.5}},
+        {"gaussian_noise": {"sigma": -1}},
+        {"exposure": {"probability": 2}},
+        {"motion_blur": {"angle": 270}},
+        {"sepia": {}},
+    ],
+)
+def test_wrong_values_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         CameraSpec.model_validate(wrong)

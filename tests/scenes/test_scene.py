@@ -1,4 +1,4 @@
-"""Scenes: words for boxes and background."""
+"""Scenes: prompts for boxes and background."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from synthgen.layouts.base import Layout
-from synthgen.scenes.scene import SceneSpec, region_prompt
+from synthgen.scenes.scene import SceneSpec, build_region_prompt
 
 LAYOUT = Layout(
     64,
@@ -17,7 +17,7 @@ LAYOUT = Layout(
 )
 
 
-def test_each_box_draws_from_the_list() -> None:
+def test_the_prompt_of_each_box_is_sampled_from_the_list() -> None:
     spec = SceneSpec(
         object=("a brown {category}", "a white {category}"), background=("grass", "sand")
     )
@@ -28,7 +28,7 @@ def test_each_box_draws_from_the_list() -> None:
     assert scenes[0].prompt.startswith("2 dog, 1 cat, ")
 
 
-def test_a_category_can_have_prompts_of_its_own() -> None:
+def test_a_category_can_have_its_own_prompts() -> None:
     spec = SceneSpec(
         object="a {category}", phrases={"dog": ("a brown {category}", "a wet {category}")}
     )
@@ -36,14 +36,14 @@ def test_a_category_can_have_prompts_of_its_own() -> None:
     assert drawn == {("a brown dog", "a cat"), ("a wet dog", "a cat")}
 
 
-def test_labels_do_not_follow_the_prompt() -> None:
+def test_labels_do_not_depend_on_the_prompt() -> None:
     scene = SceneSpec(object="three wolves").draw(LAYOUT, np.random.default_rng(0))
     assert scene.layout.categories == LAYOUT.categories
 
 
-def test_region_prompt() -> None:
-    assert region_prompt("a dog", "grass") == "a dog, grass"
-    assert region_prompt("a dog", "") == "a dog"
+def test_a_region_prompt_has_the_object_first() -> None:
+    assert build_region_prompt("a dog", "grass") == "a dog, grass"
+    assert build_region_prompt("a dog", "") == "a dog"
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_region_prompt() -> None:
         {"backgrounds": "no/such/folder"},
     ],
 )
-def test_bad_scenes(bad: dict[str, object]) -> None:
+def test_wrong_values_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         SceneSpec.model_validate(bad)
 
 
-def test_words_that_a_layout_came_with_are_kept() -> None:
+def test_the_phrases_and_the_caption_of_a_layout_are_kept() -> None:
     given = replace(
         LAYOUT, caption="two dogs and a cat on sand", phrases=("an old dog", "a cat", "a dog")
     )

@@ -1,4 +1,4 @@
-"""Recordings of all kinds, against the tone that they hold."""
+"""WAV files of all formats are read as the tone that they contain."""
 
 import io
 import struct
@@ -25,12 +25,15 @@ KINDS = {
 }
 
 
-def tone(rate: int, seconds: float = 0.5) -> NDArray[np.float64]:
+def make_tone(rate: int, seconds: float = 0.5) -> NDArray[np.float64]:
     return 0.5 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate)
 
 
-def write(path: Path, samples: NDArray[np.float64], rate: int, kind: str = "i16") -> Path:
-    """A WAV file by the letter of the format, written by hand: samples (n,) or (n, channels) in [-1, 1]."""
+def write_wav(path: Path, samples: NDArray[np.float64], rate: int, kind: str = "i16") -> Path:
+    """Write samples (n,) or (n, channels) in [-1, 1] as a WAV file, byte by byte.
+
+    The format is written here and not by a library, so that the reader is tested against it.
+    """
     code, bits = KINDS[kind]
     if code == 3:
         data = samples.astype(f"<f{bits // 8}").tobytes()
@@ -51,24 +54,25 @@ def write(path: Path, samples: NDArray[np.float64], rate: int, kind: str = "i16"
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])
-def test_formats_and_rates(tmp_path: Path, kind: str, rate: int) -> None:
-    samples, sha256 = read_wav(write(tmp_path / "a.wav", tone(rate), rate, kind))
+def test_all_formats_and_rates_are_read(tmp_path: Path, kind: str, rate: int) -> None:
+    samples, sha256 = read_wav(write_wav(tmp_path / "a.wav", make_tone(rate), rate, kind))
     assert (samples.dtype, len(sha256)) == (np.dtype("float32"), 64)
     assert len(samples) == RATE // 2
     middle = slice(500, -500)  # resampling rings at the ends
-    np.testing.assert_allclose(samples[middle], tone(RATE)[middle], atol=0.02)
+    np.testing.assert_allclose(samples[middle], make_tone(RATE)[middle], atol=0.02)
 
 
 def test_channels_are_averaged(tmp_path: Path) -> None:
-    stereo = np.stack([tone(RATE), np.zeros(RATE // 2)], 1)
-    samples, _ = read_wav(write(tmp_path / "a.wav", stereo, RATE))
-    np.testing.assert_allclose(samples, tone(RATE) / 2, atol=1e-3)
+    stereo = np.stack([make_tone(RATE), np.zeros(RATE // 2)], 1)
+    samples, _ = read_wav(write_wav(tmp_path / "a.wav", stereo, RATE))
+    np.testing.assert_allclose(samples, make_tone(RATE) / 2, atol=1e-3)
 
 
-def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
+def write_bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Write files that cannot be used; return the path and the message of each by name."""
     (folder / "text.wav").write_text("one hundred dogs")
     (folder / "empty.wav").write_bytes(b"")
-    whole = write(folder / "cut.wav", tone(RATE), RATE).read_bytes()
+    whole = write_wav(folder / "cut.wav", make_tone(RATE), RATE).read_bytes()
     (folder / "cut.wav").write_bytes(whole[:30])
     compressed = io.BytesIO(whole)
     compressed.seek(20)
@@ -85,18 +89,18 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "mp3": (folder / "mp3.wav", "not a WAV file that can be read"),
         "rate": (folder / "rate.wav", "not a WAV file that can be read"),
         "no samples": (
-            write(folder / "none.wav", np.zeros(0), RATE),
+            write_wav(folder / "none.wav", np.zeros(0), RATE),
             "0.0 s of sound; a prompt takes 0.1 to 30 s",
         ),
         "long": (
-            write(folder / "long.wav", tone(8000, 30.5), 8000),
+            write_wav(folder / "long.wav", make_tone(8000, 30.5), 8000),
             "30.5 s of sound; a prompt takes 0.1 to 30 s",
         ),
         "silent": (
-            write(folder / "silent.wav", np.full(RATE, 0.1), RATE),
+            write_wav(folder / "silent.wav", np.full(RATE, 0.1), RATE),
             "the recording is silent",
         ),
-        "not finite": (write(folder / "nan.wav", nan, RATE, "f32"), "the recording is silent"),
+        "not finite": (write_wav(folder / "nan.wav", nan, RATE, "f32"), "the recording is silent"),
     }
 
 
@@ -116,8 +120,8 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "not finite",
     ],
 )
-def test_what_cannot_be_heard_is_named(tmp_path: Path, name: str) -> None:
-    path, text = bad_files(tmp_path)[name]
+def test_errors_name_the_file_and_the_problem(tmp_path: Path, name: str) -> None:
+    path, text = write_bad_files(tmp_path)[name]
     with pytest.raises(InputError) as error:
         read_wav(path)
     assert str(error.value).startswith(f"{path}: ")
@@ -126,12 +130,12 @@ def test_what_cannot_be_heard_is_named(tmp_path: Path, name: str) -> None:
 
 
 @given(st.integers(0, 60), st.lists(st.tuples(st.integers(0, 47), st.integers(0, 255)), max_size=3))
-def test_a_damaged_head_is_read_or_refused(cut: int, changed: list[tuple[int, int]]) -> None:
+def test_a_damaged_header_is_read_or_refused(cut: int, changes: list[tuple[int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = write(Path(folder) / "a.wav", tone(8000, 0.2), 8000)
+        path = write_wav(Path(folder) / "a.wav", make_tone(8000, 0.2), 8000)
         data = bytearray(path.read_bytes())
-        for at, value in changed:
-            data[at] = value
+        for offset, value in changes:
+            data[offset] = value
         path.write_bytes(data[: len(data) - cut])
         try:
             samples, _ = read_wav(path)
@@ -141,6 +145,6 @@ def test_a_damaged_head_is_read_or_refused(cut: int, changed: list[tuple[int, in
         assert np.abs(samples).max() <= 1
 
 
-def test_the_tests_writer_is_read_by_others(tmp_path: Path) -> None:
-    rate, samples = wavfile.read(write(tmp_path / "a.wav", tone(RATE), RATE))
+def test_scipy_reads_what_the_tests_write(tmp_path: Path) -> None:
+    rate, samples = wavfile.read(write_wav(tmp_path / "a.wav", make_tone(RATE), RATE))
     assert (rate, samples.dtype) == (RATE, np.dtype("int16"))

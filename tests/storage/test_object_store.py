@@ -1,4 +1,4 @@
-"""A dataset on an object store: a real S3 server over HTTP, and what goes wrong on the way to it."""
+"""A dataset on an object store: a real S3 server over HTTP, and requests that fail."""
 
 import json
 import pickle
@@ -29,16 +29,16 @@ MANY = 12_000_000  # bytes: more than one part of an upload
 
 @pytest.fixture
 def store(s3: S3, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    """An empty folder of the bucket; pauses are short."""
-    monkeypatch.setattr(object_store, "WAITS", (0.01,) * 4)
+    """Return an empty folder of the bucket, with a short backoff."""
+    monkeypatch.setattr(object_store, "BACKOFF", (0.01,) * 4)
     found = open_store(s3.url(uuid.uuid4().hex))
     assert isinstance(found, ObjectStore)
     return found
 
 
 @pytest.fixture
-def renaming(tmp_path: Path) -> ObjectStore:
-    """A store that moves files instead of copying objects, as HDFS does."""
+def renaming_store(tmp_path: Path) -> ObjectStore:
+    """Return a store that moves files instead of copying objects, like HDFS."""
     return ObjectStore("hdfs://test/folder", fs.LocalFileSystem(), str(tmp_path))
 
 
@@ -50,7 +50,7 @@ def names(store: Store) -> list[str]:
     )
 
 
-def test_the_verbs(store: ObjectStore, s3: S3) -> None:
+def test_files_are_written_read_listed_and_deleted(store: ObjectStore, s3: S3) -> None:
     store.write("index.json", "one")
     store.write("index.json", b"two")
     assert (store.read("index.json"), store.size("index.json"), store.exists("no.json")) == (
@@ -58,7 +58,7 @@ def test_the_verbs(store: ObjectStore, s3: S3) -> None:
         3,
         False,
     )
-    with store.replacing("shards/a.tar") as file:
+    with store.open_replacement("shards/a.tar") as file:
         file.write(b"x" * 5)
         assert not store.exists("shards/a.tar")
     staged = store.stage("b.tar", lambda file: file.write(b"y" * MANY))
@@ -81,7 +81,7 @@ def test_the_verbs(store: ObjectStore, s3: S3) -> None:
 
 def test_a_block_that_fails_replaces_nothing(store: ObjectStore) -> None:
     store.write("index.json", "old")
-    with suppress(KeyboardInterrupt), store.replacing("index.json") as file:
+    with suppress(KeyboardInterrupt), store.open_replacement("index.json") as file:
         file.write(b"half")
         raise KeyboardInterrupt
     assert store.read("index.json") == b"old"
@@ -89,7 +89,7 @@ def test_a_block_that_fails_replaces_nothing(store: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize("kind", [500, 503, "cut", "lost"])
-def test_what_passes_is_met_by_asking_again(store: ObjectStore, s3: S3, kind: int | str) -> None:
+def test_a_transient_error_is_retried(store: ObjectStore, s3: S3, kind: int | str) -> None:
     s3.fail(Fault(kind, "PUT .*partNumber=2"), Fault(kind, "POST .*uploadId"), Fault(kind, "GET"))
     store.promote(store.stage("b.tar", lambda file: file.write(b"y" * MANY)), "shards/b.tar")
     store.write("index.json", "text")
@@ -97,21 +97,22 @@ def test_what_passes_is_met_by_asking_again(store: ObjectStore, s3: S3, kind: in
     assert len([r for r in s3.requests() if "partNumber=2" in r]) >= 2
 
 
-def test_an_answer_that_does_not_come_is_not_waited_for(
+def test_a_request_without_an_answer_times_out(
     store: ObjectStore, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(object_store, "REQUEST_SECONDS", 1.0)
-    impatient, began = open_store(store.url), time.monotonic()
+    quick_store = open_store(store.url)
+    start = time.monotonic()
     s3.fail(Fault("hang", "PUT"))
-    impatient.write("index.json", "text")
-    assert time.monotonic() - began < 20  # the server would take 30
+    quick_store.write("index.json", "text")
+    assert time.monotonic() - start < 20  # the server would answer after 30 s
     assert store.read("index.json") == b"text"
 
 
-def test_what_does_not_pass_is_told(
+def test_an_error_that_persists_is_raised(
     store: ObjectStore, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "WAITS", (0.01,))
+    monkeypatch.setattr(object_store, "BACKOFF", (0.01,))
     s3.fail(Fault(500, "PUT", times=99))
     with pytest.raises(
         StoreFailedError,
@@ -122,7 +123,7 @@ def test_what_does_not_pass_is_told(
     assert not store.exists("index.json")
 
 
-def test_what_is_refused_is_not_asked_again(store: ObjectStore, s3: S3) -> None:
+def test_a_refused_request_is_not_retried(store: ObjectStore, s3: S3) -> None:
     s3.fail(Fault(403, "PUT", times=99))
     with pytest.raises(StoreRefusedError, match=r"^s3://.*ACCESS_DENIED.*as told$"):
         store.write("index.json", "text")
@@ -132,10 +133,10 @@ def test_what_is_refused_is_not_asked_again(store: ObjectStore, s3: S3) -> None:
         open_store("s3://another/folder").write("index.json", "text")
 
 
-def test_a_cut_upload_counts_nowhere_and_is_cleaned(
+def test_a_cut_upload_is_not_listed_and_is_cleaned(
     store: ObjectStore, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "WAITS", (0.01,))
+    monkeypatch.setattr(object_store, "BACKOFF", (0.01,))
     s3.fail(Fault("cut", "PUT", times=99))
     with pytest.raises(StoreFailedError):
         store.stage("b.tar", lambda file: file.write(b"y" * MANY))
@@ -146,13 +147,13 @@ def test_a_cut_upload_counts_nowhere_and_is_cleaned(
     assert names(store) == []
 
 
-def test_more_files_than_a_page(store: ObjectStore, s3: S3) -> None:
+def test_a_folder_of_more_files_than_one_page_is_listed(store: ObjectStore, s3: S3) -> None:
     store.write("shards/first.json", "1")
     with ThreadPoolExecutor(8) as pool:
-        source = store._at("shards/first.json")
+        source = store._full_path("shards/first.json")
         list(
             pool.map(
-                lambda n: store.files.copy_file(source, store._at(f"shards/{n:06d}.json")),
+                lambda n: store.files.copy_file(source, store._full_path(f"shards/{n:06d}.json")),
                 range(1001),
             )
         )
@@ -161,7 +162,7 @@ def test_more_files_than_a_page(store: ObjectStore, s3: S3) -> None:
     assert len(s3.requests()) == 2
 
 
-def test_a_store_is_pickled_without_keys(store: ObjectStore) -> None:
+def test_a_store_is_pickled_without_credentials(store: ObjectStore) -> None:
     data = pickle.dumps(store)
     assert b"hidden" not in data
     assert b"AKIA" not in data
@@ -170,13 +171,13 @@ def test_a_store_is_pickled_without_keys(store: ObjectStore) -> None:
     assert (str(again), again.read("index.json")) == (str(store), b"text")
 
 
-def test_errors_have_no_keys() -> None:
+def test_errors_contain_no_credentials() -> None:
     error = OSError("signature of AKIATESTKEY with hidden-secret-of-the-test\n is wrong")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "hidden-secret-of-the-test")
         patch.setenv("AWS_ACCESS_KEY_ID", "AKIATESTKEY")
         assert (
-            object_store.told(error)
+            object_store.describe_error(error)
             == "signature of [AWS_ACCESS_KEY_ID] with [AWS_SECRET_ACCESS_KEY] is wrong"
         )
 
@@ -193,14 +194,14 @@ def test_errors_have_no_keys() -> None:
         ("s3://bucket/out#part", "give s3://BUCKET/FOLDER"),
     ],
 )
-def test_urls_that_are_refused(url: str, message: str) -> None:
+def test_an_invalid_url_is_refused(url: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         check_url(url)
     assert message in str(caught.value)
     assert "hidden" not in str(caught.value)
 
 
-def test_a_folder_that_each_node_has_of_its_own(tmp_path: Path, store: ObjectStore) -> None:
+def test_a_folder_that_nodes_do_not_share_is_refused(tmp_path: Path, store: ObjectStore) -> None:
     with pytest.raises(
         InputError, match=r"is a folder, and the cluster has 2 nodes.*output.shared=true"
     ):
@@ -214,12 +215,13 @@ def test_a_folder_that_each_node_has_of_its_own(tmp_path: Path, store: ObjectSto
 
 
 class LosesAnswers:
-    """A file system that carries each request of a kind out, and loses its first answer."""
+    """A file system that carries out the first request of a kind, and loses its answer."""
 
     type_name = "hdfs"
 
     def __init__(self, *kinds: str) -> None:
-        self.files, self.kinds = fs.LocalFileSystem(), set(kinds)
+        self.files = fs.LocalFileSystem()
+        self.kinds = set(kinds)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.files, name)
@@ -238,7 +240,7 @@ class LosesAnswers:
 def test_a_lost_answer_loses_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
-    monkeypatch.setattr(object_store, "WAITS", (0.01,) * 4)
+    monkeypatch.setattr(object_store, "BACKOFF", (0.01,) * 4)
     store = ObjectStore("hdfs://test/folder", LosesAnswers(lost), str(tmp_path))
     store.write("shards/a.tar", "old")
     store = ObjectStore("hdfs://test/folder", LosesAnswers(lost), str(tmp_path))
@@ -252,7 +254,7 @@ def test_a_lost_answer_loses_no_file(
 
 
 class DeletesAsHdfs(LosesAnswers):
-    """As HDFS, also in that a file that is not there cannot be deleted, as if the store had failed."""
+    """The same, with an error like that of HDFS if a file to delete does not exist."""
 
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)
@@ -266,10 +268,10 @@ class DeletesAsHdfs(LosesAnswers):
         return delete if name == "delete_file" else found
 
 
-def test_a_file_whose_deletion_was_not_answered_is_gone(
+def test_a_deletion_whose_answer_is_lost_deletes_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "WAITS", (0.01,) * 4)
+    monkeypatch.setattr(object_store, "BACKOFF", (0.01,) * 4)
     store = ObjectStore("hdfs://test/folder", DeletesAsHdfs("delete_file"), str(tmp_path))
     store.write("shards/a.tar", "old")
     store.delete("shards/a.tar")
@@ -277,15 +279,17 @@ def test_a_file_whose_deletion_was_not_answered_is_gone(
     assert names(store) == []
 
 
-def test_a_staged_file_that_is_gone_leaves_what_is_there(renaming: ObjectStore) -> None:
-    renaming.write("shards/a.tar", "old")
+def test_promoting_a_missing_staged_file_keeps_the_existing_file(
+    renaming_store: ObjectStore,
+) -> None:
+    renaming_store.write("shards/a.tar", "old")
     with pytest.raises(FileNotFoundError):
-        renaming.promote(".staging/none", "shards/a.tar")
-    assert renaming.read("shards/a.tar") == b"old"
+        renaming_store.promote(".staging/none", "shards/a.tar")
+    assert renaming_store.read("shards/a.tar") == b"old"
 
 
 @pytest.mark.parametrize("match", ["PUT .*shards/b.tar", "DELETE .*staging"])
-def test_a_copy_whose_answer_is_lost_is_made_again(store: ObjectStore, s3: S3, match: str) -> None:
+def test_a_copy_whose_answer_is_lost_is_retried(store: ObjectStore, s3: S3, match: str) -> None:
     staged = store.stage("b.tar", lambda file: file.write(b"precious"))
     s3.fail(Fault("lost", match))
     store.promote(staged, "shards/b.tar")
@@ -293,17 +297,17 @@ def test_a_copy_whose_answer_is_lost_is_made_again(store: ObjectStore, s3: S3, m
     assert names(store) == ["shards/b.tar"]
 
 
-def test_files_are_renamed_where_there_is_no_copy(renaming: ObjectStore) -> None:
+def test_files_are_renamed_in_a_store_that_renames(renaming_store: ObjectStore) -> None:
     for text in ("old", "new"):
-        renaming.write("shards/a.json", text)
-    assert renaming.read("shards/a.json") == b"new"
-    renaming.clean()
-    assert names(renaming) == ["shards/a.json"]
+        renaming_store.write("shards/a.json", text)
+    assert renaming_store.read("shards/a.json") == b"new"
+    renaming_store.clean()
+    assert names(renaming_store) == ["shards/a.json"]
 
 
 @pytest.fixture(params=["s3", "renaming"])
 def out(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
-    return request.getfixturevalue("store" if request.param == "s3" else "renaming")
+    return request.getfixturevalue("store" if request.param == "s3" else "renaming_store")
 
 
 def write_claim(store: Store, **changes: object) -> None:
@@ -312,7 +316,7 @@ def write_claim(store: Store, **changes: object) -> None:
 
 
 def test_a_second_driver_is_refused(out: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "PAUSES", (0.01,))
+    monkeypatch.setattr(lock, "CLAIM_BACKOFF", (0.01,))
     with Lock(out) as first:
         with pytest.raises(LockedError, match="another run is working on this output"), Lock(out):
             pass
@@ -322,88 +326,88 @@ def test_a_second_driver_is_refused(out: ObjectStore, monkeypatch: pytest.Monkey
         pass
 
 
-def test_a_dead_drivers_claim_is_taken_over(
-    out: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lock, "PAUSES", (0.01,))
-    monkeypatch.setattr(lock, "LOOK", 0.05)
-    write_claim(out, start="1")  # this host, a process that is gone
+def test_a_stale_claim_is_taken_over(out: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "CLAIM_BACKOFF", (0.01,))
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0.05)
+    write_claim(out, start="1")  # a process of this host that is gone
     with Lock(out):
         assert len(names(out)) == 1
     write_claim(out, host="another-host")
-    threading.Timer(0.5, lambda: write_claim(out, host="another-host")).start()  # its heart beats
+    threading.Timer(0.5, lambda: write_claim(out, host="another-host")).start()  # a heartbeat
     with pytest.raises(LockedError, match="on another-host"), Lock(out):
         pass
-    monkeypatch.setattr(lock, "STALE", -1.0)  # now it gave no sign of life for too long
+    monkeypatch.setattr(lock, "STALE_SECONDS", -1.0)  # now its heartbeat is too old
     assert lock.Claim(out, "new").acquire("{}") is None
     assert names(out) == ["/.lock-new"]
 
 
-def test_a_driver_that_lost_its_claim_finds_out(out: ObjectStore) -> None:
-    with Lock(out) as held:
-        held.check()
-        out.delete(held.keeper.name)  # type: ignore[attr-defined]
+def test_check_raises_after_the_claim_is_lost(out: ObjectStore) -> None:
+    with Lock(out) as own_lock:
+        own_lock.check()
+        out.delete(own_lock.keeper.name)  # type: ignore[attr-defined]
         with pytest.raises(LockedError, match="taken over"):
-            held.check()
-    with Lock(out) as held:
-        suspend(held)  # nobody has ignored it meanwhile
-        held.check()
-        suspend(held)
+            own_lock.check()
+    with Lock(out) as own_lock:
+        suspend(own_lock)  # no other driver has ignored it meanwhile
+        own_lock.check()
+        suspend(own_lock)
         write_claim(out, host="another-host")
         for _ in range(2):
             with pytest.raises(LockedError, match="or could have"):
-                held.check()
+                own_lock.check()
     assert {".lock-other"} <= {name.strip("/") for name in names(out)}
 
 
-def test_a_clock_that_is_put_right_costs_no_claim(
+def test_a_claim_survives_an_adjusted_clock(
     out: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = time.time
-    with Lock(out) as held:
+    with Lock(out) as own_lock:
         monkeypatch.setattr(time, "time", lambda: real() + 3600)
-        held.check()
+        own_lock.check()
 
 
-def test_of_drivers_that_start_together_one_works(store: ObjectStore) -> None:
-    holding, most = [0], [0]
+def test_only_one_of_several_drivers_acquires_the_claim_at_a_time(store: ObjectStore) -> None:
+    holders = [0]
+    most_holders = [0]
 
     def drive(number: int) -> bool:
         try:
             with Lock(store):
-                holding[0] += 1
-                most[0] = max(most[0], holding[0])
+                holders[0] += 1
+                most_holders[0] = max(most_holders[0], holders[0])
                 time.sleep(0.2)
-                holding[0] -= 1
+                holders[0] -= 1
                 return True
         except LockedError:
             return False
 
     with ThreadPoolExecutor(4) as pool:
-        worked = list(pool.map(drive, range(4)))
-    assert most[0] == 1
-    assert any(worked)
+        results = list(pool.map(drive, range(4)))
+    assert most_holders[0] == 1
+    assert any(results)
     assert names(store) == []
 
 
-def test_drivers_that_wait_for_a_dead_one_are_not_in_each_others_way(
+def test_a_look_at_a_claim_refuses_no_other_driver(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A look at a claim, such as a driver leaves behind that dies while it waits, refuses nobody."""
+    """Such a look is orphaned if a driver is killed while it waits."""
     write_claim(store, host="another-host", looks=True)
-    with Lock(store) as held:
-        held.check()
-    monkeypatch.setattr(lock, "PAUSES", (0.01,))
+    with Lock(store) as own_lock:
+        own_lock.check()
+    monkeypatch.setattr(lock, "CLAIM_BACKOFF", (0.01,))
     write_claim(store, host="another-host")
-    written, write = [], store.write
+    looks = []
+    write = store.write
 
     def record(name: str, text: str) -> None:
-        written.append(json.loads(text))
+        looks.append(json.loads(text))
         write(name, text)
 
     monkeypatch.setattr(store, "write", record)
     holder = lock.Claim(store, "aaa").acquire(Lock(store)._content())
     assert holder is not None
     assert holder.content["token"] == "other"
-    assert len(written) == 2
-    assert all(content["looks"] for content in written)
+    assert len(looks) == 2
+    assert all(content["looks"] for content in looks)

@@ -1,4 +1,4 @@
-"""No Python file reaches Arrow: its reading threads would need the interpreter while that ends."""
+"""Arrow never gets a Python file: its threads would need the interpreter while that exits."""
 
 import ast
 import os
@@ -52,7 +52,7 @@ MAKERS = {
 
 
 def opened_by(tree: ast.AST) -> Iterator[str]:
-    """What a module names of pyarrow that opens files."""
+    """Yield the names in a module of what opens files in pyarrow."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name.split(".") for alias in node.names]
@@ -71,7 +71,7 @@ def opened_by(tree: ast.AST) -> Iterator[str]:
             yield from {node.attr} & (OPENERS | MAKERS)
 
 
-def test_one_module_alone_opens_files_for_arrow() -> None:
+def test_only_one_module_opens_files_for_arrow() -> None:
     found = {
         str(path.relative_to(ROOT)): sorted(opened_by(ast.parse(path.read_text())))
         for path in ROOT.rglob("*.py")
@@ -81,7 +81,7 @@ def test_one_module_alone_opens_files_for_arrow() -> None:
     }
 
 
-def test_arrow_gets_files_of_its_own_alone(
+def test_arrow_gets_only_files_that_it_opened_itself(
     tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[tuple[str, Any]] = []
@@ -117,7 +117,7 @@ def test_arrow_gets_files_of_its_own_alone(
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
 def test_reading_starts_no_thread_of_arrow(tmp_path: Path) -> None:
-    """A thread of Arrow's, once begun, stays until the program ends, and can hold what was read."""
+    """A thread of Arrow stays until the program exits, and can keep what was read in memory."""
     out = write_dataset(tmp_path / "out", [1, 2])
     code = (
         "import os, sys\n"
@@ -139,7 +139,7 @@ def test_reading_starts_no_thread_of_arrow(tmp_path: Path) -> None:
     )
 
 
-def test_a_table_is_its_bytes() -> None:
+def test_a_table_is_encoded_and_decoded() -> None:
     table = pa.table({"a": [1, 2, 3], "b": ["x", None, "ünï"]})
     assert encode_table(table) == encode_table(table)
     assert decode_table(encode_table(table)).equals(table)
@@ -160,11 +160,11 @@ def test_a_block_that_fails_leaves_the_table_as_it_was(tmp_path: Path, s3: S3) -
     for out in (tmp_path / "out", s3.url(uuid.uuid4().hex)):
         store = open_store(out)
         store.write("manifest.parquet", b"old")
-        with suppress(KeyboardInterrupt), store.replacing_table("manifest.parquet") as file:
+        with suppress(KeyboardInterrupt), store.open_table_replacement("manifest.parquet") as file:
             file.write(b"half")
             raise KeyboardInterrupt
         assert store.read("manifest.parquet") == b"old"
-        with store.replacing_table("manifest.parquet") as file:
+        with store.open_table_replacement("manifest.parquet") as file:
             file.write(b"new")
         assert store.read("manifest.parquet") == b"new"
         with store.open_table("manifest.parquet") as file:

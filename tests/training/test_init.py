@@ -1,4 +1,4 @@
-"""Checkpoints that training goes on with: used in each form of their weights, or refused before it begins."""
+"""Checkpoints that are trained on: every form of their weights, and refusal before training."""
 
 import shutil
 from pathlib import Path
@@ -27,7 +27,8 @@ from tests.training.test_annotations import settings
 PIX2PIX = "StableDiffusionInstructPix2PixPipeline"
 
 
-def two_encoders(folder: Path) -> None:
+def give_two_encoders(folder: Path) -> None:
+    """Replace a checkpoint by a tiny SDXL."""
     base = Path(shutil.copytree(folder, folder.with_name("base")))
     shutil.rmtree(folder)
     tiny_sdxl(base, folder)
@@ -40,15 +41,15 @@ def two_encoders(folder: Path) -> None:
         ("annotation-mask", widen(7, "StableDiffusionInpaintPipeline"), "unet.in_channels is 7"),
         ("annotation-mask", widen(6, PIX2PIX), "unet.in_channels is 6"),
         ("annotation-tokens", widen(6, "StableDiffusionPipeline"), "unet.in_channels is 6"),
-        ("annotation-tokens", two_encoders, "has two text encoders"),
+        ("annotation-tokens", give_two_encoders, "has two text encoders"),
         (
             "annotation-mask",
             to_variant("bf16", *WEIGHTS),
-            "has bf16 weights alone; training reads the plain ones, or fp16",
+            "has only bf16 weights; training reads the plain weights, or fp16",
         ),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused(
+def test_a_checkpoint_that_cannot_be_trained_on_is_refused(
     task: str, change: Break, phrase: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
@@ -70,11 +71,10 @@ def test_fp16_weights_alone_and_a_widened_unet_are_trained_on(
     spec = MaskSpec.model_validate(options)
     assert spec.check() == []
     trainee = AnnotationMaskTrainee(spec)
-    name = "conv_out.weight"
-    wanted = load_file(checkpoint / UNET)[name].half().float()
-    assert torch.equal(trainee.unet.state_dict()[name], wanted)
+    unet = load_file(checkpoint / UNET)
+    vae = load_file(checkpoint / VAE)
+    expected = unet["conv_out.weight"].half().float()
+    assert torch.equal(trainee.unet.state_dict()["conv_out.weight"], expected)
     assert trainee.unet.config["in_channels"] == 6
     weight = read_vae(str(folder)).state_dict()["decoder.conv_in.weight"]
-    assert torch.equal(
-        weight.float(), load_file(checkpoint / VAE)["decoder.conv_in.weight"].half().float()
-    )
+    assert torch.equal(weight.float(), vae["decoder.conv_in.weight"].half().float())

@@ -1,4 +1,4 @@
-"""`synthgen train`: it learns, it stops and goes on to the same curve, and what it writes can be used."""
+"""`synthgen train`: it learns, it resumes to the same losses, and its result can be used."""
 
 import json
 import os
@@ -33,56 +33,53 @@ VAE: dict[str, Any] = {
 
 @pytest.fixture
 def training_file(tmp_path: Path) -> Path:
-    """A small training job as a file, its output folder beside it."""
+    """A small training job as a file, with its output folder beside it."""
     path = tmp_path / "training.yaml"
     path.write_text(json.dumps({**VAE, "output": {"path": str(tmp_path / "out"), "every": 3}}))
     return path
 
 
-def test_a_run_in_two_parts_has_the_same_curve(training_file: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_losses_and_weights(
+    training_file: Path, tmp_path: Path
+) -> None:
     whole = load_training(str(training_file), ["ema=0.9", f"output.path={tmp_path / 'whole'}"])
     assert train(whole).step == 6
-    # the learning rate falls towards the last step: the first part must know the whole
-    parts = load_training(str(training_file), ["ema=0.9"])
+    # the same number of steps, because the learning rate falls towards the last one
+    resumed = load_training(str(training_file), ["ema=0.9"])
 
-    def kill_after_four(step: int, loss: float) -> None:
+    def interrupt_after_four(step: int, loss: float) -> None:
         if step == 4:
             signal.raise_signal(signal.SIGINT)
 
-    result = train(parts, kill_after_four)
+    result = train(resumed, interrupt_after_four)
     assert (result.step, result.interrupted) == (4, True)
     assert not (tmp_path / "out/checkpoint").exists()
-    assert train(parts).step == 6
+    assert train(resumed).step == 6
     assert read_log(tmp_path / "out/log.jsonl") == read_log(tmp_path / "whole/log.jsonl")
     weights = "checkpoint/vae/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
 
 
-def test_a_killed_run_goes_on_from_its_last_state(training_file: Path, tmp_path: Path) -> None:
-    """A kill saves nothing more, as an error on the way saves nothing; and it can cut a line."""
+def test_a_killed_run_resumes_from_its_last_state(training_file: Path, tmp_path: Path) -> None:
+    """After a kill or an error, no further state is saved, and a line can be cut."""
 
     def fail_after_five(step: int, loss: float) -> None:
         if step == 5:
             raise RuntimeError
 
-    options = ["steps=12", "output.every=3"]
+    spec = load_training(str(training_file), ["steps=12", "output.every=3"])
     with pytest.raises(RuntimeError):
-        train(load_training(str(training_file), options), fail_after_five)
+        train(spec, fail_after_five)
     log = tmp_path / "out/log.jsonl"
     assert [entry["step"] for entry in read_log(log)] == [1, 2, 3, 4, 5]
     log.write_text(log.read_text() + '{"step": 6')
     steps: list[int] = []
-    assert (
-        train(
-            load_training(str(training_file), options), lambda step, loss: steps.append(step)
-        ).step
-        == 12
-    )
+    assert train(spec, lambda step, loss: steps.append(step)).step == 12
     assert steps == list(range(4, 13))
     assert [entry["step"] for entry in read_log(log)] == list(range(1, 13))
 
 
-def test_two_processes_go_on_and_stop_after_the_same_step(
+def test_two_processes_resume_and_stop_after_the_same_step(
     training_file: Path, tmp_path: Path
 ) -> None:
     options = ["ema=0.9", "steps=2000", "output.every=2000"]
@@ -90,39 +87,29 @@ def test_two_processes_go_on_and_stop_after_the_same_step(
         load_training(str(training_file), options),
         lambda step, loss: signal.raise_signal(signal.SIGINT),
     )
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "synthgen",
-        "train",
-    ]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "synthgen", "train", str(training_file), *options]
     pipes: dict[str, Any] = {
-        "env": env,
+        "env": {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         "stdout": subprocess.PIPE,
         "stderr": subprocess.DEVNULL,
         "text": True,
     }
     log = tmp_path / "out/log.jsonl"
-    with subprocess.Popen([*launch, str(training_file), *options], **pipes) as process:
+    with subprocess.Popen(command, **pipes) as process:
         deadline = time.time() + 100
         while len(read_log(log)) < 3 and time.time() < deadline:
             time.sleep(0.05)
         process.terminate()
-        said = process.communicate(timeout=100)[
-            0
-        ]  # one that waits for the other is killed after 30 s, and says nothing
+        # a process that hangs is killed after 30 s, and then the output is empty
+        output, _ = process.communicate(timeout=100)
     steps = [entry["step"] for entry in read_log(log)]
     assert steps == list(range(1, len(steps) + 1))
     again = f"synthgen train {training_file} {' '.join(options)}"
-    assert said == f"stopped after step {len(steps)} of 2000. To go on: {again}\n"
+    assert output == f"stopped after step {len(steps)} of 2000. To continue: {again}\n"
 
 
-def test_what_a_person_looks_at(
+def test_a_run_writes_sheets_plots_and_figures(
     training_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["train", str(training_file), "--json"]) == 0
@@ -130,10 +117,10 @@ def test_what_a_person_looks_at(
     assert (data["step"], data["interrupted"]) == (6, False)
     assert set(data["figures"]) == {"psnr"}
     out = tmp_path / "out"
-    assert {p.name for p in (out / "samples").iterdir()} == {"0000003.png", "0000006.png"}
+    assert {path.name for path in (out / "samples").iterdir()} == {"0000003.png", "0000006.png"}
     assert Image.open(out / "loss.png").width > 400
     assert list((out / "tensorboard").rglob("events.*"))
-    assert [f["step"] for f in read_log(out / "figures.jsonl")] == [3, 6]
+    assert [figures["step"] for figures in read_log(out / "figures.jsonl")] == [3, 6]
 
 
 def test_another_training_in_the_folder_is_refused(
@@ -154,7 +141,8 @@ def test_another_training_in_the_folder_is_refused(
         ("crop=128", "crop: 128 px is larger than data.side, 96 px"),
         (
             "task=vea",
-            "task: 'vea' is not a task; did you mean 'vae'?; there are: annotation_mask, annotation_tokens, detector, dreambooth, grounded, text_to_image, vae",
+            "task: 'vea' is not a task; did you mean 'vae'?; there are: annotation_mask, "
+            "annotation_tokens, detector, dreambooth, grounded, text_to_image, vae",
         ),
         ("data.shards=nowhere", "data.shards: 'nowhere' holds no shards/*.tar"),
         ("data.pasted=nowhere", "data.pasted: 'nowhere' is not train or heldout"),
@@ -162,14 +150,14 @@ def test_another_training_in_the_folder_is_refused(
         ("stepz=3", "stepz: unknown key; did you mean 'steps'?"),
     ],
 )
-def test_mistakes_are_named(training_file: Path, override: str, message: str) -> None:
+def test_errors_of_a_job_name_the_key(training_file: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_training(str(training_file), [override])
     assert message in str(caught.value)
     assert not (training_file.parent / "out").exists()
 
 
-def test_run_and_train_know_each_others_jobs(
+def test_run_and_train_refuse_jobs_of_each_other(
     training_file: Path, job_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["run", str(training_file)]) == 2
@@ -178,19 +166,10 @@ def test_run_and_train_know_each_others_jobs(
     assert "it names no task" in capsys.readouterr().err
 
 
-def test_learning_rate(training_file: Path) -> None:
-    spec = load_training(
-        str(training_file), ["steps=100", "warmup=10", "decay=0.3", "learning_rate=1.0"]
-    )
-    assert [round(spec.learning_rate_at(s), 3) for s in (0, 9, 50, 70, 85, 99)] == [
-        0.1,
-        1.0,
-        1.0,
-        1.0,
-        0.5,
-        0.033,
-    ]
-    assert (
-        load_training(str(training_file), ["decay=0", "learning_rate=1.0"]).learning_rate_at(5)
-        == 1.0
-    )
+def test_the_learning_rate_rises_stays_and_falls(training_file: Path) -> None:
+    options = ["steps=100", "warmup=10", "decay=0.3", "learning_rate=1.0"]
+    spec = load_training(str(training_file), options)
+    rates = [round(spec.learning_rate_at(step), 3) for step in (0, 9, 50, 70, 85, 99)]
+    assert rates == [0.1, 1.0, 1.0, 1.0, 0.5, 0.033]
+    constant = load_training(str(training_file), ["decay=0", "learning_rate=1.0"])
+    assert constant.learning_rate_at(5) == 1.0

@@ -1,4 +1,4 @@
-"""Boxes held against detections, and what happens to those that do not hold."""
+"""Boxes are compared with detections, and failed boxes are repaired, tightened or flagged."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -23,8 +23,18 @@ from synthgen.storage.location import open_store
 from synthgen.verification.base import Verdict
 from synthgen.verification.detections import Detections
 from synthgen.verification.detector import Spec
-from synthgen.verification.detector.verifier import DetectorVerifier, hold, stray
-from synthgen.verification.repair import Checked, Inspection, better, faulty, repaired
+from synthgen.verification.detector.verifier import (
+    DetectorVerifier,
+    find_false_positives,
+    match_boxes,
+)
+from synthgen.verification.repair import (
+    Checked,
+    Inspection,
+    accept_repair,
+    merge_better_parts,
+    select_faults,
+)
 
 SCENES = SceneSpec(
     object=("a brown {category}", "a white {category}"), background="a field of grass"
@@ -44,7 +54,7 @@ def detections(*found: tuple[Sequence[float], float, str]) -> Detections:
     )
 
 
-def test_a_box_gets_the_detection_of_its_category_that_fits_best() -> None:
+def test_a_box_gets_the_detection_of_its_category_with_the_greatest_iou() -> None:
     asked = layout(
         [0, 0, 100, 100], [150, 150, 200, 200], [0, 150, 50, 200], names=("dog", "dog", "cat")
     )
@@ -53,7 +63,7 @@ def test_a_box_gets_the_detection_of_its_category_that_fits_best() -> None:
         ([10, 10, 60, 60], 0.8, "dog"),
         ([0, 150, 50, 200], 0.7, "dog"),
     )
-    verdict = hold(asked, found, 0.5)
+    verdict = match_boxes(asked, found, 0.5)
     np.testing.assert_allclose(verdict.scores, [0.9, 0, 0])
     assert verdict.ious is not None
     assert verdict.found is not None
@@ -67,31 +77,39 @@ def test_a_box_gets_the_detection_of_its_category_that_fits_best() -> None:
     ("found", "unasked"),
     [
         (([200, 0, 250, 50], 0.9, "dog"), 1),
-        (([200, 0, 250, 50], 0.4, "dog"), 0),  # not sure enough
-        (([10, 10, 40, 40], 0.9, "cat"), 0),  # a part of what was asked for
-        (([20, 0, 120, 100], 0.9, "dog"), 0),  # it, but badly placed
+        (([200, 0, 250, 50], 0.4, "dog"), 0),  # its score is too low
+        (([10, 10, 40, 40], 0.9, "cat"), 0),  # a part of the object
+        (([20, 0, 120, 100], 0.9, "dog"), 0),  # the object, badly placed
         (([60, 60, 160, 160], 0.9, "dog"), 1),
     ],
 )
-def test_what_nobody_asked_for(found: tuple[Sequence[float], float, str], unasked: int) -> None:
-    assert len(stray(layout([0, 0, 100, 100]), detections(found), 0.5)) == unasked
-    assert len(stray(layout(), detections(found), 0.5)) == (found[1] >= 0.5)
-    assert len(stray(layout(), detections(found), None)) == 0
+def test_detections_without_a_box_are_false_positives(
+    found: tuple[Sequence[float], float, str], unasked: int
+) -> None:
+    assert len(find_false_positives(layout([0, 0, 100, 100]), detections(found), 0.5)) == unasked
+    assert len(find_false_positives(layout(), detections(found), 0.5)) == (found[1] >= 0.5)
+    assert len(find_false_positives(layout(), detections(found), None)) == 0
 
 
-def test_nothing_found_and_nothing_asked() -> None:
-    verdict = hold(layout([0, 0, 9, 9]), detections(), 0.5)
+def test_a_verdict_without_detections_or_without_boxes() -> None:
+    verdict = match_boxes(layout([0, 0, 9, 9]), detections(), 0.5)
     assert (verdict.scores.tolist(), len(verdict.unasked)) == ([0.0], 0)
-    assert len(hold(layout(), detections(([0, 0, 9, 9], 0.9, "dog")), 0.5).scores) == 0
+    assert len(match_boxes(layout(), detections(([0, 0, 9, 9], 0.9, "dog")), 0.5).scores) == 0
 
 
 class Forgetful:
-    """Pastes all objects but the first `missing`, and one that nobody asked for; what it repaints is whole unless `stubborn`."""
+    """A painter that leaves out the first `missing` objects, and pastes one more if `extra`.
+
+    A repair corrects the image unless the painter is `stubborn`.
+    """
 
     def __init__(
         self, painter: PastePainter, missing: int, extra: bool = False, stubborn: bool = False
     ) -> None:
-        self.painter, self.missing, self.extra, self.stubborn = painter, missing, extra, stubborn
+        self.painter = painter
+        self.missing = missing
+        self.extra = extra
+        self.stubborn = stubborn
         self.repainted: list[Scene] = []
 
     def __call__(
@@ -108,7 +126,7 @@ class Forgetful:
             )
         return Scene(some, scene.background)
 
-    def repaint(
+    def inpaint_boxes(
         self,
         images: Sequence[NDArray[np.uint8]],
         scenes: Sequence[Scene],
@@ -159,18 +177,18 @@ def paste() -> PastePainter:
     return painter
 
 
-def test_what_was_pasted_holds(paste: PastePainter) -> None:
+def test_pasted_objects_do_not_fail(paste: PastePainter) -> None:
     look = inspection(paste)
     (checked,) = look([ASKED], paste([ASKED], [np.random.SeedSequence(0)]), seeds)
     assert (checked.faults, checked.repairs) == (0, 0)
     assert (checked.verdict.scores > 0.2).all()
 
 
-def test_missing_boxes_are_painted_again_and_strays_painted_over(paste: PastePainter) -> None:
+def test_missed_objects_and_false_positives_are_repaired(paste: PastePainter) -> None:
     painter = Forgetful(paste, 1, extra=True)
     look = inspection(painter)
     before = painter([ASKED], [np.random.SeedSequence(0)])
-    assert look.look(before, [ASKED.layout])[0].faults == 2
+    assert look.verify(before, [ASKED.layout])[0].faults == 2
     (checked,) = look([ASKED], before, seeds)
     assert checked.faults == 0
     assert checked.actions == ("repaired", "", "")
@@ -180,7 +198,7 @@ def test_missing_boxes_are_painted_again_and_strays_painted_over(paste: PastePai
     assert (checked.painting.image[200:, :150] == before[0].image[200:, :150]).all()
 
 
-def test_what_stays_wrong_is_flagged_after_so_many_repairs(paste: PastePainter) -> None:
+def test_a_failed_box_is_flagged_after_the_last_repair(paste: PastePainter) -> None:
     painter = Forgetful(paste, 1, stubborn=True)
     look = inspection(painter, max_repairs=3)
     (checked,) = look([ASKED], painter([ASKED], [np.random.SeedSequence(0)]), seeds)
@@ -205,19 +223,21 @@ def verdict(scores: Sequence[float], ious: Sequence[float], unasked: int = 0) ->
 
 
 def checked(scores: Sequence[float], ious: Sequence[float], unasked: int = 0) -> Checked:
-    spec, of = Spec(iou=0.7), layout(*[[0, 0, 50, 50]] * len(scores))
+    spec = Spec(iou=0.7)
+    of = layout(*[[0, 0, 50, 50]] * len(scores))
     found = verdict(scores, ious, unasked)
     return Checked(
         Painting(np.zeros((1, 1, 3), np.uint8)),
         of,
         found,
-        spec.fails(found, of),
+        spec.find_failed_boxes(found, of),
         ("",) * len(scores),
     )
 
 
-def test_a_sure_detection_near_enough_takes_the_place_of_the_box() -> None:
-    look = Inspection(Spec(iou=0.7, on_failure=("tighten", "flag")), None, None)  # type: ignore[arg-type]  # it only finishes
+def test_a_near_detection_with_a_good_score_replaces_the_box() -> None:
+    spec = Spec(iou=0.7, on_failure=("tighten", "flag"))
+    look = Inspection(spec, None, None)  # type: ignore[arg-type]
     finished = look.finish(checked([0.9, 0.9, 0.1, 0.9], [0.6, 0.2, 0.6, 0.9]))
     assert finished.actions == ("tightened", "flagged", "flagged", "")
     np.testing.assert_array_equal(finished.layout.boxes[0], [5, 5, 50, 50])
@@ -229,50 +249,60 @@ def test_a_sure_detection_near_enough_takes_the_place_of_the_box() -> None:
     ("iou", "action"), [(0.301, "tightened"), (0.299, "flagged"), (0.499, "tightened"), (0.5, "")]
 )
 def test_labels_are_tightened_from_the_documented_iou_on(iou: float, action: str) -> None:
-    look = Inspection(Spec(on_failure=("tighten", "flag")), None, None)  # type: ignore[arg-type]  # it only finishes
+    look = Inspection(Spec(on_failure=("tighten", "flag")), None, None)  # type: ignore[arg-type]
     of = layout([0, 0, 50, 50])
     found = verdict([0.9], [iou])
     finished = look.finish(
         Checked(
-            Painting(np.zeros((64, 64, 3), np.uint8)), of, found, look.spec.fails(found, of), ("",)
+            Painting(np.zeros((64, 64, 3), np.uint8)),
+            of,
+            found,
+            look.spec.find_failed_boxes(found, of),
+            ("",),
         )
     )
     assert finished.actions == (action,)
 
 
-def looked(
+def verified(
     scores: Sequence[float], image: NDArray[np.uint8], unasked: Sequence[Sequence[float]] = ()
 ) -> Checked:
     of = layout([0, 0, 50, 50], [100, 100, 150, 150])
     found = replace(
         verdict(scores, [0.9, 0.9]), unasked=np.array(unasked, np.float32).reshape(-1, 4)
     )
-    return Checked(Painting(image), of, found, Spec().fails(found, of), ("",) * 2)
+    return Checked(Painting(image), of, found, Spec().find_failed_boxes(found, of), ("",) * 2)
 
 
-def test_the_better_of_each_part_is_kept() -> None:
+def test_the_better_version_of_each_part_is_kept() -> None:
     before = np.zeros((203, 205, 3), np.uint8)
     after = before.copy()
     after[5:60, 3:60] = 1
     after[100:203, 95:205] = 2
-    first, second, both = before.copy(), before.copy(), after
-    first[5:60, 3:60], second[100:203, 95:205] = 1, 2
-    old = looked([0.1, 0.6], before)
+    first = before.copy()
+    second = before.copy()
+    both = after
+    first[5:60, 3:60] = 1
+    second[100:203, 95:205] = 2
+    old = verified([0.1, 0.6], before)
     for scores, unasked, wanted in (
         ([0.8, 0.9], [], both),
-        ([0.8, 0.5], [], first),  # the second box was good already, and is less so now
-        ([0.2, 0.2], [], first),  # neither holds: the score decides
+        ([0.8, 0.5], [], first),  # the second box was good and is worse now
+        ([0.2, 0.2], [], first),  # both fail: the score decides
         ([0.05, 0.9], [], second),
         ([0.1, 0.6], [], before),
-        ([0.9, 0.9], [[170, 180, 200, 200]], first),  # something new stands in the second part
+        ([0.9, 0.9], [[170, 180, 200, 200]], first),  # the second part has a new false positive
     ):
-        np.testing.assert_array_equal(better(old, looked(scores, after, unasked)), wanted)
-    seen = looked([0.1, 0.9], before, [[40, 40, 80, 80]])
-    np.testing.assert_array_equal(better(seen, looked([0.1, 0.2], after)), first)  # a stray is gone
+        np.testing.assert_array_equal(
+            merge_better_parts(old, verified(scores, after, unasked)), wanted
+        )
+    with_false_positive = verified([0.1, 0.9], before, [[40, 40, 80, 80]])
+    merged = merge_better_parts(with_false_positive, verified([0.1, 0.2], after))
+    np.testing.assert_array_equal(merged, first)  # a false positive is gone
 
 
 class Scripted:
-    """Says of an image what the sum of its pixels stands for: faults that a repair brings with it."""
+    """A verifier with one verdict for each sum of an image's pixels; also a painter."""
 
     def __init__(self, verdicts: dict[int, Verdict]) -> None:
         self.verdicts = verdicts
@@ -282,19 +312,20 @@ class Scripted:
     ) -> list[Verdict]:
         return [self.verdicts[int(image.sum())] for image in images]
 
-    def repaint(
+    def inpaint_boxes(
         self,
         images: Sequence[NDArray[np.uint8]],
         scenes: Sequence[Scene],
         seeds: Sequence[np.random.SeedSequence],
     ) -> list[NDArray[np.uint8]]:
-        """Both boxes anew."""
+        """Return the image with both boxes generated again."""
         return [BOTH for _ in images]
 
 
 TWO = Scene(layout([0, 0, 50, 50], [100, 100, 150, 150]).with_phrases(("a dog",) * 2), "sand")
 BEFORE = np.zeros((256, 256, 3), np.uint8)
-FIRST, BOTH = BEFORE.copy(), BEFORE.copy()
+FIRST = BEFORE.copy()
+BOTH = BEFORE.copy()
 FIRST[10, 10, 0] = BOTH[10, 10, 0] = 1
 BOTH[110, 110, 0] = 1
 
@@ -302,17 +333,15 @@ BOTH[110, 110, 0] = 1
 @pytest.mark.parametrize(
     ("final", "kept"),
     [
-        (
-            verdict([0.9, 0.9], [0.9, 0.9]),
-            True,
-        ),  # the part alone is as good as in the repainted image
+        # the part is as good on its own as in the repainted image
+        (verdict([0.9, 0.9], [0.9, 0.9]), True),
         (verdict([0.9, 0.1], [0.9, 0.9], 2), False),  # 1 fault became 3
         (verdict([0.9, 0.1], [0.9, 0.9]), True),  # as many faults, and the scores are better
         (verdict([0.15, 0.5], [0.9, 0.9]), False),  # as many faults, and the scores are worse
     ],
 )
 def test_a_repair_that_is_worse_as_a_whole_is_not_kept(final: Verdict, kept: bool) -> None:
-    """A detector looks at the whole image: what a part looked like beside another new part says little of it alone."""
+    """A detector looks at the whole image, so a part can be worse without other new parts."""
     start = verdict([0.1, 0.8], [0.9, 0.9])
     final = replace(
         final,
@@ -320,7 +349,7 @@ def test_a_repair_that_is_worse_as_a_whole_is_not_kept(final: Verdict, kept: boo
             : len(final.unasked)
         ],
     )
-    # in the repainted image the first box is good and the second is worse: the first part alone is taken
+    # in the repainted image the second box is worse, so only the first part is taken
     scripted = Scripted({0: start, 2: verdict([0.9, 0.6], [0.9, 0.9]), 1: final})
     look = Inspection(Spec(max_repairs=1), scripted, scripted)
     (checked,) = look([TWO], [Painting(BEFORE)], seeds)
@@ -330,20 +359,23 @@ def test_a_repair_that_is_worse_as_a_whole_is_not_kept(final: Verdict, kept: boo
     assert checked.faults <= 1
 
 
-def test_what_a_repair_did() -> None:
-    bad, good = checked([0.1, 0.9], [0.9, 0.9]), checked([0.8, 0.8], [0.9, 0.9])
-    assert (repaired(bad, good, 2).actions, repaired(bad, good, 2).repairs) == (("repaired", ""), 2)
-    assert repaired(bad, bad, 1).actions == ("", "")
+def test_a_repair_is_recorded_for_the_boxes_it_corrected() -> None:
+    bad = checked([0.1, 0.9], [0.9, 0.9])
+    good = checked([0.8, 0.8], [0.9, 0.9])
+    accepted = accept_repair(bad, good, 2)
+    assert accepted.actions == ("repaired", "")
+    assert accepted.repairs == 2
+    assert accept_repair(bad, bad, 1).actions == ("", "")
 
 
-def test_only_the_faulty_boxes_are_painted_again() -> None:
+def test_only_failed_boxes_and_false_positives_are_generated_again() -> None:
     scene = Scene(layout([0, 0, 50, 50], [60, 60, 99, 99]).with_phrases(("a", "b")), "sand")
-    part = faulty(scene, checked([0.9, 0.1], [0.9, 0.9], 1))
+    part = select_faults(scene, checked([0.9, 0.1], [0.9, 0.9], 1))
     assert (part.layout.categories, part.layout.phrases) == (("dog", ""), ("b", ""))
 
 
 @pytest.mark.parametrize(("on_failure", "attempts"), [(["redo", "flag"], 3), (["flag"], 1)])
-def test_redo_paints_the_image_again(
+def test_redo_generates_the_image_again(
     make_job: Callable[..., Job],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -360,18 +392,20 @@ def test_redo_paints_the_image_again(
         "output.shard_size=1",
     )
     (painted,) = Worker(job, open_store(tmp_path)).paint([0])
-    assert painted.tries == attempts
+    assert painted.attempts == attempts
     refusing = make_job(
         f"verify={{verifier: detector, on_failure: [{on_failure[0]}]}}",
         "images=1",
         "on_reject=fail",
     )
     if "flag" not in on_failure[:1]:
-        with pytest.raises(RejectedImageError, match=r"samples \[0\]: boxes that do not hold"):
+        with pytest.raises(
+            RejectedImageError, match=r"samples \[0\]: failed boxes or false positives"
+        ):
             Worker(refusing, open_store(tmp_path)).paint([0])
 
 
-def test_a_job_that_looks_says_what_it_saw(
+def test_a_job_with_verification_records_the_verdicts(
     job_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     big = [
@@ -430,12 +464,12 @@ def test_a_verified_shard_is_a_function_of_the_job(
         ("verify={verifier: detector, iou: 2}", "verify.iou: 2: "),
     ],
 )
-def test_mistakes_are_named(change: str, message: str) -> None:
+def test_an_error_names_the_key(change: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_job("100dogs", [change])
 
 
-def test_categories_that_the_detector_does_not_know() -> None:
+def test_an_error_names_categories_that_the_detector_does_not_know() -> None:
     with pytest.raises(
         ConfigError,
         match=r"verify.model: centernet-tiny does not know cow; it knows ball, cat, dog, tree",

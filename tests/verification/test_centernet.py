@@ -1,22 +1,24 @@
-"""The small detector: its geometry, and any size of picture."""
+"""The small detector: its geometry, and images of any size."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from synthgen.verification.centernet import CenterNet, peaks
+from synthgen.verification.centernet import CenterNet, find_peaks
 
 
 def test_peaks_are_local_maxima() -> None:
     heat = torch.zeros(2, 8, 8)
-    heat[0, 2, 3], heat[0, 2, 4], heat[1, 6, 6] = 0.9, 0.8, 0.5
-    scores, cells = peaks(heat, 2)
+    heat[0, 2, 3] = 0.9
+    heat[0, 2, 4] = 0.8
+    heat[1, 6, 6] = 0.5
+    scores, cells = find_peaks(heat, 2)
     torch.testing.assert_close(scores, torch.tensor([0.9, 0.5]))
     assert cells.tolist() == [[0, 2, 3], [1, 6, 6]]
 
 
-def test_any_size_and_back_from_disk(tmp_path: Path) -> None:
+def test_images_of_any_size_and_a_detector_read_from_disk(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = CenterNet(("dog", "cat"), (4, 8, 8, 8)).eval()
     image = np.random.default_rng(0).integers(0, 256, (70, 101, 3), dtype=np.uint8)
@@ -30,7 +32,7 @@ def test_any_size_and_back_from_disk(tmp_path: Path) -> None:
     assert len(found.at_least(2.0).scores) == 0
 
 
-def test_peaks_below_the_least_score_are_not_looked_at() -> None:
+def test_peaks_below_the_least_score_are_dropped() -> None:
     torch.manual_seed(0)
     net = CenterNet(("dog",), (8, 8, 16, 16)).eval()
     picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)

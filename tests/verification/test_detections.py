@@ -1,4 +1,4 @@
-"""Whatever a detector says, the rest of the program gets boxes inside the image and numbers that are numbers."""
+"""Whatever a detector returns, all boxes are inside the image and all numbers are finite."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from synthgen.config import Job
 from synthgen.dataset.check import check_dataset
-from synthgen.engine.worker import Worker, annotations
+from synthgen.engine.worker import Worker, build_annotations
 from synthgen.evaluation.detection import DetectionFigures
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import Painting
@@ -33,7 +33,9 @@ from synthgen.verification.panel import Spec as PanelSpec
 from synthgen.verification.panel.verifier import Panel
 from synthgen.verification.repair import Inspection
 
-WIDTH, HEIGHT, CELL = 96, 64, 8
+WIDTH = 96
+HEIGHT = 64
+CELL = 8
 ASKED = Layout(
     WIDTH,
     HEIGHT,
@@ -50,7 +52,7 @@ CASES = settings(max_examples=150, deadline=None)
 
 @st.composite
 def wild(draw: Any) -> Detections:
-    """What a detector may say at its worst, some of it near the boxes that were asked for."""
+    """Any output of a detector, some of it near the boxes of the layout."""
     n = draw(st.integers(0, 6))
     boxes = draw(arrays(np.float32, (n, 4), elements=NUMBERS))
     for i in range(n):
@@ -67,20 +69,21 @@ def one(box: Sequence[float], score: float = 0.9, name: str = "dog") -> Detectio
 
 
 def verifier(spec: Spec, found: Detections) -> DetectorVerifier:
-    """The real verifier of a detector that always says the same."""
+    """Return the real verifier with a detector that always returns `found`."""
     made: Any = DetectorVerifier.__new__(DetectorVerifier)
-    made.spec, made.names = spec, {}
+    made.spec = spec
+    made.names = {}
     made.detect = lambda images, labels: [found for _ in images]
     verifier: DetectorVerifier = made
     return verifier
 
 
 class Strict:
-    """Takes the layouts that a latent pipeline takes, and leaves the images as they are."""
+    """A painter that accepts the layouts of a latent pipeline and does not change the images."""
 
     least_side = CELL
 
-    def repaint(
+    def inpaint_boxes(
         self, images: Sequence[NDArray[np.uint8]], scenes: Sequence[Scene], seeds: Sequence[object]
     ) -> list[NDArray[np.uint8]]:
         pipeline: Any = SimpleNamespace(factor=CELL, multiple=1)
@@ -93,7 +96,7 @@ def seeds(k: int, number: int) -> np.random.SeedSequence:
 
 
 def is_good_label(bbox: Sequence[float]) -> bool:
-    """What `synthgen check` wants of a box."""
+    """Tell whether `synthgen check` accepts a box."""
     x, y, w, h = bbox
     inside = x >= 0 and y >= 0 and x + w <= WIDTH + 1e-3 and y + h <= HEIGHT + 1e-3
     return w > 0 and h > 0 and inside
@@ -102,7 +105,7 @@ def is_good_label(bbox: Sequence[float]) -> bool:
 @given(wild())
 @CASES
 def test_detections_are_inside_the_image(found: Detections) -> None:
-    kept = found.inside(WIDTH, HEIGHT)
+    kept = found.clip_to_image(WIDTH, HEIGHT)
     assert len(kept.boxes) == len(kept.scores) == len(kept.categories)
     assert np.isfinite(kept.boxes).all()
     assert (kept.boxes >= 0).all()
@@ -110,15 +113,15 @@ def test_detections_are_inside_the_image(found: Detections) -> None:
     assert (kept.boxes[:, 2:] - kept.boxes[:, :2] >= LEAST_SIDE).all()
     assert ((kept.scores >= 0) & (kept.scores <= 1)).all()
     assert (np.diff(kept.scores) <= 0).all()
-    again = kept.inside(WIDTH, HEIGHT)
+    again = kept.clip_to_image(WIDTH, HEIGHT)
     np.testing.assert_array_equal(again.boxes, kept.boxes)
     good = np.isfinite(found.boxes).all(1) & np.isfinite(found.scores)
     assert len(kept.scores) <= good.sum()
 
 
-def test_good_detections_stay_as_they_are() -> None:
+def test_good_detections_do_not_change() -> None:
     found = Detections(ASKED.boxes, np.array([0.9, 0.9, 0.2], np.float32), ASKED.categories)
-    kept = found.inside(WIDTH, HEIGHT)
+    kept = found.clip_to_image(WIDTH, HEIGHT)
     np.testing.assert_array_equal(kept.boxes, found.boxes)
     np.testing.assert_array_equal(kept.scores, found.scores)
     assert kept.categories == found.categories
@@ -129,14 +132,13 @@ def test_good_detections_stay_as_they_are() -> None:
     st.floats(0, 1),
     st.sampled_from([("repair", "tighten", "flag"), ("tighten", "flag"), ("repair", "flag")]),
 )
-@example(
-    one((50, 50, 53, 54)), 0.5, ("repair", "flag")
-)  # smaller than a latent cell, and not asked for
+# a false positive smaller than a latent cell
+@example(one((50, 50, 53, 54)), 0.5, ("repair", "flag"))
 @example(one((94, 62, 96, 64)), 0.5, ("repair", "flag"))  # the same in a corner
 @example(one((-4, -2, 27, 28)), 0.95, ("tighten", "flag"))  # begins outside the image
 @example(one((0, 0, 30, 30), math.nan), 0.5, ("tighten", "flag"))
 @CASES
-def test_verdicts_repairs_and_labels_are_sound(
+def test_verdicts_repairs_and_labels_are_finite_and_inside_the_image(
     found: Detections, iou: float, on_failure: tuple[Any, ...]
 ) -> None:
     spec = Spec(iou=iou, on_failure=on_failure, threshold=0.3)
@@ -149,7 +151,7 @@ def test_verdicts_repairs_and_labels_are_sound(
         (checked,) = look([Scene(ASKED, "grass")], [Painting(IMAGE)], seeds)
         finished = look.finish(checked)
         scene = Scene(finished.layout, "grass")
-        for annotation in annotations(scene, Painting(IMAGE), {"dog": 1, "cat": 2}, finished):
+        for annotation in build_annotations(scene, Painting(IMAGE), {"dog": 1, "cat": 2}, finished):
             assert is_good_label(annotation.bbox)
             assert annotation.score is not None
             assert 0 <= annotation.score <= 1
@@ -158,7 +160,7 @@ def test_verdicts_repairs_and_labels_are_sound(
 
 
 class Broken(VerifierSpec):
-    """A verifier whose network gives no numbers (one that overflows at half precision does)."""
+    """A verifier whose network returns NaN, as after an overflow at half precision."""
 
     verifier: str = "broken"
 
@@ -177,7 +179,7 @@ class Broken(VerifierSpec):
 
 
 @pytest.mark.parametrize("panel", [False, True])
-def test_a_score_that_is_no_number_is_a_failure(panel: bool) -> None:
+def test_a_box_with_a_score_of_nan_fails(panel: bool) -> None:
     spec: VerifierSpec = Broken(on_failure=("repair", "tighten", "flag"))
     if panel:
         made: Any = Panel.__new__(Panel)
@@ -195,7 +197,7 @@ def test_a_score_that_is_no_number_is_a_failure(panel: bool) -> None:
 
 @given(wild())
 @CASES
-def test_figures_of_any_detections_are_numbers(found: Detections) -> None:
+def test_the_figures_of_any_detections_are_finite(found: Detections) -> None:
     seen = DetectionFigures({"dog": 1, "cat": 2})
     seen.add(ASKED, found)
     assert all(np.isfinite(f["bbox"]).all() and is_good_label(f["bbox"]) for f in seen.found)
@@ -208,14 +210,14 @@ def test_figures_of_any_detections_are_numbers(found: Detections) -> None:
 
 @given(wild())
 @settings(max_examples=40, deadline=None)
-def test_a_detector_in_training_is_measured_on_sound_detections(found: Detections) -> None:
+def test_a_detector_in_training_is_measured_on_finite_detections(found: Detections) -> None:
     kind: Any = DetectorTrainee
     trainee: Any = kind.__new__(kind)
     trainee.__dict__.update(held_out=[(Scene(ASKED, ""), IMAGE)], detect=lambda picture: found)
     told = DetectorTrainee.measure(trainee)
     assert all(math.isfinite(value) for value in told.values())
     trainee.__dict__["threshold"] = 0.0
-    assert DetectorTrainee.sheet(trainee).size
+    assert DetectorTrainee.render_sheet(trainee).size
 
 
 # Tightening
@@ -233,14 +235,14 @@ DOG = Layout(WIDTH, HEIGHT, np.array([[40, 10, 80, 50]], np.float32), ("dog",), 
 @pytest.mark.parametrize(
     ("left", "score", "action"),
     [
-        (44, 0.9, ""),  # IoU 0.82: it holds
+        (44, 0.9, ""),  # IoU 0.82: it does not fail
         (55, 0.9, "tightened"),  # 0.45
         (60, 0.9, "tightened"),  # 0.33
         (64, 0.9, "flagged"),  # 0.25: another object, or none
-        (55, 0.2, "flagged"),  # not sure enough
+        (55, 0.2, "flagged"),  # its score is too low
     ],
 )
-def test_by_default_a_label_goes_where_its_object_is_found(
+def test_a_label_is_tightened_from_the_default_iou_on(
     left: float, score: float, action: str
 ) -> None:
     found = one((left, 10, min(left + 40, WIDTH), 50), score)
@@ -263,7 +265,7 @@ def test_by_default_a_label_goes_where_its_object_is_found(
         ((80, 50, 40, 10), None),  # the wrong way round
     ],
 )
-def test_a_tightened_label_is_a_label_whatever_a_verifier_found(
+def test_a_tightened_label_is_inside_the_image_and_has_an_area(
     found: Sequence[float], label: Sequence[float] | None
 ) -> None:
     none = np.zeros((0, 4), np.float32)
@@ -275,14 +277,14 @@ def test_a_tightened_label_is_a_label_whatever_a_verifier_found(
     )
     spec = Spec(on_failure=("tighten", "flag"))
     look = Inspection(spec, lambda images, layouts: [said], None)
-    (checked,) = look.look([Painting(IMAGE)], [DOG])
+    (checked,) = look.verify([Painting(IMAGE)], [DOG])
     done = look.finish(checked)
     assert done.actions == ("flagged" if label is None else "tightened",)
     np.testing.assert_array_equal(done.layout.boxes[0], DOG.boxes[0] if label is None else label)
 
 
-def test_one_detection_is_not_the_label_of_two_boxes() -> None:
-    """Of two dogs one is missing; the other is badly placed, and near both boxes."""
+def test_one_detection_tightens_only_one_box() -> None:
+    """One of two dogs is missing; the other is badly placed, near both boxes."""
     two = Layout(
         WIDTH,
         HEIGHT,
@@ -293,15 +295,15 @@ def test_one_detection_is_not_the_label_of_two_boxes() -> None:
     done = finished(Spec(iou=0.8, on_failure=("tighten", "flag")), two, one((30, 10, 70, 50)))
     assert done.actions == ("flagged", "tightened")
     np.testing.assert_array_equal(done.layout.boxes, [[20, 10, 60, 50], [30, 10, 70, 50]])
-    # where the other box holds, its object is not given to the missing one either
+    # if the other box does not fail, its detection does not tighten the failed box either
     done = finished(Spec(iou=0.5, on_failure=("tighten", "flag")), two, one((36, 10, 76, 50)))
     assert done.actions == ("flagged", "")
 
 
-def test_a_small_stray_does_not_end_the_shard(
+def test_a_small_false_positive_does_not_stop_the_shard(
     make_job: Callable[..., Job], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way: a real pipeline paints over what is smaller than its latent cells, and what is half outside."""
+    """A real pipeline replaces false positives smaller than a latent cell, and half outside."""
     stray = Detections(
         np.array([[50, 50, 50.9, 54], [61, 40, 62.2, 41.3], [-9, -9, 4, 3]], np.float32),
         np.array([0.95, 0.9, 0.8], np.float32),
@@ -313,16 +315,21 @@ def test_a_small_stray_does_not_end_the_shard(
         lambda spec, device, least=None: lambda images, labels: [stray] * len(images),
     )
     job = make_job(
-        "layout.canvas=[64, 64]", "layout.objects={dog: 1}", "layout.size=[24, 24]", "images=1", "output.shard_size=1",
-        f"pipeline={{method: mixture, model: '{checkpoint}', steps: 1}}", "batch_size=1",
+        "layout.canvas=[64, 64]",
+        "layout.objects={dog: 1}",
+        "layout.size=[24, 24]",
+        "images=1",
+        "output.shard_size=1",
+        f"pipeline={{method: mixture, model: '{checkpoint}', steps: 1}}",
+        "batch_size=1",
         "verify={verifier: detector, on_failure: [repair, tighten, flag], max_repairs: 1}",
-    )  # fmt: skip
-    from synthgen.engine.driver import run
+    )
+    from synthgen.engine.generation import run
 
     run(job)
     assert check_dataset(open_store(job.output.path))[0] == []
     worker = Worker(job, open_store(tmp_path))
     (painted,) = worker.paint([0])
     assert painted.checked is not None
-    # what is under a pixel wide is nothing; two strays and the missing dog remain
+    # detections under a pixel wide are dropped; two false positives and the missing dog remain
     assert painted.checked.record() == {"failed": 1, "unasked": 2, "repairs": 1}

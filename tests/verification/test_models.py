@@ -1,4 +1,4 @@
-"""Models of verifiers: what cannot be loaded is refused before anything is written."""
+"""Models of verifiers that cannot be loaded are refused before anything is written."""
 
 import shutil
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from synthgen.pipelines.diffusion.models import EMBEDDED
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def cut(folder: Path) -> None:
+def truncate(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1000])
 
 
-def point(folder: Path) -> None:
+def replace_by_lfs_pointer(folder: Path) -> None:
     (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n")
 
 
@@ -24,7 +24,7 @@ def rename(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "model.fp16.safetensors")
 
 
-def no_processor(folder: Path) -> None:
+def drop_processor(folder: Path) -> None:
     (folder / "config.json").write_text('{"id2label": {"0": "dog"}}')
 
 
@@ -35,10 +35,10 @@ def break_config(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "phrase"),
     [
-        (cut, "is cut short"),
-        (point, "git lfs pull"),
-        (rename, "has fp16 weights alone"),
-        (no_processor, "has no preprocessor_config.json"),
+        (truncate, "is cut short"),
+        (replace_by_lfs_pointer, "git lfs pull"),
+        (rename, "has only fp16 weights"),
+        (drop_processor, "has no preprocessor_config.json"),
         (break_config, "config.json cannot be read as JSON"),
         (
             lambda folder: (folder / "config.json").unlink(),

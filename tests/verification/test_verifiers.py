@@ -1,4 +1,4 @@
-"""Verifiers with models of transformers: tiny random ones, evaluated independently."""
+"""Verifiers with tiny random models of transformers, compared with independent evaluations."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,18 +28,18 @@ from synthgen.pipelines.base import Numerics
 from synthgen.pipelines.paste import Spec as PasteSpec
 from synthgen.scenes.scene import Scene, SceneSpec
 from synthgen.storage.location import open_store
-from synthgen.training.text_to_image.trainee import new_tokenizer
+from synthgen.training.text_to_image.trainee import make_tokenizer
 from synthgen.verification import efficientnet
 from synthgen.verification.base import Verdict
 from synthgen.verification.classifier import Spec as ClassifierSpec
 from synthgen.verification.classifier.verifier import ClassifierVerifier
 from synthgen.verification.clip import Spec as ClipSpec
 from synthgen.verification.clip.verifier import ClipVerifier
-from synthgen.verification.crops import crops_of
+from synthgen.verification.crops import crop_boxes
 from synthgen.verification.detector import Spec as DetectorSpec
-from synthgen.verification.detector.verifier import DetectorVerifier, as_detections
+from synthgen.verification.detector.verifier import DetectorVerifier, convert_results
 from synthgen.verification.panel import Spec as PanelSpec
-from synthgen.verification.panel.verifier import joined
+from synthgen.verification.panel.verifier import combine_verdicts
 
 BOXES = np.array([[4, 4, 30, 40], [50, 20, 90, 60], [0, 70, 20, 96]], np.float32)
 LAYOUTS = [
@@ -50,11 +50,12 @@ LAYOUTS = [
 IMAGES = list(np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8))
 
 
-def pictures_of(image: np.ndarray, layout: Layout, context: float) -> list[Image.Image]:
+def independent_crops(image: np.ndarray, layout: Layout, context: float) -> list[Image.Image]:
     crops = []
     for x0, y0, x1, y1 in layout.boxes.tolist():
         half = max(x1 - x0, y1 - y0) * (0.5 + context)
-        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        x = (x0 + x1) / 2
+        y = (y0 + y1) / 2
         crops.append(
             Image.fromarray(
                 image[
@@ -66,12 +67,12 @@ def pictures_of(image: np.ndarray, layout: Layout, context: float) -> list[Image
     return crops
 
 
-def test_crops_have_context_and_end_at_the_edge() -> None:
-    ours = crops_of(IMAGES, LAYOUTS, 0.2)
+def test_crops_have_context_and_are_clipped_to_the_image() -> None:
+    ours = crop_boxes(IMAGES, LAYOUTS, 0.2)
     wanted = [
         c
         for image, layout in zip(IMAGES, LAYOUTS, strict=True)
-        for c in pictures_of(image, layout, 0.2)
+        for c in independent_crops(image, layout, 0.2)
     ]
     assert [np.asarray(c).tobytes() for c in ours] == [np.asarray(c).tobytes() for c in wanted]
 
@@ -100,21 +101,21 @@ def test_classifier_scores_are_the_probability_of_the_category(classifier: Path)
     processor = ViTImageProcessor.from_pretrained(classifier)
     for image, layout, verdict in zip(IMAGES, LAYOUTS, found, strict=True):
         assert (verdict.ious, verdict.found, len(verdict.unasked)) == (None, None, 0)
-        for k, crop in enumerate(pictures_of(image, layout, 0.2)):
+        for k, crop in enumerate(independent_crops(image, layout, 0.2)):
             shares = model(**processor(crop, return_tensors="pt")).logits[0].softmax(0)
             assert verdict.scores[k] == pytest.approx(
                 float(shares[{"dog": 0, "cat": 1}[layout.categories[k]]]), abs=1e-5
             )
-    failed = ClassifierSpec(model=str(classifier), threshold={"dog": 1.0, "cat": 0.0}).fails(
-        found[0], LAYOUTS[0]
-    )
+    failed = ClassifierSpec(
+        model=str(classifier), threshold={"dog": 1.0, "cat": 0.0}
+    ).find_failed_boxes(found[0], LAYOUTS[0])
     assert failed.tolist() == [True, False, True]
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = new_tokenizer(["a photo of a dog cat"])
+    tokenizer = make_tokenizer(["a photo of a dog cat"])
     torch.manual_seed(0)
     size: dict[str, Any] = {
         "hidden_size": 16,
@@ -144,13 +145,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.no_grad()
 def test_clip_scores_are_cosines_at_least_zero(clip: Path) -> None:
     found = ClipVerifier(ClipSpec(model=str(clip)), "cpu")(IMAGES, LAYOUTS)
-    model, processor = (
-        CLIPModel.from_pretrained(clip).eval(),
-        CLIPImageProcessor.from_pretrained(clip),
-    )
-    tokenizer = new_tokenizer(["a photo of a dog cat"])
+    model = CLIPModel.from_pretrained(clip).eval()
+    processor = CLIPImageProcessor.from_pretrained(clip)
+    tokenizer = make_tokenizer(["a photo of a dog cat"])
     for image, layout, verdict in zip(IMAGES, LAYOUTS, found, strict=True):
-        for k, crop in enumerate(pictures_of(image, layout, 0.1)):
+        for k, crop in enumerate(independent_crops(image, layout, 0.1)):
             text = tokenizer(f"a photo of a {layout.categories[k]}", return_tensors="pt")
             out = model(**text, pixel_values=processor(crop, return_tensors="pt").pixel_values)
             cosine = torch.nn.functional.cosine_similarity(
@@ -171,10 +170,20 @@ def detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out_features=["stage2"],
     )
     config = DetrConfig(
-        use_timm_backbone=False, backbone_config=backbone, backbone=None, use_pretrained_backbone=False, d_model=16, num_queries=6,
-        encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
+        use_timm_backbone=False,
+        backbone_config=backbone,
+        backbone=None,
+        use_pretrained_backbone=False,
+        d_model=16,
+        num_queries=6,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
         id2label={0: "hound", 1: "cat"},
-    )  # fmt: skip
+    )
     DetrForObjectDetection(config).save_pretrained(folder)
     DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(folder)
     return folder
@@ -192,8 +201,8 @@ def test_detectors_of_transformers_are_read(detr: Path) -> None:
         assert len(verdict.scores) == len(verdict.ious) == len(layout)
 
 
-def test_two_categories_may_be_called_the_same() -> None:
-    """Identifiers: a detector that knows dogs alone sees <rex> dog and <bud> dog as dogs."""
+def test_two_categories_can_have_the_same_label() -> None:
+    """A detector that knows only dogs detects the identifiers <rex> dog and <bud> dog as dogs."""
     labels = {"<rex> dog": "dog", "<bud> dog": "dog"}
     verifier = DetectorVerifier(DetectorSpec(labels=labels, unasked=None), "cpu")
     layout = Layout(
@@ -216,13 +225,15 @@ def test_two_categories_may_be_called_the_same() -> None:
     "found",
     [[], [{"score": 0.2, "label": "a", "box": {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}}] * 2],
 )
-def test_detections_of_pipelines(found: Sequence[dict[str, Any]]) -> None:
-    ours = as_detections(found)
+def test_results_of_pipelines_become_detections(found: Sequence[dict[str, Any]]) -> None:
+    ours = convert_results(found)
     assert ours.boxes.shape == (len(found), 4)
     assert ours.categories == ("a",) * len(found)
 
 
-def test_mistakes_are_named(classifier: Path, tmp_path: Path) -> None:
+def test_an_error_names_a_missing_label_or_missing_weights(
+    classifier: Path, tmp_path: Path
+) -> None:
     with pytest.raises(
         ConfigError, match=r"verify.labels: .* has no label for dog; say which one it is"
     ):
@@ -232,20 +243,20 @@ def test_mistakes_are_named(classifier: Path, tmp_path: Path) -> None:
         load_job("100dogs", [f"verify={{verifier: clip, model: {tmp_path}}}"])
 
 
-def test_the_packaged_classifier_adds_up_imagenets_breeds() -> None:
+def test_the_packaged_classifier_adds_the_probabilities_of_breeds() -> None:
     spec = ClassifierSpec(labels={"cat": ("281", "282-285"), "tree": "984"})
     found = ClassifierVerifier(spec, "cpu")(IMAGES, LAYOUTS)
     net = efficientnet.load()
     for image, layout, verdict in zip(IMAGES, LAYOUTS, found, strict=True):
-        for k, crop in enumerate(pictures_of(image, layout, 0.2)):
+        for k, crop in enumerate(independent_crops(image, layout, 0.2)):
             with torch.no_grad():
                 shares = net(efficientnet.pixels([crop]))[0].softmax(0)
             wanted = shares[151:269] if layout.categories[k] == "dog" else shares[281:286]
             assert verdict.scores[k] == pytest.approx(float(wanted.sum()), abs=1e-5)
-    assert spec.classes("tree", spec.known()) == [984]
+    assert spec.find_classes("tree", spec.read_class_numbers()) == [984]
 
 
-def test_a_dog_is_more_of_a_dog_than_a_tree_is() -> None:
+def test_a_dog_has_a_greater_probability_of_dog_than_a_tree() -> None:
     spec = PasteSpec(cutouts="heldout", grounds="heldout")
     boxes = np.array([[20, 20, 180, 180]], np.float32)
     layouts = [Layout(200, 200, boxes, (name,)) for name in ("dog", "tree")]
@@ -287,37 +298,38 @@ def test_a_dog_is_more_of_a_dog_than_a_tree_is() -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_recipe(verify: str, message: str) -> None:
+def test_an_error_names_what_is_wrong_in_a_recipe(verify: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_job("100dogs", ["pipeline=paste", f"verify={verify}"])
 
 
-def test_a_category_that_the_packaged_classifier_does_not_know() -> None:
+def test_an_error_names_a_category_that_the_packaged_classifier_does_not_know() -> None:
     with pytest.raises(ConfigError, match="efficientnet-lite0 has no label for zebra"):
         load_job("100dogs", ["pipeline=paste", "layout.objects={zebra: 3}", "verify=classifier"])
 
 
-def test_a_panel_takes_the_worst_scaled_score_and_the_detectors_boxes() -> None:
+def test_a_panel_has_the_lowest_scaled_score_and_the_boxes_of_the_detector() -> None:
     spec = PanelSpec.model_validate(
         {"of": [{"verifier": "detector", "threshold": 0.2, "iou": 0.6}, {"verifier": "classifier"}]}
     )
-    none, stray = np.zeros((0, 4), np.float32), np.array([[1, 2, 3, 4]], np.float32)
+    none = np.zeros((0, 4), np.float32)
+    false_positives = np.array([[1, 2, 3, 4]], np.float32)
     found = Verdict(
-        np.array([0.1, 0.6, 0.9], np.float32), np.array([0.9, 0.9, 0.5], np.float32), BOXES, stray
+        np.array([0.1, 0.6, 0.9], np.float32),
+        np.array([0.9, 0.9, 0.5], np.float32),
+        BOXES,
+        false_positives,
     )
     classified = Verdict(np.array([0.9, 0.15, 0.65], np.float32), None, None, none)
-    verdict = joined(spec.of, [found, classified], LAYOUTS[0])
+    verdict = combine_verdicts(spec.of, [found, classified], LAYOUTS[0])
     np.testing.assert_allclose(verdict.scores, [0.25, 0.25, 0.75], rtol=1e-6)
     assert verdict.ious is found.ious
-    np.testing.assert_array_equal(verdict.unasked, stray)
-    assert spec.fails(verdict, LAYOUTS[0]).tolist() == [
-        True,
-        True,
-        True,
-    ]  # the third fits its box badly
+    np.testing.assert_array_equal(verdict.unasked, false_positives)
+    # the IoU of the third box is too low
+    assert spec.find_failed_boxes(verdict, LAYOUTS[0]).tolist() == [True, True, True]
 
 
-def test_a_panel_looks_at_a_job(job_file: Path) -> None:
+def test_a_panel_verifies_a_job(job_file: Path) -> None:
     big = [
         "layout.canvas=[192, 192]",
         "layout.size=[52, 68]",
@@ -347,7 +359,7 @@ def test_a_panel_looks_at_a_job(job_file: Path) -> None:
     )
 
 
-def test_pictures_of_any_sizes_are_looked_at_together() -> None:
+def test_images_of_different_sizes_are_verified_in_one_call() -> None:
     verifier = DetectorVerifier(DetectorSpec(), "cpu")
     sizes = [(96, 96), (96, 96), (64, 128), (96, 96)]
     images = [

@@ -1,6 +1,7 @@
-"""Does it help *my* mAP? One detector, trained on real scenes, on synthetic ones, and on both, held against real pictures.
+"""A comparison of detectors trained on real scenes, on synthetic ones, and on both.
 
-`Benchmark` says what is compared; `run.py` trains and evaluates, `summary.py` and `plot.py` tell what came out.
+All are evaluated on real images. `Benchmark` defines what is compared; `run.py` trains and
+evaluates, `summary.py` and `plot.py` present the results.
 """
 
 import json
@@ -14,13 +15,16 @@ from synthgen.dataset.info import DatasetInfo, read_info
 from synthgen.storage.location import open_store
 from synthgen.training.base import TaskSpec
 
+LEAST_SEEDS = 1
+LEAST_HOLD_OUT = 2
+
 
 @dataclass(frozen=True)
 class Row:
-    """One way to train.
+    """One mixture of training data.
 
     Attributes:
-        share: of synthetic scenes among those that batches are drawn from.
+        share: the share of synthetic scenes in the training data, 0 to 1.
     """
 
     name: str
@@ -45,8 +49,9 @@ class Benchmark:
 
     Attributes:
         real, synthetic: output folders of datasets.
-        test: a dataset of real pictures that nothing is trained on; None: of `real`, the samples whose index is a multiple
-            of `hold_out`, which nothing is trained on then.
+        out: folder for the trainings and results.
+        test: a dataset of real images that no detector is trained on. If it is None, the samples
+            of `real` whose index is a multiple of `hold_out` are held out of training instead.
         ratios: shares of synthetic scenes in the mixed rows.
         seeds: trainings of each row.
         job: training job of the detector, and `key=value` overrides of it.
@@ -63,90 +68,103 @@ class Benchmark:
     overrides: tuple[str, ...] = ()
 
     def rows(self) -> list[Row]:
+        """Return the rows: real, synthetic, and the mixtures by share."""
         mixed = [Row(f"mixed {ratio:g}", ratio) for ratio in sorted(set(self.ratios))]
         return [Row("real", 0.0), Row("synthetic", 1.0), *mixed]
 
     def runs(self) -> Iterator[Run]:
-        """Seed by seed, so that all rows can be compared early."""
-        return (Run(row, seed) for seed in range(self.seeds) for row in self.rows())
+        """Yield the trainings seed by seed, so that all rows can be compared early."""
+        for seed in range(self.seeds):
+            for row in self.rows():
+                yield Run(row, seed)
 
     def datasets(self) -> dict[str, Path]:
-        named = {"real": self.real, "synthetic": self.synthetic, "test": self.test}
-        return {name: path for name, path in named.items() if path is not None}
+        """Return the folders of the datasets by the name of their option."""
+        datasets = {"real": self.real, "synthetic": self.synthetic}
+        if self.test is not None:
+            datasets["test"] = self.test
+        return datasets
 
     def check(self) -> None:
-        """Say what is wrong, all at once.
+        """Check datasets and numbers.
 
         Raises:
-            ConfigError: with every problem.
+            ConfigError: there are problems; the message lists all of them.
         """
-        infos = {name: read_info(open_store(path)) for name, path in self.datasets().items()}
-        problems = [
-            f"--{name}: {str(self.datasets()[name])!r} is not a dataset of synthgen (no readable dataset.json)"
-            for name, info in infos.items()
-            if info is None
-        ]
-        if self.test is not None and self.test.resolve() in (
-            self.real.resolve(),
-            self.synthetic.resolve(),
-        ):
-            problems.append(
-                "--test: is trained on too; leave it out, and a part of --real is held out"
-            )
-        if wrong := [r for r in self.ratios if not 0 < r < 1]:
-            problems.append(
-                f"--ratios: {wrong[0]:g} is not between 0 and 1; these two are the rows real and synthetic"
-            )
-        problems += [
-            f"--{k}: {v} must be at least {least}" for k, v, least in self.numbers() if v < least
-        ]
+        infos = {}
+        problems = []
+        for name, path in self.datasets().items():
+            info = read_info(open_store(path))
+            if info is None:
+                problems.append(
+                    f"--{name}: {str(path)!r} is not a dataset of synthgen "
+                    "(no readable dataset.json)"
+                )
+            else:
+                infos[name] = info
+        problems += self._check_options()
         if not problems:
-            problems = self.check_categories(
-                {name: info for name, info in infos.items() if info is not None}
-            )
+            problems = self._check_categories(infos)
         if problems:
             raise ConfigError([f"command line: {problem}" for problem in problems])
 
-    def numbers(self) -> list[tuple[str, int, int]]:
-        return [("seeds", self.seeds, 1), ("hold-out", self.hold_out, 2)]
+    def _check_options(self) -> list[str]:
+        """Return the problems of the options, without reading a dataset."""
+        problems = []
+        trained_on = (self.real.resolve(), self.synthetic.resolve())
+        if self.test is not None and self.test.resolve() in trained_on:
+            problems.append("--test: is trained on too; omit it, and a part of --real is held out")
+        for ratio in self.ratios:
+            if not 0 < ratio < 1:
+                problems.append(
+                    f"--ratios: {ratio:g} is not between 0 and 1; "
+                    "these two are the rows real and synthetic"
+                )
+                break
+        if self.seeds < LEAST_SEEDS:
+            problems.append(f"--seeds: {self.seeds} must be at least {LEAST_SEEDS}")
+        if self.hold_out < LEAST_HOLD_OUT:
+            problems.append(f"--hold-out: {self.hold_out} must be at least {LEAST_HOLD_OUT}")
+        return problems
 
-    def check_categories(self, infos: dict[str, DatasetInfo]) -> list[str]:
+    def _check_categories(self, infos: dict[str, DatasetInfo]) -> list[str]:
+        """Return a problem for each dataset that shares no category with the real one."""
         real = infos["real"].category_ids
-        return [
-            f"--{name}: has none of the categories of --real ({', '.join(real)}) but {', '.join(info.category_ids)}"
-            for name, info in infos.items()
-            if not set(real) & set(info.category_ids)
-        ]
+        problems = []
+        for name, info in infos.items():
+            if not set(real) & set(info.category_ids):
+                problems.append(
+                    f"--{name}: has none of the categories of --real ({', '.join(real)}) "
+                    f"but {', '.join(info.category_ids)}"
+                )
+        return problems
 
     def categories(self) -> list[str]:
-        """The real pictures' categories: what is trained and measured."""
+        """Return the categories of the real images, which are trained and evaluated."""
         info = read_info(open_store(self.real))
         assert info is not None
         return list(info.category_ids)
 
     def training(self, run: Run) -> TaskSpec:
-        """The training job of one run.
+        """Return the training job of one run.
 
         Raises:
             ConfigError: the job or an override is wrong.
         """
+        task = load_training(self.job).task
+        if task != "detector":
+            problem = f"--detector: {self.job} is a job of the task {task}, not of detector"
+            raise ConfigError([f"command line: {problem}"])
         share = run.row.share
-        data = {
-            "shards": str(self.synthetic if share == 1 else self.real),
-            "hold_out": self.hold_out if self.test is None and share < 1 else None,
-            "mixed_with": str(self.synthetic) if 0 < share < 1 else None,
-            "mixed_share": share,
+        keys: dict[str, Any] = {
+            "data.shards": str(self.synthetic if share == 1 else self.real),
+            "data.hold_out": self.hold_out if self.test is None and share < 1 else None,
+            "data.mixed_with": str(self.synthetic) if 0 < share < 1 else None,
+            "data.mixed_share": share,
+            "seed": run.seed,
+            "categories": self.categories(),
+            "name": run.name,
+            "output.path": str(self.out / "runs" / run.name),
         }
-        keys: dict[str, Any] = {f"data.{key}": value for key, value in data.items()}
-        keys |= {"seed": run.seed, "categories": self.categories(), "name": run.name}
-        keys["output.path"] = str(self.out / "runs" / run.name)
-        if (task := load_training(self.job).task) != "detector":
-            raise ConfigError(
-                [
-                    f"command line: --detector: {self.job} is a job of the task {task}, not of detector"
-                ]
-            )
-        return load_training(
-            self.job,
-            [*self.overrides, *(f"{key}={json.dumps(value)}" for key, value in keys.items())],
-        )
+        overrides = [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+        return load_training(self.job, [*self.overrides, *overrides])

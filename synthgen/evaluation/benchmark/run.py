@@ -1,4 +1,4 @@
-"""Train and evaluate what a benchmark compares, or what is missing of it."""
+"""The run of a benchmark: training and evaluating all detectors that are not finished yet."""
 
 import json
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from synthgen.dataset.info import read_info
 from synthgen.errors import InputError
 from synthgen.evaluation.benchmark import Benchmark, Run
 from synthgen.evaluation.benchmark.plot import write_plot
-from synthgen.evaluation.benchmark.summary import FIGURES, summary
+from synthgen.evaluation.benchmark.summary import FIGURES, build_summary
 from synthgen.evaluation.detection import DetectionFigures
 from synthgen.evaluation.labelled_images import read_labelled_images
-from synthgen.storage.local import digest, write_text
+from synthgen.storage.local import hash_file, write_text
 from synthgen.storage.location import open_store
 from synthgen.storage.lock import Lock
 from synthgen.storage.parquet import count_rows
@@ -24,68 +24,76 @@ from synthgen.training.loop import train
 from synthgen.verification.detector import Spec as DetectorSpec
 from synthgen.verification.detector.verifier import load_detector
 
-LEAST_SCORE = 0.01  # of a detection that counts for the AP: what lies below is at the far end of the precision-recall curve
+LEAST_SCORE = 0.01
+"""Score from which a detection counts for the AP; lower ones hardly change it."""
 Step = Callable[[str, int, float], None]
 
 
 class ChangedBenchmarkError(InputError):
-    """The output folder holds another benchmark; the message names what differs."""
+    """The output folder holds another benchmark; the message names the differences."""
 
 
 def benchmark(spec: Benchmark, step: Step, line: Callable[[str], None]) -> dict[str, Any]:
-    """Run a benchmark; what is done already is not done again.
+    """Run a benchmark; trainings that are finished are not repeated.
 
     Args:
-        step: told of each training step: the run's name, the steps done of all runs, and the mean loss.
-        line: told of each run that is done.
+        step: called after each training step with the name of the run, the steps done in all
+            runs, and the mean loss.
+        line: called with a summary of each run that is done.
 
     Returns:
-        what results.json holds: {"images": of each dataset, "steps", "rows": [see `summary`], "runs": [one a training]}; or
-        {"interrupted": True, "runs"} after Ctrl-C.
+        The content of results.json: {"images": of each dataset, "steps", "rows": [see
+        `build_summary`], "runs": [one per training]}. After Ctrl-C: {"interrupted": True, "runs"}.
 
     Raises:
-        ConfigError: something is wrong with what was asked for.
+        ConfigError: a dataset, a number or the job is wrong.
         ChangedBenchmarkError: the folder holds another benchmark.
-        LockedError: another process works in it.
+        LockedError: another process works in the folder.
     """
     spec.check()
     runs = list(spec.runs())
     steps = spec.training(runs[0]).steps
-    done: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     with Lock(open_store(spec.out)):
         refuse_changed(spec)
         for k, run in enumerate(runs):
-            result = one_run(spec, run, partial(count_on, step, run.name, k * steps))
+            result = run_one(spec, run, partial(report_step, step, run.name, k * steps))
             if result is None:
-                return {"interrupted": True, "runs": done}
-            done.append(result)
+                return {"interrupted": True, "runs": results}
+            results.append(result)
             step(run.name, (k + 1) * steps, result["loss"])
-            line(f"{run.name}: " + ", ".join(f"{name} {result[name]:.3f}" for name in FIGURES))
-        results: dict[str, Any] = {
-            "images": counts(spec),
+            figures = ", ".join(f"{name} {result[name]:.3f}" for name in FIGURES)
+            line(f"{run.name}: {figures}")
+        data: dict[str, Any] = {
+            "images": count_images(spec),
             "steps": steps,
-            "rows": summary(spec.rows(), done),
-            "runs": done,
+            "rows": build_summary(spec.rows(), results),
+            "runs": results,
         }
-        write_text(spec.out / "results.json", json.dumps(results, indent=1) + "\n")
-        write_plot(spec.out / "benchmark.png", results["rows"])
-    return results
+        write_text(spec.out / "results.json", json.dumps(data, indent=1) + "\n")
+        write_plot(spec.out / "benchmark.png", data["rows"])
+    return data
 
 
-def count_on(step: Step, name: str, before: int, done: int, loss: float) -> None:
-    step(name, before + done, loss)
+def report_step(step: Step, name: str, previous_steps: int, done: int, loss: float) -> None:
+    """Report a training step of one run as a step of all runs."""
+    step(name, previous_steps + done, loss)
 
 
-def one_run(
+def run_one(
     spec: Benchmark, run: Run, report: Callable[[int, float], None]
 ) -> dict[str, Any] | None:
-    """Train and evaluate one detector, or read what came of it before; None if it was interrupted."""
+    """Train and evaluate one detector, or read its result if it is finished.
+
+    Returns:
+        {"row", "seed", "loss", "ap", "ap50", "ap75"}, or None if the training was interrupted.
+    """
     training = spec.training(run)
     folder = Path(training.output.path)
     path = folder / "result.json"
     if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+        stored: dict[str, Any] = json.loads(path.read_text())
+        return stored
     trained = train(training, report)
     if trained.interrupted:
         return None
@@ -93,63 +101,68 @@ def one_run(
         "row": run.row.name,
         "seed": run.seed,
         "loss": trained.loss,
-        **precision(spec, folder / "checkpoint"),
+        **measure_precision(spec, folder / "checkpoint"),
     }
     write_text(path, json.dumps(result) + "\n")
     return result
 
 
-def precision(spec: Benchmark, checkpoint: Path) -> dict[str, float]:
-    """COCO's AP, AP50 and AP75 of a detector on the real pictures that nothing was trained on."""
-    detect = load_detector(
-        DetectorSpec(model=str(checkpoint)),
-        "cuda" if torch.cuda.is_available() else "cpu",
-        LEAST_SCORE,
-    )
+def measure_precision(spec: Benchmark, checkpoint: Path) -> dict[str, float]:
+    """Return COCO's AP, AP50 and AP75 of a detector on the real images that are held out."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    detect = load_detector(DetectorSpec(model=str(checkpoint)), device, LEAST_SCORE)
     info = read_info(open_store(spec.real))
     assert info is not None
-    seen = DetectionFigures(info.category_ids)
-    for number, (_, image, layout) in enumerate(
-        read_labelled_images(open_store(spec.test or spec.real))
-    ):
-        if spec.test is not None or is_held_out(number, spec.hold_out):
-            known = layout.select(
-                [i for i, name in enumerate(layout.categories) if name in info.category_ids]
-            )
-            seen.add(known, detect([image], [known.categories])[0].at_least(LEAST_SCORE))
-    figures = seen.figures()
+    detection = DetectionFigures(info.category_ids)
+    samples = read_labelled_images(open_store(spec.test or spec.real))
+    for number, (_, image, layout) in enumerate(samples):
+        if spec.test is None and not is_held_out(number, spec.hold_out):
+            continue
+        names = layout.categories
+        known = layout.select([i for i, name in enumerate(names) if name in info.category_ids])
+        (detections,) = detect([image], [known.categories])
+        detection.add(known, detections.at_least(LEAST_SCORE))
+    figures = detection.figures()
     return {name: figures[name] for name in FIGURES}
 
 
-def counts(spec: Benchmark) -> dict[str, int]:
-    """How many pictures are trained on, and how many are held out."""
-    found = {name: count_rows(path / "manifest.parquet") for name, path in spec.datasets().items()}
+def count_images(spec: Benchmark) -> dict[str, int]:
+    """Return how many images each dataset has, and how many are held out as "test"."""
+    counts = {}
+    for name, path in spec.datasets().items():
+        counts[name] = count_rows(path / "manifest.parquet")
     if spec.test is None:
-        found["test"] = sum(is_held_out(number, spec.hold_out) for number in range(found["real"]))
-        found["real"] -= found["test"]
-    return found
+        held_out = sum(is_held_out(number, spec.hold_out) for number in range(counts["real"]))
+        counts["test"] = held_out
+        counts["real"] -= held_out
+    return counts
 
 
 def refuse_changed(spec: Benchmark) -> None:
-    """Note what is compared, or raise ChangedBenchmarkError if the folder was begun with something else."""
+    """Write benchmark.json, which says what is compared.
+
+    Raises:
+        ChangedBenchmarkError: the folder holds another benchmark.
+    """
     path = spec.out / "benchmark.json"
-    here = identity(spec)
-    there = json.loads(path.read_text()) if path.exists() else here
-    if changed := [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]:
+    new = describe_inputs(spec)
+    old = json.loads(path.read_text()) if path.exists() else new
+    changed = [key for key in sorted({*new, *old}) if new.get(key) != old.get(key)]
+    if changed:
         raise ChangedBenchmarkError(
             f"{spec.out} holds another benchmark: {', '.join(changed)} changed. Give another -o"
         )
-    write_text(path, json.dumps(here, indent=1) + "\n")
+    write_text(path, json.dumps(new, indent=1) + "\n")
 
 
-def identity(spec: Benchmark) -> dict[str, Any]:
-    """What all rows and seeds have in common: the data, by hashes of their shards, and the training job."""
-    job = spec.training(next(spec.runs())).model_dump(
-        mode="json", exclude={"output", "seed", "name"}
-    )
-    data = {name: digest(path / "index.json") for name, path in spec.datasets().items()}
-    return {
-        **data,
-        "hold_out": spec.hold_out if spec.test is None else None,
-        **{f"job.{key}": job[key] for key in job},
-    }
+def describe_inputs(spec: Benchmark) -> dict[str, Any]:
+    """Return what all rows and seeds share: hashes of the datasets, and the training job."""
+    inputs: dict[str, Any] = {}
+    for name, path in spec.datasets().items():
+        inputs[name] = hash_file(path / "index.json")
+    inputs["hold_out"] = spec.hold_out if spec.test is None else None
+    training = spec.training(next(spec.runs()))
+    job = training.model_dump(mode="json", exclude={"output", "seed", "name"})
+    for key, value in job.items():
+        inputs[f"job.{key}"] = value
+    return inputs

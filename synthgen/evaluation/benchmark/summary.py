@@ -1,4 +1,4 @@
-"""What the runs of a benchmark say together: means, intervals, and a table."""
+"""The summary of a benchmark's runs: means, intervals, and a table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,63 +12,81 @@ FIGURES = ("ap", "ap50", "ap75")
 CONFIDENCE = 0.95
 
 
-def summary(rows: Sequence[Row], runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a benchmark.
+def build_summary(rows: Sequence[Row], runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the results of each row.
 
     Args:
-        runs: {"row", "seed", "ap", "ap50", "ap75"} of each training; the first row is what the others are held against.
+        rows: the first row is what the others are compared with.
+        runs: {"row", "seed", "ap", "ap50", "ap75"} of each training.
 
     Returns:
-        a row each: {"name", "share"}, and for ap, ap50, ap75 what `interval` returns; "ratio" likewise, of the AP over that of
-        the first row with the same seed (None if one of those is 0).
+        {"name", "share"} of each row, and for ap, ap50, ap75 what `compute_interval` returns.
+        "ratio" is the interval of the AP over that of the first row with the same seed, or None if
+        one of those is 0.
     """
-    values = {
-        row.name: {name: [run[name] for run in runs if run["row"] == row.name] for name in FIGURES}
-        for row in rows
-    }
-    base = values[rows[0].name]["ap"]
-    told = []
+    base = _values(runs, rows[0], "ap")
+    results = []
     for row in rows:
-        ratios = (
-            [a / b for a, b in zip(values[row.name]["ap"], base, strict=True)]
-            if min(base) > 0
-            else None
-        )
-        figures = {name: interval(values[row.name][name]) for name in FIGURES}
-        told.append(
-            {"name": row.name, "share": row.share, **figures, "ratio": ratios and interval(ratios)}
-        )
-    return told
+        result: dict[str, Any] = {"name": row.name, "share": row.share}
+        for figure in FIGURES:
+            result[figure] = compute_interval(_values(runs, row, figure))
+        result["ratio"] = None
+        if min(base) > 0:
+            ratios = [a / b for a, b in zip(_values(runs, row, "ap"), base, strict=True)]
+            result["ratio"] = compute_interval(ratios)
+        results.append(result)
+    return results
 
 
-def interval(values: Sequence[float]) -> dict[str, Any]:
-    """{"mean", "low", "high", "values"}: the 95 % interval of the mean over the seeds, from Student's t with n - 1 degrees.
+def _values(runs: Sequence[dict[str, Any]], row: Row, figure: str) -> list[float]:
+    return [run[figure] for run in runs if run["row"] == row.name]
 
-    It says how far another set of seeds might lie (initial weights, order of the pictures), not other test pictures. With one
-    seed low and high are None.
+
+def compute_interval(values: Sequence[float]) -> dict[str, Any]:
+    """Return the mean over the seeds with its 95 % interval, from Student's t with n - 1 degrees.
+
+    The interval describes other seeds (initial weights, order of the images), not other test
+    images.
+
+    Returns:
+        {"mean", "low", "high", "values"}; with one seed low and high are None.
     """
-    mean, n = float(np.mean(values)), len(values)
-    half = (
-        float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
-        if n > 1
-        else None
-    )
-    low, high = (None, None) if half is None else (mean - half, mean + half)
+    mean = float(np.mean(values))
+    n = len(values)
+    low = None
+    high = None
+    if n > 1:
+        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+        half = float(quantile * np.std(values, ddof=1) / np.sqrt(n))
+        low = mean - half
+        high = mean + half
     return {"mean": mean, "low": low, "high": high, "values": [float(v) for v in values]}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The rows as a table in Markdown, a line each."""
+    """Return the results as the lines of a Markdown table.
+
+    Args:
+        rows: what `build_summary` returns.
+    """
     head = ["trained on", "synthetic", "AP", "AP50", "AP75", f"AP / {rows[0]['name']}'s"]
-    body = [
-        [r["name"], f"{r['share']:.0%}", *(written(r[name]) for name in (*FIGURES, "ratio"))]
-        for r in rows
-    ]
-    return [" | ".join(["", *cells, ""]).strip() for cells in (head, ["---"] * len(head), *body)]
+    lines = [_table_line(head), _table_line(["---"] * len(head))]
+    for row in rows:
+        cells = [row["name"], f"{row['share']:.0%}"]
+        cells += [format_interval(row[name]) for name in (*FIGURES, "ratio")]
+        lines.append(_table_line(cells))
+    return lines
 
 
-def written(of: dict[str, Any] | None) -> str:
-    """0.412 ± 0.031"""
-    if of is None:
+def _table_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def format_interval(values: dict[str, Any] | None) -> str:
+    """Return an interval as "0.412 ± 0.031", a single value as "0.412", and None as "-"."""
+    if values is None:
         return "-"
-    return f"{of['mean']:.3f}" + ("" if of["low"] is None else f" ± {of['high'] - of['mean']:.3f}")
+    mean = f"{values['mean']:.3f}"
+    if values["low"] is None:
+        return mean
+    return f"{mean} ± {values['high'] - values['mean']:.3f}"

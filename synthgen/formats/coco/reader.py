@@ -1,4 +1,4 @@
-"""COCO's instances.json."""
+"""The reader of COCO's instances.json."""
 
 import json
 import math
@@ -7,35 +7,33 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from synthgen.formats.coco.owners import find_owners, parse_image_id
 from synthgen.formats.entries import (
     BadEntryError,
     Entry,
     Problem,
     UnreadableSourceError,
-    as_boxes,
-    doubtful,
-    image_below,
-    is_crowd,
     is_number,
-    positive,
+    make_missing_labels_problem,
+    parse_iscrowd,
+    parse_side,
+    parse_text,
+    parse_whole_number,
+    parse_xywh,
     read_text,
-    text,
-    whole_number,
-    xyxy,
+    resolve_image,
+    stack_boxes,
 )
-from synthgen.formats.images import upright_size
-from synthgen.formats.masks import run_length
+from synthgen.formats.images import read_upright_size
+from synthgen.formats.masks import encode_mask
 from synthgen.formats.source import AnnotatedImages, Source
-from synthgen.strict_json import without_nan
+from synthgen.strict_json import remove_nan
 
 PARTS = ("images", "annotations", "categories")
-RESTORED = (
-    "category_id",
-    "bbox",
-    "area",
-    "iscrowd",
-    "segmentation",
-)  # of an annotation, from what a dataset knows of it
+LABEL_KEYS = ("category_id", "bbox", "iscrowd", "segmentation")
+RESTORED_KEYS = ("category_id", "bbox", "area", "iscrowd", "segmentation")
+"""The keys of an annotation that an export can restore from the annotation of a dataset."""
+FIRST_IMAGES = 16  # the number of images whose files are looked for, to find their folder
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,9 @@ class Dataset(AnnotatedImages):
     """A COCO file.
 
     Attributes:
-        data: what it says.
-        path: where it lies.
-        images: the folder that file names start from; null: where they usually lie.
+        data: its content.
+        path: its path.
+        images: the folder that file names are relative to, or None for the usual places.
     """
 
     data: dict[str, Any]
@@ -53,26 +51,28 @@ class Dataset(AnnotatedImages):
     images: Path | None = None
 
     def entries(self, whole: bool = False) -> Iterator[Entry | Problem]:
-        images = self.images or default_images(self.path, self.data)
-        return entries(self.data, self.path, images, whole)
+        images = self.images or find_image_folder(self.path, self.data)
+        return read_entries(self.data, self.path, images, whole)
 
     @property
     def own_ids(self) -> dict[str, int]:
-        return {c["name"]: c["id"] for c in self.data["categories"]}
+        return {category["name"]: category["id"] for category in self.data["categories"]}
 
     @property
     def head(self) -> dict[str, Any]:
-        return head(self.data)
+        return make_head(self.data)
 
     @property
     def licence(self) -> str:
-        stated = self.data.get("licenses")
-        names = (
-            [str(item.get("name", "")) for item in stated if isinstance(item, dict)]
-            if isinstance(stated, list)
-            else []
-        )
-        return ", ".join(dict.fromkeys(filter(None, names))) or super().licence
+        licences = self.data.get("licenses")
+        if not isinstance(licences, list):
+            return super().licence
+        names: list[str] = []
+        for item in licences:
+            name = str(item.get("name", "")) if isinstance(item, dict) else ""
+            if name and name not in names:
+                names.append(name)
+        return ", ".join(names) or super().licence
 
 
 def accepts(path: Path) -> bool:
@@ -80,12 +80,13 @@ def accepts(path: Path) -> bool:
     return path.suffix.lower() == ".json"
 
 
-def find_sources(folder: Path, asked: bool) -> Iterator[Path]:
+def find_sources(folder: Path, is_format_given: bool) -> Iterator[Path]:
     """Yield the COCO files of a folder, by their names."""
     for path in sorted([*folder.glob("*.json"), *folder.glob("annotations/*.json")]):
-        if path.stem.startswith("instances") or (
-            path.parent == folder and path.stem.startswith(("_annotations", "annotations"))
-        ):
+        prefixes = ["instances"]
+        if path.parent == folder:
+            prefixes += ["_annotations", "annotations"]
+        if path.stem.startswith(tuple(prefixes)):
             yield path
 
 
@@ -93,376 +94,379 @@ def open_source(source: Source) -> Dataset:
     """Read a COCO file.
 
     Raises:
-        UnreadableSourceError: it is none.
+        UnreadableSourceError: it is not a COCO file.
     """
     return Dataset(load(source.path), source.path, source.images)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The file as data: its images, annotations and categories are lists of mappings.
+    """Return the content of a COCO file with checked images, annotations and categories.
+
+    Each of the three is a list of mappings, and the ids of categories are unique whole numbers.
 
     Raises:
-        UnreadableSourceError: it is something else.
+        UnreadableSourceError: it is not a COCO file.
     """
+    text = read_text(path)
     try:
-        data = json.loads(read_text(path))
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, UnreadableSourceError):
-            raise
-        raise UnreadableSourceError(
-            f"{path}:{getattr(error, 'lineno', 1)}: not JSON: {error}"
-        ) from None
+        line = getattr(error, "lineno", 1)
+        raise UnreadableSourceError(f"{path}:{line}: not JSON: {error}") from None
     if not isinstance(data, dict) or not set(PARTS) <= set(data):
         raise UnreadableSourceError(
             f"{path}: not a COCO file: it needs images, annotations and categories"
         )
     for part in PARTS:
-        if not isinstance(data[part], list) or not all(
-            isinstance(item, dict) for item in data[part]
-        ):
+        if not _is_list_of_mappings(data[part]):
             raise UnreadableSourceError(f"{path}: {part}: not a list of mappings")
-    categories = [{**c, "id": whole_number(c.get("id"))} for c in data["categories"]]
-    for category, given in zip(categories, data["categories"], strict=True):
-        if category["id"] is None or not isinstance(category.get("name"), str):
+    return {**data, "categories": _parse_categories(data["categories"], path)}
+
+
+def _is_list_of_mappings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _parse_categories(records: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Return the categories with ids that are whole numbers.
+
+    Raises:
+        UnreadableSourceError: an id or a name is missing, or two categories have the same id.
+    """
+    categories: list[dict[str, Any]] = []
+    for record in records:
+        category_id = parse_whole_number(record.get("id"))
+        if category_id is None or not isinstance(record.get("name"), str):
             raise UnreadableSourceError(
-                f"{path}: categories: {given!r} needs an id (a number) and a name"
+                f"{path}: categories: {record!r} needs an id (a number) and a name"
             )
-    ids = [c["id"] for c in categories]
-    if len(ids) != len(set(ids)):
-        raise UnreadableSourceError(
-            f"{path}: categories: id {next(i for i in ids if ids.count(i) > 1)} stands twice"
-        )
-    return {**data, "categories": categories}
+        categories.append({**record, "id": category_id})
+    known_ids: set[int] = set()
+    for category in categories:
+        if category["id"] in known_ids:
+            raise UnreadableSourceError(f"{path}: categories: duplicate id {category['id']}")
+        known_ids.add(category["id"])
+    return categories
 
 
 def read(path: Path, images: Path | None = None, whole: bool = False) -> Iterator[Entry | Problem]:
-    """The annotated pictures of a COCO file.
+    """Yield the annotated images of a COCO file.
 
     Args:
-        images: the folder that file names start from; null: that of the file.
-        whole: keep crowds too, and what is known of each box beside its place; else crowds are left out.
+        images: the folder that file names are relative to, or None for that of the file.
+        whole: also read crowds and the other values of each annotation.
 
     Raises:
         UnreadableSourceError: it is not a COCO file.
     """
-    return entries(load(path), path, images or path.parent, whole)
+    return read_entries(load(path), path, images or path.parent, whole)
 
 
-def entries(
+def read_entries(
     data: dict[str, Any], path: Path, images: Path, whole: bool
 ) -> Iterator[Entry | Problem]:
-    """The same of a file that was loaded.
+    """Yield the annotated images of a COCO file that was loaded.
 
-    An image whose annotations are not known for sure is a Problem: one of two with the same id, or of two that name the same
-    file and say something else of it; and one without annotations where some of the file belong to no image.
+    An image whose annotations are uncertain is a Problem. That applies to images with the same id,
+    to images with the same file and different annotations, and to images without annotations if
+    the image of some annotations is unknown.
     """
-    names = {c["id"]: c["name"] for c in data["categories"]}
-    owners = _Owners(data, path)
+    category_names = {category["id"]: category["name"] for category in data["categories"]}
+    owners = find_owners(data, path)
     yield from owners.problems
-    if owners.homeless:
-        why = f"annotations that do not say their image: {owners.homeless}; they may be any image's, so that none can be used"
+    if owners.without_image_id:
+        why = (
+            f"annotations without a usable image_id: {owners.without_image_id}; "
+            "they may belong to any image, so that no image can be used"
+        )
         yield Problem(str(path), why)
         return
-    said = _Files(data, owners.found, images)
+    shared_files = _find_shared_files(data, images)
     for i, image in enumerate(data["images"]):
         place = f"{path}: images[{i}]"
-        if i in owners.bad:
+        if i in owners.bad_images:
             continue
-        if other := said.contradicted(i):
-            name = image["file_name"]
-            yield Problem(
-                place,
-                f"file_name: {name!r} is that of images[{other}] too, with other annotations",
-                place,
+        annotations: list[tuple[str, dict[str, Any]]] = []
+        for k in owners.annotations[i]:
+            annotations.append((f"{path}: annotations[{k}]", data["annotations"][k]))
+        others = shared_files.get(i, [])
+        if _have_other_labels(data, owners.annotations, i, others):
+            numbers = ", ".join(map(str, others))
+            why = (
+                f"file_name: {image['file_name']!r} is also that of images[{numbers}], "
+                "with other annotations"
             )
-        elif owners.lost and not owners.found[i]:
-            yield doubtful(place, owners.lost)
+            yield Problem(place, why, place)
+        elif owners.unknown_images and not annotations:
+            yield make_missing_labels_problem(place, owners.unknown_images)
         else:
-            found = [(f"{path}: annotations[{k}]", data["annotations"][k]) for k in owners.found[i]]
-            yield from _entry(image, found, names, place, images, whole)
+            yield from _read_entry(image, annotations, category_names, place, images, whole)
 
 
-class _Owners:
-    """Which image each annotation of a COCO file belongs to.
-
-    Ids that are texts in one place and numbers in the other are the same where that can mean one image only.
-
-    Attributes:
-        found: of each image, the numbers of its annotations.
-        bad: images whose annotations are not known; a Problem says so of each.
-        problems: what is wrong with ids.
-        lost: annotations of an image that the file does not have: they may be those of an image without annotations.
-        homeless: annotations whose id is none, or of another kind than those of the images: they may be those of any image.
-    """
-
-    def __init__(self, data: dict[str, Any], path: Path) -> None:
-        self.found: list[list[int]] = [[] for _ in data["images"]]
-        self.bad: set[int] = set()
-        self.problems: list[Problem] = []
-        self.lost = self.homeless = 0
-        images: dict[int | str, list[int]] = {}
-        alike: dict[int | str, list[int | str]] = {}
-        for i, image in enumerate(data["images"]):
-            own = _id(image.get("id"))
-            if own is None:
-                self._refuse(path, i, f"id: {image.get('id')!r} is not an id")
-            else:
-                images.setdefault(own, []).append(i)
-        for own, same in images.items():
-            alike.setdefault(_plain(own), []).append(own)
-            for i in same if len(same) > 1 else ():
-                self._refuse(
-                    path,
-                    i,
-                    f"id: {own!r} stands twice, so that nobody knows whose its annotations are",
-                )
-        kinds = {isinstance(own, int) for own in alike}
-        for k, annotation in enumerate(data["annotations"]):
-            given, place = annotation.get("image_id"), f"{path}: annotations[{k}]"
-            own = _id(given)
-            meant = [] if own is None else [own] if own in images else alike.get(_plain(own), [])
-            if len(meant) == 1:
-                for i in images[meant[0]]:
-                    self.found[i].append(k)
-                continue
-            if len(meant) > 1:
-                self.problems.append(
-                    Problem(place, f"image_id {given!r} may be any of the images {meant}")
-                )
-                for i in (i for one in meant for i in images[one]):
-                    self._refuse(path, i, f"annotations[{k}] may be its own, or not")
-                continue
-            self.problems.append(Problem(place, f"image_id {given!r} is not among the images"))
-            if own is None or isinstance(_plain(own), int) not in kinds:
-                self.homeless += 1
-            else:
-                self.lost += 1
-
-    def _refuse(self, path: Path, i: int, why: str) -> None:
-        if i not in self.bad:
-            self.bad.add(i)
-            self.problems.append(Problem(f"{path}: images[{i}]", why, f"{path}: images[{i}]"))
+def _find_shared_files(data: dict[str, Any], images: Path) -> dict[int, list[int]]:
+    """Return for each image the other images that have the same file, if there are any."""
+    indices_of_path: dict[Path, list[int]] = {}
+    for i, image in enumerate(data["images"]):
+        try:
+            path = resolve_image(images, image.get("file_name"), "file_name")
+        except BadEntryError:
+            continue  # reported with the entry
+        indices_of_path.setdefault(path, []).append(i)
+    shared: dict[int, list[int]] = {}
+    for indices in indices_of_path.values():
+        if len(indices) > 1:
+            for i in indices:
+                shared[i] = [other for other in indices if other != i]
+    return shared
 
 
-class _Files:
-    """Which images of a COCO file name the same file and say something else of it."""
-
-    def __init__(self, data: dict[str, Any], found: list[list[int]], images: Path) -> None:
-        self.data, self.found = data, found
-        self.of: dict[Path, list[int]] = {}
-        self.path: dict[int, Path] = {}
-        for i, image in enumerate(data["images"]):
-            try:
-                self.path[i] = image_below(images, image.get("file_name"), "file_name")
-            except BadEntryError:
-                continue  # told with the entry
-            self.of.setdefault(self.path[i], []).append(i)
-
-    def contradicted(self, i: int) -> str | None:
-        """The numbers of the other images, if they do."""
-        others = [other for other in self.of.get(self.path.get(i, Path()), ()) if other != i]
-        if not any(self.labels(other) != self.labels(i) for other in others):
-            return None
-        return ", ".join(map(str, others))
-
-    def labels(self, i: int) -> list[str]:
-        """What the file says of an image's objects, in no order."""
-        keys = ("category_id", "bbox", "iscrowd", "segmentation")
-        return sorted(
-            repr([self.data["annotations"][k].get(key) for key in keys]) for k in self.found[i]
-        )
+def _have_other_labels(
+    data: dict[str, Any], annotations: list[list[int]], i: int, others: list[int]
+) -> bool:
+    """Return whether other images have different labels than image i."""
+    if not others:
+        return False
+    labels = _list_labels(data, annotations[i])
+    return any(_list_labels(data, annotations[other]) != labels for other in others)
 
 
-def _id(value: Any) -> int | str | None:
-    """An image's id: a whole number or a text that is not empty; null of anything else."""
-    return (value or None) if isinstance(value, str) else whole_number(value)
+def _list_labels(data: dict[str, Any], indices: list[int]) -> list[str]:
+    """Return the labels of annotations as texts, sorted."""
+    labels: list[str] = []
+    for k in indices:
+        annotation = data["annotations"][k]
+        labels.append(repr([annotation.get(key) for key in LABEL_KEYS]))
+    return sorted(labels)
 
 
-def _plain(own: int | str) -> int | str:
-    """The number that an id says, or the text."""
-    number = whole_number(own)
-    return own if number is None else number
-
-
-def _entry(
+def _read_entry(
     image: dict[str, Any],
-    found: list[tuple[str, Any]],
-    names: dict[int, str],
+    annotations: list[tuple[str, dict[str, Any]]],
+    category_names: dict[int, str],
     place: str,
     images: Path,
     whole: bool,
 ) -> Iterator[Entry | Problem]:
+    """Yield the entry of an image, or its problems.
+
+    Args:
+        annotations: the place and the record of each annotation of the image.
+        images: the folder that file names are relative to.
+    """
     problems: list[Problem] = []
-    size, picture = (0, 0), None
+    width = 0
+    height = 0
+    image_path: Path | None = None
     try:
-        picture = (
-            image_below(images, image["file_name"], "file_name") if "file_name" in image else None
-        )
-        size = _size(image, picture)
-        text(image.get("caption"), "caption")
+        if "file_name" in image:
+            image_path = resolve_image(images, image["file_name"], "file_name")
+        width, height = _read_size(image, image_path)
+        parse_text(image.get("caption"), "caption")
     except BadEntryError as error:
         problems += error.problems(place)
-    boxes = []
-    for where, annotation in found:
+    boxes: list[_Box] = []
+    for annotation_place, annotation in annotations:
         try:
-            box = _Box(where, annotation, names)
+            box = _Box(annotation_place, annotation, category_names)
         except ValueError as error:
-            problems.append(Problem(where, str(error), place))
+            problems.append(Problem(annotation_place, str(error), place))
             continue
-        if whole or not box.crowd:
+        if whole or not box.iscrowd:
             boxes.append(box)
     if problems:
         yield from problems
         return
     entry = Entry(
-        place, *size, as_boxes([box.corners for box in boxes]), tuple(box.name for box in boxes)
-    )
-    entry = replace(
-        entry,
+        place,
+        width,
+        height,
+        stack_boxes([box.corners for box in boxes]),
+        tuple(box.name for box in boxes),
         caption=image.get("caption"),
-        picture=picture,
+        image_path=image_path,
         places=tuple(box.place for box in boxes),
     )
     if whole:
-        more = tuple(box.more(*size) for box in boxes)
-        lost = tuple(Problem(box.place, box.fault) for box in boxes if box.fault)
-        source = (_as_json(image, images, picture), *(box.source() for box in boxes))
-        entry = replace(entry, more=more, source=source, lost_masks=lost)
+        entry = _add_records(entry, boxes, _restore_image_record(image, images, image_path))
     yield entry
 
 
-def _size(image: dict[str, Any], picture: Path | None) -> tuple[int, int]:
-    """Width and height in px: as the file says, else those of the image; 0 says nothing, as with Pascal VOC."""
-    unknown = any(image.get(side) in (None, 0) for side in ("width", "height"))
-    if unknown and picture is not None:
-        return upright_size(picture)
-    return positive(image.get("width"), "width"), positive(image.get("height"), "height")
+def _add_records(entry: Entry, boxes: list["_Box"], image_record: dict[str, Any]) -> Entry:
+    """Return the entry with the other values of its annotations and the records of the file."""
+    more: list[dict[str, Any]] = []
+    records = [image_record]
+    lost_masks: list[Problem] = []
+    for box in boxes:
+        values, mask_error = box.read_values(entry.width, entry.height)
+        more.append(values)
+        records.append(box.make_record(has_mask=not mask_error))
+        if mask_error:
+            lost_masks.append(Problem(box.place, mask_error))
+    return replace(entry, more=tuple(more), source=tuple(records), lost_masks=tuple(lost_masks))
 
 
-def _as_json(image: dict[str, Any], images: Path, picture: Path | None) -> dict[str, Any]:
-    """The record of an image as it is kept: ids are whole numbers or texts, names have slashes, numbers are finite."""
-    own = _id(image["id"])
-    if own is not image["id"]:
-        image = {**image, "id": own}
-    if picture is not None and (
-        images / image["file_name"] != picture or Path(image["file_name"]).is_absolute()
-    ):
-        image = {**image, "file_name": picture.relative_to(images).as_posix()}
-    return dict(without_nan(image))
+def _read_size(image: dict[str, Any], image_path: Path | None) -> tuple[int, int]:
+    """Return width and height in px, from the record or else from the image file.
+
+    The value 0 means that the record does not state it, as with Pascal VOC.
+    """
+    is_unknown = image.get("width") in (None, 0) or image.get("height") in (None, 0)
+    if is_unknown and image_path is not None:
+        return read_upright_size(image_path)
+    return parse_side(image.get("width"), "width"), parse_side(image.get("height"), "height")
+
+
+def _restore_image_record(
+    image: dict[str, Any], images: Path, image_path: Path | None
+) -> dict[str, Any]:
+    """Return the record of an image for a later export.
+
+    Its id is a whole number or a text, its file name has slashes, and its numbers are finite.
+    """
+    record = image
+    image_id = parse_image_id(image["id"])
+    if image_id is not image["id"]:
+        record = {**record, "id": image_id}
+    if image_path is not None:
+        name = image["file_name"]
+        if images / name != image_path or Path(name).is_absolute():
+            record = {**record, "file_name": image_path.relative_to(images).as_posix()}
+    return dict(remove_nan(record))
 
 
 class _Box:
     """An annotation of a COCO file.
 
     Attributes:
-        place: where it stands.
+        place: the place of the annotation.
         name: its category.
-        corners: xyxy in px.
-        crowd: whether it is one.
-        fault: why its segmentation is none, once `more` was called; empty: it is one, or there is none.
+        corners: its box, xyxy in px.
+        iscrowd: whether it is a crowd.
 
     Raises:
-        ValueError: its category is none of the file's, or its box is none, or whether it is a crowd cannot be said.
+        ValueError: its category is unknown, or its box or its iscrowd is not valid.
     """
 
-    def __init__(self, place: str, annotation: dict[str, Any], names: dict[int, str]) -> None:
-        self.place, self.annotation, self.fault = place, annotation, ""
-        category = whole_number(annotation.get("category_id"))
-        if category not in names:
+    def __init__(
+        self, place: str, annotation: dict[str, Any], category_names: dict[int, str]
+    ) -> None:
+        category_id = parse_whole_number(annotation.get("category_id"))
+        if category_id not in category_names:
             raise ValueError(
                 f"category_id {annotation.get('category_id')!r} is not among the categories"
             )
-        self.category, self.name = category, names[category]
-        self.corners = xyxy(annotation.get("bbox"))
-        self.crowd = is_crowd(annotation.get("iscrowd"))
+        self.place = place
+        self.annotation = annotation
+        self.category_id = category_id
+        self.name = category_names[category_id]
+        self.corners = parse_xywh(annotation.get("bbox"))
+        self.iscrowd = parse_iscrowd(annotation.get("iscrowd"))
 
-    def more(self, width: int, height: int) -> dict[str, Any]:
-        """What is known beside the box; a segmentation that is none is left out."""
-        more: dict[str, Any] = {"iscrowd": int(self.crowd)}
-        if self.annotation.get("segmentation"):
+    def read_values(self, width: int, height: int) -> tuple[dict[str, Any], str]:
+        """Return iscrowd, the mask and the area, and why the mask is not valid ("" if it is).
+
+        A mask or an area that is not valid is left out.
+        """
+        values: dict[str, Any] = {"iscrowd": int(self.iscrowd)}
+        mask_error = ""
+        segmentation = self.annotation.get("segmentation")
+        if segmentation:
             try:
-                more["segmentation"] = run_length(self.annotation["segmentation"], width, height)
+                values["segmentation"] = encode_mask(segmentation, width, height)
             except ValueError as error:
-                self.fault = str(error)
+                mask_error = str(error)
         area = self.annotation.get("area")
-        return more | (
-            {"area": float(area)} if is_number(area) and 0 < area <= width * height else {}
-        )
+        if is_number(area) and 0 < area <= width * height:
+            values["area"] = float(area)
+        return values, mask_error
 
-    def source(self) -> dict[str, Any]:
-        """The record as it is kept: without a segmentation that is none or an area that is no number."""
+    def make_record(self, has_mask: bool) -> dict[str, Any]:
+        """Return the record of the annotation for a later export.
+
+        Its ids are whole numbers, and a mask or an area that is not valid is left out.
+
+        Args:
+            has_mask: whether its segmentation is valid or missing.
+        """
         record = dict(self.annotation)
-        if record["category_id"] != self.category or isinstance(record["category_id"], float):
-            record["category_id"] = self.category
+        category_id = record["category_id"]
+        if category_id != self.category_id or isinstance(category_id, float):
+            record["category_id"] = self.category_id
         if isinstance(record.get("iscrowd"), str | float):
-            record["iscrowd"] = int(self.crowd)
-        if self.fault:
+            record["iscrowd"] = int(self.iscrowd)
+        if not has_mask:
             del record["segmentation"]
-        if "area" in record and not (is_number(record["area"]) and abs(record["area"]) < math.inf):
-            del record["area"]
-        return dict(without_nan(record))
+        if "area" in record:
+            area = record["area"]
+            if not is_number(area) or not abs(area) < math.inf:
+                del record["area"]
+        return dict(remove_nan(record))
 
 
-def head(data: dict[str, Any]) -> dict[str, Any]:
-    """All that a COCO file says beside its images and annotations, and whether their names can be had back.
+def make_head(data: dict[str, Any]) -> dict[str, Any]:
+    """Return what a dataset keeps of a COCO file beside its images and annotations.
 
     Returns:
-        {"head": {"info", "licenses", "categories", …}, "file_names": none is that of two images,
-        "annotation_ids": all are numbers from 1, none stands twice}.
+        {"head": {"info", "licenses", "categories", …},
+        "file_names": whether no two images have the same file name,
+        "annotation_ids": whether all are unique numbers from 1}.
     """
-    # pycocotools takes an annotation of id 0 for one that was not found
-    names = [str(image.get("file_name")).casefold() for image in data["images"]]
+    names: set[str] = set()
+    for image in data["images"]:
+        names.add(str(image.get("file_name")).casefold())
     ids = [annotation.get("id") for annotation in data["annotations"]]
-    numbers = all(isinstance(i, int) and not isinstance(i, bool) and i > 0 for i in ids)
-    rest = without_nan(
-        {key: value for key, value in data.items() if key not in ("images", "annotations")}
-    )
+    others: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in ("images", "annotations"):
+            others[key] = value
     return {
-        "head": rest,
-        "file_names": len(set(names)) == len(names),
-        "annotation_ids": numbers and len(set(ids)) == len(ids),
+        "head": remove_nan(others),
+        "file_names": len(names) == len(data["images"]),
+        "annotation_ids": all(map(_is_annotation_id, ids)) and len(set(ids)) == len(ids),
     }
 
 
-def beyond(record: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """What an image or annotation of a COCO file says that is not known already."""
-    return {
-        key: value
-        for key, value in record.items()
-        if key != "image_id" and (key not in known or known[key] != value)
-    }
+def _is_annotation_id(value: Any) -> bool:
+    """Return whether a value is a whole number from 1: pycocotools treats id 0 as not found."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _is_there(folder: Path, name: str) -> bool:
-    try:
-        return image_below(folder, name, "file_name").is_file()
-    except BadEntryError:
-        return False
+def remove_known_values(record: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of an image or annotation record that are not among the known values."""
+    others: dict[str, Any] = {}
+    for key, value in record.items():
+        if key != "image_id" and (key not in known or known[key] != value):
+            others[key] = value
+    return others
 
 
-def default_images(path: Path, data: dict[str, Any]) -> Path:
-    """The folder where the pictures of a COCO file usually lie: the one that holds most of its first pictures.
+def find_image_folder(path: Path, data: dict[str, Any]) -> Path:
+    """Return the usual folder that contains most of the first images of a COCO file.
 
     Raises:
-        UnreadableSourceError: there is none; the message says where they were looked for.
+        UnreadableSourceError: no folder contains any; the message lists the folders.
     """
-    near, above = path.parent, path.parent.parent
     split = path.stem.removeprefix("instances_")
-    folders = [
-        near,
-        near / "images",
-        near / split,
-        near / "images" / split,
-        above,
-        above / "images",
-        above / split,
-    ]
-    folders.append(above / "images" / split)
-    firsts = [str(image.get("file_name", "")) for image in data["images"][:16]]
-    found = {folder: sum(_is_there(folder, name) for name in firsts) for folder in folders}
-    if not any(found.values()):
-        looked = ", ".join(dict.fromkeys(str(f) for f in folders))
+    folders: list[Path] = []
+    for parent in (path.parent, path.parent.parent):
+        folders += [parent, parent / "images", parent / split, parent / "images" / split]
+    names = [str(image.get("file_name", "")) for image in data["images"][:FIRST_IMAGES]]
+    counts = {folder: _count_images(folder, names) for folder in folders}
+    if not any(counts.values()):
+        searched = ", ".join(map(str, counts))
         raise UnreadableSourceError(
-            f"{path}: none of its pictures ({', '.join(firsts[:2])}, …) is in {looked}; name their folder"
+            f"{path}: none of its images ({', '.join(names[:2])}, …) is in {searched}; "
+            "name their folder"
         )
-    return max(found, key=lambda folder: found[folder])
+    return max(counts, key=lambda folder: counts[folder])
+
+
+def _count_images(folder: Path, names: list[str]) -> int:
+    """Return how many of the named images exist in a folder."""
+    count = 0
+    for name in names:
+        try:
+            count += resolve_image(folder, name, "file_name").is_file()
+        except BadEntryError:
+            continue
+    return count

@@ -1,7 +1,7 @@
-"""COCO: a folder of pictures a split, and `annotations/instances_{split}.json`.
+"""COCO: a folder of images for each split, and `annotations/instances_{split}.json`.
 
-What was imported from a COCO file is written as it stood there: file names, ids, polygons, categories, licences, and whatever
-else the file said (`synthgen.formats.coco.reader.head`).
+Whatever was imported from a COCO file is written unchanged: file names, ids, polygons, categories,
+licences and unknown keys (`synthgen.formats.coco.reader.head`).
 """
 
 import json
@@ -9,128 +9,147 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from synthgen.dataset.coco import Record, coco_head, plain_record, write_coco
+from synthgen.dataset.coco import Record, build_coco_head, build_coco_record, write_coco
 from synthgen.dataset.shard import DamagedShardError
 from synthgen.dataset.shard_reader import SPLITS
 from synthgen.errors import InputError
-from synthgen.formats.coco.reader import RESTORED
-from synthgen.formats.entries import BadEntryError, below
-from synthgen.formats.export import Export, annotations, picture_name, pictures, write_bytes
-from synthgen.strict_json import without_nan
+from synthgen.formats.coco.reader import RESTORED_KEYS
+from synthgen.formats.entries import BadEntryError, resolve_file
+from synthgen.formats.export import (
+    Export,
+    make_annotations,
+    name_image,
+    read_images,
+    write_bytes,
+)
+from synthgen.strict_json import remove_nan
 
 CROWDS = True
+SUFFIXES = {"jpg": (".jpg", ".jpeg", ".jpe", ".jfif"), "png": (".png",), "webp": (".webp",)}
 
 
 def write_shard(export: Export, number: int) -> None:
-    """The pictures of a shard, byte by byte."""
-    for split, row, _, data in pictures(export, number):
+    """Write the images of a shard without changing their bytes."""
+    for split, row, _, data in read_images(export, number):
         try:
-            path = below(export.folder / split, file_name(export, row), "file_name")
+            path = resolve_file(export.folder / split, name_file(export, row), "file_name")
         except BadEntryError as error:
             raise InputError(f"{export.spec.source}: {row['key']}: {error}") from None
         write_bytes(path, data)
 
 
 def finish(export: Export) -> None:
-    """The annotations of each split that has pictures."""
+    """Write the annotations of the split train and of each other split that has images."""
     for split in SPLITS:
-        if split == SPLITS[0] or any(True for _ in export.rows(split)):
-            write_coco(
-                export.folder / "annotations" / f"instances_{split}.json",
-                head(export),
-                records(export, split),
-            )
+        first_row = next(export.read_rows(split), None)
+        if split == SPLITS[0] or first_row is not None:
+            path = export.folder / "annotations" / f"instances_{split}.json"
+            write_coco(path, make_head(export), make_records(export, split))
 
 
-def head(export: Export) -> dict[str, Any]:
-    """Info, licences and categories: those of the COCO file that was imported, where its categories are still called as there."""
+def make_head(export: Export) -> dict[str, Any]:
+    """Return info, licences and categories.
+
+    They come from the imported COCO file if there was one; the categories only if they still have
+    the names that they have there.
+    """
     info = export.info
     about = {"description": f"{info.name}: {info.about}", "contributor": "synthgen"}
-    ours = coco_head(export.ids, about, info.licence)
+    generated = build_coco_head(export.ids, about, info.licence)
     if info.source is None:
-        return ours
-    head = without_nan(info.source["head"])
-    theirs = {
-        "info": ours["info"],
-        "licenses": ours["licenses"],
-        **head,
-    }  # pycocotools asks for both
-    return theirs if keeps_categories(export) else {**theirs, "categories": ours["categories"]}
+        return generated
+    # pycocotools requires info and licenses
+    head = {"info": generated["info"], "licenses": generated["licenses"]}
+    head.update(remove_nan(info.source["head"]))
+    if not keeps_categories(export):
+        head["categories"] = generated["categories"]
+    return head
 
 
 def keeps_categories(export: Export) -> bool:
-    """Whether the dataset's categories are called as in the COCO file that was imported."""
-    return not (
-        export.info.source is None
-        or export.info.fingerprint.get("import.categories")
-        or export.spec.renamed
-    )
+    """Return whether the categories have the names that they have in the imported COCO file."""
+    if export.info.source is None or export.spec.renamed:
+        return False
+    return not export.info.fingerprint.get("import.categories")
 
 
-def file_name(export: Export, row: dict[str, Any]) -> str:
-    """The name of a picture: as imported (with another suffix behind it, if it had to be encoded anew), else the key."""
+def name_file(export: Export, row: dict[str, Any]) -> str:
+    """Return the file name of an image: the imported name, or the key of the sample.
+
+    An imported name gets another suffix if the image was encoded again as another format.
+    """
     source = export.info.source
     if source is None or not source["file_names"] or not row.get("source"):
-        return picture_name(row)
-    name = as_imported(row)["image"]["file_name"]
-    kinds = {"jpg": (".jpg", ".jpeg", ".jpe", ".jfif"), "png": (".png",), "webp": (".webp",)}[
-        row["image_format"]
-    ]
-    return name if PurePosixPath(name).suffix.lower() in kinds else f"{name}.{row['image_format']}"
+        return name_image(row)
+    name = load_imported_records(row)["image"]["file_name"]
+    if PurePosixPath(name).suffix.lower() in SUFFIXES[row["image_format"]]:
+        return name
+    return f"{name}.{row['image_format']}"
 
 
-def as_imported(row: dict[str, Any]) -> dict[str, Any]:
-    """What the COCO file said of a sample (`Sample.source`).
+def load_imported_records(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the records of a sample in the imported COCO file (`Sample.source`).
 
     Raises:
-        DamagedShardError: it is something else.
+        DamagedShardError: they are not what an import writes.
     """
     try:
-        source = without_nan(json.loads(row["source"]))  # which earlier versions let in
-        image, found = source["image"], source["annotations"]
-        sound = (
-            isinstance(image["file_name"], str)
-            and [isinstance(a, dict) for a in found] == [True] * row["n_boxes"]
-        )
+        source = remove_nan(json.loads(row["source"]))  # earlier versions allowed NaN
+        image = source["image"]
+        annotations = source["annotations"]
+        are_mappings = [isinstance(annotation, dict) for annotation in annotations]
+        is_valid = isinstance(image["file_name"], str) and are_mappings == [True] * row["n_boxes"]
     except (ValueError, LookupError, TypeError, RecursionError):
-        sound = False
-    if not sound:
+        is_valid = False
+    if not is_valid:
         raise DamagedShardError(
-            f"shards/{row['shard']}.parquet: sample {row['key']}: its source is not what an import writes"
+            f"shards/{row['shard']}.parquet: sample {row['key']}: "
+            "its source is not what an import writes"
         )
-    return {"image": image, "annotations": found}
+    return {"image": image, "annotations": annotations}
 
 
-def records(export: Export, split: str) -> Iterator[Record]:
-    """The images of a split and their annotations; ids that are counted are counted over all splits."""
-    number, source = 1, export.info.source
-    for row in export.rows():
-        if export.split(row) == split:
-            plain = plain_record(row, annotations(export, row), number)
-            yield restored(export, row, source, plain) if source and row.get("source") else plain
-        number += row["n_boxes"]
+def make_records(export: Export, split: str) -> Iterator[Record]:
+    """Yield the images of a split and their annotations; new ids are counted over all splits."""
+    source = export.info.source
+    next_id = 1
+    for row in export.read_rows():
+        if export.choose_split(row) == split:
+            record = build_coco_record(row, make_annotations(export, row), next_id)
+            if source and row.get("source"):
+                record = restore_record(export, row, source, record)
+            yield record
+        next_id += row["n_boxes"]
 
 
-def restored(export: Export, row: dict[str, Any], source: dict[str, Any], plain: Record) -> Record:
-    """A record as it was imported: what the COCO file said goes before what we would write."""
-    image, found = plain
-    original = as_imported(row)
-    size = {"width": image["width"], "height": image["height"]}
-    image = {**original["image"], **size, "file_name": file_name(export, row)}
-    result = []
-    for annotation, said in zip(found, original["annotations"], strict=True):
-        ours = {key: annotation[key] for key in ("id", *RESTORED) if key in annotation}
-        dropped = {
-            key
-            for key, keeps in (
-                ("id", source["annotation_ids"]),
-                ("category_id", keeps_categories(export)),
-            )
-            if not keeps
-        }
-        theirs = {key: value for key, value in said.items() if key not in dropped}
-        for key in RESTORED:
-            if theirs.get(key, 0) is None:  # no reader takes null for a number, or for polygons
-                del theirs[key]
-        result.append({**ours, **theirs, "image_id": image["id"]})
-    return image, result
+def restore_record(
+    export: Export, row: dict[str, Any], source: dict[str, Any], generated: Record
+) -> Record:
+    """Return a record as it was imported: values of the COCO file override the generated ones."""
+    generated_image, generated_annotations = generated
+    imported = load_imported_records(row)
+    image = {
+        **imported["image"],
+        "width": generated_image["width"],
+        "height": generated_image["height"],
+        "file_name": name_file(export, row),
+    }
+    annotations: list[dict[str, Any]] = []
+    pairs = zip(generated_annotations, imported["annotations"], strict=True)
+    for generated_annotation, imported_annotation in pairs:
+        annotation: dict[str, Any] = {}
+        for key in ("id", *RESTORED_KEYS):
+            if key in generated_annotation:
+                annotation[key] = generated_annotation[key]
+        for key, value in imported_annotation.items():
+            if key == "id" and not source["annotation_ids"]:
+                continue
+            if key == "category_id" and not keeps_categories(export):
+                continue
+            # readers do not accept null as a number or as polygons
+            if key in RESTORED_KEYS and value is None:
+                continue
+            annotation[key] = value
+        annotation["image_id"] = image["id"]
+        annotations.append(annotation)
+    return image, annotations

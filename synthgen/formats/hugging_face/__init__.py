@@ -1,4 +1,4 @@
-"""Parquet as Hugging Face `datasets` reads it."""
+"""Parquet for Hugging Face `datasets`."""
 
 from synthgen.formats.base import Format
 

@@ -1,4 +1,4 @@
-"""Rows of JSON lines or of a Parquet table, a picture a row."""
+"""The reader of JSON lines and Parquet tables with one image in each row."""
 
 import hashlib
 import json
@@ -15,49 +15,46 @@ from synthgen.formats.entries import (
     Entry,
     Problem,
     UnreadableSourceError,
-    as_boxes,
-    converted,
-    corners,
-    image_below,
-    is_crowd,
+    convert_all,
     is_finite,
-    positive,
+    parse_iscrowd,
+    parse_side,
+    parse_text,
+    parse_xywh,
+    parse_xyxy,
     read_lines,
-    text,
-    xyxy,
+    resolve_image,
+    stack_boxes,
 )
-from synthgen.formats.images import upright_size
-from synthgen.formats.masks import run_length
+from synthgen.formats.images import read_upright_size
+from synthgen.formats.masks import encode_mask
 from synthgen.formats.source import AnnotatedImages, Columns, Source
 
 TABLES = (".parquet",)
 LINES = (".jsonl", ".ndjson")
-DOCUMENT_FORM = re.compile(
-    r"label_(\d+)_bbox_" + "_".join([r"(-?\d+(?:\.\d+)?)"] * 4)
-)  # x, y, width, height in px
-A_BOX_EACH: dict[str, tuple[type, ...]] = {
-    "phrases": (str,),
-    "masks": (dict,),
-    "depth": (int, float),
+NUMBER = r"(-?\d+(?:\.\d+)?)"
+ANNOTATION_STRING = re.compile(rf"label_(\d+)_bbox_{NUMBER}_{NUMBER}_{NUMBER}_{NUMBER}")
+"""A category id, then x, y, width, height in px."""
+BoxesAndNames = tuple[list[list[float]], tuple[str, ...]]
+"""Boxes, xyxy in px, and the category of each."""
+BOX_VALUES: dict[str, tuple[tuple[type, ...], str]] = {
+    "phrases": ((str,), "a text"),
+    "masks": ((dict,), "a mapping"),
+    "depth": ((int, float), "a finite number"),
 }
+"""Columns with a value for each box: the types of the value, and what it is, for messages."""
 OBJECTS = "objects"  # Hugging Face's column of boxes
-LABELS = (
-    "boxes",
-    "bbox",
-    "masks",
-    "categories",
-    "category",
-    "iscrowd",
-    OBJECTS,
-)  # columns that say what is in the picture
-LOADED_IMAGE = (
-    "image"  # what `datasets` calls the column `file_name` of a folder of images, once it is loaded
-)
+OBJECTS_KEYS = ("bbox", "categories", "category", "iscrowd")
+LABELS = ("boxes", "bbox", "masks", "categories", "category", "iscrowd", OBJECTS)
+"""Columns that label an image."""
+LOADED_IMAGE = "image"
+"""The name that `datasets` gives the column `file_name` of an image folder that it loaded."""
+BATCH_ROWS = 1024  # rows of a table that are in memory at a time
 
 
 @dataclass(frozen=True)
 class Dataset(AnnotatedImages):
-    """A file of rows; its attributes are the arguments of `read`."""
+    """A file of rows; the attributes are the arguments of `read`."""
 
     path: Path
     images: Path | None
@@ -69,13 +66,16 @@ class Dataset(AnnotatedImages):
 
 
 def accepts(path: Path) -> bool:
-    """Return whether a file holds rows, by its name."""
+    """Return whether a file contains rows, by its name."""
     return path.suffix.lower() in LINES + TABLES
 
 
-def find_sources(folder: Path, asked: bool) -> Iterator[Path]:
-    """Yield the files of a folder that hold rows."""
-    yield from sorted(p for suffix in LINES + TABLES for p in folder.glob(f"[!.]*{suffix}"))
+def find_sources(folder: Path, is_format_given: bool) -> Iterator[Path]:
+    """Yield the files of a folder that contain rows."""
+    paths: list[Path] = []
+    for suffix in LINES + TABLES:
+        paths += folder.glob(f"[!.]*{suffix}")
+    yield from sorted(paths)
 
 
 def open_source(source: Source) -> Dataset:
@@ -91,68 +91,74 @@ def read(
     whole: bool = False,
     once: bool = False,
 ) -> Iterator[Entry | Problem]:
-    """The annotated pictures of a file, one a row.
+    """Yield the annotated images of a file, one for each row.
 
     Args:
-        images: the folder that file names start from; null: that of the file.
-        columns: where a row has what.
-        ids: category ids that annotation strings may have beside COCO's, by name.
-        whole: keep what is known of each box beside its place: masks, held against the size of the picture; and crowds.
-        once: rows that name the same picture and label it otherwise are Problems: none of them has all of its labels.
+        images: the folder that file names are relative to, or None for that of the file.
+        columns: the names of the columns.
+        ids: category ids that annotation strings may use beside COCO's, by name.
+        whole: also read crowds and masks.
+        once: rows that name the same image with different labels are Problems, because none of
+            them has all labels of the image.
     """
     columns = columns or Columns()
-    torn = _torn(path, columns) if once else {}
-    names = {i: name for name, i in (ids or {}).items()} | {i: name for name, i in COCO_IDS.items()}
-    row = _Row(images or path.parent, columns, names, whole, _class_names(path))
-    for place, record in _rows(path):
+    torn_images = _count_torn_images(path, columns) if once else {}
+    names: dict[int, str] = {}
+    for name, category_id in (*(ids or {}).items(), *COCO_IDS.items()):
+        names[category_id] = name
+    parser = _RowParser(images or path.parent, columns, names, whole, _read_class_names(path))
+    for place, row in _read_rows(path):
         try:
-            if isinstance(record, BadEntryError):
-                raise record
-            if isinstance(record, dict) and (others := torn.get(_picture_name(record, columns))):
-                name = _picture_name(record, columns)
+            if isinstance(row, BadEntryError):
+                raise row
+            image_name = _get_image_name(row, columns)
+            if image_name in torn_images:
                 raise BadEntryError(
-                    f"{name!r} stands in {others} rows with different labels; put all of them in one row"
+                    f"{image_name!r} is in {torn_images[image_name]} rows with different labels; "
+                    "put all of them in one row"
                 )
-            yield row.entry(record, place)
+            yield parser.parse(row, place)
         except BadEntryError as error:
             yield from error.problems(place)
 
 
-def _rows(path: Path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[str, Any]]:
-    """Place and content of each row; of one that cannot be read a BadEntryError.
+def _read_rows(path: Path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the content of each row, or a BadEntryError if it cannot be read.
 
     Args:
-        columns: of a table, those to read; null: all.
+        columns: the columns of a table to read, or None for all.
     """
-    return _table(path, columns) if path.suffix in TABLES else _lines(path)
+    return _table(path, columns) if path.suffix in TABLES else _read_json_lines(path)
 
 
-def _picture_name(record: dict[str, Any], columns: Columns) -> str | None:
-    """The name of a row's picture as it stands there."""
-    name = record.get(columns.image, record.get("file_name"))
+def _get_image_name(row: Any, columns: Columns) -> str | None:
+    """Return the file name of a row's image, unchanged; None if the row has none."""
+    if not isinstance(row, dict):
+        return None
+    name = row.get(columns.image, row.get("file_name"))
     return name if isinstance(name, str) else None
 
 
-def _torn(path: Path, columns: Columns) -> dict[str | None, int]:
-    """Pictures that several rows name with different labels, and how many rows."""
-    said: dict[str, bytes] = {}
-    rows: Counter[str] = Counter()
-    torn: set[str] = set()
-    keys = (columns.annotation, *LABELS)
-    for _, record in _rows(path, (columns.image, "file_name", *keys)):
-        name = _picture_name(record, columns) if isinstance(record, dict) else None
+def _count_torn_images(path: Path, columns: Columns) -> dict[str, int]:
+    """Return the images whose labels differ between rows, and the number of their rows."""
+    label_columns = (columns.annotation, *LABELS)
+    digests: dict[str, bytes] = {}
+    row_counts: Counter[str] = Counter()
+    torn_images: set[str] = set()
+    for _, row in _read_rows(path, (columns.image, "file_name", *label_columns)):
+        name = _get_image_name(row, columns)
         if name is None:
             continue
-        labels = [record.get(key) for key in keys]
+        labels = [row.get(column) for column in label_columns]
         digest = hashlib.sha256(repr(labels).encode(errors="surrogatepass")).digest()
-        rows[name] += 1
-        if said.setdefault(name, digest) != digest:
-            torn.add(name)
-    return {name: rows[name] for name in torn}
+        row_counts[name] += 1
+        if digests.setdefault(name, digest) != digest:
+            torn_images.add(name)
+    return {name: row_counts[name] for name in torn_images}
 
 
-def _class_names(path: Path) -> list[str]:
-    """The names of the classes that a table of Hugging Face `datasets` counts in its column `objects`; else none."""
+def _read_class_names(path: Path) -> list[str]:
+    """Return the class names that a table of Hugging Face `datasets` has for `objects`, if any."""
     if path.suffix not in TABLES:
         return []
     import pyarrow as pa
@@ -162,55 +168,74 @@ def _class_names(path: Path) -> list[str]:
     try:
         with open_input(path) as source, open_parquet(source) as file:
             metadata = file.schema_arrow.metadata or {}
-        stated = json.loads(metadata[b"huggingface"])
-        objects = stated["info"]["features"][OBJECTS]
-        objects = objects[0] if isinstance(objects, list) else objects
-        objects = objects.get("feature", objects)
-        feature = objects.get("categories", objects.get("category"))
-        names = (
-            feature.get("feature", feature)["names"]
-            if isinstance(feature, dict)
-            else feature[0]["names"]
-        )
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        names = _find_class_names(features[OBJECTS])
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, AttributeError):
         return []
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return []
+    return names
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    return ((place, _parsed(line)) for place, line in read_lines(path))
+def _find_class_names(objects: Any) -> Any:
+    """Return the class names in the feature `objects`, in any of the forms that `datasets` writes.
+
+    Raises:
+        LookupError, TypeError, AttributeError: the feature has another form.
+    """
+    if isinstance(objects, list):
+        objects = objects[0]
+    objects = objects.get("feature", objects)
+    category = objects.get("categories", objects.get("category"))
+    if isinstance(category, dict):
+        return category.get("feature", category)["names"]
+    return category[0]["names"]
 
 
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        return BadEntryError(f"not JSON: {error}")
+def _read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the content of each line, or a BadEntryError if it is not JSON."""
+    for place, line in read_lines(path):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            row = BadEntryError(f"not JSON: {error}")
+        yield place, row
 
 
 def _table(path: Path, columns: tuple[str, ...] | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the content of each row of a table, without values that are null."""
     import pyarrow as pa
 
     from synthgen.storage.parquet import open_input, open_parquet
 
     try:
         with open_input(path) as source, open_parquet(source) as file:
-            there = (
-                None
-                if columns is None
-                else [name for name in file.schema_arrow.names if name in columns]
-            )
-            batches = file.iter_batches(1024, columns=there, use_threads=False)
-            rows = (record for batch in batches for record in batch.to_pylist())
-            for number, record in enumerate(rows, 1):
-                yield f"{path}: row {number}", {k: v for k, v in record.items() if v is not None}
+            selected = None
+            if columns is not None:
+                selected = [name for name in file.schema_arrow.names if name in columns]
+            number = 0
+            for batch in file.iter_batches(BATCH_ROWS, columns=selected, use_threads=False):
+                for record in batch.to_pylist():
+                    number += 1
+                    row = {key: value for key, value in record.items() if value is not None}
+                    yield f"{path}: row {number}", row
     except (OSError, pa.ArrowException) as error:
         raise UnreadableSourceError(f"{path}: cannot be read: {error}") from None
 
 
 @dataclass(frozen=True)
-class _Row:
-    """How rows are read: boxes (xyxy), or bbox (xywh), or masks (run-length encodings), or `label_4_bbox_x_y_w_h` strings."""
+class _RowParser:
+    """Makes entries of rows.
+
+    A row has boxes (xyxy), bbox (xywh), masks (run-length encodings) or annotation strings such as
+    label_4_bbox_x_y_w_h.
+
+    Attributes:
+        folder: the folder that file names are relative to.
+        names: the category of each id in annotation strings.
+        whole: also read crowds and masks.
+        classes: the names of numbered classes, if the file has them.
+    """
 
     folder: Path
     columns: Columns
@@ -218,202 +243,273 @@ class _Row:
     whole: bool
     classes: list[str]
 
-    def entry(self, record: Any, place: str) -> Entry:
-        if not isinstance(record, dict):
-            raise BadEntryError(f"{str(record)[:40]!r} is not a mapping")
-        if (
-            isinstance(record.get(OBJECTS), dict | list)
-            and "boxes" not in record
-            and "bbox" not in record
-        ):
-            record = record | _objects(record[OBJECTS])
-        if self.columns.annotation in record:
-            boxes, names = self.document_boxes(record[self.columns.annotation])
-        elif self.columns.annotation != Columns.annotation:
-            raise BadEntryError(missing(self.columns.annotation, "annotations", record))
-        else:
-            boxes, names = self.plain_boxes(record)
-        embedded = self.embedded(record)
-        picture = None if embedded is not None else self.picture(record)
-        width, height = _picture_size(record, picture if embedded is None else embedded)
-        crowds = _crowds(record, len(names))
-        lists: dict[str, Any] = {
-            key: _a_box_each(record, key, len(names)) for key in A_BOX_EACH if record.get(key)
-        }
-        more, lost = self.more(lists, crowds, width, height, place) if self.whole else (None, ())
-        caption = self.caption(record)
+    def parse(self, row: Any, place: str) -> Entry:
+        """Return the entry of a row.
+
+        Raises:
+            BadEntryError: something in the row is missing or not valid.
+        """
+        if not isinstance(row, dict):
+            raise BadEntryError(f"{str(row)[:40]!r} is not a mapping")
+        has_objects = isinstance(row.get(OBJECTS), dict | list)
+        if has_objects and "boxes" not in row and "bbox" not in row:
+            row = row | _flatten_objects(row[OBJECTS])
+        boxes, names = self.parse_labels(row)
+        embedded = self.find_embedded_image(row)
+        image_path = self.find_image(row) if embedded is None else None
+        width, height = _read_size(row, image_path if embedded is None else embedded)
+        crowds = _parse_crowds(row, len(names))
+        box_values: dict[str, Any] = {}
+        for key in BOX_VALUES:
+            if row.get(key):
+                box_values[key] = _parse_box_values(row, key, len(names))
         entry = Entry(
             place,
             width,
             height,
-            as_boxes(boxes),
+            stack_boxes(boxes),
             names,
-            **lists,
-            caption=caption,
-            picture=picture,
-            more=more,
+            **box_values,
+            caption=self.parse_caption(row),
+            image_path=image_path,
+            embedded=embedded,
         )
-        entry = replace(entry, lost_masks=lost, embedded=embedded)
-        if self.whole or not any(crowds):
-            return entry
-        return entry.select([i for i, crowd in enumerate(crowds) if not crowd])
+        if self.whole:
+            return _add_crowds_and_masks(entry, crowds)
+        if any(crowds):
+            return entry.select([i for i, iscrowd in enumerate(crowds) if not iscrowd])
+        return entry
 
-    def more(
-        self, lists: dict[str, Any], crowds: list[bool], width: int, height: int, place: str
-    ) -> tuple[tuple[dict[str, Any], ...] | None, tuple[Problem, ...]]:
-        """What is known of each box beside its place, if anything is; and why masks were dropped."""
-        more: list[dict[str, Any]] = [{"iscrowd": 1} if crowd else {} for crowd in crowds]
-        lost = []
-        for i, mask in enumerate(lists.get("masks", ())):
-            try:
-                more[i]["segmentation"] = run_length(mask, width, height)
-            except ValueError as error:
-                lost.append(Problem(place, f"masks[{i}]: {error}"))
-        return (tuple(more) if "masks" in lists or any(crowds) else None), tuple(lost)
+    def parse_labels(self, row: dict[str, Any]) -> BoxesAndNames:
+        """Return the boxes and categories of a row."""
+        column = self.columns.annotation
+        if column in row:
+            return self.parse_annotation_strings(row[column])
+        if column != Columns.annotation:
+            raise BadEntryError(_explain_missing_column(column, "annotations", row))
+        return self.parse_boxes(row)
 
-    def embedded(self, record: dict[str, Any]) -> bytes | None:
-        """The bytes of the picture, if the row itself holds them, as tables of `datasets` do."""
-        held = record.get(LOADED_IMAGE if self.columns.image not in record else self.columns.image)
-        data = held.get("bytes") if isinstance(held, dict) else None
+    def find_embedded_image(self, row: dict[str, Any]) -> bytes | None:
+        """Return the bytes of the image if the row contains them, as in tables of `datasets`."""
+        column = self.columns.image if self.columns.image in row else LOADED_IMAGE
+        image = row.get(column)
+        data = image.get("bytes") if isinstance(image, dict) else None
         return data if isinstance(data, bytes) else None
 
-    def picture(self, record: dict[str, Any]) -> Path | None:
-        key = self.columns.image
-        if key == LOADED_IMAGE and key not in record and "file_name" in record:
-            key = "file_name"
-        if key != Columns.image and key not in record:
-            raise BadEntryError(missing(key, "the picture", record))
-        return image_below(self.folder, record[key], key) if key in record else None
+    def find_image(self, row: dict[str, Any]) -> Path | None:
+        """Return the image file that a row names, or None.
 
-    def caption(self, record: dict[str, Any]) -> str | None:
-        """The caption; a list of strings is joined. A column that was asked for by another name than ours must be there."""
-        key = self.columns.caption
-        if key != Columns.caption and key not in record:
-            raise BadEntryError(missing(key, "a caption", record))
-        value = record.get(key)
-        if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        A column whose name the user gave must exist.
+        """
+        column = self.columns.image
+        if column == LOADED_IMAGE and column not in row and "file_name" in row:
+            column = "file_name"
+        if column in row:
+            return resolve_image(self.folder, row[column], column)
+        if column != Columns.image:
+            raise BadEntryError(_explain_missing_column(column, "the image", row))
+        return None
+
+    def parse_caption(self, row: dict[str, Any]) -> str | None:
+        """Return the caption of a row; a list of texts is joined.
+
+        A column whose name the user gave must exist.
+        """
+        column = self.columns.caption
+        if column != Columns.caption and column not in row:
+            raise BadEntryError(_explain_missing_column(column, "a caption", row))
+        value = row.get(column)
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return ", ".join(value)
-        return text(value, key)
+        return parse_text(value, column)
 
-    def document_boxes(self, strings: Any) -> tuple[list[list[float]], tuple[str, ...]]:
-        """Boxes and names of `label_4_bbox_359.17_146.17_112.45_213.57`: category id, then x, y, width, height."""
-        key = self.columns.annotation
+    def parse_annotation_strings(self, strings: Any) -> BoxesAndNames:
+        """Return the boxes and categories of strings such as label_4_bbox_359.17_146.17_112.4_213.
+
+        The numbers are the category id, then x, y, width and height.
+        """
+        column = self.columns.annotation
         if not isinstance(strings, list):
-            raise BadEntryError(f"{key}: {strings!r} is not a list of strings")
+            raise BadEntryError(f"{column}: {strings!r} is not a list of strings")
+        labels = convert_all(strings, self.parse_annotation_string, column)
+        return [box for box, _ in labels], tuple(name for _, name in labels)
 
-        def convert(value: Any) -> tuple[list[float], str]:
-            found = DOCUMENT_FORM.fullmatch(str(value))
-            if not found or int(found[1]) not in self.names:
-                raise ValueError(f"{value!r} is not label_ID_bbox_X_Y_W_H with an id of COCO's")
-            return xyxy([float(v) for v in found.groups()[1:]]), self.names[int(found[1])]
+    def parse_annotation_string(self, value: Any) -> tuple[list[float], str]:
+        """Return the box and the category of an annotation string.
 
-        pairs = converted(strings, convert, key)
-        return [box for box, _ in pairs], tuple(name for _, name in pairs)
+        Raises:
+            ValueError: it is something else, or its category id is unknown.
+        """
+        match = ANNOTATION_STRING.fullmatch(str(value))
+        name = self.names.get(int(match[1])) if match else None
+        if not match or name is None:
+            raise ValueError(f"{value!r} is not label_ID_bbox_X_Y_W_H with an id of COCO's")
+        _, *numbers = match.groups()
+        return parse_xywh(list(map(float, numbers))), name
 
-    def plain_boxes(self, record: dict[str, Any]) -> tuple[list[list[float]], tuple[str, ...]]:
-        names = record.get("categories", record.get("category"))
-        if names is None:
+    def parse_boxes(self, row: dict[str, Any]) -> BoxesAndNames:
+        """Return the boxes and categories of a row without annotation strings."""
+        categories = row.get("categories", row.get("category"))
+        if categories is None:
             raise BadEntryError(
                 f"categories: missing; a name for each box (or a column {self.columns.annotation})"
             )
-        if not isinstance(names, list):
-            raise BadEntryError(f"categories: {names!r} is not a list of names")
-        if "boxes" in record:
-            rows = converted(_list(record, "boxes"), corners, "boxes")
-        elif "bbox" in record:
-            rows = converted(_list(record, "bbox"), xyxy, "bbox")
-        elif "masks" in record:
-            rows = converted(_list(record, "masks"), _mask_box, "masks")
+        if not isinstance(categories, list):
+            raise BadEntryError(f"categories: {categories!r} is not a list of names")
+        if "boxes" in row:
+            boxes = convert_all(_get_list(row, "boxes"), parse_xyxy, "boxes")
+        elif "bbox" in row:
+            boxes = convert_all(_get_list(row, "bbox"), parse_xywh, "bbox")
+        elif "masks" in row:
+            boxes = convert_all(_get_list(row, "masks"), _box_mask, "masks")
         else:
             raise BadEntryError("give boxes (x0, y0, x1, y1), bbox (x, y, width, height) or masks")
-        if len(names) != len(rows):
-            raise BadEntryError(f"categories: {len(names)} names for {len(rows)} boxes")
-        return rows, tuple(converted(names, self.name, "categories"))
+        if len(categories) != len(boxes):
+            raise BadEntryError(f"categories: {len(categories)} names for {len(boxes)} boxes")
+        return boxes, tuple(convert_all(categories, self.parse_category, "categories"))
 
-    def name(self, value: Any) -> str:
-        """The name of a category; of the number of a class its name, where the file has names, else the number.
+    def parse_category(self, value: Any) -> str:
+        """Return the name of a category.
+
+        The number of a class gives its name if the file has class names, otherwise the number.
 
         Raises:
-            ValueError: it is neither a name nor a number, or no class has it.
+            ValueError: the value is neither a name nor a number, or no class has this number.
         """
         if isinstance(value, str) and value:
             return value
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(f"{value!r} is not a name")
-        if self.classes and not 0 <= value < len(self.classes):
-            raise ValueError(
-                f"{value!r} is not the number of a class; there are 0 to {len(self.classes) - 1}"
-            )
-        return self.classes[value] if self.classes else str(value)
+        if not self.classes:
+            return str(value)
+        if not 0 <= value < len(self.classes):
+            last = len(self.classes) - 1
+            raise ValueError(f"{value!r} is not the number of a class; there are 0 to {last}")
+        return self.classes[value]
 
 
-def _objects(objects: Any) -> dict[str, Any]:
-    """The columns of Hugging Face's `objects`: a mapping of lists, or a list of mappings.
+def _add_crowds_and_masks(entry: Entry, crowds: list[bool]) -> Entry:
+    """Return the entry with iscrowd and the mask of each box, if it has crowds or masks.
+
+    A mask that is not valid is dropped and reported in `lost_masks`; its box is kept.
+    """
+    more: list[dict[str, Any]] = []
+    for iscrowd in crowds:
+        more.append({"iscrowd": 1} if iscrowd else {})
+    lost_masks: list[Problem] = []
+    for i, mask in enumerate(entry.masks or ()):
+        try:
+            more[i]["segmentation"] = encode_mask(mask, entry.width, entry.height)
+        except ValueError as error:
+            lost_masks.append(Problem(entry.place, f"masks[{i}]: {error}"))
+    if entry.masks is None and not any(crowds):
+        return entry
+    return replace(entry, more=tuple(more), lost_masks=tuple(lost_masks))
+
+
+def _flatten_objects(objects: Any) -> dict[str, Any]:
+    """Return the columns of Hugging Face's `objects`: a mapping of lists, or a list of mappings.
 
     Raises:
-        BadEntryError: the mappings have not the same keys.
+        BadEntryError: the mappings have different keys.
     """
     if isinstance(objects, list):
-        if not all(isinstance(item, dict) and item.keys() == objects[0].keys() for item in objects):
+        objects = _transpose_objects(objects)
+    columns: dict[str, Any] = {}
+    for key in OBJECTS_KEYS:
+        if objects.get(key) is not None:
+            columns[key] = objects[key]
+    return columns
+
+
+def _transpose_objects(objects: list[Any]) -> dict[str, list[Any]]:
+    """Return a list of mappings with equal keys as a mapping of lists.
+
+    Raises:
+        BadEntryError: it is something else.
+    """
+    if not objects:
+        return {"bbox": [], "categories": []}
+    for item in objects:
+        if not isinstance(item, dict) or item.keys() != objects[0].keys():
             raise BadEntryError(
-                f"{OBJECTS}: {str(objects)[:60]}: not a mapping of lists, and no list of mappings alike"
+                f"{OBJECTS}: {str(objects)[:60]}: neither a mapping of lists "
+                "nor a list of mappings with equal keys"
             )
-        objects = {
-            key: [item[key] for item in objects]
-            for key in (objects[0] if objects else ("bbox", "categories"))
-        }
-    return {
-        key: objects[key]
-        for key in ("bbox", "categories", "category", "iscrowd")
-        if objects.get(key) is not None
-    }
+    columns: dict[str, list[Any]] = {}
+    for key in objects[0]:
+        columns[key] = [item[key] for item in objects]
+    return columns
 
 
-def _crowds(record: dict[str, Any], boxes: int) -> list[bool]:
-    """Whether each box is a crowd: none is where the row does not say."""
-    if record.get("iscrowd") is None:
+def _parse_crowds(row: dict[str, Any], boxes: int) -> list[bool]:
+    """Return whether each box is a crowd; without the column iscrowd none is.
+
+    Args:
+        boxes: the number of boxes.
+    """
+    if row.get("iscrowd") is None:
         return [False] * boxes
-    values = converted(_list(record, "iscrowd"), is_crowd, "iscrowd")
-    if len(values) != boxes:
-        raise BadEntryError(f"iscrowd: {len(values)} given for {boxes} boxes")
-    return values
+    crowds = convert_all(_get_list(row, "iscrowd"), parse_iscrowd, "iscrowd")
+    if len(crowds) != boxes:
+        raise BadEntryError(f"iscrowd: {len(crowds)} given for {boxes} boxes")
+    return crowds
 
 
-def missing(column: str, what: str, record: dict[str, Any]) -> str:
-    """What is said of a column that a row lacks."""
-    return f"{column}: no such column for {what}; there are: {', '.join(map(str, record))}"
+def _explain_missing_column(column: str, content: str, row: dict[str, Any]) -> str:
+    """Return the message for a column that a row lacks."""
+    return f"{column}: no such column for {content}; there are: {', '.join(map(str, row))}"
 
 
-def _list(record: dict[str, Any], key: str) -> tuple[Any, ...]:
-    if not isinstance(record[key], list):
-        raise BadEntryError(f"{key}: {record[key]!r} is not a list")
-    return tuple(record[key])
+def _get_list(row: dict[str, Any], key: str) -> tuple[Any, ...]:
+    """Return the items of a list in a row.
+
+    Raises:
+        BadEntryError: it is not a list.
+    """
+    if not isinstance(row[key], list):
+        raise BadEntryError(f"{key}: {row[key]!r} is not a list")
+    return tuple(row[key])
 
 
-def _a_box_each(record: dict[str, Any], key: str, boxes: int) -> tuple[Any, ...]:
-    values, kind = _list(record, key), A_BOX_EACH[key]
+def _parse_box_values(row: dict[str, Any], key: str, boxes: int) -> tuple[Any, ...]:
+    """Return the values of a column that has one for each box.
+
+    Raises:
+        BadEntryError: their number or their type is wrong.
+    """
+    values = _get_list(row, key)
     if len(values) != boxes:
         raise BadEntryError(f"{key}: {len(values)} given for {boxes} boxes")
-    if not all(
-        isinstance(value, kind) and (key != "depth" or is_finite(value)) for value in values
-    ):
-        raise BadEntryError(f"{key}: {record[key]!r}: not of the kind that it needs for each box")
+    types, expected = BOX_VALUES[key]
+    for value in values:
+        if not isinstance(value, types) or (key == "depth" and not is_finite(value)):
+            raise BadEntryError(f"{key}: {row[key]!r}: each box needs {expected}")
     return values
 
 
-def _mask_box(mask: Any) -> list[float]:
+def _box_mask(mask: Any) -> list[float]:
+    """Return the box of a run-length encoding, xyxy in px.
+
+    Raises:
+        ValueError: it is not a run-length encoding.
+    """
     from pycocotools import mask as coco_mask
 
     size = mask.get("size") if isinstance(mask, dict) else None
     if not isinstance(size, list) or len(size) != 2:
         raise ValueError(f"{mask!r} is not a run-length encoding")
-    height, width = (positive(side, "size") for side in size)
-    return xyxy(coco_mask.toBbox(run_length(mask, width, height)).tolist())
+    height = parse_side(size[0], "size")
+    width = parse_side(size[1], "size")
+    return parse_xywh(coco_mask.toBbox(encode_mask(mask, width, height)).tolist())
 
 
-def _picture_size(record: dict[str, Any], picture: Path | bytes | None) -> tuple[int, int]:
-    if record.get("width") is not None or record.get("height") is not None:
-        return positive(record.get("width"), "width"), positive(record.get("height"), "height")
-    if picture is None:
+def _read_size(row: dict[str, Any], image: Path | bytes | None) -> tuple[int, int]:
+    """Return width and height in px, from the row or else from the image."""
+    width = row.get("width")
+    height = row.get("height")
+    if width is not None or height is not None:
+        return parse_side(width, "width"), parse_side(height, "height")
+    if image is None:
         raise BadEntryError("give width and height, or a file_name beside the file")
-    return upright_size(picture)
+    return read_upright_size(image)

@@ -12,7 +12,11 @@ FORMAT = Format(
     content="Pascal VOC (Annotations/*.xml, *.xml)",
     fields=("images", "split"),
     options=(
-        Option("voc_corners", CORNERS, "what xmin … ymax of VOC mean (default: by who wrote it)"),
+        Option(
+            "voc_corners",
+            CORNERS,
+            "what xmin … ymax of VOC mean (default: by the program that wrote the file)",
+        ),
     ),
     has_ids=False,
 )

@@ -1,7 +1,8 @@
-"""Pascal VOC: JPEGImages/, Annotations/KEY.xml, and the keys of each split in ImageSets/Main/{split}.txt.
+"""Pascal VOC: JPEGImages/, Annotations/KEY.xml, and the keys of each split in ImageSets/Main/.
 
-VOC counts pixels from 1, both ends belonging to the box (VOC2012 development kit, "Annotations"): a box from x0 to x1 px is
-xmin = round(x0) + 1, xmax = round(x1). Whole numbers: a side moves by half a pixel at most. `difficult` marks crowds.
+VOC counts pixels from 1, both ends belonging to the box (VOC2012 development kit, "Annotations"): a
+box from x0 to x1 px is xmin = round(x0) + 1, xmax = round(x1). The values are whole numbers, so
+that a side moves by half a pixel at most. `difficult` marks crowds.
 """
 
 from typing import Any
@@ -11,65 +12,61 @@ from synthgen.annotations import Annotation
 from synthgen.dataset.shard_reader import SPLITS
 from synthgen.formats.export import (
     Export,
-    picture_name,
-    pictures,
-    printable,
+    join_lines,
+    name_image,
+    read_images,
     write_bytes,
     write_lines,
 )
-from synthgen.formats.voc.reader import ENDS, OURS
+from synthgen.formats.voc.reader import CORNER_TAGS, OUR_NAME
 from synthgen.geometry import xywh_to_voc
 
 CROWDS = True
 
 
 def write_shard(export: Export, number: int) -> None:
-    """The pictures of a shard, byte by byte, and the annotations of each."""
-    for _, row, annotations, data in pictures(export, number):
-        write_bytes(export.folder / "JPEGImages" / picture_name(row), data)
-        write_bytes(
-            export.folder / "Annotations" / f"{row['key']}.xml",
-            annotation_xml(export, row, annotations),
-        )
+    """Write the images of a shard without changing their bytes, and a file of annotations each."""
+    for _, row, annotations, data in read_images(export, number):
+        write_bytes(export.folder / "JPEGImages" / name_image(row), data)
+        xml = make_annotation_xml(export, row, annotations)
+        write_bytes(export.folder / "Annotations" / f"{row['key']}.xml", xml)
 
 
-def annotation_xml(export: Export, row: dict[str, Any], annotations: list[Annotation]) -> bytes:
+def make_annotation_xml(
+    export: Export, row: dict[str, Any], annotations: list[Annotation]
+) -> bytes:
+    """Return the file of annotations of an image."""
     root = ElementTree.Element("annotation")
-    put(root, folder="JPEGImages", filename=picture_name(row))
-    put(
-        ElementTree.SubElement(root, "source"),
-        database=printable(export.info.name),
-        annotation=OURS,
-    )
-    put(ElementTree.SubElement(root, "size"), width=row["width"], height=row["height"], depth=3)
-    put(root, segmented=0)
+    add_texts(root, folder="JPEGImages", filename=name_image(row))
+    source = ElementTree.SubElement(root, "source")
+    add_texts(source, database=join_lines(export.info.name), annotation=OUR_NAME)
+    size = ElementTree.SubElement(root, "size")
+    add_texts(size, width=row["width"], height=row["height"], depth=3)
+    add_texts(root, segmented=0)
     for annotation in annotations:
         item = ElementTree.SubElement(root, "object")
-        put(
+        add_texts(
             item,
-            name=printable(annotation.category),
+            name=join_lines(annotation.category),
             pose="Unspecified",
             truncated=0,
             difficult=annotation.iscrowd,
         )
-        put(
-            ElementTree.SubElement(item, "bndbox"),
-            **dict(zip(ENDS, xywh_to_voc(annotation.bbox), strict=True)),
-        )
+        bounds = ElementTree.SubElement(item, "bndbox")
+        corners = zip(CORNER_TAGS, xywh_to_voc(annotation.bbox), strict=True)
+        add_texts(bounds, **dict(corners))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="utf-8") + b"\n"
 
 
-def put(parent: ElementTree.Element, **texts: Any) -> None:
-    """Elements that hold a text."""
+def add_texts(parent: ElementTree.Element, **texts: Any) -> None:
+    """Add an element with a text for each keyword argument."""
     for name, text in texts.items():
         ElementTree.SubElement(parent, name).text = str(text)
 
 
 def finish(export: Export) -> None:
-    """The keys of each split."""
+    """Write the keys of each split."""
     for split in SPLITS:
-        write_lines(
-            export.folder / "ImageSets" / "Main" / f"{split}.txt",
-            (row["key"] for row in export.rows(split)),
-        )
+        keys = (row["key"] for row in export.read_rows(split))
+        write_lines(export.folder / "ImageSets" / "Main" / f"{split}.txt", keys)

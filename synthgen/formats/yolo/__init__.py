@@ -1,4 +1,4 @@
-"""YOLO, as Ultralytics and Darknet have it."""
+"""YOLO, as Ultralytics and Darknet define it."""
 
 from synthgen.formats.base import Format, Option
 
@@ -12,6 +12,6 @@ FORMAT = Format(
     content="YOLO (data.yaml, obj.data, images/ and labels/, or classes.txt)",
     fields=("split",),
     options=(
-        Option("task", TASKS, "what a line of a YOLO dataset means, where that cannot be told"),
+        Option("task", TASKS, "what a line of a YOLO dataset means, where that is ambiguous"),
     ),
 )

@@ -1,4 +1,4 @@
-"""Annotations as tokens beside the prompt: the recipe. The pipeline itself is in `pipeline.py`."""
+"""The recipe of annotations as tokens beside the prompt. The pipeline is in `pipeline.py`."""
 
 from typing import ClassVar, Literal
 
@@ -8,7 +8,10 @@ from synthgen.pipelines.diffusion.box_annotations import AnnotatedSpec
 
 
 class Spec(AnnotatedSpec):
-    """Boxes as text tokens that the cross-attention reads beside the prompt; needs a checkpoint trained for it."""
+    """Give boxes to the cross-attention as text tokens beside the prompt.
+
+    This needs a checkpoint that was trained for it.
+    """
 
     PIPELINE: ClassVar[str] = (
         "synthgen.pipelines.annotation_tokens.pipeline:AnnotationTokensPipeline"
@@ -17,16 +20,17 @@ class Spec(AnnotatedSpec):
     method: Literal["annotation_tokens"] = "annotation_tokens"
     form: Literal["auto", "literal", "compact"] = Field(
         "auto",
-        description="literal: label_18_bbox_X_Y_W_H; compact: phrase and location tokens; auto: what the checkpoint knows",
+        description="Form of a box; literal: label_18_bbox_X_Y_W_H; compact: phrase and location "
+        "tokens; auto: the form that the checkpoint knows.",
     )
 
     tile: int | None = Field(
         None,
         ge=8,
-        description="px; the canvas is denoised in tiles of this side; null: in one piece",
+        description="Side in px of the tiles in which the canvas is denoised; null: no tiles.",
     )
     overlap: float = Field(
-        0.25, ge=0, le=0.9, description="share of a tile that the next one covers"
+        0.25, ge=0, le=0.9, description="Share of a tile that the next one covers."
     )
 
     @property

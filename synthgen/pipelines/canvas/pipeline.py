@@ -1,4 +1,6 @@
-"""Mixture of Diffusers over free regions: `StableDiffusionCanvasPipeline` of the source document's package, in batches.
+"""Mixture of Diffusers over free regions, in batches.
+
+This is `StableDiffusionCanvasPipeline` of the source document's package.
 
 Source: Jimenez, arXiv 2302.02412, and the arguments of the package `mixdiff`.
 """
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +22,7 @@ from synthgen.pipelines.canvas import (
     RerollRegion,
     Spec,
     TextRegion,
-    region_problems,
+    find_region_problems,
 )
 from synthgen.pipelines.diffusion import region_weights
 from synthgen.pipelines.diffusion.blending import Reference
@@ -31,18 +34,19 @@ from synthgen.pipelines.diffusion.pipeline import (
     LatentPipeline,
     StepEnd,
     as_output,
-    generators_of,
     load_pipeline,
+    make_generators,
 )
 from synthgen.pipelines.diffusion.prompts import Prompts
 from synthgen.pipelines.diffusion.scaling import enlarge_canvas, resize_images
+from synthgen.randomness import make_torch_seed
 from synthgen.scenes.scene import Scene, SceneSpec
 
 Regions = Sequence[TextRegion | ImageRegion]
 
 
 class CanvasPipeline(LatentPipeline):
-    """Pictures from free regions, with any checkpoint in Stable Diffusion format."""
+    """Generate images from free regions with any checkpoint in Stable Diffusion format."""
 
     @torch.no_grad()
     def __call__(
@@ -62,76 +66,77 @@ class CanvasPipeline(LatentPipeline):
         callback_on_step_end: StepEnd | None = None,
         output_type: str = "pil",
     ) -> Any:
-        """Paint one image a seed.
+        """Generate one image for each seed.
 
         Args:
-            canvas_height, canvas_width: px.
-            regions: of all images, or a list for each. Cells that no text region covers predict no noise.
-            seed: general seed, one or B; None: `generator`.
-            reroll_regions: where the initial noise is another; resets come first, then each region's `noise_eps`.
-            negative_prompt: of the regions that have none of their own; None: none.
+            canvas_height: height of the canvas in px.
+            canvas_width: width of the canvas in px.
+            regions: regions of all images, or a list for each image. The predicted noise is 0 in
+                cells that no text region covers.
+            seed: general seed, one or B; None: use `generator`.
+            reroll_regions: regions in which the initial noise is replaced or changed; resets come
+                first, then each region's `noise_eps`.
+            negative_prompt: negative prompt of the regions that have none of their own; None:
+                none.
             eta: noise that DDIM adds at each step.
             cpu_vae: decode on the CPU.
-            decode_steps: also return what is on the canvas after each step, a list of batches.
-            chunk: windows of the size that the checkpoint was trained at that go through the UNet at once.
-            generator: one CPU generator an image, or one.
+            decode_steps: also return the canvas after each step, a list of batches.
+            chunk: number of windows of the size that the checkpoint was trained at that go through
+                the UNet together.
+            generator: one CPU generator for each image, or one.
             output_type: "pil", "np" (B, H, W, 3) uint8, or "latent".
 
         Returns:
-            B images; with `decode_steps` these and a list of B images a step.
+            B images; with `decode_steps` these and a list with B images for each step.
 
         Raises:
-            IncompatibleLayoutError: a canvas or region that this checkpoint cannot paint.
+            IncompatibleLayoutError: this checkpoint cannot generate a canvas or a region.
         """
-        generators, size = generators_of(seed, generator), (canvas_width, canvas_height)
-        each: Any = (
-            list(regions) if isinstance(regions[0], Sequence) else [regions] * len(generators)
-        )
-        self.check_inputs(each, reroll_regions, size, len(generators))
-        noise = torch.stack(
-            [
-                self.canvas_noise(size, g, r, reroll_regions)
-                for g, r in zip(generators, each, strict=True)
-            ]
-        )
-        noise = noise.to(self._execution_device)
-        prompts, parts = Prompts(), []
-        for image, own in enumerate(each):
-            for r in own:
-                if isinstance(r, TextRegion):
-                    negative = negative_prompt if r.negative_prompt is None else r.negative_prompt
-                    rows, weight = (prompts.row(r.prompt), prompts.row(negative)), self.weight(r)
-                    parts.append(Region(image, self.window(r), *rows, r.guidance_scale, weight))
+        generators = make_generators(seed, generator)
+        size = (canvas_width, canvas_height)
+        regions_per_image: list[Any] = [regions] * len(generators)
+        if isinstance(regions[0], Sequence):
+            regions_per_image = list(regions)
+        self.check_inputs(regions_per_image, reroll_regions, size, len(generators))
+        noises = []
+        for own_generator, own_regions in zip(generators, regions_per_image, strict=True):
+            noises.append(self.sample_noise(size, own_generator, own_regions, reroll_regions))
+        noise = torch.stack(noises).to(self._execution_device)
+        prompts = Prompts()
+        mixture_regions = []
+        for image, own_regions in enumerate(regions_per_image):
+            for region in own_regions:
+                if isinstance(region, TextRegion):
+                    mixture_regions.append(
+                        self.build_mixture_region(image, region, prompts, negative_prompt)
+                    )
         conditions = self.text_conditions(prompts.texts or [""], 7.5)
-        mixture = Mixture(parts, conditions, noise.shape, self.cells_at_once(chunk))
-        seen: list[Images] = []
+        mixture = Mixture(mixture_regions, conditions, noise.shape, self.cells_at_once(chunk))
+        decoded_steps: list[Images] = []
 
-        def look(z: Tensor, scheduler: Any, step: int, t: Tensor | None) -> Tensor:
-            seen.append(as_output(self.decode(z, cpu_vae), output_type))
+        def decode_step(z: Tensor, scheduler: Any, step: int, t: Tensor | None) -> Tensor:
+            decoded_steps.append(as_output(self.decode(z, cpu_vae), output_type))
             return z
 
-        after: list[AfterStep] = [
-            *self.references(each, noise, num_inference_steps),
-            *([look] if decode_steps else []),
-        ]
-        latents = self.denoise(
-            noise, [mixture] * num_inference_steps, callback_on_step_end, after, generators, eta
-        )
-        images = (
-            latents
-            if output_type == "latent"
-            else as_output(self.decode(latents, cpu_vae), output_type)
-        )
-        return (images, seen) if decode_steps else images
+        after_step: list[AfterStep] = []
+        after_step += self.build_references(regions_per_image, noise, num_inference_steps)
+        if decode_steps:
+            after_step.append(decode_step)
+        steps = [mixture] * num_inference_steps
+        latents = self.denoise(noise, steps, callback_on_step_end, after_step, generators, eta)
+        images: Images | Tensor = latents
+        if output_type != "latent":
+            images = as_output(self.decode(latents, cpu_vae), output_type)
+        return (images, decoded_steps) if decode_steps else images
 
     def check_inputs(
         self,
         regions: Sequence[Regions],
-        rerolls: Sequence[RerollRegion],
+        reroll_regions: Sequence[RerollRegion],
         canvas: tuple[int, int],
         images: int,
     ) -> None:
-        """Raise IncompatibleLayoutError for a canvas or regions that this checkpoint cannot paint."""
+        """Raise IncompatibleLayoutError for a canvas or regions that this checkpoint cannot use."""
         if len(regions) != images:
             raise IncompatibleLayoutError(
                 f"regions: lists for {len(regions)} images, but {images} seeds or generators"
@@ -141,80 +146,113 @@ class CanvasPipeline(LatentPipeline):
                 raise IncompatibleLayoutError(
                     f"{name}: {side} must be a multiple of {self.factor} for this checkpoint"
                 )
-        for problem in (
-            p
-            for own in [*regions, rerolls]
-            for p in region_problems(list(own), canvas, self.factor)
-        ):
-            raise IncompatibleLayoutError(problem)
+        for own_regions in [*regions, reroll_regions]:
+            problems = find_region_problems(own_regions, canvas, self.factor)
+            if problems:
+                raise IncompatibleLayoutError(problems[0])
 
-    def window(self, region: CanvasRegion) -> tuple[int, int, int, int]:
-        """x0, y0, x1, y1 of a region in cells."""
+    def build_mixture_region(
+        self, image: int, region: TextRegion, prompts: Prompts, negative_prompt: str | None
+    ) -> Region:
+        """Return the region of the mixture that a text region stands for.
+
+        Args:
+            image: index of the image in the batch.
+            region: the text region.
+            prompts: table of prompts, to which the region's prompts are added.
+            negative_prompt: negative prompt if the region has none of its own.
+        """
+        if region.negative_prompt is not None:
+            negative_prompt = region.negative_prompt
+        row = prompts.row(region.prompt)
+        negative_row = prompts.row(negative_prompt)
+        window = self.convert_to_cells(region)
+        x0, y0, x1, y1 = window
+        weight = region_weights.WINDOW[region.mask_type](y1 - y0, x1 - x0) * region.mask_weight
+        return Region(image, window, row, negative_row, region.guidance_scale, weight)
+
+    def convert_to_cells(self, region: CanvasRegion) -> tuple[int, int, int, int]:
+        """Return the window x0, y0, x1, y1 of a region in latent cells."""
         sides = (region.col_init, region.row_init, region.col_end, region.row_end)
         x0, y0, x1, y1 = (side // self.factor for side in sides)
         return x0, y0, x1, y1
 
-    def weight(self, region: TextRegion) -> Tensor:
-        """Weight (h, w) of a text region."""
-        x0, y0, x1, y1 = self.window(region)
-        return region_weights.WINDOW[region.mask_type](y1 - y0, x1 - x0) * region.mask_weight
-
-    def canvas_noise(
+    def sample_noise(
         self,
         canvas: tuple[int, int],
         generator: torch.Generator,
         regions: Regions,
-        rerolls: Sequence[RerollRegion],
+        reroll_regions: Sequence[RerollRegion],
     ) -> Tensor:
-        """Initial noise (C, h, w): the canvas', reset where asked, then shifted by each region's own noise."""
-        shape = (
-            self.vae.config.latent_channels,
-            canvas[1] // self.factor,
-            canvas[0] // self.factor,
-        )
-        noise = torch.randn(shape, generator=generator)
-        resets = [r for r in rerolls if r.reroll_mode == "reset"]
-        shifts = [*regions, *(r for r in rerolls if r.reroll_mode == "epsilon")]
-        for region, scale in [
-            *((r, None) for r in resets),
-            *((r, r.noise_eps) for r in shifts if r.noise_eps > 0),
-        ]:
-            x0, y0, x1, y1 = self.window(region)
-            part, seed = noise[:, y0:y1, x0:x1], region.region_seed
-            own = torch.randn(
-                part.shape,
-                generator=generator if seed is None else torch.Generator().manual_seed(seed),
-            )
-            part.copy_(own if scale is None else part + scale * own)
+        """Return the initial noise (C, h, w) of one image.
+
+        The noise of the canvas is replaced in the regions that reset it, then each region's own
+        noise is added.
+        """
+        height = canvas[1] // self.factor
+        width = canvas[0] // self.factor
+        noise = torch.randn((self.vae.config.latent_channels, height, width), generator=generator)
+        resets = [r for r in reroll_regions if r.reroll_mode == "reset"]
+        epsilons = [r for r in reroll_regions if r.reroll_mode == "epsilon"]
+        for reset in resets:
+            noise_here = self.select_noise(noise, reset)
+            noise_here.copy_(self.sample_region_noise(noise_here, reset, generator))
+        for region in [*regions, *epsilons]:
+            if region.noise_eps > 0:
+                noise_here = self.select_noise(noise, region)
+                own_noise = self.sample_region_noise(noise_here, region, generator)
+                noise_here.copy_(noise_here + region.noise_eps * own_noise)
         return noise
 
-    def references(self, regions: Sequence[Regions], noise: Tensor, steps: int) -> list[Reference]:
-        """What the image regions follow, and for how many steps: their latents, noised as the canvas is.
+    def select_noise(self, noise: Tensor, region: CanvasRegion) -> Tensor:
+        """Return the view (C, h, w) of the canvas' noise in a region."""
+        x0, y0, x1, y1 = self.convert_to_cells(region)
+        return noise[:, y0:y1, x0:x1]
 
-        The package noises them to the level before the step that was just made; here it is the level after it.
+    def sample_region_noise(
+        self, noise: Tensor, region: CanvasRegion, generator: torch.Generator
+    ) -> Tensor:
+        """Sample a region's own noise in the shape of `noise`, from its seed if it has one."""
+        if region.region_seed is not None:
+            generator = torch.Generator().manual_seed(region.region_seed)
+        return torch.randn(noise.shape, generator=generator)
+
+    def build_references(
+        self, regions: Sequence[Regions], noise: Tensor, steps: int
+    ) -> list[Reference]:
+        """Return the references of the image regions: their latents and for how many steps.
+
+        The package noises the latents to the level before the step that was just made; here it is
+        the level after that step, as for the canvas.
         """
-        found = []
-        for image, own in enumerate(regions):
-            for region in own:
+        references = []
+        for image, own_regions in enumerate(regions):
+            for region in own_regions:
                 if isinstance(region, ImageRegion):
-                    x0, y0, x1, y1 = self.window(region)
-                    latents, mask = torch.zeros_like(noise), torch.zeros_like(noise[:, :1])
-                    latents[image, :, y0:y1, x0:x1] = self.encode_pictures(picture(region)[None])[0]
+                    x0, y0, x1, y1 = self.convert_to_cells(region)
+                    encoded = self.encode_images(load_reference(region)[None])[0]
+                    latents = torch.zeros_like(noise)
+                    latents[image, :, y0:y1, x0:x1] = encoded
+                    mask = torch.zeros_like(noise[:, :1])
                     mask[image, :, y0:y1, x0:x1] = 1
-                    found.append(Reference(latents, noise, mask, steps_of(region.strength, steps)))
-        return found
+                    count = count_reference_steps(region.strength, steps)
+                    references.append(Reference(latents, noise, mask, count))
+        return references
 
 
-def picture(region: ImageRegion) -> np.ndarray:
-    """The reference image (h, w, 3) uint8 of a region, stretched to it."""
+def load_reference(region: ImageRegion) -> NDArray[np.uint8]:
+    """Return the reference image (h, w, 3) uint8 of a region, stretched to its size."""
     source = region.reference_image
     image = source if isinstance(source, Image.Image) else Image.open(source)
     size = (region.col_end - region.col_init, region.row_end - region.row_init)
     return np.array(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
 
 
-def steps_of(strength: float, steps: int) -> int:
-    """Steps in which a picture is followed: all but the last floor(steps (1 - strength)), and never the last one."""
+def count_reference_steps(strength: float, steps: int) -> int:
+    """Return the number of steps that follow a reference image.
+
+    These are all but the last floor(steps (1 - strength)); the last step is never one of them.
+    """
     return min(steps - floor(steps * (1 - strength) + 1e-9), steps - 1)
 
 
@@ -222,18 +260,20 @@ class CanvasPainter:
     """The loaded pipeline as the engine calls it."""
 
     def __init__(self, spec: Spec, scene: SceneSpec, numerics: Numerics) -> None:
-        self.spec, self.chunk = spec, numerics.chunk
+        self.spec = spec
+        self.chunk = numerics.chunk
         self.pipeline = load_pipeline(CanvasPipeline, spec, spec.scheduler, numerics)
         self.pipeline.empty_is_none = True
 
     def use_chunk(self, chunk: int) -> None:
-        """Go on with so many windows at once; what is loaded stays."""
+        """Change how many windows go through the UNet together, without loading anything."""
         self.chunk = chunk
 
     def __call__(
         self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
     ) -> list[Painting]:
-        spec, factor = self.spec, self.pipeline.factor
+        spec = self.spec
+        factor = self.pipeline.factor
         size = (scenes[0].layout.width, scenes[0].layout.height)
         width, height = enlarge_canvas(size, spec.generation_scale(), factor)
         images = self.pipeline(
@@ -241,10 +281,7 @@ class CanvasPainter:
             width,
             spec.enlarge(spec.regions, factor),
             num_inference_steps=spec.steps,
-            seed=[
-                int(seed.generate_state(1, np.uint64)[0] >> 1) if spec.seed is None else spec.seed
-                for seed in seeds
-            ],
+            seed=[make_torch_seed(seed) if spec.seed is None else spec.seed for seed in seeds],
             reroll_regions=spec.enlarge(spec.reroll_regions, factor),
             negative_prompt=scenes[0].negative,
             eta=spec.eta,

@@ -1,1 +1,1 @@
-"""What the diffusion pipelines share: checkpoints, windows, regions, decoding."""
+"""What the diffusion methods share: checkpoints, windows, regions, denoising and decoding."""

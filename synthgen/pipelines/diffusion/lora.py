@@ -1,8 +1,10 @@
-"""What a LoRA file changes: each of its tensors is assigned to a weight of the checkpoint, or the file is refused.
+"""What a LoRA file changes: each of its tensors is assigned to a weight of the checkpoint.
 
-Files are read in the formats of diffusers (peft's `lora_A`, the older `lora.down`), of peft itself, and of kohya's trainer
-(`lora_unet_…`), with SDXL's block names of the original code too. The assignment is made from the heads of the files, before
-anything is begun, and the same assignment is merged later: nothing of a file is dropped. Imports no torch.
+Files are read in the formats of diffusers (peft's `lora_A`, the older `lora.down`), of peft itself,
+and of kohya's trainer (`lora_unet_…`), including the block names of SDXL's original code. A file
+with a tensor that fits no weight is refused. The assignment is made from the headers of the files,
+before a job starts, and the same assignment is used when the LoRA is merged. This module does not
+import torch.
 """
 
 import json
@@ -29,11 +31,15 @@ PREFIXES = {
     "text_encoder": ("lora_te_", "lora_te1_", "text_encoder_", "base_model_model_text_encoder_"),
     "text_encoder_2": ("lora_te2_", "text_encoder_2_", "base_model_model_text_encoder_2_"),
 }
-SUFFIX = re.compile(
-    r"(?P<base>.+?)(?:[._]lora(?:_linear_layer)?)?\.(?:(?P<down>lora_A(?:\.\w+)?\.weight|lora_down\.weight|down\.weight)"
-    r"|(?P<up>lora_B(?:\.\w+)?\.weight|lora_up\.weight|up\.weight)|(?P<alpha>alpha))"
+ROLES = ("down", "up", "alpha")
+DOWN = r"lora_A(?:\.\w+)?\.weight|lora_down\.weight|down\.weight"
+UP = r"lora_B(?:\.\w+)?\.weight|lora_up\.weight|up\.weight"
+TENSOR_NAME = re.compile(
+    rf"(?P<base>.+?)(?:[._]lora(?:_linear_layer)?)?\."
+    rf"(?:(?P<down>{DOWN})|(?P<up>{UP})|(?P<alpha>alpha))"
 )
-OTHERS = {  # what is in the names of other files' tensors
+# Parts of tensor names by which files of other kinds are recognised.
+OTHER_KINDS = {
     ".hada_": "a LoHa (LyCORIS), which is not read",
     ".lokr_": "a LoKr (LyCORIS), which is not read",
     ".oft_": "an OFT (LyCORIS), which is not read",
@@ -50,14 +56,38 @@ OTHERS = {  # what is in the names of other files' tensors
     "emb_params": "a textual inversion (the embedding of a word), which is no LoRA",
     "first_stage_model": "a whole checkpoint in one file, which is no LoRA",
 }
-NETWORKS = {  # what is in the names of their tensors
+# Patterns of tensor names by which LoRAs of other networks are recognised.
+OTHER_NETWORKS = {
     re.compile("double_blocks|single_transformer_blocks|single_blocks"): "FLUX",
     re.compile("joint_blocks"): "Stable Diffusion 3",
     re.compile(
         r"\btransformer\.|lora_transformer_"
     ): "a transformer (FLUX, Stable Diffusion 3 or another)",
 }
-ADAPTER = "adapter_config.json"  # settings beside a file that peft has written
+ADAPTER = "adapter_config.json"  # the configuration that peft writes beside its files
+# Names of modules in diffusers, and in the original code of SDXL.
+ORIGINAL_RESNET_NAMES = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+ORIGINAL_NAMES = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
+UNET_BLOCK = re.compile(r"(down_blocks|up_blocks|mid_block)(?:\.(\d+))?\.(\w+)\.(\d+)\.(.+)")
+# Ends of the names of a text encoder's projections, and their ends in some files.
+PROJECTION_ENDS = {
+    "q_proj": "to_q",
+    "k_proj": "to_k",
+    "v_proj": "to_v",
+    "out_proj": "to_out",
+}
 
 
 @dataclass(frozen=True)
@@ -65,13 +95,13 @@ class LoraLayer:
     """A low-rank change of one weight: up @ down, times alpha / rank.
 
     Attributes:
-        part: of the checkpoint, such as "unet".
+        part: the part of the checkpoint, such as "unet".
         weight: name of the weight in the part's files, without "text_model.".
         down: name of the tensor (r, in, …) in the LoRA's file.
         up: name of the tensor (out, r, …).
-        alpha: name of the tensor with one number; None: `factor` holds.
-        factor: alpha / rank, where no tensor tells alpha.
-        rank: r.
+        alpha: name of the tensor with one number; None: `factor` is used.
+        factor: alpha / rank, if no tensor contains alpha.
+        rank: the rank r.
     """
 
     part: str
@@ -93,42 +123,50 @@ def read_layers(
         unet: the UNet's config.json.
 
     Raises:
-        ModelNotFoundError: the file is broken, is of another kind, or was made for another checkpoint; the message says which.
+        ModelNotFoundError: the file is broken, is of another kind, or was made for another
+            checkpoint; the message says which.
     """
     shapes, metadata = read_head(file)
-    if kind := _other_kind(shapes):
-        raise ModelNotFoundError(f"{file} is {kind}; give a plain LoRA")
-    targets = _targets(parts, unet)
-    found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    other_kind = _recognise_other_kind(shapes)
+    if other_kind is not None:
+        raise ModelNotFoundError(f"{file} is {other_kind}; give a plain LoRA")
+    targets = _list_targets(parts, unet)
+    tensors: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     unknown = []
     for name in shapes:
-        match = SUFFIX.fullmatch(name)
-        target = targets.get(_underscored(match["base"])) if match is not None else None
+        match = TENSOR_NAME.fullmatch(name)
+        target = targets.get(_replace_dots(match["base"])) if match is not None else None
         if match is None or target is None:
             unknown.append(name)
             continue
-        role = next(role for role in ("down", "up", "alpha") if match[role])
-        if role in found[target]:
-            raise ModelNotFoundError(
-                f"{file} has {found[target][role]} and {name} for the same weight; give a LoRA made once"
-            )
-        found[target][role] = name
+        for role in ROLES:
+            if match[role]:
+                _assign_tensor(file, tensors[target], role, name)
     if unknown:
-        raise ModelNotFoundError(_foreign(file, unknown, len(shapes), parts.keys()))
-    if not found:
+        raise ModelNotFoundError(_describe_unknown(file, unknown, len(shapes), parts.keys()))
+    if not tensors:
         raise ModelNotFoundError(f"{file} holds no tensors; it is no LoRA")
-    settings = _settings(file, shapes, metadata)
-    weights = {
-        part: {_plain(name): shape for name, shape in found.items()}
-        for part, found in parts.items()
-    }
-    return [
-        _layer(file, target, names, shapes, weights[target[0]], settings)
-        for target, names in sorted(found.items())
-    ]
+    settings = _read_settings(file, shapes, metadata)
+    weights: dict[str, Shapes] = {}
+    for part, part_shapes in parts.items():
+        weights[part] = {_shorten_name(name): shape for name, shape in part_shapes.items()}
+    layers = []
+    for target, names in sorted(tensors.items()):
+        layers.append(_make_layer(file, target, names, shapes, weights[target[0]], settings))
+    return layers
 
 
-def _layer(
+def _assign_tensor(file: Path, names: dict[str, str], role: str, name: str) -> None:
+    """Add a tensor to those of a weight, or raise ModelNotFoundError for a second one."""
+    if role in names:
+        raise ModelNotFoundError(
+            f"{file} has {names[role]} and {name} for the same weight; "
+            "give a LoRA with one tensor for it"
+        )
+    names[role] = name
+
+
+def _make_layer(
     file: Path,
     target: tuple[str, str],
     names: Mapping[str, str],
@@ -136,120 +174,129 @@ def _layer(
     weights: Shapes,
     settings: Mapping[str, Any],
 ) -> LoraLayer:
-    """Check the tensors of one weight against it."""
+    """Check the tensors that change a weight, and return them as a layer.
+
+    Args:
+        target: part and name of the weight.
+        names: names of the tensors by role.
+        shapes: the shapes of the tensors in the LoRA's file.
+        weights: shapes of the part's weights.
+        settings: adapter configuration of each part.
+    """
     part, weight = target
     if not {"down", "up"} <= names.keys():
-        have = next(iter(names.values()))
+        present = next(iter(names.values()))
         raise ModelNotFoundError(
-            f"{file} has {have} without its counterpart; it is cut short or edited, so make it again"
+            f"{file} has {present} without its counterpart; "
+            "it is cut short or edited, so make it again"
         )
-    down, up, base = shapes[names["down"]], shapes[names["up"]], weights[weight]
+    down = shapes[names["down"]]
+    up = shapes[names["up"]]
+    base = weights[weight]
     rank = down[0] if down else 0
-    fits = len(up) >= 2 and up[1] == rank and all(n == 1 for n in up[2:])
-    if not fits or _trimmed((up[0], *down[1:])) != _trimmed(base):
+    fits = len(up) >= 2 and up[1] == rank and set(up[2:]) <= {1}
+    if not fits or _trim_shape((up[0], *down[1:])) != _trim_shape(base):
         raise ModelNotFoundError(
-            f"{file} was made for another checkpoint: {names['down']} {list(down)} and {names['up']} {list(up)} "
-            f"do not fit {weight} {list(base)} of the {part}; use it with the checkpoint that it was made for"
+            f"{file} was made for another checkpoint: {names['down']} {list(down)} and "
+            f"{names['up']} {list(up)} do not fit {weight} {list(base)} of the {part}; "
+            "use it with the checkpoint that it was made for"
         )
-    if "alpha" in names and math.prod(shapes[names["alpha"]]) != 1:
+    alpha = names.get("alpha")
+    if alpha is None:
+        factor = _compute_factor(settings.get(part, {}), weight.removesuffix(".weight"), rank)
+        return LoraLayer(part, weight, names["down"], names["up"], None, factor, rank)
+    if math.prod(shapes[alpha]) != 1:
         raise ModelNotFoundError(
-            f"{file}: {names['alpha']} has the shape {list(shapes[names['alpha']])}, not one number"
+            f"{file}: {alpha} has the shape {list(shapes[alpha])}, not one number"
         )
-    module = weight.removesuffix(".weight")
-    factor = 1.0 if "alpha" in names else _factor(settings.get(part, {}), module, rank)
-    return LoraLayer(part, weight, names["down"], names["up"], names.get("alpha"), factor, rank)
+    return LoraLayer(part, weight, names["down"], names["up"], alpha, 1.0, rank)
 
 
-def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without the ones at its end: a 1 x 1 convolution is a linear layer."""
-    return shape if not shape[2:] or any(n != 1 for n in shape[2:]) else shape[:2]
+def _trim_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape without the ones at its end: a 1 x 1 convolution is a linear layer."""
+    if set(shape[2:]) <= {1}:
+        return shape[:2]
+    return shape
 
 
-def _targets(parts: Mapping[str, Shapes], unet: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Part and weight of every name, with underscores, that a file may call a weight by."""
+def _list_targets(
+    parts: Mapping[str, Shapes], unet: Mapping[str, Any]
+) -> dict[str, tuple[str, str]]:
+    """Return part and weight for every name, with underscores, that a file may use for a weight."""
     targets = {}
     for part, shapes in parts.items():
         for name, shape in shapes.items():
             if not name.endswith(".weight") or len(shape) not in (2, 4):
                 continue
-            plain = _plain(name)
-            for alias in _aliases(part, plain.removesuffix(".weight"), unet):
+            weight = _shorten_name(name)
+            for alias in _list_aliases(part, weight.removesuffix(".weight"), unet):
                 for prefix in PREFIXES.get(part, ()):
-                    targets[prefix + alias] = (part, plain)
+                    targets[prefix + alias] = (part, weight)
     return targets
 
 
-def _aliases(part: str, module: str, unet: Mapping[str, Any]) -> Iterator[str]:
-    """The names, with underscores, of one module in the formats of LoRA files."""
-    for name in (module, _original(module, unet) if part == "unet" else None):
-        if name is not None:
-            yield _underscored(name)
-            yield _underscored(name.replace(".to_out.0", ".to_out"))
+def _list_aliases(part: str, module: str, unet: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names, with underscores, of a module in the formats of LoRA files."""
+    names = [module]
+    if part == "unet":
+        original = _find_original_name(module, unet)
+        if original is not None:
+            names.append(original)
+    for name in names:
+        yield _replace_dots(name)
+        yield _replace_dots(name.replace(".to_out.0", ".to_out"))
     if part != "unet":
-        yield _underscored(f"text_model.{module}")
-        for old, new in (
-            ("q_proj", "to_q"),
-            ("k_proj", "to_k"),
-            ("v_proj", "to_v"),
-            ("out_proj", "to_out"),
-        ):
-            if module.endswith(old):
-                yield _underscored(f"text_model.{module.removesuffix(old)}{new}")
+        yield _replace_dots(f"text_model.{module}")
+        for end, other_end in PROJECTION_ENDS.items():
+            if module.endswith(end):
+                yield _replace_dots(f"text_model.{module.removesuffix(end)}{other_end}")
 
 
-def _original(module: str, unet: Mapping[str, Any]) -> str | None:
-    """The name of a UNet's module in the original code, which kohya's trainer uses for SDXL."""
-    if outer := OUTER.get(module):
-        return outer
+def _find_original_name(module: str, unet: Mapping[str, Any]) -> str | None:
+    """Return the name of a UNet's module in the original code, which kohya uses for SDXL."""
+    if module in ORIGINAL_NAMES:
+        return ORIGINAL_NAMES[module]
     layers = unet.get("layers_per_block", 2)
-    match = re.fullmatch(
-        r"(down_blocks|up_blocks|mid_block)(?:\.(\d+))?\.(\w+)\.(\d+)\.(.+)", module
-    )
+    match = UNET_BLOCK.fullmatch(module)
     if match is None or not isinstance(layers, int):
         return None
-    side, block, kind, j, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
-    inner = INNER.get(rest, rest) if kind == "resnets" else rest
+    side, block_number, kind, layer_number, rest = match.groups()
+    block = int(block_number or 0)
+    layer = int(layer_number)
+    inner = ORIGINAL_RESNET_NAMES.get(rest, rest) if kind == "resnets" else rest
     if side == "mid_block":
-        return f"middle_block.{1 if kind == 'attentions' else 2 * j}.{inner}"
+        place = 1 if kind == "attentions" else 2 * layer
+        return f"middle_block.{place}.{inner}"
+    first = block * (layers + 1)
     if kind == "downsamplers":
-        return f"input_blocks.{(block + 1) * (layers + 1)}.0.op"
+        return f"input_blocks.{first + layers + 1}.0.op"
     if kind == "upsamplers":
         types = unet.get("up_block_types", [])
         place = 2 if "CrossAttn" in types[block] else 1
-        return f"output_blocks.{block * (layers + 1) + layers}.{place}.conv"
+        return f"output_blocks.{first + layers}.{place}.conv"
     place = 1 if kind == "attentions" else 0
     if side == "down_blocks":
-        return f"input_blocks.{block * (layers + 1) + j + 1}.{place}.{inner}"
-    return f"output_blocks.{block * (layers + 1) + j}.{place}.{inner}"
+        return f"input_blocks.{first + layer + 1}.{place}.{inner}"
+    return f"output_blocks.{first + layer}.{place}.{inner}"
 
 
-INNER = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-OUTER = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-}
-
-
-def _plain(name: str) -> str:
-    """A tensor's name without "text_model.", which some versions of transformers write and others do not."""
+def _shorten_name(name: str) -> str:
+    """Return a tensor's name without "text_model.", which some versions of transformers omit."""
     return name.removeprefix("text_model.")
 
 
-def _underscored(name: str) -> str:
+def _replace_dots(name: str) -> str:
+    """Return the name of a module with underscores, as kohya's trainer writes it."""
     return name.replace(".processor.", ".").replace(".", "_")
 
 
-def _settings(file: Path, shapes: Shapes, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The settings of each part's adapter, where diffusers (in the file) or peft (beside it) has written them."""
+def _read_settings(
+    file: Path, shapes: Shapes, metadata: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Return the adapter configuration of each part.
+
+    diffusers writes it into the file, peft into another file beside it.
+    """
     settings: dict[str, dict[str, Any]] = defaultdict(dict)
     if "lora_adapter_metadata" in metadata:
         try:
@@ -262,66 +309,76 @@ def _settings(file: Path, shapes: Shapes, metadata: Mapping[str, str]) -> dict[s
             part, _, name = key.partition(".")
             settings[part][name] = value
     elif reads_adapter_config(file, shapes):
-        settings["unet"] = settings["text_encoder"] = settings["text_encoder_2"] = read_json(
-            file.parent / ADAPTER
-        )
-    for found in settings.values():
-        if found.get("use_dora"):
-            raise ModelNotFoundError(f"{file} is {OTHERS['dora_scale']}; give a plain LoRA")
+        adapter = read_json(file.parent / ADAPTER)
+        for part in PREFIXES:
+            settings[part] = adapter
+    for part_settings in settings.values():
+        if part_settings.get("use_dora"):
+            raise ModelNotFoundError(f"{file} is {OTHER_KINDS['dora_scale']}; give a plain LoRA")
     return settings
 
 
 def reads_adapter_config(file: Path, shapes: Shapes) -> bool:
-    """Whether the settings beside a file belong to it: peft's own files have them."""
-    return (
-        any(name.startswith("base_model.model.") for name in shapes)
-        and (file.parent / ADAPTER).is_file()
-    )
+    """Return whether the configuration beside a file belongs to it, as it does to peft's files."""
+    is_peft = any(name.startswith("base_model.model.") for name in shapes)
+    return is_peft and (file.parent / ADAPTER).is_file()
 
 
-def _factor(settings: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / rank by an adapter's settings; 1 without any."""
+def _compute_factor(settings: Mapping[str, Any], module: str, rank: int) -> float:
+    """Return alpha / rank by the configuration of an adapter; 1 without a configuration."""
     alpha = settings.get("lora_alpha", rank)
     for pattern, value in (settings.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):
             alpha = value
-    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    divisor = math.sqrt(rank) if settings.get("use_rslora") else rank
+    return float(alpha) / divisor
 
 
-def _other_kind(shapes: Shapes) -> str | None:
-    """What a file is that holds no plain LoRA; None if it may be one."""
+def _recognise_other_kind(shapes: Shapes) -> str | None:
+    """Return the kind of a file that contains no plain LoRA; None if it may be a LoRA."""
     for name in shapes:
-        for mark, kind in OTHERS.items():
+        for mark, kind in OTHER_KINDS.items():
             if mark in name:
                 return kind
-    if shapes and not any("lora" in name for name in shapes):
-        if len(shapes) <= 4 and all(len(shape) <= 2 for shape in shapes.values()):
-            return OTHERS["emb_params"]
-        if any(name.startswith(("model.diffusion_model.", "double_blocks.")) for name in shapes):
-            return OTHERS["first_stage_model"]
-        if any(name.endswith((".diff", ".diff_b")) for name in shapes):
-            return "a set of whole differences (LyCORIS), which is not read"
-        return "no LoRA: none of its tensors is called so"
+    if not shapes or any("lora" in name for name in shapes):
+        return None
+    if len(shapes) <= 4 and all(len(shape) <= 2 for shape in shapes.values()):
+        return OTHER_KINDS["emb_params"]
+    if any(name.startswith(("model.diffusion_model.", "double_blocks.")) for name in shapes):
+        return OTHER_KINDS["first_stage_model"]
+    if any(name.endswith((".diff", ".diff_b")) for name in shapes):
+        return "a set of whole differences (LyCORIS), which is not read"
+    return "no LoRA: none of its tensors has `lora` in its name"
+
+
+def _describe_unknown(file: Path, unknown: list[str], total: int, parts: Collection[str]) -> str:
+    """Return the message for a file with tensors that fit no weight.
+
+    Args:
+        unknown: names of these tensors.
+        total: number of tensors in the file.
+        parts: the parts of the checkpoint.
+    """
+    network = _recognise_network(unknown)
+    if network is None and "text_encoder_2" not in parts and _changes_second_encoder(unknown):
+        network = "SDXL (it changes a second text encoder)"
+    if network is None:
+        origin = "was made for another checkpoint"
+    else:
+        origin = f"was made for {network}, not for this checkpoint"
+    return (
+        f"{file} {origin}: {len(unknown)} of its {total} tensors fit no weight here, "
+        f"such as {unknown[0]}; use it with the checkpoint that it was made for"
+    )
+
+
+def _recognise_network(names: list[str]) -> str | None:
+    """Return the other network to which tensors belong; None if it is unknown."""
+    for pattern, network in OTHER_NETWORKS.items():
+        if any(pattern.search(name) for name in names):
+            return network
     return None
 
 
-def _foreign(file: Path, unknown: list[str], of: int, parts: Collection[str]) -> str:
-    """What to say of a file with tensors that fit no weight."""
-    network = next(
-        (made for mark, made in NETWORKS.items() if any(map(mark.search, unknown))), None
-    )
-    if (
-        network is None
-        and "text_encoder_2" not in parts
-        and any(n.startswith(("lora_te2_", "text_encoder_2.")) for n in unknown)
-    ):
-        network = "SDXL (it changes a second text encoder)"
-    made = (
-        f"was made for {network}, not for this checkpoint"
-        if network
-        else "was made for another checkpoint"
-    )
-    return (
-        f"{file} {made}: {len(unknown)} of its {of} tensors fit no weight here, such as {unknown[0]}; "
-        "use it with the checkpoint that it was made for"
-    )
+def _changes_second_encoder(names: list[str]) -> bool:
+    return any(name.startswith(("lora_te2_", "text_encoder_2.")) for name in names)

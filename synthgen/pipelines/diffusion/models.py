@@ -1,4 +1,7 @@
-"""Checkpoints by name: embedded, in a folder, or on the Hugging Face Hub. Finds and hashes files; loads nothing."""
+"""Find checkpoints by name: shipped with the package, in a folder, or on the Hugging Face Hub.
+
+This module finds, checks and hashes files. It loads no weights and does not import torch.
+"""
 
 import hashlib
 import json
@@ -13,11 +16,11 @@ from pydantic import BeforeValidator, Field
 from synthgen.layouts.base import SamplerSpec
 from synthgen.pipelines.base import MethodSpec, ModelNotFoundError
 from synthgen.pipelines.diffusion.checkpoint import (
-    EDM,
-    SPLIT,
-    WITHIN,
+    EDM_SCHEDULERS,
+    PARTIAL_SCHEDULERS,
+    TWO_EVALUATION_SCHEDULERS,
     Checkpoint,
-    input_problem,
+    find_input_problem,
     read_checkpoint,
 )
 from synthgen.pipelines.diffusion.lora import ADAPTER, read_layers, reads_adapter_config
@@ -33,32 +36,28 @@ from synthgen.spec import load_implementation
 
 EMBEDDED = Path(__file__).parents[2] / "weights"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
-ABOUT = "synthgen.json"  # in a checkpoint's folder: the sizes that it was made for
-CONCEPTS = "concepts.json"  # in a checkpoint's folder: the classes that it learnt by identifiers
+SIZES_FILE = "synthgen.json"  # lists the sizes that a checkpoint was trained for, in its folder
+CONCEPTS = "concepts.json"  # lists the classes of a checkpoint's identifiers, in its folder
 LICENCES = {"synthgen-tiny": "Apache-2.0"}
-KNOWN = {
-    "synthgen-tiny": ("dog", "cat", "ball", "tree")
-}  # all that a checkpoint has seen, where that is not much
+# All classes that a checkpoint was trained on, for those that were trained on few.
+KNOWN_CLASSES = {"synthgen-tiny": ("dog", "cat", "ball", "tree")}
 SchedulerName = Literal["dpm++", "unipc", "ddim", "euler", "lms", "lcm"]
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
-DRAWN_SHARE = (
-    0.4,
-    0.8,
-)  # longer sides of the objects that a checkpoint draws well, in its native windows
-FAR_BELOW, FAR_ABOVE = 0.75, 1.5  # of these sizes: boxes beyond are warned of
-MOST_FEW_STEP_GUIDANCE = 2.0  # a checkpoint distilled to few steps burns with more
-FEW_STEP_WORDS = (
-    "lcm",
-    "turbo",
-    "hyper",
-    "lightning",
-)  # in the names of such checkpoints and LoRAs
+# Longer sides of the objects that a checkpoint generates well, as shares of its native window.
+LEAST_OBJECT_SHARE = 0.4
+MOST_OBJECT_SHARE = 0.8
+# Boxes are warned of if they are smaller or larger than these multiples of the limits.
+FAR_BELOW = 0.75
+FAR_ABOVE = 1.5
+MOST_FEW_STEP_GUIDANCE = 2.0  # above it, checkpoints distilled to few steps oversaturate
+# Words in the names of checkpoints and LoRAs that are distilled to few steps.
+FEW_STEP_WORDS = ("lcm", "turbo", "hyper", "lightning")
 Scale = Annotated[float, Field(ge=1, le=LARGEST_SCALE)] | Literal["native"]
-PRK_STEPS = 4  # of Runge-Kutta, with which PNDM begins unless its settings skip them
-LCM_STEPS = 50  # as many as its schedule has
+PRK_STEPS = 4  # Runge-Kutta steps with which PNDM begins unless its configuration skips them
+LCM_STEPS = 50  # default number of steps in LCM's schedule
 
 
-def _is_no_boolean(value: Any) -> Any:
+def _refuse_boolean(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError(f"{str(value).lower()} is no number; give one, such as 0.8")
     return value
@@ -68,35 +67,40 @@ class ModelSpec(MethodSpec):
     """A pipeline recipe that names a checkpoint in Stable Diffusion format."""
 
     model: str = Field(
-        "synthgen-tiny", min_length=1, description="embedded checkpoint, folder, or Hugging Face id"
+        "synthgen-tiny",
+        min_length=1,
+        description="Embedded checkpoint, folder, or Hugging Face id.",
     )
     weights: str | None = Field(
         None,
         pattern=r"^\w+$",
-        description="variant of the weights, such as fp16; null: the plain ones, or fp16 where a part has these alone",
+        description="Variant of the weights, such as fp16; null: the weights without a variant, "
+        "or fp16 for a part that has only those.",
     )
     dtype: str = Field(
         "auto",
         pattern="^(auto|float32|float16|bfloat16)$",
-        description="auto: float16 on a GPU, else float32",
+        description="Precision; auto: float16 on a GPU, otherwise float32.",
     )
 
     lora: str | None = Field(
         None,
         min_length=1,
-        description="merged into the checkpoint: a .safetensors, its folder, or a Hub id",
+        description="LoRA that is merged into the checkpoint: a .safetensors file, its folder, or "
+        "a Hugging Face id.",
     )
-    lora_scale: Annotated[float, BeforeValidator(_is_no_boolean)] = Field(
-        1.0, allow_inf_nan=False, description="how much of it"
+    lora_scale: Annotated[float, BeforeValidator(_refuse_boolean)] = Field(
+        1.0, allow_inf_nan=False, description="Factor by which the LoRA is multiplied."
     )
     scale: Scale = Field(
         1.0,
-        description="generate on a canvas so many times as large, and shrink the image; "
-        "native: the least scale at which the checkpoint draws objects of these sizes well",
+        description="Factor by which the canvas is enlarged for generation; the image is then "
+        "shrunk to its size. native: the smallest factor at which the checkpoint generates objects "
+        "of these sizes well.",
     )
     compile: bool = Field(
         False,
-        description="compile the UNet once a worker: pays off on a GPU, for jobs of many images",
+        description="Compile the UNet once per worker; faster on a GPU, for jobs of many images.",
     )
 
     @property
@@ -110,28 +114,31 @@ class ModelSpec(MethodSpec):
 
     @property
     def reads_masks(self) -> bool:
-        """Whether the method reads UNets that `synthgen train` has widened by the latents of a mask."""
+        """Whether the method reads UNets that `synthgen train` has extended by a mask's latents."""
         return False
 
     @property
-    def starts_within(self) -> bool:
-        """Whether denoising starts within the schedule."""
+    def starts_within_schedule(self) -> bool:
+        """Whether denoising starts within the schedule instead of at its first step."""
         return False
 
     def folder(self) -> Path:
-        """Where the checkpoint is.
+        """Return the local folder of the checkpoint.
 
         Raises:
-            ModelNotFoundError: it cannot be had.
+            ModelNotFoundError: the checkpoint cannot be found or loaded.
         """
         return find_checkpoint(self.model, self.weights).folder
 
     def fit_to_layouts(self, sampler: SamplerSpec) -> "ModelSpec":
-        """Return the recipe with a number for the scale `native`; as it is if its checkpoint cannot be had."""
+        """Return the recipe with a number for the scale `native`.
+
+        The recipe is returned unchanged if its checkpoint cannot be found.
+        """
         if self.scale != "native":
             return self
         try:
-            least, _ = drawn_sizes(self.folder())
+            least, _ = read_object_sizes(self.folder())
         except ModelNotFoundError:
             return self
         scale = choose_scale(measure_boxes(sampler), sampler.canvas, least)
@@ -141,47 +148,49 @@ class ModelSpec(MethodSpec):
         """Return the scale as a number.
 
         Raises:
-            ValueError: it is `native`, which only the layouts of a job decide (`fit_to_layouts`).
+            ValueError: it is `native`, which depends on the layouts of a job (`fit_to_layouts`).
         """
         if self.scale == "native":
             raise ValueError("scale: native depends on a job's layouts; give a number")
         return self.scale
 
     def generation_canvas(self, canvas: tuple[int, int]) -> tuple[int, int]:
-        return enlarge_canvas(
-            canvas, self.generation_scale(), vae_factor(read_config(self.folder(), "vae"))
-        )
+        factor = compute_vae_factor(read_config(self.folder(), "vae"))
+        return enlarge_canvas(canvas, self.generation_scale(), factor)
 
     def fingerprint(self) -> dict[str, Any]:
-        index = self.folder() / "model_index.json"  # says how the parts work together
-        found = {"model_sha256": folder_hash(self.folder())}
+        folder = self.folder()
+        hashes = {"model_sha256": hash_folder(folder)}
+        index = folder / "model_index.json"  # says how the parts work together
         if index.is_file():
-            found["model_index_sha256"] = hashlib.sha256(index.read_bytes()).hexdigest()
+            hashes["model_index_sha256"] = hashlib.sha256(index.read_bytes()).hexdigest()
         if self.lora is not None:
-            found["lora_sha256"] = lora_hash(find_lora(self.lora))
-        return found
+            hashes["lora_sha256"] = hash_lora(find_lora(self.lora))
+        return hashes
 
     def licence(self) -> str:
         return LICENCES.get(self.model, f"that of the outputs of the model {self.model}")
 
 
 class LayoutModelSpec(ModelSpec):
-    """A pipeline recipe whose checkpoint paints layouts.
+    """A pipeline recipe whose checkpoint generates images from layouts.
 
     Attributes:
-        PIPELINE: import path of the `LatentPipeline` that the painter loads the checkpoint as.
+        PIPELINE: import path of the `LatentPipeline` as which the painter loads the checkpoint.
     """
 
     PAINTER: ClassVar[str] = "synthgen.pipelines.diffusion.painter:LayoutPainter"
     PIPELINE: ClassVar[str]
 
-    steps: int = Field(20, ge=1, le=1000, description="denoising steps")
-    scheduler: SchedulerName | None = Field("dpm++", description="null: the checkpoint's")
-    guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance")
+    steps: int = Field(20, ge=1, le=1000, description="Number of denoising steps.")
+    scheduler: SchedulerName | None = Field(
+        "dpm++", description="Noise scheduler; null: that of the checkpoint."
+    )
+    guidance_scale: float = Field(7.5, ge=0, description="Scale of classifier-free guidance.")
 
     @property
-    def paints_into_pictures(self) -> bool:
-        """Whether it can paint into the user's own pictures."""
+    def accepts_backgrounds(self) -> bool:
+        """Whether the method can generate objects into the user's own images."""
         return False
 
     @classmethod
@@ -190,102 +199,112 @@ class LayoutModelSpec(ModelSpec):
         return load_implementation(cls.PIPELINE)
 
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
-        problems = canvas_problems(self, sampler.canvas)
-        if scene.backgrounds is not None and not self.paints_into_pictures:
+        problems = find_canvas_problems(self, sampler.canvas)
+        if scene.backgrounds is not None and not self.accepts_backgrounds:
             problems.append(
-                "method: cannot paint into your own pictures (scene.backgrounds); `mixture` and `paste` can"
+                "method: cannot generate into your own images (scene.backgrounds); "
+                "`mixture` and `paste` can"
             )
         return problems
 
-    def doubts(self, sampler: SamplerSpec) -> list[str]:
+    def find_warnings(self, sampler: SamplerSpec) -> list[str]:
         return [
-            *self._doubt_names(sampler),
-            *self._doubt_guidance(),
-            *self._doubt_window(),
-            *self._doubt_sizes(sampler),
+            *self._warn_about_names(sampler),
+            *self._warn_about_guidance(),
+            *self._warn_about_window(),
+            *self._warn_about_sizes(sampler),
         ]
 
-    def _doubt_names(self, sampler: SamplerSpec) -> list[str]:
-        known = KNOWN.get(self.model)
+    def _warn_about_names(self, sampler: SamplerSpec) -> list[str]:
+        """Warn about categories that the checkpoint was not trained on."""
+        known = KNOWN_CLASSES.get(self.model)
         if known is None or self.lora is not None:
             return []
-        unknown = ", ".join(
-            repr(name) for name in sampler.names() if not set(name.split()) & set(known)
-        )
-        return (
-            [f"model: {self.model} has never seen {unknown}; it knows {', '.join(known)}"]
-            if unknown
-            else []
-        )
+        unknown = []
+        for name in sampler.names():
+            if set(known).isdisjoint(name.split()):
+                unknown.append(repr(name))
+        if not unknown:
+            return []
+        names = ", ".join(unknown)
+        return [f"model: {self.model} has never seen {names}; it knows {', '.join(known)}"]
 
-    def _doubt_guidance(self) -> list[str]:
-        """Warn of guidance that burns the images of checkpoints distilled to few steps."""
+    def _warn_about_guidance(self) -> list[str]:
+        """Warn about guidance that oversaturates images of checkpoints distilled to few steps."""
         if self.guidance_scale <= MOST_FEW_STEP_GUIDANCE or not self._takes_few_steps():
             return []
-        why = "lcm, turbo, hyper and lightning checkpoints burn above 2"
-        return [f"guidance_scale: {self.guidance_scale:g} is much: {why}; give 1"]
+        reason = "lcm, turbo, hyper and lightning checkpoints oversaturate above 2"
+        return [f"guidance_scale: {self.guidance_scale:g} is high: {reason}; give 1"]
 
     def _takes_few_steps(self) -> bool:
-        """Tell whether the checkpoint or its LoRA is distilled to few steps, by scheduler and name."""
+        """Return whether the checkpoint or its LoRA is distilled to few steps.
+
+        This is concluded from the scheduler and the names.
+        """
         checkpoint = find_checkpoint(self.model, self.weights)
         if checkpoint.configs["unet"].get("time_cond_proj_dim") is not None:
             return False  # it reads the guidance scale as a condition
-        is_lcm = self.scheduler == "lcm" or (
-            self.scheduler is None and checkpoint.scheduler == "LCMScheduler"
-        )
+        if self.scheduler == "lcm":
+            return True
+        if self.scheduler is None and checkpoint.scheduler == "LCMScheduler":
+            return True
         names = f"{self.model} {self.lora or ''}".lower()
-        return is_lcm or any(word in names for word in FEW_STEP_WORDS)
+        return any(word in names for word in FEW_STEP_WORDS)
 
-    def _doubt_window(self) -> list[str]:
-        """Warn of a window of another size than the checkpoint was trained at."""
+    def _warn_about_window(self) -> list[str]:
+        """Warn about a window of another size than the checkpoint was trained at."""
         window: int | None = getattr(self, "window", None)
-        least, most = native_windows(self.folder())
+        least, most = read_native_windows(self.folder())
         if window is None or least <= window <= most:
             return []
         native = f"{least} px" if least == most else f"{least} to {most} px"
         return [
-            f"window: {window} px is not what {self.model} was trained at, {native}; leave it out, or give that"
+            f"window: {window} px is not the size that {self.model} was trained at, {native}; "
+            "omit the key, or give that size"
         ]
 
-    def _doubt_sizes(self, sampler: SamplerSpec) -> list[str]:
-        """Warn of boxes far smaller or larger than what the checkpoint draws."""
+    def _warn_about_sizes(self, sampler: SamplerSpec) -> list[str]:
+        """Warn about boxes far smaller or larger than what the checkpoint generates well."""
         sides = measure_boxes(sampler)
         if not len(sides) or self.scale == "native":
             return []
-        least, most = drawn_sizes(self.folder())
+        least, most = read_object_sizes(self.folder())
         side = float(np.median(sides)) * self.scale
-        what = f"boxes of {side:.0f} px (median of the longer sides, at scale {self.scale:g})"
-        drawn = f"{self.model} draws objects of {least:.0f} to {most:.0f} px"
+        boxes = f"boxes of {side:.0f} px (median of the longer sides, at scale {self.scale:g})"
+        objects = f"{self.model} generates objects of {least:.0f} to {most:.0f} px"
         if side < FAR_BELOW * least:
             scale = choose_scale(sides, sampler.canvas, least)
             return [
-                f"scale: {what} are small: {drawn}; pipeline.scale=native generates at {scale:g}"
+                f"scale: {boxes} are small: {objects}; pipeline.scale=native generates at {scale:g}"
             ]
         if side > FAR_ABOVE * most:
-            return [
-                f"scale: {what} are large: {drawn}; a smaller canvas with smaller boxes would suit it"
-            ]
+            return [f"scale: {boxes} are large: {objects}; use a smaller canvas with smaller boxes"]
         return []
 
 
-def canvas_problems(spec: ModelSpec, canvas: tuple[int, int]) -> list[str]:
-    """What stands against painting a canvas of width x height px with a recipe's checkpoint, each as `key: reason`."""
-    problems = model_problems(spec)
+def find_canvas_problems(spec: ModelSpec, canvas: tuple[int, int]) -> list[str]:
+    """Return why a recipe's checkpoint cannot generate a canvas, each as `key: reason`.
+
+    Args:
+        canvas: width, height in px.
+    """
+    problems = find_model_problems(spec)
     if problems:
         return problems
     folder = spec.folder()
-    factor = vae_factor(read_config(folder, "vae"))
-    least = factor * unet_multiple(read_config(folder, "unet"))
-    canvas = spec.generation_canvas(canvas)
-    return [
-        f"model: canvas {name} {side} px must be a multiple of {factor} and at least {least} for {spec.model}"
-        for name, side in zip(("width", "height"), canvas, strict=True)
-        if side % factor or side < least
-    ]
+    factor = compute_vae_factor(read_config(folder, "vae"))
+    least = factor * compute_unet_multiple(read_config(folder, "unet"))
+    for name, side in zip(("width", "height"), spec.generation_canvas(canvas), strict=True):
+        if side % factor or side < least:
+            problems.append(
+                f"model: canvas {name} {side} px must be a multiple of {factor} "
+                f"and at least {least} for {spec.model}"
+            )
+    return problems
 
 
-def model_problems(spec: ModelSpec) -> list[str]:
-    """What stands against loading a recipe's checkpoint and LoRA and using them with its method, each as `key: reason`."""
+def find_model_problems(spec: ModelSpec) -> list[str]:
+    """Return why a recipe's method cannot use its checkpoint or LoRA, each as `key: reason`."""
     try:
         checkpoint = find_checkpoint(spec.model, spec.weights)
     except VariantNotFoundError as error:
@@ -293,14 +312,15 @@ def model_problems(spec: ModelSpec) -> list[str]:
     except ModelNotFoundError as error:
         return [f"model: {error}"]
     problems = []
-    if (reason := input_problem(checkpoint, spec.reads_masks)) is not None:
+    reason = find_input_problem(checkpoint, spec.reads_masks)
+    if reason is not None:
         problems.append(f"model: {spec.model}: {reason}")
     if checkpoint.has_two_encoders and not spec.reads_sdxl:
-        reason = f"{spec.method} reads checkpoints with one text encoder"
         problems.append(
-            f"model: {spec.model} has two (SDXL); {reason}: Stable Diffusion 1 or 2, or use `mixture`"
+            f"model: {spec.model} has two text encoders (SDXL), but {spec.method} reads "
+            "checkpoints with one; use Stable Diffusion 1 or 2, or the method `mixture`"
         )
-    problems += scheduler_problems(spec, checkpoint)
+    problems += _find_scheduler_problems(spec, checkpoint)
     if spec.lora is not None:
         try:
             read_layers(find_lora(spec.lora), checkpoint.shapes, checkpoint.configs["unet"])
@@ -309,53 +329,69 @@ def model_problems(spec: ModelSpec) -> list[str]:
     return problems
 
 
-def scheduler_problems(spec: ModelSpec, checkpoint: Checkpoint) -> list[str]:
-    """What stands against the scheduler that a recipe names, or against the checkpoint's where it names none."""
-    named, own, steps = (
-        getattr(spec, "scheduler", None),
-        checkpoint.scheduler,
-        getattr(spec, "steps", 1),
-    )
-    if named is not None and own in EDM:
+def _find_scheduler_problems(spec: ModelSpec, checkpoint: Checkpoint) -> list[str]:
+    """Return why the scheduler of a recipe, or of its checkpoint, cannot be used."""
+    named = getattr(spec, "scheduler", None)
+    if named is None:
+        return _find_own_scheduler_problems(spec, checkpoint)
+    if checkpoint.scheduler in EDM_SCHEDULERS:
         return [
-            f"scheduler: {named} cannot replace the {own} of {spec.model}, for which its unet was trained; give null"
+            f"scheduler: {named} cannot replace the {checkpoint.scheduler} of {spec.model}, "
+            "for which its unet was trained; give null"
         ]
-    if named is None and spec.starts_within and own not in WITHIN:
-        kind = (
-            "takes two evaluations a step" if own in SPLIT else "can start at its first step only"
-        )
-        why = f"and {spec.method} starts within the schedule"
-        return [f"scheduler: the {own} of {spec.model} {kind}, {why}; give ddim or dpm++"]
-    settings = checkpoint.configs["scheduler"]
-    if (
-        named is None
-        and own == "PNDMScheduler"
-        and not settings.get("skip_prk_steps")
-        and steps < PRK_STEPS
-    ):
-        return [
-            f"steps: {steps} are fewer than the {PRK_STEPS} that the PNDMScheduler of {spec.model} begins with"
-        ]
-    most = int(settings.get("original_inference_steps") or LCM_STEPS)
-    if (named == "lcm" or (named is None and own == "LCMScheduler")) and steps > most:
-        return [f"steps: {steps} are more than the {most} of the scheduler lcm; give 4 to 8"]
+    if named == "lcm":
+        return _find_lcm_problems(spec, checkpoint)
     return []
 
 
+def _find_own_scheduler_problems(spec: ModelSpec, checkpoint: Checkpoint) -> list[str]:
+    """Return why a recipe without a scheduler cannot use that of its checkpoint."""
+    scheduler = checkpoint.scheduler
+    if spec.starts_within_schedule and scheduler not in PARTIAL_SCHEDULERS:
+        limit = "can start at its first step only"
+        if scheduler in TWO_EVALUATION_SCHEDULERS:
+            limit = "takes two evaluations a step"
+        return [
+            f"scheduler: the {scheduler} of {spec.model} {limit}, "
+            f"and {spec.method} starts within the schedule; give ddim or dpm++"
+        ]
+    steps = getattr(spec, "steps", 1)
+    skips_prk_steps = checkpoint.configs["scheduler"].get("skip_prk_steps")
+    if scheduler == "PNDMScheduler" and not skips_prk_steps and steps < PRK_STEPS:
+        return [
+            f"steps: {steps} are fewer than the {PRK_STEPS} with which the PNDMScheduler of "
+            f"{spec.model} begins"
+        ]
+    if scheduler == "LCMScheduler":
+        return _find_lcm_problems(spec, checkpoint)
+    return []
+
+
+def _find_lcm_problems(spec: ModelSpec, checkpoint: Checkpoint) -> list[str]:
+    """Return a problem if a recipe has more steps than the schedule of LCM."""
+    steps = getattr(spec, "steps", 1)
+    most = int(checkpoint.configs["scheduler"].get("original_inference_steps") or LCM_STEPS)
+    if steps <= most:
+        return []
+    return [f"steps: {steps} are more than the {most} of the scheduler lcm; give 4 to 8"]
+
+
 def find_model(name: str, variant: str | None = None) -> Path:
-    """The local folder of a checkpoint, fetched from the Hub if it is not here.
+    """Return the local folder of a checkpoint, which is downloaded from the Hub if necessary.
 
     Raises:
-        ModelNotFoundError: it is nowhere, or cannot be loaded.
+        ModelNotFoundError: the checkpoint cannot be found or loaded.
     """
     return find_checkpoint(name, variant).folder
 
 
 def find_checkpoint(name: str, variant: str | None = None) -> Checkpoint:
-    """A checkpoint as its settings and the heads of its files say it is; fetched from the Hub if it is not here.
+    """Return a checkpoint by name, with its configurations and headers.
+
+    It is downloaded from the Hub if necessary.
 
     Raises:
-        ModelNotFoundError: it is nowhere, or cannot be loaded.
+        ModelNotFoundError: the checkpoint cannot be found or loaded.
         VariantNotFoundError: it has no weights of this variant.
     """
     folder = _find_folder(name, variant)
@@ -368,27 +404,29 @@ def find_checkpoint(name: str, variant: str | None = None) -> Checkpoint:
 
 
 def _find_folder(name: str, variant: str | None) -> Path:
-    for folder in (EMBEDDED / name, Path(name)):
+    """Return the local folder of a checkpoint."""
+    path = Path(name)
+    for folder in (EMBEDDED / name, path):
         if (folder / "model_index.json").is_file():
             return folder
-    if Path(name).is_file():
-        raise ModelNotFoundError(f"model {name!r}: {_single_file(Path(name))}")
-    is_id = (
-        name.count("/") == 1
-        and not name.startswith((".", "/", "~"))
-        and not name.endswith(SINGLE_FILES)
-    )
-    if Path(name).is_dir() or not is_id:
-        have = sorted(p.parent.name for p in EMBEDDED.glob("*/model_index.json"))
+    if path.is_file():
+        raise ModelNotFoundError(f"model {name!r}: {_describe_single_file(path)}")
+    if path.is_dir() or not _is_hub_id(name) or name.endswith(SINGLE_FILES):
+        embedded = sorted(file.parent.name for file in EMBEDDED.glob("*/model_index.json"))
         raise ModelNotFoundError(
-            f"model {name!r}: no folder of that name holds a model_index.json, and it is no Hugging Face id (owner/name); "
-            f"embedded: {', '.join(have)}"
+            f"model {name!r}: no folder of that name holds a model_index.json, "
+            f"and it is no Hugging Face id (owner/name); embedded: {', '.join(embedded)}"
         )
-    return _from_hub(name, variant)
+    return _download_checkpoint(name, variant)
 
 
-def _single_file(file: Path) -> str:
-    """What to say of a file that is given as a checkpoint."""
+def _is_hub_id(name: str) -> bool:
+    """Return whether a name has the form of a Hugging Face id, owner/name."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def _describe_single_file(file: Path) -> str:
+    """Return the reason why a file cannot be used as a checkpoint, and the solution."""
     if file.suffix != ".safetensors":
         return (
             "is a file; give a folder in diffusers' format (pickled and GGUF files are not loaded)"
@@ -396,45 +434,49 @@ def _single_file(file: Path) -> str:
     names = read_head(file)[0]
     if any("lora_" in name or ".lora" in name for name in names):
         return "is a LoRA; give it as `pipeline.lora`, and its checkpoint as `pipeline.model`"
-    kinds = {
-        "conditioner.embedders.": ("Stable Diffusion XL", "StableDiffusionXLPipeline"),
-        "cond_stage_model.": ("Stable Diffusion", "StableDiffusionPipeline"),
-    }
-    for mark, (kind, pipeline) in kinds.items():
-        if any(name.startswith(mark) for name in names):
-            way_on = f"diffusers.{pipeline}.from_single_file(FILE).save_pretrained(FOLDER)"
-            return f"is a {kind} checkpoint in one file, and folders are read: convert it with `{way_on}`, then give FOLDER"
-    return "is a file without the names of a Stable Diffusion checkpoint; give a folder in diffusers' format"
+    if any(name.startswith("conditioner.embedders.") for name in names):
+        return _describe_conversion("Stable Diffusion XL", "StableDiffusionXLPipeline")
+    if any(name.startswith("cond_stage_model.") for name in names):
+        return _describe_conversion("Stable Diffusion", "StableDiffusionPipeline")
+    return (
+        "is a file without the names of a Stable Diffusion checkpoint; "
+        "give a folder in diffusers' format"
+    )
+
+
+def _describe_conversion(kind: str, pipeline: str) -> str:
+    """Return how a checkpoint in one file is converted to a folder."""
+    command = f"diffusers.{pipeline}.from_single_file(FILE).save_pretrained(FOLDER)"
+    return (
+        f"is a {kind} checkpoint in one file, but only folders are read: "
+        f"convert it with `{command}`, then give FOLDER"
+    )
 
 
 def find_lora(name: str) -> Path:
-    """The file of a LoRA, fetched from the Hub if it is not here.
+    """Return the file of a LoRA, which is downloaded from the Hub if necessary.
 
     Raises:
-        ModelNotFoundError: it is nowhere, or there is not just one safetensors file.
+        ModelNotFoundError: it cannot be found, or there is not exactly one safetensors file.
     """
     path = Path(name)
-    if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        path = snapshot(name, ["*.safetensors", ADAPTER], [])
-    found = (
-        [path]
-        if path.is_file() and path.suffix == ".safetensors"
-        else sorted(path.glob("*.safetensors"))
+    if not path.exists() and _is_hub_id(name):
+        path = download_snapshot(name, ["*.safetensors", ADAPTER], [])
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    reason = "no such .safetensors file, and it is no Hugging Face id"
+    if path.is_dir():
+        reason = f"{len(files)} .safetensors files"
+    raise ModelNotFoundError(
+        f"LoRA {name!r}: {reason}; give one file, or a folder or Hub id that holds one"
     )
-    if len(found) != 1:
-        have = (
-            f"{len(found)} .safetensors files"
-            if path.is_dir()
-            else "no such .safetensors file, and it is no Hugging Face id"
-        )
-        raise ModelNotFoundError(
-            f"LoRA {name!r}: {have}; give one file, or a folder or Hub id that holds one"
-        )
-    return found[0]
 
 
-def lora_hash(file: Path) -> str:
-    """sha256 of a LoRA's file, and of the settings beside it where these belong to it."""
+def hash_lora(file: Path) -> str:
+    """Return the sha256 of a LoRA's file, and of the configuration beside it if it is read."""
     digest = hashlib.sha256(file.read_bytes())
     if reads_adapter_config(file, read_head(file)[0]):
         digest.update((file.parent / ADAPTER).read_bytes())
@@ -442,28 +484,36 @@ def lora_hash(file: Path) -> str:
 
 
 @lru_cache
-def _from_hub(name: str, variant: str | None) -> Path:
-    """Fetch what a checkpoint is loaded from: once for each process, which asks several times where it is."""
-    files = ["model_index.json", ABOUT, CONCEPTS, *select_files(_list_files(name), PARTS, variant)]
-    return snapshot(name, [escape(file) for file in files], [])
+def _download_checkpoint(name: str, variant: str | None) -> Path:
+    """Download the files from which a checkpoint is loaded, once per process."""
+    weights = select_files(_list_files(name), PARTS, variant)
+    files = ["model_index.json", SIZES_FILE, CONCEPTS, *weights]
+    return download_snapshot(name, [escape(file) for file in files], [])
 
 
 def _list_files(name: str) -> list[str]:
-    """The paths of a repository's files on the Hub, or of those in the local cache where the Hub does not answer."""
+    """Return the paths of a repository's files on the Hub, or in the local cache if it fails."""
     from huggingface_hub import HfApi
 
     try:
         return list(HfApi().list_repo_files(name))
-    except Exception:  # each version of the client has its own errors of the network; `snapshot` says in words what is wrong
-        folder = snapshot(name, [], [])
-        return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    except Exception:
+        # Each version of the client has its own network errors; `download_snapshot` explains what
+        # is wrong.
+        folder = download_snapshot(name, [], [])
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return [file.relative_to(folder).as_posix() for file in files]
 
 
-def snapshot(name: str, wanted: list[str], skipped: list[str]) -> Path:
-    """The local folder of files of a repository of the Hub.
+def download_snapshot(name: str, wanted: list[str], skipped: list[str]) -> Path:
+    """Return the local folder of a Hub repository's files, which are downloaded if necessary.
+
+    Args:
+        wanted: patterns of the files that are downloaded.
+        skipped: patterns of the files that are not.
 
     Raises:
-        ModelNotFoundError: it is not here and cannot be fetched.
+        ModelNotFoundError: the files are not in the local cache and cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -473,77 +523,82 @@ def snapshot(name: str, wanted: list[str], skipped: list[str]) -> Path:
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         reason = str(error).splitlines()[0][:160]
         raise ModelNotFoundError(
-            f"model {name!r}: not a local folder, not in the local cache, and not to be had from the Hugging Face Hub "
-            f"({type(error).__name__}: {reason}); check the name and the network, or give a folder with `pipeline.model=FOLDER`"
+            f"model {name!r}: not a local folder, not in the local cache, and it cannot be "
+            f"downloaded from the Hugging Face Hub ({type(error).__name__}: {reason}); "
+            "check the name and the network, or give a folder with `pipeline.model=FOLDER`"
         ) from None
 
 
-def folder_hash(folder: Path) -> str:
-    """sha256 over names and bytes of all files that a checkpoint is loaded from."""
+def hash_folder(folder: Path) -> str:
+    """Return the sha256 over names and bytes of all files from which a checkpoint is loaded."""
     digest = hashlib.sha256()
     for part in PARTS:
-        for file in sorted(
-            p for p in (folder / part).glob("*") if p.suffix in (".json", ".txt", ".safetensors")
-        ):
-            with file.open("rb") as stream:
-                digest.update(
-                    f"{part}/{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode()
-                )
+        for file in sorted((folder / part).glob("*")):
+            if file.suffix in (".json", ".txt", ".safetensors"):
+                digest.update(_hash_file(file, f"{part}/{file.name}"))
     return digest.hexdigest()
 
 
-def files_hash(folder: Path, patterns: list[str]) -> str:
-    """sha256 over names and bytes of the files of a folder that match."""
+def hash_files(folder: Path, patterns: list[str]) -> str:
+    """Return the sha256 over names and bytes of the files of a folder that match a pattern."""
     digest = hashlib.sha256()
-    for file in sorted(f for pattern in patterns for f in folder.glob(pattern)):
-        with file.open("rb") as stream:
-            digest.update(
-                f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\0".encode()
-            )
+    files: list[Path] = []
+    for pattern in patterns:
+        files += folder.glob(pattern)
+    for file in sorted(files):
+        digest.update(_hash_file(file, file.name))
     return digest.hexdigest()
+
+
+def _hash_file(file: Path, name: str) -> bytes:
+    """Return the name and the sha256 of a file, each followed by a zero byte."""
+    with file.open("rb") as stream:
+        content = hashlib.file_digest(stream, "sha256").hexdigest()
+    return f"{name}\0{content}\0".encode()
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
-    """The config.json of a part of a checkpoint."""
+    """Return the config.json of a part of a checkpoint."""
     config: dict[str, Any] = json.loads((folder / part / "config.json").read_text())
     return config
 
 
-def vae_factor(config: dict[str, Any]) -> int:
-    """Pixels a latent cell: 2 to the number of the autoencoder's halvings."""
+def compute_vae_factor(config: dict[str, Any]) -> int:
+    """Return the px per latent cell: 2 to the number of the autoencoder's halvings."""
     channels = config.get("block_out_channels") or config["encoder_block_out_channels"]
     return int(2 ** (len(channels) - 1))
 
 
-def native_windows(folder: Path) -> tuple[int, int]:
+def read_native_windows(folder: Path) -> tuple[int, int]:
     """Return the least and largest side in px of the windows that a checkpoint was trained at."""
-    about = _about(folder)
-    if "window_sizes" in about:
-        least, most = about["window_sizes"]
+    sizes = _read_sizes(folder)
+    if "window_sizes" in sizes:
+        least, most = sizes["window_sizes"]
         return int(least), int(most)
-    side = int(read_config(folder, "unet").get("sample_size") or 64) * vae_factor(
-        read_config(folder, "vae")
-    )
+    cells = int(read_config(folder, "unet").get("sample_size") or 64)
+    side = cells * compute_vae_factor(read_config(folder, "vae"))
     return side, side
 
 
-def drawn_sizes(folder: Path) -> tuple[float, float]:
-    """Return the least and largest longer side in px of the objects that a checkpoint draws well."""
-    about = _about(folder)
-    if "object_sizes" in about:
-        least, most = about["object_sizes"]
+def read_object_sizes(folder: Path) -> tuple[float, float]:
+    """Return the limits in px of the longer sides of objects that a checkpoint generates well."""
+    sizes = _read_sizes(folder)
+    if "object_sizes" in sizes:
+        least, most = sizes["object_sizes"]
         return float(least), float(most)
-    side, _ = native_windows(folder)
-    return DRAWN_SHARE[0] * side, DRAWN_SHARE[1] * side
+    side, _ = read_native_windows(folder)
+    return LEAST_OBJECT_SHARE * side, MOST_OBJECT_SHARE * side
 
 
-def _about(folder: Path) -> dict[str, Any]:
-    """Read the sizes that a checkpoint's own file says it was made for; nothing if it has no such file."""
-    file = folder / ABOUT
-    about: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return about
+def _read_sizes(folder: Path) -> dict[str, Any]:
+    """Return the sizes in a checkpoint's `synthgen.json`; {} if it has no such file."""
+    file = folder / SIZES_FILE
+    if not file.is_file():
+        return {}
+    sizes: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return sizes
 
 
-def unet_multiple(config: dict[str, Any]) -> int:
-    """Windows must be multiples of this many cells: 2 to the number of the UNet's halvings."""
+def compute_unet_multiple(config: dict[str, Any]) -> int:
+    """Return the multiple of window sides in cells: 2 to the number of the UNet's halvings."""
     return int(2 ** (len(config["block_out_channels"]) - 1))

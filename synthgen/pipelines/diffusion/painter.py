@@ -1,4 +1,4 @@
-"""A pipeline over layouts as the engine calls it."""
+"""A pipeline over layouts in the form that the engine calls."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,32 +21,34 @@ from synthgen.pipelines.diffusion.scaling import (
 )
 from synthgen.pipelines.mixture import Spec as MixtureSpec
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
-from synthgen.randomness import torch_seed
+from synthgen.randomness import make_torch_seed
 from synthgen.scenes.scene import Scene, SceneSpec
 
 
 class LayoutPainter:
-    """A loaded pipeline; those of its arguments that a key of the recipe is named like come from the recipe."""
+    """A loaded pipeline; its arguments that have the name of a key come from the recipe."""
 
     def __init__(self, spec: LayoutModelSpec, scene: SceneSpec, numerics: Numerics) -> None:
         kind = spec.pipeline_class()
         self.pipeline: Any = load_pipeline(kind, spec, spec.scheduler, numerics)
         self.pipeline.empty_is_none = True
-        self.spec, self.numerics = spec, numerics
-        self.options = options_of(kind, spec, numerics)
+        self.spec = spec
+        self.numerics = numerics
+        self.options = collect_options(kind, spec, numerics)
 
     def use_chunk(self, chunk: int) -> None:
-        """Go on with so many windows at once; what is loaded stays."""
+        """Use another number of windows per chunk, without loading the pipeline again."""
         self.numerics = replace(self.numerics, chunk=chunk)
         self.options["chunk"] = chunk
-        self.__dict__.pop("mixture", None)  # its options have the old one
+        self.__dict__.pop("mixture", None)  # its options contain the former number
 
     def __call__(
         self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
     ) -> list[Painting]:
-        pictures = self.backgrounds(scenes, seeds)
-        if pictures is not None:
-            images = self._change(self.pipeline, self.options, pictures, scenes, seeds)
+        """Generate a batch: every scene with its own layout and its own seed."""
+        backgrounds = self.backgrounds(scenes, seeds)
+        if backgrounds is not None:
+            images = self._change(self.pipeline, self.options, backgrounds, scenes, seeds)
             return [Painting(image) for image in images]
         larger = self.enlarge(scenes)
         images = generate(self.pipeline, larger, seeds, **self.options)
@@ -54,31 +56,34 @@ class LayoutPainter:
         return [Painting(image) for image in resize_images(images, size)]
 
     def enlarge(self, scenes: Sequence[Scene]) -> list[Scene]:
-        """Return the scenes on the canvas that they are generated on."""
-        scale, factor = self.spec.generation_scale(), self.pipeline.factor
+        """Return the scenes on the canvas on which they are generated."""
+        scale = self.spec.generation_scale()
         larger = []
         for scene in scenes:
-            canvas = enlarge_canvas((scene.layout.width, scene.layout.height), scale, factor)
+            size = (scene.layout.width, scene.layout.height)
+            canvas = enlarge_canvas(size, scale, self.pipeline.factor)
             larger.append(enlarge_scene(scene, canvas))
         return larger
 
     @property
     def least_side(self) -> int:
-        """Side in px of the smallest box that can be painted: a latent cell."""
+        """Side in px of the smallest box that can be generated: a latent cell."""
         return int(self.pipeline.factor)
 
-    def repaint(
+    def inpaint_boxes(
         self,
         images: Sequence[NDArray[np.uint8]],
         scenes: Sequence[Scene],
         seeds: Sequence[np.random.SeedSequence],
     ) -> list[NDArray[np.uint8]]:
-        """The pictures with the scenes' boxes painted anew, and not a bit changed outside their windows.
+        """Return the images with the scenes' boxes generated again.
 
-        Mixture of Diffusers does it, with the same checkpoint, whatever method painted the rest. A UNet that reads more than
-        latents cannot be used so: the pictures stay as they are.
+        The pixels outside the boxes' windows do not change. Mixture of Diffusers is used with the
+        same checkpoint, whatever method generated the rest of the image. It cannot use a UNet that
+        reads more than latents; the images are then returned unchanged.
         """
-        unet, vae = self.pipeline.unet.config, self.pipeline.vae.config
+        unet = self.pipeline.unet.config
+        vae = self.pipeline.vae.config
         if unet.in_channels != vae.latent_channels:
             return list(images)
         pipeline, options = self.mixture
@@ -102,30 +107,33 @@ class LayoutPainter:
 
     @cached_property
     def mixture(self) -> tuple[Any, dict[str, Any]]:
-        """The loaded checkpoint as a pipeline that can paint single boxes of a finished picture, and its options."""
+        """The checkpoint as a pipeline that generates boxes into finished images, with options."""
         zeros = self.pipeline.config.force_zeros_for_empty_prompt
         pipeline = MixturePipeline(**self.pipeline.components, force_zeros_for_empty_prompt=zeros)
         pipeline.set_progress_bar_config(disable=True)
-        pipeline.embedded, pipeline.empty_is_none = {}, True
+        pipeline.embedded = {}
+        pipeline.empty_is_none = True
         spec = MixtureSpec(
             model=self.spec.model, steps=self.spec.steps, guidance_scale=self.spec.guidance_scale
         )
-        return pipeline, options_of(MixturePipeline, spec, self.numerics)
+        return pipeline, collect_options(MixturePipeline, spec, self.numerics)
 
     def backgrounds(
         self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
     ) -> list[NDArray[np.uint8]] | None:
-        """Return the user's images (H, W, 3) into which these scenes are generated; None: there are none."""
+        """Return the user's images (H, W, 3) into which the scenes are generated; None: none."""
         return None
 
 
-def options_of(
+def collect_options(
     kind: type[LatentPipeline], spec: LayoutModelSpec, numerics: Numerics
 ) -> dict[str, Any]:
-    """The arguments of a pipeline that come from its recipe, and from how the engine runs."""
+    """Return the arguments of a pipeline that come from its recipe and from the numerics."""
     names = signature(kind.__call__).parameters.keys() & type(spec).model_fields.keys()
     options = {name: getattr(spec, name) for name in sorted(names)}
-    return options | {"num_inference_steps": spec.steps, "chunk": numerics.chunk}
+    options["num_inference_steps"] = spec.steps
+    options["chunk"] = numerics.chunk
+    return options
 
 
 def generate(
@@ -136,12 +144,8 @@ def generate(
         [scene.layout for scene in scenes],
         background=[scene.background for scene in scenes],
         negative_prompt=[scene.negative for scene in scenes],
-        generator=[_generator(seed) for seed in seeds],
+        generator=[torch.Generator().manual_seed(make_torch_seed(seed)) for seed in seeds],
         output_type="np",
         **options,
     )
     return list(images)
-
-
-def _generator(seed: np.random.SeedSequence) -> torch.Generator:
-    return torch.Generator().manual_seed(torch_seed(seed))

@@ -1,4 +1,4 @@
-"""What the pipelines share: a checkpoint's parts, the denoising loop over merged predictions, encoder and decoder."""
+"""What the pipelines share: a checkpoint's parts, the denoising loop, encoder and decoder."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,31 +22,39 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from synthgen.geometry import box_sides
-from synthgen.heartbeat import beat
+from synthgen.heartbeat import record_beat
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import IncompatibleLayoutError, ModelNotFoundError, Numerics
-from synthgen.pipelines.diffusion.checkpoint import WITHIN, Checkpoint
+from synthgen.pipelines.diffusion.checkpoint import PARTIAL_SCHEDULERS, Checkpoint
 from synthgen.pipelines.diffusion.lora import LoraLayer, read_layers
 from synthgen.pipelines.diffusion.mixture import Conditions, Predict, Region
 from synthgen.pipelines.diffusion.models import (
     ModelSpec,
+    compute_unet_multiple,
+    compute_vae_factor,
     find_checkpoint,
     find_lora,
-    unet_multiple,
-    vae_factor,
 )
 from synthgen.pipelines.diffusion.schedulers import SCHEDULERS
 from synthgen.pipelines.diffusion.text_encoding import TextEncoding
-from synthgen.pipelines.diffusion.windows import background_windows
+from synthgen.pipelines.diffusion.windows import place_background_windows
 
 StepEnd = Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
-"""callback_on_step_end: pipeline, step, timestep and {"latents"}; what it returns may hold new latents."""
+"""callback_on_step_end: called with pipeline, step, timestep and {"latents"}.
+
+The mapping that it returns may contain new latents.
+"""
 AfterStep = Callable[[Tensor, Any, int, Tensor | None], Tensor]
-"""Latents, scheduler, number of the step just made, and the timestep that the latents are at now (None: the end) to latents."""
+"""Called with latents, scheduler, number of the finished step, and timestep; returns new latents.
+
+The timestep is that of the latents; None after the last step.
+"""
 Evaluate = Callable[[Tensor, Predict], Tensor]
+"""Maps latents to the prediction of a whole batch, with a function that calls the network."""
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Images = list[Image.Image] | NDArray[np.uint8]
 AnyPipeline = TypeVar("AnyPipeline", bound="LatentPipeline")
+# Names in the attention of autoencoders before 2023, and the present ones.
 OLD_ATTENTION = {
     ".query.": ".to_q.",
     ".key.": ".to_k.",
@@ -54,11 +62,20 @@ OLD_ATTENTION = {
     ".proj_attn.": ".to_out.0.",
 }
 LORA_PARTS = ("unet", "text_encoder", "text_encoder_2")
-OUTSIDE = 1e-3  # px that a box may stand over the edge of its canvas: float32
+TOLERANCE = 1e-3  # px by which a box may extend beyond its canvas, for float32
 
 
-class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # type: ignore[misc]  # diffusers is untyped
-    """A checkpoint in Stable Diffusion or SDXL format, whatever is painted with it."""
+class LatentPipeline(
+    TextEncoding,
+    DiffusionPipeline,  # type: ignore[misc]  # diffusers is untyped
+    StableDiffusionLoraLoaderMixin,  # type: ignore[misc]
+):
+    """A checkpoint in Stable Diffusion or SDXL format; the base of all pipelines.
+
+    Attributes:
+        factor: px per latent cell.
+        multiple: window sides are multiples of this many latent cells.
+    """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
     _optional_components: ClassVar = ["text_encoder_2", "tokenizer_2"]
@@ -80,12 +97,12 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         )
         self.register_modules(text_encoder_2=text_encoder_2, tokenizer_2=tokenizer_2)
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
-        self.factor = vae_factor(vae.config)
-        self.multiple = unet_multiple(unet.config)
+        self.factor = compute_vae_factor(vae.config)
+        self.multiple = compute_unet_multiple(unet.config)
         self.vae.enable_tiling()
 
     def check_layouts(self, layouts: Sequence[Layout]) -> None:
-        """Raise IncompatibleLayoutError for what no pipeline of this checkpoint can paint."""
+        """Raise IncompatibleLayoutError for layouts that this checkpoint cannot generate."""
         sizes = {(layout.width, layout.height) for layout in layouts}
         if len(sizes) != 1:
             raise IncompatibleLayoutError(
@@ -94,26 +111,24 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         least = self.factor * self.multiple
         for name, side in zip(("width", "height"), sizes.pop(), strict=True):
             if side % self.factor or side < least:
-                reason = f"must be a multiple of {self.factor} and at least {least}"
-                raise IncompatibleLayoutError(f"layouts: canvas {name} {side} px {reason}")
+                raise IncompatibleLayoutError(
+                    f"layouts: canvas {name} {side} px must be a multiple of {self.factor} "
+                    f"and at least {least}"
+                )
         for n, layout in enumerate(layouts):
-            low, high = layout.boxes[:, :2], layout.boxes[:, 2:]
-            outside = (low < -OUTSIDE).any(1) | (
-                high > np.array([layout.width, layout.height]) + OUTSIDE
-            ).any(1)
-            small = (box_sides(layout.boxes) < self.factor).any(1)
-            for bad, reason in (
-                (outside, "is not inside the canvas"),
-                (small, f"is smaller than a latent cell ({self.factor} px)"),
-            ):
-                if bad.any():
-                    i = int(bad.argmax())
-                    raise IncompatibleLayoutError(
-                        f"layouts[{n}].boxes[{i}]: {layout.boxes[i].tolist()} {reason}"
-                    )
+            low = layout.boxes[:, :2]
+            high = layout.boxes[:, 2:]
+            canvas = np.array([layout.width, layout.height])
+            outside = (low < -TOLERANCE) | (high > canvas + TOLERANCE)
+            _check_boxes(layout, outside, n, "is not inside the canvas")
+            small = box_sides(layout.boxes) < self.factor
+            _check_boxes(layout, small, n, f"is smaller than a latent cell ({self.factor} px)")
 
     def noise(self, layouts: Sequence[Layout], generator: Generators) -> Tensor:
-        """Initial noise (B, C, h, w) float32, one CPU generator an image: the same on every device."""
+        """Sample the initial noise (B, C, h, w) float32, with one CPU generator per image.
+
+        It is the same on every device.
+        """
         generators = generator if isinstance(generator, Sequence) else [generator] * len(layouts)
         shape = (
             self.vae.config.latent_channels,
@@ -124,11 +139,14 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         return noise.to(self._execution_device)
 
     def cells(self, side: int) -> int:
-        """The least side of a window in cells that holds `side` px and that the UNet can halve."""
+        """Return the side in cells of the smallest window that holds `side` px.
+
+        It is a multiple of `multiple`, so that the UNet can halve it.
+        """
         return -(-side // (self.factor * self.multiple)) * self.multiple
 
     def cells_at_once(self, chunk: int) -> int:
-        """Latent cells of `chunk` windows of the size that the checkpoint was trained at."""
+        """Return the latent cells of `chunk` windows of the size that the UNet was trained at."""
         return int(chunk * self.unet.config.sample_size**2)
 
     def cover(
@@ -140,19 +158,24 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         side: int | None = None,
         overlap: float = 0.25,
     ) -> list[Region]:
-        """Regions of equal weight that cover an image: windows of `side` px, or one of its size.
+        """Return regions of equal weight that cover an image.
 
         Args:
+            image: index in the batch.
             size: width, height in px.
-            rows: of the prompt and of the negative prompt.
-            overlap: least share of a window that its neighbour covers too.
+            rows: the rows of the prompt and of the negative prompt.
+            guidance: classifier-free guidance scale.
+            side: the side of a window in px; None: one window of the size of the image.
+            overlap: least share of a window that its neighbour also covers.
         """
         cells = max(size) // self.factor if side is None else self.cells(side)
-        found = background_windows(size, self.factor, self.multiple, cells, overlap)
-        windows = [(x0, y0, x1, y1) for x0, y0, x1, y1 in found.tolist()]
-        return [
-            Region(image, w, *rows, guidance, torch.ones(w[3] - w[1], w[2] - w[0])) for w in windows
-        ]
+        windows = place_background_windows(size, self.factor, self.multiple, cells, overlap)
+        prompt, negative = rows
+        regions = []
+        for x0, y0, x1, y1 in windows.tolist():
+            weight = torch.ones(y1 - y0, x1 - x0)
+            regions.append(Region(image, (x0, y0, x1, y1), prompt, negative, guidance, weight))
+        return regions
 
     def covers(
         self,
@@ -161,18 +184,22 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         guidance: float,
         side: int | None = None,
     ) -> list[Region]:
-        """The same for all images of a batch, each with its own rows."""
-        return [
-            region
-            for image, pair in enumerate(rows)
-            for region in self.cover(image, size, pair, guidance, side)
-        ]
+        """Return regions that cover all images of a batch, each with its own rows (see `cover`)."""
+        regions = []
+        for image, image_rows in enumerate(rows):
+            regions += self.cover(image, size, image_rows, guidance, side)
+        return regions
 
     def predict(self, t: Tensor, x: Tensor, conditions: Conditions) -> Tensor:
-        """The UNet's prediction for latents of one timestep; a condition named a.b.c is entry c of entry b of argument a."""
+        """Return the UNet's prediction for latents of one timestep.
+
+        Args:
+            conditions: the values of the UNet's arguments, by name; a.b.c is the entry c of the
+                entry b of the argument a.
+        """
         x = x.to(self.unet.dtype, memory_format=torch.channels_last)
-        prediction: Tensor = self.unet(x, t, **_nested(conditions)).sample
-        beat()
+        prediction: Tensor = self.unet(x, t, **_nest_conditions(conditions)).sample
+        record_beat()
         return prediction
 
     def denoise(
@@ -190,46 +217,56 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
         """Run the steps [first, last) of the schedule on the whole canvas of every image.
 
         Args:
-            latents: (B, C, h, w): standard normal noise if first is 0, else latents at the level of that step.
-            evaluations: what predicts the noise, one for each step of the schedule.
-            after: what else happens to the latents after each step.
-            generator: one CPU generator an image, or one for all: of the noise that some schedulers add at each step.
-            eta: how much of it, for DDIM.
-            beside: (B, C', h, w) that the UNet reads as further channels.
+            latents: (B, C, h, w): standard normal noise if first is 0, else latents at the level of
+                that step.
+            evaluations: functions that predict the noise, one for each step of the schedule.
+            callback: called after each step, see `StepEnd`.
+            after: functions that change the latents after each step, see `AfterStep`.
+            generator: one CPU generator per image, or one for all, for the noise that some
+                schedulers add at each step.
+            eta: factor of this noise, for DDIM.
+            first: number of the first step.
+            last: number of the step before which denoising stops; None: all steps.
+            beside: (B, C', h, w) that the UNet reads as additional channels.
         """
-        scheduler, count = self.scheduler, len(evaluations)
+        scheduler = self.scheduler
+        count = len(evaluations)
+        stop = count if last is None else last
         scheduler.set_timesteps(count, device=latents.device)
         if first == 0:
             latents = latents * scheduler.init_noise_sigma
         timesteps = scheduler.timesteps
-        step_of = [
-            k * count // len(timesteps) for k in range(len(timesteps))
-        ]  # Heun and PNDM evaluate some steps twice
-        calls = [
-            k for k, step in enumerate(step_of) if first <= step < (count if last is None else last)
-        ]
+        # Heun and PNDM have several timesteps for some steps.
+        steps = [k * count // len(timesteps) for k in range(len(timesteps))]
+        calls = [k for k in range(len(timesteps)) if first <= steps[k] < stop]
         if calls and hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(
-                calls[0]
-            )  # it would look for the step among its timesteps, which a GPU waits for
-        known = signature(scheduler.step).parameters
-        each = list(generator) if isinstance(generator, Sequence) else generator
-        extra = {
-            name: value for name, value in (("eta", eta), ("generator", each)) if name in known
-        }
+            # Otherwise the scheduler searches its timesteps, for which a GPU has to wait.
+            scheduler.set_begin_index(calls[0])
+        options = self._scheduler_options(eta, generator)
         for k in self.progress_bar(calls):
-            i, t = step_of[k], timesteps[k]
+            step = steps[k]
+            t = timesteps[k]
             z = scheduler.scale_model_input(latents, t)
-            noise = evaluations[i](
-                z if beside is None else torch.cat([z, beside], 1), partial(self.predict, t)
-            )
-            latents = scheduler.step(noise, t, latents, **extra).prev_sample
+            if beside is not None:
+                z = torch.cat([z, beside], 1)
+            noise = evaluations[step](z, partial(self.predict, t))
+            latents = scheduler.step(noise, t, latents, **options).prev_sample
             following = timesteps[k + 1] if k + 1 < len(timesteps) else None
             for change in after:
-                latents = change(latents, scheduler, i, following)
+                latents = change(latents, scheduler, step, following)
             if callback is not None:
-                latents = callback(self, i, t, {"latents": latents}).get("latents", latents)
+                latents = callback(self, step, t, {"latents": latents}).get("latents", latents)
         return latents
+
+    def _scheduler_options(self, eta: float, generator: Generators) -> dict[str, Any]:
+        """Return the arguments of the scheduler's `step` that it accepts."""
+        accepted = signature(self.scheduler.step).parameters
+        options: dict[str, Any] = {}
+        if "eta" in accepted:
+            options["eta"] = eta
+        if "generator" in accepted:
+            options["generator"] = list(generator) if isinstance(generator, Sequence) else generator
+        return options
 
     def check_encoder(self) -> None:
         """Raise IncompatibleLayoutError for a checkpoint of two text encoders (SDXL)."""
@@ -241,117 +278,161 @@ class LatentPipeline(TextEncoding, DiffusionPipeline, StableDiffusionLoraLoaderM
     def check_schedule(self) -> None:
         """Raise ValueError for a scheduler that cannot start within its schedule."""
         name = type(self.scheduler).__name__
-        if name not in WITHIN:
+        if name not in PARTIAL_SCHEDULERS:
             shown = "lms" if isinstance(self.scheduler, LMSDiscreteScheduler) else name
             raise ValueError(
-                f"scheduler: {shown} cannot start within its schedule; use dpm++, unipc, ddim or euler"
+                f"scheduler: {shown} cannot start within its schedule; "
+                "use dpm++, unipc, ddim or euler"
             )
 
     def merge_lora(self, file: Path, scale: float = 1.0) -> None:
-        """Add a LoRA (safetensors, in diffusers' or a common trainer's format) to the weights for good, `scale` times.
+        """Add a LoRA, multiplied by `scale`, to the weights; this cannot be undone.
+
+        Args:
+            file: safetensors, in the format of diffusers or of a common trainer.
 
         Raises:
-            ModelNotFoundError: a tensor of it fits no weight, or it is of a kind that is not read.
+            ModelNotFoundError: one of its tensors fits no weight, or its kind is not read.
         """
-        weights = {
-            part: _weights(getattr(self, part))
-            for part in LORA_PARTS
-            if getattr(self, part) is not None
-        }
-        shapes = {
-            part: {name: tuple(weight.shape) for name, weight in own.items()}
-            for part, own in weights.items()
-        }
+        weights: dict[str, dict[str, Tensor]] = {}
+        shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+        for part in LORA_PARTS:
+            network = getattr(self, part)
+            if network is not None:
+                weights[part] = _read_weights(network)
+                shapes[part] = {name: tuple(w.shape) for name, w in weights[part].items()}
         layers = read_layers(file, shapes, self.unet.config)
         with safe_open(file, "pt") as tensors:
             for layer in layers:
                 weight = weights[layer.part][layer.weight]
-                weight += _change(layer, tensors, scale, weight).to(weight.dtype)
+                weight += _compute_change(layer, tensors, scale, weight).to(weight.dtype)
 
     def load_lora_weights(self, *args: Any, **options: Any) -> None:
-        """As diffusers' own, which leaves out the changes of SDXL's second text encoder: there `merge_lora` is to be used."""
+        """Load a LoRA as diffusers does.
+
+        Raises:
+            ValueError: the checkpoint is an SDXL one: diffusers would ignore the changes of the
+                second text encoder; `merge_lora` does not.
+        """
         if self.text_encoder_2 is not None:
             raise ValueError(
-                "load_lora_weights: of SDXL it would leave out the second text encoder; use merge_lora(file, scale)"
+                "load_lora_weights: of SDXL it would leave out the second text encoder; "
+                "use merge_lora(file, scale)"
             )
         super().load_lora_weights(*args, **options)
 
-    def encode_pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
-        """Latents (B, C, h, w) float32 of pictures (B, H, W, 3)."""
+    def encode_images(self, images: NDArray[np.uint8]) -> Tensor:
+        """Return the latents (B, C, h, w) float32 of images (B, H, W, 3)."""
         dtype = self.vae.dtype
-        if self._upcast:
+        if self._needs_upcast:
             self.vae.to(dtype=torch.float32)
-        pixels = (
-            torch.from_numpy(np.ascontiguousarray(pictures))
-            .permute(0, 3, 1, 2)
-            .to(self.vae.device, self.vae.dtype)
-            / 127.5
-            - 1
-        )
-        means = torch.cat([_mode(self.vae.encode(p[None])) for p in pixels]).float()
+        channels_first = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+        pixels = channels_first.to(self.vae.device, self.vae.dtype) / 127.5 - 1
+        modes = [_compute_mode(self.vae.encode(image[None])) for image in pixels]
+        latents = torch.cat(modes).float()
         if self.vae.dtype != dtype:
             self.vae.to(dtype=dtype)
-        shift, spread = self._statistics(means)
-        return (means - shift) / spread * self.vae.config.scaling_factor
+        shift, spread = self._latent_statistics(latents)
+        return (latents - shift) / spread * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor, cpu_vae: bool = False) -> NDArray[np.uint8]:
-        """Pictures (B, H, W, 3) of latents, one at a time, in overlapping tiles where they are large."""
-        device, dtype = self.vae.device, self.vae.dtype
-        if cpu_vae or self._upcast:
+        """Return the images (B, H, W, 3) of latents.
+
+        They are decoded one at a time, in overlapping tiles if they are large.
+
+        Args:
+            cpu_vae: decode on the CPU, in float32.
+        """
+        device = self.vae.device
+        dtype = self.vae.dtype
+        if cpu_vae or self._needs_upcast:
             self.vae.to("cpu" if cpu_vae else device, torch.float32)
-        shift, spread = self._statistics(latents)
-        scaled = (latents / self.vae.config.scaling_factor * spread + shift).to(
-            self.vae.device, self.vae.dtype
-        )
+        shift, spread = self._latent_statistics(latents)
+        scaled = latents / self.vae.config.scaling_factor * spread + shift
+        scaled = scaled.to(self.vae.device, self.vae.dtype)
         pixels = torch.cat([self.vae.decode(z[None]).sample.float().cpu() for z in scaled])
         self.vae.to(device, dtype)
         pixels = torch.nan_to_num((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
-        arrays: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        return arrays
+        images: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        return images
 
     @property
-    def _upcast(self) -> bool:
-        """Whether the autoencoder overflows in float16: SDXL's. Others have the same setting, by default, and do not."""
-        sdxl = self.text_encoder_2 is not None
-        return sdxl and bool(self.vae.config.force_upcast) and self.vae.dtype == torch.float16
+    def _needs_upcast(self) -> bool:
+        """Whether the autoencoder overflows in float16, as SDXL's does.
 
-    def _statistics(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """What the autoencoder's latents are shifted and scaled by: for each channel (1, C, 1, 1), or one number for all."""
+        Other checkpoints have the same setting by default, but their autoencoders do not overflow.
+        """
+        if self.text_encoder_2 is None:
+            return False
+        return bool(self.vae.config.force_upcast) and self.vae.dtype == torch.float16
+
+    def _latent_statistics(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """Return the shift and the scale of the autoencoder's latents.
+
+        Each is a tensor (1, C, 1, 1) with a value per channel, or a number for all channels.
+        """
         config = self.vae.config
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        mean = getattr(config, "latents_mean", None)
+        std = getattr(config, "latents_std", None)
         if mean is not None and std is not None:
-            of_mean, of_std = (
-                latents.new_tensor(values)[None, :, None, None] for values in (mean, std)
-            )
-            return of_mean, of_std
+            shift = latents.new_tensor(mean)[None, :, None, None]
+            spread = latents.new_tensor(std)[None, :, None, None]
+            return shift, spread
         return getattr(config, "shift_factor", None) or 0.0, 1.0
 
 
+def _check_boxes(layout: Layout, wrong: NDArray[np.bool_], number: int, reason: str) -> None:
+    """Raise IncompatibleLayoutError for the first wrong box of a layout, if there is one.
+
+    Args:
+        wrong: (N, 2): whether a box is wrong along x and y.
+        number: the number of the layout in the batch.
+    """
+    if wrong.any():
+        i = int(wrong.any(1).argmax())
+        raise IncompatibleLayoutError(
+            f"layouts[{number}].boxes[{i}]: {layout.boxes[i].tolist()} {reason}"
+        )
+
+
 def as_output(arrays: NDArray[np.uint8], output_type: str) -> Images:
-    """Pictures (B, H, W, 3) as asked: "np" or "pil"."""
+    """Return images (B, H, W, 3) in the requested form: "np" or "pil"."""
     return arrays if output_type == "np" else [Image.fromarray(a) for a in arrays]
 
 
-def generators_of(seed: int | Sequence[int] | None, generator: Generators) -> list[torch.Generator]:
-    """A CPU generator an image: of the seeds if there are any, else those given."""
+def make_generators(
+    seed: int | Sequence[int] | None, generator: Generators
+) -> list[torch.Generator]:
+    """Return a CPU generator per image: new ones if there are seeds, else the given ones."""
     if seed is not None:
-        return [
-            torch.Generator().manual_seed(s) for s in ([seed] if isinstance(seed, int) else seed)
-        ]
+        seeds = [seed] if isinstance(seed, int) else seed
+        return [torch.Generator().manual_seed(s) for s in seeds]
     if isinstance(generator, Sequence):
         return list(generator)
-    return [generator if generator is not None else torch.Generator().manual_seed(torch.seed())]
+    if generator is not None:
+        return [generator]
+    return [torch.Generator().manual_seed(torch.seed())]
 
 
 def load_pipeline(
     kind: type[AnyPipeline], spec: ModelSpec, scheduler: str | None, numerics: Numerics
 ) -> AnyPipeline:
-    """The pipeline of a recipe's checkpoint, on its device, as the engine uses it."""
+    """Load the pipeline of a recipe's checkpoint on its device, as the engine uses it.
+
+    Args:
+        kind: class of the pipeline.
+        scheduler: name of a scheduler in `SCHEDULERS`; None: the checkpoint's.
+    """
     diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()  # loading takes a second, and the bars cut through that of the images
+    # Loading takes a second, and its progress bars would interrupt that of the images.
+    diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    auto = torch.float16 if numerics.device == "cuda" else torch.float32
-    dtype = auto if spec.dtype == "auto" else getattr(torch, spec.dtype)
+    if spec.dtype != "auto":
+        dtype = getattr(torch, spec.dtype)
+    elif numerics.device == "cuda":
+        dtype = torch.float16
+    else:
+        dtype = torch.float32
     checkpoint = find_checkpoint(spec.model, spec.weights)
     pipeline = read_pipeline(kind, checkpoint, dtype).to(numerics.device)
     if scheduler is not None:
@@ -369,69 +450,68 @@ def load_pipeline(
 def read_pipeline(
     kind: type[AnyPipeline], checkpoint: Checkpoint, dtype: torch.dtype
 ) -> AnyPipeline:
-    """The pipeline of a checkpoint, of each part the variant of its weights that was chosen.
+    """Load the pipeline of a checkpoint, each part from the weights that were chosen for it.
 
     Raises:
         ModelNotFoundError: a weight of a network is not in the checkpoint's files.
     """
     options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    parts = {
-        part: getattr(diffusers if part in ("unet", "vae") else transformers, name).from_pretrained(
-            checkpoint.folder / part, variant=checkpoint.weights[part].variant, **options
-        )
-        for part, name in checkpoint.classes.items()
-        if checkpoint.weights[part].variant is not None
-    }
+    parts = {}
+    for part, name in checkpoint.classes.items():
+        variant = checkpoint.weights[part].variant
+        if variant is not None:
+            library = diffusers if part in ("unet", "vae") else transformers
+            network = getattr(library, name)
+            folder = checkpoint.folder / part
+            parts[part] = network.from_pretrained(folder, variant=variant, **options)
     pipeline: AnyPipeline = kind.from_pretrained(checkpoint.folder, **options, **parts)
     for part, shapes in checkpoint.shapes.items():
-        names = {_current(name) for name in shapes}
-        missing = sorted(name for name in _weights(getattr(pipeline, part)) if name not in names)
+        stored = {_modernise_name(name) for name in shapes}
+        missing = sorted(_read_weights(getattr(pipeline, part)).keys() - stored)
         if missing:
             raise ModelNotFoundError(
-                f"model {str(checkpoint.folder)!r}: its {part} lacks {len(missing)} weights, such as {missing[0]}: "
-                "of another checkpoint"
+                f"model {str(checkpoint.folder)!r}: its {part} lacks {len(missing)} weights, "
+                f"such as {missing[0]}: of another checkpoint"
             )
     return pipeline
 
 
-def _weights(network: torch.nn.Module) -> dict[str, Tensor]:
-    """The parameters of a network by their names in its files, without "text_model."."""
-    return {
-        name.removeprefix("text_model."): weight.data for name, weight in network.named_parameters()
-    }
+def _read_weights(network: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the parameters of a network by their names in its files, without "text_model."."""
+    parameters = network.named_parameters()
+    return {name.removeprefix("text_model."): weight.data for name, weight in parameters}
 
 
-def _current(name: str) -> str:
-    """A tensor's present name: autoencoders' attention was called otherwise until 2023."""
+def _modernise_name(name: str) -> str:
+    """Return a tensor's present name; attention in autoencoders had other names until 2023."""
     for old, new in OLD_ATTENTION.items():
         name = name.replace(old, new)
     return name.removeprefix("text_model.")
 
 
-def _change(layer: LoraLayer, tensors: Any, scale: float, weight: Tensor) -> Tensor:
-    """What a layer of a LoRA adds to a weight, in float32."""
-    up, down = (
-        tensors.get_tensor(name).to(weight.device, torch.float32).flatten(1)
-        for name in (layer.up, layer.down)
-    )
-    factor = (
-        layer.factor if layer.alpha is None else float(tensors.get_tensor(layer.alpha)) / layer.rank
-    )
+def _compute_change(layer: LoraLayer, tensors: Any, scale: float, weight: Tensor) -> Tensor:
+    """Return what a layer of a LoRA adds to a weight, in float32."""
+    up = tensors.get_tensor(layer.up).to(weight.device, torch.float32).flatten(1)
+    down = tensors.get_tensor(layer.down).to(weight.device, torch.float32).flatten(1)
+    factor = layer.factor
+    if layer.alpha is not None:
+        factor = float(tensors.get_tensor(layer.alpha)) / layer.rank
     return ((up @ down) * (factor * scale)).reshape(weight.shape)
 
 
-def _mode(encoded: Any) -> Tensor:
-    """The latents of an encoded image: of the tiny autoencoder they are no distribution."""
+def _compute_mode(encoded: Any) -> Tensor:
+    """Return the latents of an encoded image; the tiny autoencoder encodes no distribution."""
     mode: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
     return mode
 
 
-def _nested(conditions: Conditions) -> dict[str, Any]:
+def _nest_conditions(conditions: Conditions) -> dict[str, Any]:
+    """Return conditions as arguments of the UNet: a value named a.b.c becomes {a: {b: {c: …}}}."""
     arguments: dict[str, Any] = {}
     for name, value in conditions.items():
         *path, key = name.split(".")
         inner = arguments
-        for part in path:
-            inner = inner.setdefault(part, {})
+        for entry in path:
+            inner = inner.setdefault(entry, {})
         inner[key] = value
     return arguments

@@ -1,4 +1,4 @@
-"""The schedulers that a recipe can name."""
+"""The schedulers that a recipe can name, with their classes in diffusers."""
 
 from diffusers import (
     DDIMScheduler,

@@ -12,7 +12,7 @@ from synthgen.pipelines.diffusion.mixture import Conditions, select
 
 log = logging.getLogger(__name__)
 
-KEPT = 8  # sets of prompts whose embeddings are kept: the batches of a job mostly share theirs
+CACHED_SETS = 8  # sets of prompts whose embeddings are cached; most batches of a job share theirs
 
 
 class TextEncoding:
@@ -26,89 +26,102 @@ class TextEncoding:
     factor: int
     config: Any
     _execution_device: torch.device
-    embedded: dict[tuple[str | None, ...], Conditions] | None = (
-        None  # of sets of prompts; None: not kept
-    )
+    embedded: dict[tuple[str | None, ...], Conditions] | None = None
+    """The cached conditions of sets of prompts; None: they are not cached."""
     empty_is_none: bool = False
-    """Whether an empty prompt counts as None: in jobs, whose images stay as they were, and nowhere else."""
+    """Whether an empty prompt counts as None; only jobs set it, to keep their images unchanged."""
 
     def encode_prompts(self, prompts: Sequence[str | None]) -> Tensor:
-        """Return text embeddings (P, T, D) of prompts; what is beyond the encoder's length is cut off, with a warning.
+        """Return text embeddings (P, T, D) of prompts.
 
-        None is no prompt: SDXL's embedding of it is zero, as diffusers has it; elsewhere it is that of an empty prompt.
+        Prompts longer than the encoder reads are truncated, with a warning. None means no prompt:
+        for SDXL its embedding is zero, as in diffusers; for other checkpoints it is that of an
+        empty prompt.
         """
-        length = self.tokenizer.model_max_length
-        for prompt in filter(None, prompts):
-            found = (
-                len(self.tokenizer(prompt).input_ids) if len(prompt) > length else 0
-            )  # a token is a letter at least
-            if found > length:
-                log.warning(
-                    "prompt %.40r…: %d tokens, of which the text encoder reads the first %d",
-                    prompt,
-                    found,
-                    length,
-                )
+        for prompt in prompts:
+            if prompt:
+                self._warn_about_length(prompt)
         if self.text_encoder_2 is None:
             return self.text_encoder(self.tokens(self.tokenizer, prompts)).last_hidden_state
-        both = [(self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)]
-        hidden = [
-            e(self.tokens(t, prompts), output_hidden_states=True).hidden_states[-2] for t, e in both
-        ]
-        return torch.cat(hidden, -1) * self.shown(prompts)[:, None, None]
+        first = self.text_encoder(
+            self.tokens(self.tokenizer, prompts), output_hidden_states=True
+        ).hidden_states[-2]
+        second = self.text_encoder_2(
+            self.tokens(self.tokenizer_2, prompts), output_hidden_states=True
+        ).hidden_states[-2]
+        return torch.cat([first, second], -1) * self._scale_embeddings(prompts)[:, None, None]
+
+    def _warn_about_length(self, prompt: str) -> None:
+        """Warn of a prompt that has more tokens than the text encoder reads."""
+        length = self.tokenizer.model_max_length
+        if len(prompt) <= length:
+            return  # a token has at least one character
+        count = len(self.tokenizer(prompt).input_ids)
+        if count > length:
+            log.warning(
+                "prompt %.40r…: %d tokens, but the text encoder reads only the first %d",
+                prompt,
+                count,
+                length,
+            )
 
     def text_conditions(self, prompts: Sequence[str | None], guidance_scale: float) -> Conditions:
-        """What the UNet reads of prompts, with a row for each.
+        """Return what the UNet reads of prompts, with one row for each.
 
-        For SDXL also the second encoder's pooled embedding, and size conditioning: every window counts as a whole picture of
-        the size that the checkpoint was trained at. For a distilled UNet that takes it (LCM), the guidance scale.
+        For SDXL this includes the pooled embedding of the second encoder and the size conditioning:
+        every window counts as a whole image of the size that the checkpoint was trained at. For a
+        distilled UNet that reads it (LCM), it includes the guidance scale.
         """
         if self.embedded is None:
             return self.conditions_of(prompts, guidance_scale)
-        distinct = tuple(
-            sorted(set(prompts), key=lambda p: (p is not None, p or ""))
-        )  # as a whole: an embedding's last bits depend on what it is computed beside
+        # The whole set is encoded at once, in a fixed order: the last bits of an embedding depend
+        # on what else is in its batch.
+        distinct = tuple(sorted(set(prompts), key=_sort_key))
         key = (*distinct, str(guidance_scale))
         if key not in self.embedded:
-            if len(self.embedded) == KEPT:
-                self.embedded.pop(next(iter(self.embedded)))
+            if len(self.embedded) == CACHED_SETS:
+                oldest = next(iter(self.embedded))
+                del self.embedded[oldest]
             self.embedded[key] = self.conditions_of(distinct, guidance_scale)
-        rows = {prompt: row for row, prompt in enumerate(distinct)}
-        return select(
-            self.embedded[key],
-            torch.tensor([rows[prompt] for prompt in prompts], device=self._execution_device),
-        )
+        row_of_prompt = {prompt: row for row, prompt in enumerate(distinct)}
+        rows = [row_of_prompt[prompt] for prompt in prompts]
+        return select(self.embedded[key], torch.tensor(rows, device=self._execution_device))
 
     def conditions_of(self, prompts: Sequence[str | None], guidance_scale: float) -> Conditions:
-        """As `text_conditions`, computed."""
-        found: dict[str, Tensor] = {"encoder_hidden_states": self.encode_prompts(prompts)}
-        like = found["encoder_hidden_states"]
+        """Compute what `text_conditions` returns, without the cache."""
+        embeddings = self.encode_prompts(prompts)
+        conditions: dict[str, Tensor] = {"encoder_hidden_states": embeddings}
         if self.text_encoder_2 is not None:
             pooled = self.text_encoder_2(self.tokens(self.tokenizer_2, prompts))[0]
             side = self.unet.config.sample_size * self.factor
-            found["added_cond_kwargs.text_embeds"] = pooled * self.shown(prompts)[:, None]
-            found["added_cond_kwargs.time_ids"] = like.new_tensor(
-                [side, side, 0, 0, side, side]
-            ).repeat(len(prompts), 1)
-        if self.unet.config.time_cond_proj_dim is not None:
-            scale = like.new_full((len(prompts),), (guidance_scale - 1) * 1000)
-            embedded = get_timestep_embedding(
-                scale, self.unet.config.time_cond_proj_dim, flip_sin_to_cos=False
-            )
-            found["timestep_cond"] = embedded.to(like.dtype)
-        return found
+            time_ids = embeddings.new_tensor([side, side, 0, 0, side, side])
+            text_embeds = pooled * self._scale_embeddings(prompts)[:, None]
+            conditions["added_cond_kwargs.text_embeds"] = text_embeds
+            conditions["added_cond_kwargs.time_ids"] = time_ids.repeat(len(prompts), 1)
+        dimension = self.unet.config.time_cond_proj_dim
+        if dimension is not None:
+            scales = embeddings.new_full((len(prompts),), (guidance_scale - 1) * 1000)
+            embedded_scales = get_timestep_embedding(scales, dimension, flip_sin_to_cos=False)
+            conditions["timestep_cond"] = embedded_scales.to(embeddings.dtype)
+        return conditions
 
     def tokens(self, tokenizer: Any, prompts: Sequence[str | None]) -> Tensor:
         """Return token ids (P, T) of prompts, on the pipeline's device."""
         texts = [prompt or "" for prompt in prompts]
-        ids: Tensor = tokenizer(
-            texts, padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
+        encoded = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+        ids: Tensor = encoded.input_ids
         return ids.to(self._execution_device)
 
-    def shown(self, prompts: Sequence[str | None]) -> Tensor:
-        """Return 0 for prompts whose embedding is to be zero (none given, for SDXL), else 1: (P,)."""
-        none = [prompt is None or (self.empty_is_none and not prompt) for prompt in prompts]
-        zero = self.config.force_zeros_for_empty_prompt
-        ones = [float(not (zero and absent)) for absent in none]
-        return torch.tensor(ones, device=self._execution_device, dtype=self.unet.dtype)
+    def _scale_embeddings(self, prompts: Sequence[str | None]) -> Tensor:
+        """Return the factor (P,) of each embedding: 0 for no prompt if SDXL needs zeros, else 1."""
+        needs_zeros = self.config.force_zeros_for_empty_prompt
+        factors = []
+        for prompt in prompts:
+            is_none = prompt is None or (self.empty_is_none and not prompt)
+            factors.append(0.0 if needs_zeros and is_none else 1.0)
+        return torch.tensor(factors, device=self._execution_device, dtype=self.unet.dtype)
+
+
+def _sort_key(prompt: str | None) -> tuple[bool, str]:
+    """Return a key that sorts prompts alphabetically, with None first."""
+    return prompt is not None, prompt or ""

@@ -1,4 +1,4 @@
-"""Windows of a canvas, in latent cells: round each box, and tiled over the background."""
+"""Windows of a canvas, in latent cells: one around each box, and tiles over the background."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ from synthgen.geometry import box_centres, box_sides
 Windows = NDArray[np.int64]
 
 
-def object_windows(
+def place_object_windows(
     boxes: NDArray[np.float32],
     canvas: tuple[int, int],
     factor: int,
@@ -16,15 +16,15 @@ def object_windows(
     least: int,
     context: float,
 ) -> Windows:
-    """The window of each box: the box and `context` of its side on each side.
+    """Return the window of each box: the box and `context` of its side on each side.
 
     Args:
         boxes: (N, 4) xyxy in px.
         canvas: width, height in px.
-        factor: px a latent cell (the VAE's downsampling).
-        multiple: window sides are multiples of this many cells (what the UNet can halve).
-        least: smallest window side in cells: what the checkpoint was trained at.
-        context: share of the box's side added on each side.
+        factor: px per latent cell (the downsampling of the VAE).
+        multiple: window sides are multiples of this many cells (so that the UNet can halve them).
+        least: smallest window side in cells: the size that the checkpoint was trained at.
+        context: share of the box's side that is added on each side.
 
     Returns:
         (N, 4) x0, y0, x1, y1 in cells, inside the canvas.
@@ -38,23 +38,36 @@ def object_windows(
     return np.concatenate([low, low + sides], 1)
 
 
-def background_windows(
+def place_background_windows(
     canvas: tuple[int, int], factor: int, multiple: int, side: int, overlap: float
 ) -> Windows:
-    """Equal square windows that cover the canvas, evenly spaced: (M, 4) x0, y0, x1, y1 in cells.
+    """Return equal, evenly spaced square windows that cover the canvas.
 
     Args:
         canvas: width, height in px.
-        factor: as for object_windows.
-        multiple: as for object_windows.
+        factor: the same as in `place_object_windows`.
+        multiple: the same as in `place_object_windows`.
         side: window side in cells.
-        overlap: least share of a window that its neighbour covers too, in [0, 1).
+        overlap: least share of a window that its neighbour also covers, in [0, 1).
+
+    Returns:
+        (M, 4) x0, y0, x1, y1 in cells, row by row.
     """
-    xs, ys = (_starts(n // factor, multiple, side, overlap) for n in canvas)
-    return np.array([(x0, y0, x1, y1) for y0, y1 in ys for x0, x1 in xs], np.int64).reshape(-1, 4)
+    width, height = canvas
+    columns = _split_axis(width // factor, multiple, side, overlap)
+    rows = _split_axis(height // factor, multiple, side, overlap)
+    windows = []
+    for y0, y1 in rows:
+        for x0, x1 in columns:
+            windows.append((x0, y0, x1, y1))
+    return np.array(windows, np.int64).reshape(-1, 4)
 
 
-def _starts(cells: int, multiple: int, side: int, overlap: float) -> list[tuple[int, int]]:
+def _split_axis(cells: int, multiple: int, side: int, overlap: float) -> list[tuple[int, int]]:
+    """Return the half-open ranges [start, stop) of the windows along an axis of the canvas."""
     side = min(side, cells // multiple * multiple)
-    count = 1 if side == cells else int(np.ceil((cells - side) / (side * (1 - overlap)))) + 1
-    return [(int(s), int(s) + side) for s in np.round(np.linspace(0, cells - side, count))]
+    count = 1
+    if side < cells:
+        count += int(np.ceil((cells - side) / (side * (1 - overlap))))
+    starts = np.round(np.linspace(0, cells - side, count)).astype(int).tolist()
+    return [(start, start + side) for start in starts]

@@ -1,4 +1,4 @@
-"""Grounded generation (GLIGEN) over layouts: the recipe. The pipeline itself is in `pipeline.py`."""
+"""The recipe of grounded generation (GLIGEN) over layouts. The pipeline is in `pipeline.py`."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -9,7 +9,7 @@ from synthgen.pipelines.diffusion.models import LayoutModelSpec, read_config
 from synthgen.scenes.scene import COUNTS, Caption, SceneSpec
 
 
-def _shares(value: tuple[float, float]) -> tuple[float, float]:
+def _check_stages(value: tuple[float, float]) -> tuple[float, float]:
     if min(value) < 0 or sum(value) > 1:
         raise ValueError(
             f"[{value[0]:g}, {value[1]:g}] must be two shares of the steps, together at most 1"
@@ -17,35 +17,46 @@ def _shares(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-Stages = Annotated[tuple[float, float], AfterValidator(_shares)]
+Stages = Annotated[tuple[float, float], AfterValidator(_check_stages)]
 
 
 class Spec(LayoutModelSpec):
-    """Boxes as grounding tokens of a GLIGEN checkpoint, in windows of the size and number of boxes that it was trained with."""
+    """Give the boxes to a GLIGEN checkpoint as grounding tokens, in windows of its trained size.
+
+    A window has no more boxes than the checkpoint was trained with.
+    """
 
     PIPELINE: ClassVar[str] = "synthgen.pipelines.grounded.pipeline:GroundedPipeline"
 
     method: Literal["grounded"] = "grounded"
     caption: Caption = Field(
-        COUNTS, description="of each window: {counts}, {phrases} and {background} of what is in it"
+        COUNTS,
+        description="Caption of each window: {counts}, {phrases} and {background} are replaced "
+        "by those of the window.",
     )
     window: int | None = Field(
-        None, ge=8, description="side of a window, px; null: what the checkpoint was trained at"
+        None,
+        ge=8,
+        description="Side of a window in px; null: the size that the checkpoint was trained at.",
     )
     overlap: float = Field(
-        0.25, ge=0, le=0.9, description="share of a window that the next one covers"
+        0.25, ge=0, le=0.9, description="Share of a window that the next one covers."
     )
     max_boxes: int = Field(
         30,
         ge=1,
-        description="boxes that the checkpoint was trained with; windows of more are split",
+        description="Number of boxes that the checkpoint was trained with; "
+        "windows with more are split.",
     )
     stages: Stages = Field(
         (0.3, 0.0),
-        description="shares of the steps: grounding on, then falling linearly; in the rest off",
+        description="Shares of the steps in which grounding is fully on, and in which it then "
+        "decreases linearly; it is off in the other steps.",
     )
     stages_rounding: Literal["down", "up"] = Field(
-        "down", description="of the steps with grounding on, where not whole; down as diffusers"
+        "down",
+        description="Rounding of the number of steps in which grounding is fully on; "
+        "down: as diffusers.",
     )
 
     @property
@@ -56,12 +67,14 @@ class Spec(LayoutModelSpec):
         problems = super().check(sampler, scene)
         if not problems and read_config(self.folder(), "unet").get("attention_type") != "gated":
             problems.append(
-                f"model: {self.model} has no gated layers; use a GLIGEN checkpoint, or another method"
+                f"model: {self.model} has no gated layers; "
+                "use a GLIGEN checkpoint, or another method"
             )
-        on, falling = (share * self.steps for share in self.stages)
-        if self.stages_rounding == "down" and 0 < on < 1 and falling <= 0.5:
-            few = f"{self.stages[0]:g} of {self.steps} steps is less than a step"
+        full = self.stages[0] * self.steps
+        decreasing = self.stages[1] * self.steps
+        if self.stages_rounding == "down" and 0 < full < 1 and decreasing <= 0.5:
             problems.append(
-                f"stages: {few}, so no box would be read; give more steps, or stages_rounding: up"
+                f"stages: {self.stages[0]:g} of {self.steps} steps is less than a step, "
+                "so no box would be read; give more steps, or stages_rounding: up"
             )
         return problems

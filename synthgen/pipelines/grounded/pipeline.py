@@ -1,8 +1,10 @@
-"""Grounded generation over layouts: GLIGEN (Li et al., arXiv 2301.07093) with any number of boxes, in batches.
+"""Grounded generation over layouts, in batches: GLIGEN (Li et al., arXiv 2301.07093).
 
-A checkpoint learnt windows of one size with so many boxes at most. A canvas of that size is one window; a larger one, or one of
-more boxes, is covered with overlapping windows, each told of the boxes that it holds, and merged at every step. A window that
-holds none is painted without the gated layers: told of no box, they still paint things now and then.
+A checkpoint was trained on windows of one size with a limited number of boxes. A canvas of that
+size is one window. A larger canvas, or one with more boxes, is covered with overlapping windows,
+each with the boxes inside it, and the windows are merged at every step. A window without boxes is
+generated without the gated layers, because they sometimes generate objects even when they are given
+no box.
 """
 
 from collections.abc import Sequence
@@ -17,10 +19,11 @@ from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import IncompatibleLayoutError
 from synthgen.pipelines.diffusion import region_weights
 from synthgen.pipelines.diffusion.grounding import (
+    Gates,
     GroundedWindow,
-    gates,
-    grounded_windows,
-    strengths,
+    build_grounded_windows,
+    compute_strengths,
+    control_gates,
 )
 from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, Predict, Region
 from synthgen.pipelines.diffusion.pipeline import (
@@ -31,43 +34,64 @@ from synthgen.pipelines.diffusion.pipeline import (
     StepEnd,
     as_output,
 )
-from synthgen.pipelines.diffusion.prompts import Prompts, per_image
-from synthgen.scenes.scene import COUNTS
-from synthgen.scenes.scene import caption as caption_of
+from synthgen.pipelines.diffusion.prompts import Prompts, repeat_per_image
+from synthgen.scenes.scene import COUNTS, build_caption
 
-Row = tuple[str | None, GroundedWindow | None, Sequence[str]]
-"""A prompt, the window that it is of (None: the negative prompt of any), and the phrases of the window's boxes."""
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the tables of conditions.
+
+    Attributes:
+        prompt: caption of a window, or a negative prompt; None: no prompt.
+        window: the window and its boxes; None if the row is a negative prompt.
+        phrases: phrases of the window's boxes.
+    """
+
+    prompt: str | None
+    window: GroundedWindow | None = None
+    phrases: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Grounding:
-    """What the gated layers are told, as a table of conditions: to the rows `bare` nothing, not even that there are no boxes.
+    """The inputs of the gated layers, as a table of conditions.
 
     Attributes:
         boxes: (rows, n, 4) xyxy as shares of the window.
         masks: (rows, n), 1 where there is a box.
         positive_embeddings: (rows, n, D) of the phrases.
-        bare: rows without gated layers.
+        ungated: rows that are evaluated without the gated layers.
     """
 
     boxes: Tensor
     masks: Tensor
     positive_embeddings: Tensor
-    bare: frozenset[int]
+    ungated: frozenset[int]
 
     def __getitem__(self, rows: Tensor) -> dict[str, Any]:
-        if self.bare.issuperset(rows.tolist()):
+        if self.ungated.issuperset(rows.tolist()):
             return {}
-        tables = {
-            "boxes": self.boxes,
-            "masks": self.masks,
-            "positive_embeddings": self.positive_embeddings,
+        inputs = {
+            "boxes": self.boxes[rows],
+            "masks": self.masks[rows],
+            "positive_embeddings": self.positive_embeddings[rows],
         }
-        return {"gligen": {name: table[rows] for name, table in tables.items()}}
+        return {"gligen": inputs}
+
+
+def scale_gates(mixture: Mixture, unet_gates: Gates, scale: float) -> Evaluate:
+    """Return an evaluation of the mixture that first sets the strength of the gated layers."""
+
+    def evaluate(z: Tensor, predict: Predict) -> Tensor:
+        unet_gates.set(scale)
+        return mixture(z, predict)
+
+    return evaluate
 
 
 class GroundedPipeline(LatentPipeline):
-    """Paints layouts with a GLIGEN checkpoint in diffusers format."""
+    """Generate layouts with a GLIGEN checkpoint in diffusers format."""
 
     @torch.no_grad()
     def __call__(
@@ -88,86 +112,92 @@ class GroundedPipeline(LatentPipeline):
         callback_on_step_end: StepEnd | None = None,
         output_type: str = "pil",
     ) -> Images | Tensor:
-        """Paint one image a layout.
+        """Generate one image for each layout.
 
         Args:
-            layouts: B layouts on one canvas size; their `phrases` are what the boxes are grounded with.
+            layouts: B layouts on one canvas size; the boxes are grounded with their `phrases`.
             background: prompt of the background, one or B.
             negative_prompt: one or B, None for none; the unconditional branch has no boxes.
-            caption: of each window, or a template for it, filled with what the window holds (`synthgen.scenes.scene.caption`).
-            window, overlap, max_boxes, stages, stages_rounding: see the recipe's keys.
-            chunk: windows of the size that the checkpoint was trained at that go through the UNet at once; of larger ones fewer.
-            generator: one CPU generator an image, or one for all.
+            caption: caption of each window, or a template for it, filled with the objects of the
+                window (`synthgen.scenes.scene.build_caption`).
+            window: see the recipe's key, as for `overlap`, `max_boxes`, `stages` and
+                `stages_rounding`.
+            chunk: number of windows of the size that the checkpoint was trained at that go through
+                the UNet together; fewer of larger windows.
+            generator: one CPU generator for each image, or one for all.
             output_type: "pil", "np" (B, H, W, 3) uint8, or "latent" (B, C, h, w) float32.
 
         Raises:
-            IncompatibleLayoutError: a canvas, a box or a checkpoint that cannot be painted or paint.
+            IncompatibleLayoutError: this checkpoint cannot generate a canvas or a box, or has no
+                gated layers.
         """
         self.check_inputs(layouts)
         side = self.unet.config.sample_size if window is None else self.cells(window)
-        backgrounds = per_image(background, len(layouts))
-        negatives = per_image(negative_prompt, len(layouts))
-        rows: list[Row] = [(text, None, ()) for text in negatives]
+        backgrounds = repeat_per_image(background, len(layouts))
+        rows = [Row(text) for text in repeat_per_image(negative_prompt, len(layouts))]
+        ungated = set()
         regions: list[Region] = []
-        for image, (layout, words) in enumerate(zip(layouts, backgrounds, strict=True)):
-            size, phrases = (layout.width, layout.height), layout.prompts
-            for w in grounded_windows(
+        for image, layout in enumerate(layouts):
+            size = (layout.width, layout.height)
+            phrases = layout.prompts
+            windows = build_grounded_windows(
                 layout.boxes, size, self.factor, self.multiple, side, overlap, max_boxes
-            ):
-                (x0, y0, x1, y1), text = (
-                    w.window,
-                    caption_of(layout.select(w.indices), words, caption),
-                )
+            )
+            for w in windows:
+                x0, y0, x1, y1 = w.window
                 weight = region_weights.tile(y1 - y0, x1 - x0)
                 regions.append(Region(image, w.window, len(rows), image, guidance_scale, weight))
-                rows.append((text, w, [phrases[i] for i in w.indices]))
-        bare = frozenset(n for n, (_, w, told) in enumerate(rows) if w is not None and not told)
-        conditions, noise = self.conditions(rows, max_boxes, bare), self.noise(layouts, generator)
-        mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk), bare)
-        with gates(self.unet) as gate:
-
-            def at(scale: float) -> Evaluate:
-                def evaluate(z: Tensor, predict: Predict) -> Tensor:
-                    gate.set(scale)
-                    return mixture(z, predict)
-
-                return evaluate
-
-            steps = [at(s) for s in strengths(num_inference_steps, stages, stages_rounding)]
+                text = build_caption(layout.select(w.indices), backgrounds[image], caption)
+                if not w.indices:
+                    ungated.add(len(rows))
+                rows.append(Row(text, w, [phrases[i] for i in w.indices]))
+        conditions = self.build_conditions(rows, max_boxes, frozenset(ungated))
+        noise = self.noise(layouts, generator)
+        mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk), ungated)
+        scales = compute_strengths(num_inference_steps, stages, stages_rounding)
+        with control_gates(self.unet) as unet_gates:
+            steps = [scale_gates(mixture, unet_gates, scale) for scale in scales]
             latents = self.denoise(noise, steps, callback_on_step_end, generator=generator)
-        return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
+        if output_type == "latent":
+            return latents
+        return as_output(self.decode(latents), output_type)
 
     def check_inputs(self, layouts: Sequence[Layout]) -> None:
-        """Raise IncompatibleLayoutError for what this checkpoint cannot paint."""
+        """Raise IncompatibleLayoutError for inputs that this checkpoint cannot use."""
         self.check_layouts(layouts)
         self.check_encoder()
         if self.unet.config.attention_type != "gated":
             raise IncompatibleLayoutError("unet: it has no gated layers; load a GLIGEN checkpoint")
 
-    def conditions(self, rows: Sequence[Row], most: int, bare: frozenset[int]) -> Conditions:
-        """Tables with a row a window: its caption's embedding, and its boxes, padded to the number that was trained."""
-        prompts, texts = Prompts(), Prompts()
-        captions = [prompts.row(text) for text, _, _ in rows]
-        boxes, mask = (
-            np.zeros((len(rows), most, 4), np.float32),
-            np.zeros((len(rows), most), np.float32),
+    def build_conditions(
+        self, rows: Sequence[Row], max_boxes: int, ungated: frozenset[int]
+    ) -> Conditions:
+        """Return the tables of conditions, one row for each of `rows`.
+
+        They hold the embedding of the caption, and the boxes, padded to `max_boxes`.
+        """
+        prompts = Prompts()
+        phrases = Prompts()
+        prompt_rows = [prompts.row(row.prompt) for row in rows]
+        boxes = np.zeros((len(rows), max_boxes, 4), np.float32)
+        masks = np.zeros((len(rows), max_boxes), np.float32)
+        phrase_rows = np.full((len(rows), max_boxes), phrases.row(""))
+        for k, row in enumerate(rows):
+            if row.window is not None:
+                n = len(row.phrases)
+                boxes[k, :n] = row.window.boxes
+                masks[k, :n] = 1
+                phrase_rows[k, :n] = [phrases.row(phrase) for phrase in row.phrases]
+        device = self._execution_device
+        embedded = self.encode_prompts(prompts.texts)
+        pooled = self.encode_phrases(phrases.texts)
+        grounding = Grounding(
+            torch.from_numpy(boxes).to(device, embedded.dtype),
+            torch.from_numpy(masks).to(device, embedded.dtype),
+            pooled[torch.from_numpy(phrase_rows).to(device)],
+            ungated,
         )
-        which = np.full((len(rows), most), texts.row(""))
-        for row, (_, window, phrases) in enumerate(rows):
-            if window is not None:
-                n = len(phrases)
-                boxes[row, :n], mask[row, :n], which[row, :n] = (
-                    window.boxes,
-                    1,
-                    [texts.row(p) for p in phrases],
-                )
-        device, embedded = self._execution_device, self.encode_prompts(prompts.texts)
-        pooled = self.encode_phrases(texts.texts)
-        places, masks = (
-            torch.from_numpy(table).to(device, embedded.dtype) for table in (boxes, mask)
-        )
-        grounding = Grounding(places, masks, pooled[torch.from_numpy(which).to(device)], bare)
-        return {"encoder_hidden_states": embedded[captions], "cross_attention_kwargs": grounding}
+        return {"encoder_hidden_states": embedded[prompt_rows], "cross_attention_kwargs": grounding}
 
     def encode_phrases(self, phrases: Sequence[str | None]) -> Tensor:
         """Return pooled text embeddings (n, D) of the boxes' phrases."""

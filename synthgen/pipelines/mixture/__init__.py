@@ -1,4 +1,4 @@
-"""Mixture of Diffusers over a layout: the recipe. The pipeline itself is in `pipeline.py`."""
+"""The recipe of Mixture of Diffusers over a layout. The pipeline itself is in `pipeline.py`."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -9,7 +9,7 @@ from synthgen.pipelines.diffusion.models import LayoutModelSpec
 Mask = Literal["box", "gaussian", "quartic", "constant"]
 
 
-def _inside_unit(value: tuple[float, float]) -> tuple[float, float]:
+def _check_interval(value: tuple[float, float]) -> tuple[float, float]:
     if not 0 <= value[0] <= value[1] <= 1:
         raise ValueError(
             f"[{value[0]:g}, {value[1]:g}] must be two shares of the steps in [0, 1], least first"
@@ -17,46 +17,62 @@ def _inside_unit(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-Interval = Annotated[tuple[float, float], AfterValidator(_inside_unit)]
+Interval = Annotated[tuple[float, float], AfterValidator(_check_interval)]
 
 
 class Spec(LayoutModelSpec):
-    """One process a box plus tiled ones for the background, merged at every step (Mixture of Diffusers, arXiv 2302.02412)."""
+    """Denoise a window for each box and tiles for the background, and merge them at every step.
+
+    This is Mixture of Diffusers (arXiv 2302.02412).
+    """
 
     PAINTER: ClassVar[str] = "synthgen.pipelines.mixture.painter:MixturePainter"
     PIPELINE: ClassVar[str] = "synthgen.pipelines.mixture.pipeline:MixturePipeline"
 
     method: Literal["mixture"] = "mixture"
     guidance_scale: float = Field(
-        7.5, ge=0, description="classifier-free guidance in the windows of the boxes"
+        7.5, ge=0, description="Scale of classifier-free guidance in the windows of the boxes."
     )
     background_guidance_scale: float | None = Field(
-        None, ge=0, description="the same for the background; null: equal"
+        None,
+        ge=0,
+        description="Guidance scale in the windows of the background; null: as `guidance_scale`.",
     )
     guidance_interval: Interval = Field(
         (0.0, 1.0),
-        description="share of the steps, [from, to], that are guided (arXiv 2404.07724); the others cost half",
+        description="Steps with guidance, as shares [start, stop) of all steps (arXiv 2404.07724); "
+        "the other steps take half the time.",
     )
     context: float = Field(
-        0.1, ge=0, le=4, description="share of a box's side that its window adds on each side"
+        0.1,
+        ge=0,
+        le=4,
+        description="How far a window extends beyond its box on each side, as a share of the box's "
+        "side.",
     )
     window: int | None = Field(
-        None, ge=8, description="least window side, px; null: what the checkpoint was trained at"
+        None,
+        ge=8,
+        description="Minimum side of a box's window in px; null: the size that the checkpoint was "
+        "trained at.",
     )
     background_window: int | None = Field(
-        None, ge=8, description="side of the background's windows, px; null: as `window`"
+        None, ge=8, description="Side of the windows of the background in px; null: as `window`."
     )
     background_overlap: float = Field(
-        0.25, ge=0, le=0.9, description="share of a background window that the next one covers"
+        0.25,
+        ge=0,
+        le=0.9,
+        description="Share of a background window that the next window overlaps.",
     )
     background_weight: float = Field(
-        0.05, gt=0, description="weight of the background against 1 inside a box"
+        0.05, gt=0, description="Weight of the windows of the background; a box has weight 1."
     )
     mask: Mask = Field(
         "box",
-        description="weight over an object's window; box: 1 inside the box, falling off outside",
+        description="Weights over the window of a box; box: 1 in the box, decreasing outside it.",
     )
 
     @property
-    def paints_into_pictures(self) -> bool:
+    def accepts_backgrounds(self) -> bool:
         return True

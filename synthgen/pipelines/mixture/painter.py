@@ -1,4 +1,4 @@
-"""Mixture of Diffusers as the engine calls it: it may paint into the user's own pictures."""
+"""The painter of Mixture of Diffusers, which can also generate objects into the user's images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,38 +6,44 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from synthgen.pipelines.backgrounds import choose_by_words, ground
+from synthgen.pipelines.backgrounds import choose_by_words, crop_background
 from synthgen.pipelines.base import Numerics
 from synthgen.pipelines.diffusion.painter import LayoutPainter
 from synthgen.pipelines.mixture import Spec
-from synthgen.scenes.scene import Scene, SceneSpec, pictures
+from synthgen.scenes.scene import Scene, SceneSpec, list_image_files
 
 
 class MixturePainter(LayoutPainter):
-    """The loaded pipeline, and the user's own pictures that it may paint into."""
+    """The loaded pipeline, and the user's background images if the scene names any."""
 
     def __init__(self, spec: Spec, scene: SceneSpec, numerics: Numerics) -> None:
         super().__init__(spec, scene, numerics)
-        self.grounds = pictures(Path(scene.backgrounds)) if scene.backgrounds is not None else []
+        self.background_files: list[Path] = []
+        if scene.backgrounds is not None:
+            self.background_files = list_image_files(Path(scene.backgrounds))
 
-    def repaint(
+    def inpaint_boxes(
         self,
         images: Sequence[NDArray[np.uint8]],
         scenes: Sequence[Scene],
         seeds: Sequence[np.random.SeedSequence],
     ) -> list[NDArray[np.uint8]]:
-        """The pictures with the scenes' boxes painted anew, and not a bit changed outside their windows."""
+        """Return the images with the scenes' boxes generated again.
+
+        Pixels outside the windows of the boxes do not change.
+        """
         return self._change(self.pipeline, self.options, images, scenes, seeds)
 
     def backgrounds(
         self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
     ) -> list[NDArray[np.uint8]] | None:
-        """Return the user's images (H, W, 3) into which these scenes are generated; None: there are none."""
-        if not self.grounds:
+        """Return the user's images (H, W, 3) at the scenes' sizes; None if there are none."""
+        if not self.background_files:
             return None
-        found = []
+        images = []
         for scene, seed in zip(scenes, seeds, strict=True):
             rng = np.random.default_rng(seed)
-            path = choose_by_words(self.grounds, scene.background, rng)
-            found.append(np.asarray(ground(path, scene.layout.width, scene.layout.height, rng)))
-        return found
+            path = choose_by_words(self.background_files, scene.background, rng)
+            image = crop_background(path, scene.layout.width, scene.layout.height, rng)
+            images.append(np.asarray(image))
+        return images

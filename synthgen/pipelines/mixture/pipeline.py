@@ -1,4 +1,4 @@
-"""Mixture of Diffusers over layouts: a diffusers pipeline that paints a batch, every image with its own layout."""
+"""Mixture of Diffusers for layouts: a diffusers pipeline that generates a batch of images."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from torch import Tensor
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import IncompatibleLayoutError
 from synthgen.pipelines.diffusion import region_weights
-from synthgen.pipelines.diffusion.blending import Reference, masks_of, paste_back
+from synthgen.pipelines.diffusion.blending import Reference, merge_masks, paste_back
 from synthgen.pipelines.diffusion.mixture import Mixture, Region
 from synthgen.pipelines.diffusion.pipeline import (
     Generators,
@@ -20,17 +20,18 @@ from synthgen.pipelines.diffusion.pipeline import (
     StepEnd,
     as_output,
 )
-from synthgen.pipelines.diffusion.prompts import Prompts, per_image
-from synthgen.pipelines.diffusion.windows import object_windows
+from synthgen.pipelines.diffusion.prompts import Prompts, repeat_per_image
+from synthgen.pipelines.diffusion.windows import place_object_windows
 from synthgen.pipelines.mixture import Mask
-from synthgen.scenes.scene import region_prompt
+from synthgen.scenes.scene import build_region_prompt
 
 
 class MixturePipeline(LatentPipeline):
-    """Paints layouts with any checkpoint in Stable Diffusion format.
+    """Generate layouts with any checkpoint in Stable Diffusion format.
 
-    Each box has a window of its own, the box plus context, denoised with the prompt of the box; the background is
-    tiled with windows of constant low weight; every step merges all predictions (`synthgen.pipelines.diffusion.mixture`).
+    Each box has its own window, which contains the box and some context. The window is denoised
+    with the prompt of the box. The background is covered with windows of a low constant weight.
+    Every step merges all predictions (`synthgen.pipelines.diffusion.mixture`).
     """
 
     @torch.no_grad()
@@ -55,120 +56,157 @@ class MixturePipeline(LatentPipeline):
         callback_on_step_end: StepEnd | None = None,
         output_type: str = "pil",
     ) -> Images | Tensor:
-        """Paint one image a layout.
+        """Generate one image for each layout.
 
         Args:
-            layouts: B layouts on one canvas size; their `phrases` are the prompts of the boxes.
-            background: prompt of the background, one or B.
-            negative_prompt: one or B; None: none, which SDXL tells from an empty one.
-            guidance_scale, background_guidance_scale: classifier-free guidance; None: equal.
-            guidance_interval: share of the steps, [from, to) in [0, 1], that are guided; in the others the guidance scale
-                is 1 and the unconditional branch is not computed (Kynkäänniemi et al., arXiv 2404.07724).
-            context, window, background_window, background_overlap, background_weight, mask: see the recipe's keys.
-            pictures: (B, H, W, 3) uint8 to paint the objects into: outside the boxes' windows they stay as they are.
-            chunk: windows of the size that the checkpoint was trained at that go through the UNet at once; of larger ones fewer.
-            generator: one CPU generator an image, or one for all.
-            callback_on_step_end: called with pipeline, step, timestep and {"latents"}; may return new latents.
+            layouts: B layouts with the same canvas size; their `phrases` are the prompts of the
+                boxes.
+            background: prompt of the background: one prompt for all images, or B prompts.
+            negative_prompt: one prompt for all images, or B prompts. None: no negative prompt,
+                which SDXL distinguishes from an empty prompt.
+            guidance_scale: scale of classifier-free guidance in the windows of the boxes.
+            background_guidance_scale: scale of classifier-free guidance in the windows of the
+                background; None: the same as `guidance_scale`.
+            guidance_interval: the steps with guidance, as shares [start, stop) of all steps. In the
+                other steps the guidance scale is 1 and the unconditional branch is not computed
+                (Kynkäänniemi et al., arXiv 2404.07724).
+            context: see the key of the recipe (`synthgen describe mixture`), also for `window`,
+                `background_window`, `background_overlap`, `background_weight` and `mask`.
+            pictures: (B, H, W, 3) uint8, images into which the objects are generated; they do not
+                change outside the windows of the boxes.
+            chunk: number of windows that go through the UNet together if they have the size that
+                the checkpoint was trained at; larger windows are processed in smaller groups.
+            generator: one CPU generator for each image, or one for all images.
+            callback_on_step_end: called with the pipeline, the step, the timestep and
+                {"latents": latents}; it may return new latents.
             output_type: "pil", "np" (B, H, W, 3) uint8, or "latent" (B, C, h, w) float32.
 
         Raises:
-            IncompatibleLayoutError: a canvas or a box that this checkpoint cannot paint.
+            IncompatibleLayoutError: this checkpoint cannot generate the canvas or a box.
         """
         self.check_inputs(layouts, pictures)
-        prompts, least = (
-            Prompts(),
-            self.unet.config.sample_size * self.factor if window is None else window,
-        )
-        words = per_image(background, len(layouts))
-        backgrounds = [prompts.row(text) for text in words]
-        negatives = [prompts.row(text) for text in per_image(negative_prompt, len(layouts))]
+        least_window = window
+        if least_window is None:
+            least_window = self.unet.config.sample_size * self.factor
+        tile_guidance = background_guidance_scale
+        if tile_guidance is None:
+            tile_guidance = guidance_scale
+        prompts = Prompts()
+        backgrounds = repeat_per_image(background, len(layouts))
+        background_rows = [prompts.row(text) for text in backgrounds]
+        negative_rows = [
+            prompts.row(text) for text in repeat_per_image(negative_prompt, len(layouts))
+        ]
         objects: list[Region] = []
         tiles: list[Region] = []
         for i, layout in enumerate(layouts):
-            own = [prompts.row(region_prompt(phrase, words[i])) for phrase in layout.prompts]
-            objects += self.objects(
-                layout, i, own, negatives[i], guidance_scale, least, context, mask
+            phrase_rows = []
+            for phrase in layout.prompts:
+                phrase_rows.append(prompts.row(build_region_prompt(phrase, backgrounds[i])))
+            objects += self.build_object_regions(
+                layout,
+                i,
+                phrase_rows,
+                negative_rows[i],
+                guidance_scale,
+                least_window,
+                context,
+                mask,
             )
-            low = guidance_scale if background_guidance_scale is None else background_guidance_scale
-            size, rows = (layout.width, layout.height), (backgrounds[i], negatives[i])
-            cover = self.cover(i, size, rows, low, background_window or least, background_overlap)
-            tiles += (
-                [replace(r, weight=r.weight * background_weight) for r in cover]
-                if pictures is None
-                else []
+            if pictures is not None:
+                continue
+            cover = self.cover(
+                i,
+                (layout.width, layout.height),
+                (background_rows[i], negative_rows[i]),
+                tile_guidance,
+                background_window or least_window,
+                background_overlap,
             )
-        noise, conditions = (
-            self.noise(layouts, generator),
-            self.text_conditions(prompts.texts, guidance_scale),
-        )
-        plain = [replace(r, guidance=1.0) for r in objects + tiles]
-        guided, unguided = (
-            Mixture(r, conditions, noise.shape, self.cells_at_once(chunk))
-            for r in (objects + tiles, plain)
-        )
-        first, last = (round(share * num_inference_steps) for share in guidance_interval)
-        steps = [
-            guided if first <= step < last else unguided for step in range(num_inference_steps)
-        ]
+            tiles += [replace(r, weight=r.weight * background_weight) for r in cover]
+        noise = self.noise(layouts, generator)
+        conditions = self.text_conditions(prompts.texts, guidance_scale)
+        cells_at_once = self.cells_at_once(chunk)
+        regions = objects + tiles
+        unguided_regions = [replace(region, guidance=1.0) for region in regions]
+        guided = Mixture(regions, conditions, noise.shape, cells_at_once)
+        unguided = Mixture(unguided_regions, conditions, noise.shape, cells_at_once)
+        start = round(guidance_interval[0] * num_inference_steps)
+        stop = round(guidance_interval[1] * num_inference_steps)
+        steps = []
+        for step in range(num_inference_steps):
+            steps.append(guided if start <= step < stop else unguided)
         if pictures is None:
             latents = self.denoise(noise, steps, callback_on_step_end, generator=generator)
-            return (
-                latents if output_type == "latent" else as_output(self.decode(latents), output_type)
-            )
-        painted, windows = (m.to(noise.device) for m in masks_of(objects, noise.shape))
-        reference = Reference(self.encode_pictures(pictures), noise, 1 - painted)
+            if output_type == "latent":
+                return latents
+            return as_output(self.decode(latents), output_type)
+        generated_mask, windows = merge_masks(objects, noise.shape)
+        generated_mask = generated_mask.to(noise.device)
+        windows = windows.to(noise.device)
+        reference = Reference(self.encode_images(pictures), noise, 1 - generated_mask)
         latents = self.denoise(noise, steps, callback_on_step_end, [reference], generator=generator)
         if output_type == "latent":
             return latents
-        return as_output(paste_back(self.decode(latents), pictures, painted, windows), output_type)
+        images = paste_back(self.decode(latents), pictures, generated_mask, windows)
+        return as_output(images, output_type)
 
     def check_inputs(
         self, layouts: Sequence[Layout], pictures: NDArray[np.uint8] | None = None
     ) -> None:
-        """Raise IncompatibleLayoutError for what this checkpoint cannot paint."""
+        """Raise IncompatibleLayoutError if this checkpoint cannot use the inputs."""
         self.check_layouts(layouts)
-        if pictures is not None and pictures.shape != (
-            len(layouts),
-            layouts[0].height,
-            layouts[0].width,
-            3,
-        ):
-            want = f"({len(layouts)}, {layouts[0].height}, {layouts[0].width}, 3)"
+        if pictures is None:
+            return
+        shape = (len(layouts), layouts[0].height, layouts[0].width, 3)
+        if pictures.shape != shape:
             raise IncompatibleLayoutError(
-                f"pictures: shape {pictures.shape} must be {want}: one a layout, at its size"
+                f"`pictures`: shape {pictures.shape} must be {shape}: "
+                "one image per layout, at its size"
             )
 
-    def objects(
+    def build_object_regions(
         self,
         layout: Layout,
         image: int,
         rows: Sequence[int],
-        negative: int,
+        negative_row: int,
         guidance: float,
-        least: int,
+        least_window: int,
         context: float,
         mask: Mask,
     ) -> list[Region]:
-        """The windows of an image's boxes, each with the row of its prompt."""
-        size, cells = (layout.width, layout.height), self.cells(least)
-        windows = object_windows(layout.boxes, size, self.factor, self.multiple, cells, context)
-        return [
-            Region(
-                image,
-                (x0, y0, x1, y1),
-                row,
-                negative,
-                guidance,
-                self.object_weight(box, (x0, y0, x1, y1), mask),
-            )
-            for box, (x0, y0, x1, y1), row in zip(layout.boxes, windows.tolist(), rows, strict=True)
-        ]
+        """Return a region for the window of each box of an image.
 
-    def object_weight(self, box: NDArray[np.float32], cells: Sequence[int], mask: Mask) -> Tensor:
-        """Weight (h, w) of a box's window (x0, y0, x1, y1 in cells)."""
-        x0, y0, x1, y1 = cells
-        h, w = y1 - y0, x1 - x0
+        Args:
+            layout: the layout of the image.
+            image: index of the image in the batch.
+            rows: rows of the boxes' prompts in the table of conditions.
+            negative_row: row of the negative prompt in this table.
+            guidance: guidance scale.
+            least_window: minimum side of a window in px.
+            context: how far a window extends beyond its box on each side, as a share of the box's
+                side.
+            mask: kind of the weights over a window.
+        """
+        size = (layout.width, layout.height)
+        least_cells = self.cells(least_window)
+        windows = place_object_windows(
+            layout.boxes, size, self.factor, self.multiple, least_cells, context
+        )
+        regions = []
+        for box, (x0, y0, x1, y1), row in zip(layout.boxes, windows.tolist(), rows, strict=True):
+            window = (x0, y0, x1, y1)
+            weight = self.build_weight(box, window, mask)
+            regions.append(Region(image, window, row, negative_row, guidance, weight))
+        return regions
+
+    def build_weight(self, box: NDArray[np.float32], window: Sequence[int], mask: Mask) -> Tensor:
+        """Return the weights (h, w) over the window (x0, y0, x1, y1 in latent cells) of a box."""
+        x0, y0, x1, y1 = window
+        h = y1 - y0
+        w = x1 - x0
         if mask == "box":
-            bx0, by0, bx1, by1 = (float(v) / self.factor for v in box)
-            return region_weights.box(h, w, bx0 - x0, by0 - y0, bx1 - x0, by1 - y0)
+            box_x0, box_y0, box_x1, box_y1 = (float(v) / self.factor for v in box)
+            return region_weights.box(h, w, box_x0 - x0, box_y0 - y0, box_x1 - x0, box_y1 - y0)
         return region_weights.WINDOW[mask](h, w)

@@ -1,4 +1,4 @@
-"""Regional attention over layouts: the recipe. The pipeline itself is in `pipeline.py`."""
+"""The recipe of regional attention over layouts. The pipeline itself is in `pipeline.py`."""
 
 from typing import ClassVar, Literal
 
@@ -10,7 +10,7 @@ from synthgen.scenes.scene import RegionPrompt
 
 
 class Spec(LayoutModelSpec):
-    """One UNet pass a step whatever the number of boxes: each cell's cross-attention reads the prompt of its box."""
+    """Let each latent cell attend to the prompt of its box: one UNet pass a step for all boxes."""
 
     PIPELINE: ClassVar[str] = (
         "synthgen.pipelines.regional_attention.pipeline:RegionalAttentionPipeline"
@@ -18,19 +18,24 @@ class Spec(LayoutModelSpec):
 
     method: Literal["regional_attention"] = "regional_attention"
     region_prompt: RegionPrompt = Field(
-        "{phrase}, {background}", description="of a box: {phrase} and {background} are replaced"
+        "{phrase}, {background}",
+        description="Prompt of a box: {phrase} and {background} are replaced.",
     )
     margin: float = Field(
-        0.0, ge=0, le=1, description="share of a box's side round it that reads its prompt too"
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of a box's side by which the cells that read its prompt extend beyond "
+        "the box.",
     )
     tile: int | None = Field(
         None,
         ge=8,
-        description="px; the canvas is denoised in tiles of this side; null: in one piece",
+        description="Side in px of the tiles in which the canvas is denoised; null: no tiles.",
     )
     overlap: float = Field(
-        0.25, ge=0, le=0.9, description="share of a tile that the next one covers"
+        0.25, ge=0, le=0.9, description="Share of a tile that the next one covers."
     )
 
     def revision(self, sampler: SamplerSpec) -> int:
-        return 2  # since every box without a cell gets one
+        return 2  # gives a cell to every box that would have none

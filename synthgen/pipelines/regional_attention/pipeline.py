@@ -1,4 +1,7 @@
-"""Regional attention over layouts: one UNet pass a step, in which each cell reads the prompt of the box that it lies in."""
+"""Regional attention over layouts: each latent cell attends to the prompt of the box it lies in.
+
+One UNet pass a step is enough, whatever the number of boxes.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,18 +22,21 @@ from synthgen.pipelines.diffusion.pipeline import (
     StepEnd,
     as_output,
 )
-from synthgen.pipelines.diffusion.prompts import Prompts, per_image
+from synthgen.pipelines.diffusion.prompts import Prompts, repeat_per_image
 from synthgen.pipelines.diffusion.regional_attention import (
     PlanTable,
     PromptedWindow,
-    regional_processors,
+    install_regional_processors,
 )
-from synthgen.pipelines.diffusion.windows import background_windows
-from synthgen.scenes.scene import region_prompt as region_prompt_of
+from synthgen.pipelines.diffusion.windows import place_background_windows
+from synthgen.scenes.scene import build_region_prompt as region_prompt_of
 
 
 class RegionalAttentionPipeline(LatentPipeline):
-    """Paints layouts with any checkpoint in Stable Diffusion format, at about the cost of one picture without boxes."""
+    """Generate layouts with any checkpoint in Stable Diffusion format.
+
+    The cost is about that of one image without boxes.
+    """
 
     @torch.no_grad()
     def __call__(
@@ -49,36 +55,42 @@ class RegionalAttentionPipeline(LatentPipeline):
         callback_on_step_end: StepEnd | None = None,
         output_type: str = "pil",
     ) -> Images | Tensor:
-        """Paint one image a layout.
+        """Generate one image for each layout.
 
         Args:
-            layouts: B layouts on one canvas size; their `phrases` are the prompts of the boxes. Of boxes that overlap the
-                smallest is read.
+            layouts: B layouts on one canvas size; their `phrases` are the prompts of the boxes.
+                Where boxes overlap, the prompt of the smallest is read.
             background: prompt of all other cells, one or B.
-            negative_prompt: one or B; None: none, which SDXL tells from an empty one.
-            region_prompt, margin, tile, overlap: see the recipe's keys.
-            chunk: windows of the size that the checkpoint was trained at that go through the UNet at once; of larger ones fewer.
-            generator: one CPU generator an image, or one for all.
+            negative_prompt: one or B; None: no negative prompt, which SDXL distinguishes from an
+                empty one.
+            region_prompt: see the recipe's key, as for `margin`, `tile` and `overlap`.
+            chunk: number of windows of the size that the checkpoint was trained at that go through
+                the UNet together; fewer of larger windows.
+            generator: one CPU generator for each image, or one for all.
             output_type: "pil", "np" (B, H, W, 3) uint8, or "latent" (B, C, h, w) float32.
 
         Raises:
-            IncompatibleLayoutError: a canvas or a box that this checkpoint cannot paint.
+            IncompatibleLayoutError: this checkpoint cannot generate a canvas or a box.
         """
         self.check_inputs(layouts)
         prompts = Prompts()
         windows: list[PromptedWindow] = []
         regions: list[Region] = []
-        backgrounds = per_image(background, len(layouts))
-        negatives = per_image(negative_prompt, len(layouts))
+        backgrounds = repeat_per_image(background, len(layouts))
+        negatives = repeat_per_image(negative_prompt, len(layouts))
         for image, layout in enumerate(layouts):
-            texts = [
-                region_prompt_of(phrase, backgrounds[image], region_prompt)
-                for phrase in layout.prompts
-            ]
-            rows, boxes = tuple(prompts.row(text) for text in texts), self.boxes(layout, margin)
-            base, negative = prompts.row(backgrounds[image]), prompts.row(negatives[image])
-            for x0, y0, x1, y1 in self.tiles(layout, tile, overlap):
-                size, weight = (y1 - y0, x1 - x0), region_weights.tile(y1 - y0, x1 - x0)
+            phrase_rows = []
+            for phrase in layout.prompts:
+                text = region_prompt_of(phrase, backgrounds[image], region_prompt)
+                phrase_rows.append(prompts.row(text))
+            boxes = self.enlarge_boxes(layout, margin)
+            background_row = prompts.row(backgrounds[image])
+            negative_row = prompts.row(negatives[image])
+            for x0, y0, x1, y1 in self.cover_with_tiles(layout, tile, overlap):
+                size = (y1 - y0, x1 - x0)
+                prompted = PromptedWindow(
+                    size, background_row, boxes - [x0, y0, x0, y0], tuple(phrase_rows)
+                )
                 regions.append(
                     Region(
                         image,
@@ -86,58 +98,56 @@ class RegionalAttentionPipeline(LatentPipeline):
                         len(windows),
                         len(windows) + 1,
                         guidance_scale,
-                        weight,
+                        region_weights.tile(*size),
                     )
                 )
-                windows += [
-                    PromptedWindow(size, base, boxes - [x0, y0, x0, y0], rows),
-                    PromptedWindow(size, negative),
-                ]
-        noise, words = (
-            self.noise(layouts, generator),
-            self.text_conditions(prompts.texts, guidance_scale),
-        )
-        table = PlanTable(
-            windows, words["encoder_hidden_states"], len(self.unet.config.block_out_channels) - 1
-        )
-        bases = torch.tensor(
-            [window.base for window in windows], device=noise.device
-        )  # what a window reads as a whole
-        conditions = {**select(words, bases), "cross_attention_kwargs.plan": table}
+                windows += [prompted, PromptedWindow(size, negative_row)]
+        noise = self.noise(layouts, generator)
+        texts = self.text_conditions(prompts.texts, guidance_scale)
+        levels = len(self.unet.config.block_out_channels) - 1
+        table = PlanTable(windows, texts["encoder_hidden_states"], levels)
+        # The row of the prompt that applies to a window as a whole.
+        base_rows = torch.tensor([window.base for window in windows], device=noise.device)
+        conditions = {**select(texts, base_rows), "cross_attention_kwargs.plan": table}
         mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
-        with self.regional():
-            latents = self.denoise(
-                noise, [mixture] * num_inference_steps, callback_on_step_end, generator=generator
-            )
-        return latents if output_type == "latent" else as_output(self.decode(latents), output_type)
+        steps = [mixture] * num_inference_steps
+        with self.use_regional_attention():
+            latents = self.denoise(noise, steps, callback_on_step_end, generator=generator)
+        if output_type == "latent":
+            return latents
+        return as_output(self.decode(latents), output_type)
 
     def check_inputs(self, layouts: Sequence[Layout]) -> None:
-        """Raise IncompatibleLayoutError for what this checkpoint cannot paint."""
+        """Raise IncompatibleLayoutError for inputs that this checkpoint cannot use."""
         self.check_layouts(layouts)
 
-    def boxes(self, layout: Layout, margin: float) -> NDArray[np.float64]:
-        """Boxes (N, 4) in cells, with `margin` of each side round them."""
+    def enlarge_boxes(self, layout: Layout, margin: float) -> NDArray[np.float64]:
+        """Return the boxes (N, 4) in latent cells, with `margin` of each side added around them."""
         boxes = layout.boxes.astype(np.float64) / self.factor
-        more = box_sides(boxes) * margin
-        return np.concatenate([boxes[:, :2] - more, boxes[:, 2:] + more], 1)
+        margins = box_sides(boxes) * margin
+        return np.concatenate([boxes[:, :2] - margins, boxes[:, 2:] + margins], 1)
 
-    def tiles(
+    def cover_with_tiles(
         self, layout: Layout, tile: int | None, overlap: float
     ) -> list[tuple[int, int, int, int]]:
-        """Windows that cover the canvas, x0, y0, x1, y1 in cells; the canvas itself if it is not tiled."""
+        """Return windows (x0, y0, x1, y1 in latent cells) that cover the canvas.
+
+        Without tiles there is one window, the canvas.
+        """
         if tile is None:
             return [(0, 0, layout.width // self.factor, layout.height // self.factor)]
-        found = background_windows(
-            (layout.width, layout.height), self.factor, self.multiple, self.cells(tile), overlap
+        size = (layout.width, layout.height)
+        windows = place_background_windows(
+            size, self.factor, self.multiple, self.cells(tile), overlap
         )
-        return [(x0, y0, x1, y1) for x0, y0, x1, y1 in found.tolist()]
+        return [(x0, y0, x1, y1) for x0, y0, x1, y1 in windows.tolist()]
 
     @contextmanager
-    def regional(self) -> Iterator[None]:
-        """The UNet with attention by region."""
-        usual = self.unet.attn_processors
-        self.unet.set_attn_processor(regional_processors(list(usual)))
+    def use_regional_attention(self) -> Iterator[None]:
+        """Use regional attention in the UNet within the context."""
+        processors = self.unet.attn_processors
+        self.unet.set_attn_processor(install_regional_processors(list(processors)))
         try:
             yield
         finally:
-            self.unet.set_attn_processor(dict(usual))
+            self.unet.set_attn_processor(dict(processors))

@@ -1,4 +1,4 @@
-"""Mixture of Diffusers over a grid of prompts: the recipe. The pipeline itself is in `pipeline.py`."""
+"""The recipe of Mixture of Diffusers over a grid of prompts. The pipeline is in `pipeline.py`."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -7,66 +7,73 @@ from pydantic import BeforeValidator, Field, model_validator
 from synthgen.layouts.base import SamplerSpec
 from synthgen.pipelines.diffusion.models import (
     ModelSpec,
-    model_problems,
+    compute_unet_multiple,
+    compute_vae_factor,
+    find_model_problems,
     read_config,
-    unet_multiple,
-    vae_factor,
 )
-from synthgen.pipelines.tiling.document import as_job
+from synthgen.pipelines.tiling.document import read_grid_job
 from synthgen.scenes.scene import SceneSpec
 from synthgen.yamlfile import Document
 
 Reroll = tuple[int, int, int, int, int]
 
 
-def _one_as_grid(value: Any) -> Any:
+def _as_grid(value: Any) -> Any:
     return [[value]] if isinstance(value, str) else value
 
 
-Prompts = Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_one_as_grid)]
+Prompts = Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_as_grid)]
 
 
 class Spec(ModelSpec):
-    """A grid of prompts, one diffusion process a tile, merged at every step: pictures without boxes."""
+    """Run one diffusion process for each prompt of a grid of tiles: images without boxes.
+
+    The predictions of all tiles are merged at every step.
+    """
 
     PAINTER: ClassVar[str] = "synthgen.pipelines.tiling.pipeline:TilingPainter"
 
     method: Literal["tiling"] = "tiling"
-    prompt: Prompts = Field(description="one prompt, or a list of rows of prompts")
-    negative_prompt: str = Field("", description="what the picture must not show")
+    prompt: Prompts = Field(description="One prompt, or a list of rows of prompts.")
+    negative_prompt: str = Field("", description="What the image must not show.")
     steps: int = Field(50, ge=1, le=1000)
     scheduler: Literal["dpm++", "unipc", "ddim", "euler", "lms"] | None = Field(
-        "lms", description="null: the checkpoint's"
+        "lms", description="Scheduler; null: that of the checkpoint."
     )
-    eta: float = Field(0.0, ge=0, le=1, description="noise that ddim adds at each step")
+    eta: float = Field(0.0, ge=0, le=1, description="Noise that ddim adds at each step.")
     guidance_scale: float = Field(7.5, ge=0)
     guidance_scale_tiles: tuple[tuple[float | None, ...], ...] | None = Field(
-        None, description="a tile; null: guidance_scale"
+        None, description="Guidance scale of each tile; null: `guidance_scale`."
     )
     seed: int | None = Field(
-        None, ge=0, description="of the noise; null: the job's seed and the image's index"
+        None,
+        ge=0,
+        description="Seed of the noise; null: derived from the job's seed and the image's index.",
     )
     seed_tiles: tuple[tuple[int | None, ...], ...] | None = Field(
-        None, description="of a tile's noise; null: the canvas'"
+        None, description="Seed of each tile's noise; null: the canvas' noise."
     )
     seed_tiles_mode: (
         Literal["full", "exclusive"] | tuple[tuple[Literal["full", "exclusive"], ...], ...]
     ) = Field(
         "full",
-        description="full: a seed sets the whole tile; exclusive: only what no other tile covers",
+        description="Area whose noise a tile's seed sets; full: the whole tile; exclusive: only "
+        "the area that no other tile covers.",
     )
     seed_tiles_noise: Literal["own", "cut"] = Field(
         "own",
-        description="of exclusive: drawn in the shape of what it sets, as published; cut: from a whole tile's",
+        description="Noise of exclusive tiles; own: sampled in the shape of that area, as "
+        "published; cut: cropped from the noise of a whole tile.",
     )
     seed_reroll_regions: tuple[Reroll, ...] = Field(
-        (), description="row0, row1, col0, col1 in px, and seed; set last"
+        (), description="Regions (row0, row1, col0, col1 in px, and seed) whose noise is set last."
     )
-    tile_height: int = Field(512, ge=8, description="px")
-    tile_width: int = Field(512, ge=8, description="px")
-    tile_row_overlap: int = Field(256, ge=0, description="px")
-    tile_col_overlap: int = Field(256, ge=0, description="px")
-    cpu_vae: bool = Field(False, description="decode on the CPU")
+    tile_height: int = Field(512, ge=8, description="Height of a tile in px.")
+    tile_width: int = Field(512, ge=8, description="Width of a tile in px.")
+    tile_row_overlap: int = Field(256, ge=0, description="Overlap of adjacent rows in px.")
+    tile_col_overlap: int = Field(256, ge=0, description="Overlap of adjacent columns in px.")
+    cpu_vae: bool = Field(False, description="Decode on the CPU.")
 
     @model_validator(mode="after")
     def grids_agree(self) -> "Spec":
@@ -75,21 +82,20 @@ class Spec(ModelSpec):
             raise ValueError("prompt: give one prompt, or rows of equally many prompts")
         for key in ("guidance_scale_tiles", "seed_tiles", "seed_tiles_mode"):
             grid = getattr(self, key)
-            if isinstance(grid, tuple) and [len(r) for r in grid] != [columns] * rows:
+            if isinstance(grid, tuple) and [len(row) for row in grid] != [columns] * rows:
                 raise ValueError(f"{key}: must have {rows} rows of {columns}, as prompt has")
-        for side, overlap in (("height", "row"), ("width", "col")):
-            if getattr(self, f"tile_{overlap}_overlap") >= getattr(self, f"tile_{side}"):
-                raise ValueError(
-                    f"tile_{overlap}_overlap: must be less than tile_{side}, {getattr(self, f'tile_{side}')}"
-                )
+        if self.tile_row_overlap >= self.tile_height:
+            raise ValueError(f"tile_row_overlap: must be less than tile_height, {self.tile_height}")
+        if self.tile_col_overlap >= self.tile_width:
+            raise ValueError(f"tile_col_overlap: must be less than tile_width, {self.tile_width}")
         return self
 
     @classmethod
     def read_document(cls, document: Document, name: str) -> Document | None:
-        return as_job(document, name)
+        return read_grid_job(document, name)
 
     @property
-    def follows_words(self) -> bool:
+    def follows_background_prompt(self) -> bool:
         return False
 
     @property
@@ -99,63 +105,74 @@ class Spec(ModelSpec):
 
     @property
     def canvas(self) -> tuple[int, int]:
-        """Width and height in px: a tile, and for each further one what it does not overlap."""
+        """Width and height in px of all tiles together, less their overlaps."""
         rows, columns = self.shape
         width = self.tile_width + (columns - 1) * (self.tile_width - self.tile_col_overlap)
-        return width, self.tile_height + (rows - 1) * (self.tile_height - self.tile_row_overlap)
+        height = self.tile_height + (rows - 1) * (self.tile_height - self.tile_row_overlap)
+        return width, height
 
     def enlarge(self, factor: int, step: int) -> "Spec":
         """Return the recipe in px of the canvas that the image is generated on.
 
         Args:
-            factor: px of which overlaps are multiples at a scale above 1.
-            step: px of which sides of tiles are.
+            factor: px; at a scale above 1, overlaps are multiples of it.
+            step: px; at a scale above 1, sides of tiles are multiples of it.
         """
         scale = self.generation_scale()
         if scale == 1:
             return self
-        multiples = {
-            "tile_height": step,
-            "tile_width": step,
-            "tile_row_overlap": factor,
-            "tile_col_overlap": factor,
-        }
-        sides: dict[str, Any] = {
-            key: round(getattr(self, key) * scale / multiple) * multiple
-            for key, multiple in multiples.items()
-        }
-        rerolled = []
+
+        def enlarge_side(side: int, multiple: int) -> int:
+            return round(side * scale / multiple) * multiple
+
+        rerolls = []
         for *ends, seed in self.seed_reroll_regions:
-            rerolled.append((*(round(end * scale / factor) * factor for end in ends), seed))
-        return self.model_copy(update={**sides, "seed_reroll_regions": tuple(rerolled)})
+            rerolls.append((*(enlarge_side(end, factor) for end in ends), seed))
+        update: dict[str, Any] = {"seed_reroll_regions": tuple(rerolls)}
+        for key, multiple in find_multiples(factor, step).items():
+            update[key] = enlarge_side(getattr(self, key), multiple)
+        return self.model_copy(update=update)
 
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
         problems = []
         if sampler.names():
             problems.append(
-                "method: tiling paints no boxes; leave layout.objects empty, or use `mixture`"
+                "method: tiling generates no boxes; leave layout.objects empty, or use `mixture`"
             )
         if scene.backgrounds is not None:
             problems.append(
-                "method: tiling paints nothing into your own images (scene.backgrounds); `mixture` and `paste` do"
+                "method: tiling generates nothing into your own images (scene.backgrounds); "
+                "`mixture` and `paste` do"
             )
         if sampler.canvas != self.canvas:
             problems.append(
-                f"prompt: these tiles make a canvas of {self.canvas[0]} x {self.canvas[1]}; set layout.canvas to it"
+                f"prompt: these tiles make a canvas of {self.canvas[0]} x {self.canvas[1]}; "
+                "set layout.canvas to it"
             )
-        if unusable := model_problems(self):
-            return [*problems, *unusable]
+        checkpoint_problems = find_model_problems(self)
+        if checkpoint_problems:
+            return [*problems, *checkpoint_problems]
         folder = self.folder()
-        factor = vae_factor(read_config(folder, "vae"))
-        step = factor * unet_multiple(read_config(folder, "unet"))
-        for key in ("tile_height", "tile_width"):
-            if getattr(self, key) % step:
+        factor = compute_vae_factor(read_config(folder, "vae"))
+        step = factor * compute_unet_multiple(read_config(folder, "unet"))
+        for key, multiple in find_multiples(factor, step).items():
+            if getattr(self, key) % multiple:
                 problems.append(
-                    f"{key}: {getattr(self, key)} must be a multiple of {step} for {self.model}"
-                )
-        for key in ("tile_row_overlap", "tile_col_overlap"):
-            if getattr(self, key) % factor:
-                problems.append(
-                    f"{key}: {getattr(self, key)} must be a multiple of {factor} for {self.model}"
+                    f"{key}: {getattr(self, key)} must be a multiple of {multiple} for {self.model}"
                 )
         return problems
+
+
+def find_multiples(factor: int, step: int) -> dict[str, int]:
+    """Return the number of px that each side of a tile and each overlap must be a multiple of.
+
+    Args:
+        factor: px a latent cell.
+        step: px of the smallest window that the UNet can process.
+    """
+    return {
+        "tile_height": step,
+        "tile_width": step,
+        "tile_row_overlap": factor,
+        "tile_col_overlap": factor,
+    }

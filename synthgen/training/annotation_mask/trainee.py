@@ -1,4 +1,4 @@
-"""Training of a checkpoint that reads annotations as a mask: boxes painted grey on black, encoded beside the latents."""
+"""Training of a checkpoint that reads annotations as a mask, encoded beside the latents."""
 
 from dataclasses import dataclass, replace
 
@@ -9,27 +9,34 @@ from torch import Tensor, nn
 
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.annotation_mask.pipeline import AnnotationMaskPipeline
-from synthgen.pipelines.diffusion.box_annotations import corners_of, paint_annotations
+from synthgen.pipelines.diffusion.box_annotations import draw_annotations, list_corners
 from synthgen.scenes.scene import Scene
 from synthgen.training.annotation_mask import Spec
-from synthgen.training.augmentation import Picture
-from synthgen.training.box_conditioning import BoxedTrainee, Noised
+from synthgen.training.augmentation import ImageArray
+from synthgen.training.box_conditioning import BoxConditioningTrainee, NoisyLatents
 from synthgen.training.lora import add_lora
 from synthgen.training.windows import EncodedScene, is_gated
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows: noised latents, token ids (B, T), latents (B, C, h, w) of the mask, and the same of one without boxes."""
+    """A batch of windows.
 
-    noised: Noised
+    Attributes:
+        latents: the latents and their noise.
+        ids: token ids (B, T) of the captions.
+        mask: latents (B, C, h, w) of the mask.
+        empty_mask: latents (B, C, h, w) of a mask without boxes.
+    """
+
+    latents: NoisyLatents
     ids: Tensor
     mask: Tensor
-    black: Tensor
+    empty_mask: Tensor
 
 
-class AnnotationMaskTrainee(BoxedTrainee):
-    """A UNet that reads masks, and its text encoder; forward is the loss of one batch."""
+class AnnotationMaskTrainee(BoxConditioningTrainee):
+    """A UNet that reads masks, and its text encoder; forward returns the loss of one batch."""
 
     spec: Spec
 
@@ -40,75 +47,78 @@ class AnnotationMaskTrainee(BoxedTrainee):
             "categories": spec.categories,
         }
         super().__init__(spec, AnnotationMaskPipeline, options)
-        self.blacks: dict[tuple[int, int], Tensor] = {}
-        widen(self.unet, 2 * self.vae[0].config.latent_channels)
+        self.empty_masks: dict[tuple[int, int], Tensor] = {}
+        widen_input(self.unet, 2 * self.vae[0].config.latent_channels)
         for name, weight in self.unet.named_parameters():
             weight.requires_grad_(not is_gated(name))
         if spec.lora is not None:
             add_lora(self.unet, spec.lora.rank)
-            self.unet.conv_in.requires_grad_(
-                True
-            )  # it begins at 0, and a LoRA beside the checkpoint lacks it
+            # Its new weights are 0, and the LoRA file does not contain it.
+            self.unet.conv_in.requires_grad_(True)
 
     @torch.no_grad()
-    def encode(self, scene: Scene, picture: Picture) -> EncodedScene:
-        """A scene with the latents of its mask."""
-        found = super().encode(scene, picture)
-        return replace(
-            found,
-            beside=self.encode_mask(scene.layout)[
-                :, : found.latents.shape[1], : found.latents.shape[2]
-            ],
-        )
+    def encode(self, scene: Scene, image: ImageArray) -> EncodedScene:
+        """Return a scene with the latents of its mask."""
+        encoded = super().encode(scene, image)
+        rows, columns = encoded.latents.shape[1:]
+        mask = self.encode_mask(scene.layout)
+        return replace(encoded, mask_latents=mask[:, :rows, :columns])
 
     def encode_mask(self, layout: Layout) -> Tensor:
-        """Latents (C, h, w) float16 of the boxes painted grey on black, as the pipeline makes them."""
-        painted = paint_annotations(
-            [corners_of(layout, self.spec.categories)],
+        """Return latents (C, h, w) float16 of boxes in grey on black, as the pipeline does."""
+        mask = draw_annotations(
+            [list_corners(layout, self.spec.categories)],
             (layout.width, layout.height),
             self.spec.label_range,
         )
-        self.painter[0].vae.to(self.unet.device)
-        return self.painter[0].encode_pictures(painted)[0].half()
+        pipeline = self.pipeline[0]
+        pipeline.vae.to(self.unet.device)
+        return pipeline.encode_images(mask)[0].half()
 
     @torch.no_grad()
-    def black(self, width: int, height: int) -> Tensor:
-        """Latents (C, h, w) of a mask without boxes; each size is encoded once."""
-        if (width, height) not in self.blacks:
-            self.blacks[width, height] = self.encode_mask(
-                Layout(width, height, np.zeros((0, 4), np.float32), ())
-            ).float()
-        return self.blacks[width, height]
+    def encode_empty_mask(self, width: int, height: int) -> Tensor:
+        """Return latents (C, h, w) of a mask without boxes; each size is encoded once."""
+        size = (width, height)
+        if size not in self.empty_masks:
+            layout = Layout(width, height, np.zeros((0, 4), np.float32), ())
+            self.empty_masks[size] = self.encode_mask(layout).float()
+        return self.empty_masks[size]
 
-    def batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:
-        """Windows of one random size, anywhere, with their part of the mask."""
-        windows = self.windows(scenes, rng)
-        masks = torch.stack(
-            [w.of(w.scene.beside) for w in windows if w.scene.beside is not None]
-        ).float()
-        black = self.black(windows[0].layout.width, windows[0].layout.height)
-        told = torch.tensor([w.told for w in windows], device=masks.device)[:, None, None, None]
-        ids = self.tokens([w.caption for w in windows])
-        return Batch(
-            self.noised(windows, rng), ids, torch.where(told, masks, black), black.expand_as(masks)
-        )
+    def make_batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:
+        """Return windows of one random size at random places, with their part of the mask."""
+        windows = self.sample_windows(scenes, rng)
+        crops = []
+        for window in windows:
+            if window.scene.mask_latents is not None:
+                crops.append(window.crop(window.scene.mask_latents))
+        masks = torch.stack(crops).float()
+        empty = self.encode_empty_mask(windows[0].layout.width, windows[0].layout.height)
+        has_boxes = torch.tensor([window.has_boxes for window in windows], device=masks.device)
+        given = torch.where(has_boxes[:, None, None, None], masks, empty)
+        ids = self.tokenize([window.caption for window in windows])
+        return Batch(self.sample_noise(windows, rng), ids, given, empty.expand_as(masks))
 
     def forward(self, batch: Batch) -> Tensor:
-        """Mean squared error of the prediction."""
-        noised, device = batch.noised.to(self.unet.device), self.unet.device
-        z = torch.cat([self.noisy(noised.x, noised.noise, noised.t), batch.mask.to(device)], 1)
+        """Return the mean squared error of the prediction."""
+        device = self.unet.device
+        latents = batch.latents.to(device)
+        noisy = self.add_noise(latents.x, latents.noise, latents.t)
+        z = torch.cat([noisy, batch.mask.to(device)], 1)
         words = self.text(batch.ids.to(device)).last_hidden_state
         predicted = self.unet(
-            z.contiguous(memory_format=torch.channels_last), noised.t, words
+            z.contiguous(memory_format=torch.channels_last), latents.t, words
         ).sample
-        return self.loss(predicted, noised.x, noised.noise, noised.t)
+        return self.loss(predicted, latents.x, latents.noise, latents.t)
 
-    def untold(self, batch: Batch) -> Batch:
-        return replace(batch, mask=batch.black)
+    def drop_boxes(self, batch: Batch) -> Batch:
+        return replace(batch, mask=batch.empty_mask)
 
 
-def widen(unet: UNet2DConditionModel, channels: int) -> None:
-    """Give a UNet more input channels; the weights of the new ones are 0, so it predicts what it did."""
+def widen_input(unet: UNet2DConditionModel, channels: int) -> None:
+    """Give a UNet more input channels.
+
+    The weights of the new channels are 0, so that the predictions do not change.
+    """
     old = unet.conv_in
     if old.in_channels == channels:
         return

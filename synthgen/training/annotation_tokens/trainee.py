@@ -1,4 +1,4 @@
-"""Training of a checkpoint that reads annotations as tokens beside the prompt, as the pipeline of that name writes them."""
+"""Training of a checkpoint that reads annotations as tokens after the prompt."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,26 +12,33 @@ from synthgen.layouts.base import Layout
 from synthgen.pipelines.annotation_tokens.pipeline import AnnotationTokensPipeline
 from synthgen.randomness import Stream, seed_sequence
 from synthgen.training.annotation_tokens import Spec
-from synthgen.training.box_attention import BoxAttention, look_loss
-from synthgen.training.box_conditioning import BoxedTrainee, Noised, padded_boxes
+from synthgen.training.box_attention import BoxAttention, compute_attention_loss
+from synthgen.training.box_conditioning import BoxConditioningTrainee, NoisyLatents, pad_boxes
 from synthgen.training.lora import add_lora
 from synthgen.training.windows import EncodedScene, is_gated
 
-READING_RATE = 2.0  # of the learning rate, for what reads boxes
+BOX_RATE = 2.0  # learning rate of the weights that read boxes, as a multiple
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows: noised latents, captions, the boxes that each is told of, and whether they are noise with random boxes."""
+    """A batch of windows.
 
-    noised: Noised
+    Attributes:
+        latents: the latents and their noise.
+        captions: the prompts.
+        layouts: the boxes that each window is given.
+        is_rehearsal: whether the latents are pure noise and the boxes random.
+    """
+
+    latents: NoisyLatents
     captions: list[str]
-    told: list[Layout]
-    rehearsed: bool = False
+    layouts: list[Layout]
+    is_rehearsal: bool = False
 
 
-class AnnotationTokensTrainee(BoxedTrainee):
-    """UNet, text encoder and location tokens; forward is the loss of one batch."""
+class AnnotationTokensTrainee(BoxConditioningTrainee):
+    """UNet, text encoder and location tokens; forward returns the loss of one batch."""
 
     spec: Spec
 
@@ -42,127 +49,146 @@ class AnnotationTokensTrainee(BoxedTrainee):
             "categories": spec.categories,
         }
         super().__init__(spec, AnnotationTokensPipeline, options)
-        self.reader: AnnotationTokensPipeline = self.painter[0]
+        self.reader: AnnotationTokensPipeline = self.pipeline[0]
         if spec.form == "compact" and not self.reader.bins:
             self.reader.add_location_tokens(spec.bins)
         for name, weight in self.unet.named_parameters():
-            weight.requires_grad_(not is_gated(name) and (spec.train == "all" or ".attn2." in name))
+            is_trained = spec.train == "all" or ".attn2." in name
+            weight.requires_grad_(is_trained and not is_gated(name))
         if spec.lora is not None:
             add_lora(self.unet, spec.lora.rank)
         self.text.requires_grad_(spec.train_text_encoder)
         self.text.get_input_embeddings().requires_grad_(True)
-        self.rehearsing = False
-        for weight in self.rest():
-            weight.register_hook(lambda grad: grad * (not self.rehearsing))  # type: ignore[no-untyped-call]
+        self.is_rehearsing = False
+        for weight in self.other_parameters():
+            weight.register_hook(self._stop_gradient_in_rehearsal)  # type: ignore[no-untyped-call]
         self.attention = BoxAttention()
-        usual = self.unet.attn_processors
-        self.unet.set_attn_processor(
-            {name: self.attention if "attn2" in name else usual[name] for name in usual}
-        )
+        processors = self.unet.attn_processors
+        for name in processors:
+            if "attn2" in name:
+                processors[name] = self.attention
+        self.unet.set_attn_processor(processors)
 
-    def readers(self) -> list[nn.Parameter]:
-        """What reads boxes: cross-attention and texts."""
-        own = [p for name, p in self.unet.named_parameters() if ".attn2." in name]
-        return [p for p in (*own, *self.text.parameters()) if p.requires_grad]
+    def _stop_gradient_in_rehearsal(self, gradient: Tensor) -> Tensor:
+        return gradient * (not self.is_rehearsing)
 
-    def rest(self) -> list[nn.Parameter]:
-        """What is trained besides; not while where to look is rehearsed."""
-        own = {id(p) for p in self.readers()}
-        return [p for p in self.parameters() if p.requires_grad and id(p) not in own]
+    def box_parameters(self) -> list[nn.Parameter]:
+        """Return the trained parameters that read boxes: cross-attention and text encoder."""
+        attention = [p for name, p in self.unet.named_parameters() if ".attn2." in name]
+        return [p for p in (*attention, *self.text.parameters()) if p.requires_grad]
 
-    def groups(self) -> list[dict[str, Any]]:
-        """What reads boxes has more to learn than the rest, which paints already."""
-        return [{"params": self.readers(), "rate": READING_RATE}, {"params": self.rest()}]
+    def other_parameters(self) -> list[nn.Parameter]:
+        """Return the other trained parameters; they are not trained during the rehearsal."""
+        box_parameters = {id(p) for p in self.box_parameters()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in box_parameters]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups.
+
+        The weights that read boxes have a higher learning rate: they have more to learn than the
+        rest, which generates images already.
+        """
+        return [
+            {"params": self.box_parameters(), "rate": BOX_RATE},
+            {"params": self.other_parameters()},
+        ]
 
     def batches(self, start: int, rank: int) -> Iterator[Batch]:
         for step, batch in enumerate(super().batches(start, rank), start):
-            rng = np.random.default_rng(
-                seed_sequence(self.spec.seed, step, Stream.TRAINING_REHEARSAL, rank)
-            )
-            yield self.rehearsal(batch, rng) if step < self.spec.rehearse else batch
+            if step < self.spec.rehearse:
+                sequence = seed_sequence(self.spec.seed, step, Stream.TRAINING_REHEARSAL, rank)
+                yield self.make_rehearsal(batch, np.random.default_rng(sequence))
+            else:
+                yield batch
 
-    def rehearsal(self, batch: Batch, rng: np.random.Generator) -> Batch:
-        """The batch with noise alone for pictures, and as many random boxes as one window may have, of what it has boxes of.
+    def make_rehearsal(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        """Return a batch with pure noise as latents, and random boxes.
 
-        In pictures cells see what they are part of before they need to know where they are; here they need to.
+        Each window gets one to four boxes, with categories and phrases of the batch. In images,
+        latent cells show which object they belong to, so that the UNet hardly needs the boxes; in
+        pure noise it needs them.
         """
-        names = [
-            pair for own in batch.told for pair in zip(own.categories, own.prompts, strict=True)
-        ]
-        told = [random_layout(own, names, rng) for own in batch.told]
-        last = torch.full_like(
-            batch.noised.t, self.noise_schedule.config["num_train_timesteps"] - 1
+        names: list[tuple[str, str]] = []
+        for layout in batch.layouts:
+            names += zip(layout.categories, layout.prompts, strict=True)
+        layouts = [sample_layout(layout, names, rng) for layout in batch.layouts]
+        last = self.noise_schedule.config["num_train_timesteps"] - 1
+        latents = NoisyLatents(
+            torch.zeros_like(batch.latents.x),
+            batch.latents.noise,
+            torch.full_like(batch.latents.t, last),
         )
-        return replace(
-            batch,
-            noised=Noised(torch.zeros_like(batch.noised.x), batch.noised.noise, last),
-            told=told,
-            rehearsed=True,
-        )
+        return replace(batch, latents=latents, layouts=layouts, is_rehearsal=True)
 
-    def batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:
-        """Windows of one random size, anywhere, with the boxes that they hold at least half of."""
-        windows = self.windows(scenes, rng)
+    def make_batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:
+        """Return windows of one random size at random places, with the boxes in them."""
+        windows = self.sample_windows(scenes, rng)
         return Batch(
-            self.noised(windows, rng), [w.caption for w in windows], [w.told_of for w in windows]
+            self.sample_noise(windows, rng),
+            [window.caption for window in windows],
+            [window.given_layout for window in windows],
         )
 
     def forward(self, batch: Batch) -> Tensor:
-        """Mean squared error of the prediction, and in training also of where cross-attention looks."""
-        self.rehearsing = batch.rehearsed
-        noised = batch.noised.to(self.unet.device)
-        texts = self.reader.texts(batch.told, self.spec.form, self.spec.categories)
+        """Return the mean squared error of the prediction, in training plus the attention loss."""
+        device = self.unet.device
+        self.is_rehearsing = batch.is_rehearsal
+        latents = batch.latents.to(device)
+        texts = self.reader.texts(batch.layouts, self.spec.form, self.spec.categories)
         conditions = self.reader.conditions(batch.captions, texts)
-        self.attention.last = (
-            conditions["encoder_hidden_states"].shape[1] - self.tokenizer.model_max_length
-        )
-        predicted = self.unet(
-            self.noisy(noised.x, noised.noise, noised.t), noised.t, **conditions
-        ).sample
-        loss = self.loss(predicted, noised.x, noised.noise, noised.t)
-        seen = self.attention.take()
-        if not seen:
+        states = conditions["encoder_hidden_states"].shape[1]
+        self.attention.box_states = states - self.tokenizer.model_max_length
+        noisy = self.add_noise(latents.x, latents.noise, latents.t)
+        predicted = self.unet(noisy, latents.t, **conditions).sample
+        loss = self.loss(predicted, latents.x, latents.noise, latents.t)
+        maps = self.attention.take_maps()
+        if not maps:
             return loss
-        boxes, mask = (
-            part.to(self.unet.device)
-            for part in padded_boxes(batch.told, max(1, *map(len, batch.told)))
-        )
-        owners = self.owners(texts).to(self.unet.device)
-        look = look_loss((p @ owners for p in seen), boxes, mask, *noised.x.shape[2:])
-        return look if batch.rehearsed else loss + self.spec.look * look
+        boxes, mask = pad_boxes(batch.layouts, max(1, *map(len, batch.layouts)))
+        owners = self.find_owners(texts).to(device)
+        looks = (p @ owners for p in maps)
+        h, w = latents.x.shape[2:]
+        look = compute_attention_loss(looks, boxes.to(device), mask.to(device), h, w)
+        return look if batch.is_rehearsal else loss + self.spec.look * look
 
-    def owners(self, texts: Sequence[Sequence[str]]) -> Tensor:
-        """Which box each token after the prompt is of: (B, tokens, n), one at the box's column."""
-        found = torch.zeros(len(texts), self.attention.last, max(1, *map(len, texts)))
-        for row, own in enumerate(texts):
-            lengths = torch.tensor(
-                [len(self.tokenizer(text, add_special_tokens=False).input_ids) for text in own]
-            )
-            which = (
-                torch.repeat_interleave(torch.arange(len(own)), lengths)
-                if own
-                else torch.zeros(0, dtype=torch.long)
-            )
-            found[row, torch.arange(len(which)), which] = 1
-        return found
+    def find_owners(self, texts: Sequence[Sequence[str]]) -> Tensor:
+        """Return which box each token after the prompt describes.
 
-    def untold(self, batch: Batch) -> Batch:
-        return replace(batch, told=[own.select([]) for own in batch.told])
+        Returns:
+            (B, tokens, n), 1 in the column of the token's box, else 0.
+        """
+        number = max(1, *map(len, texts))
+        owners = torch.zeros(len(texts), self.attention.box_states, number)
+        for row, box_texts in enumerate(texts):
+            start = 0
+            for box, text in enumerate(box_texts):
+                ids = self.tokenizer(text, add_special_tokens=False).input_ids
+                owners[row, start : start + len(ids), box] = 1
+                start += len(ids)
+        return owners
+
+    def drop_boxes(self, batch: Batch) -> Batch:
+        return replace(batch, layouts=[layout.select([]) for layout in batch.layouts])
 
 
-def random_layout(
-    like: Layout, names: Sequence[tuple[str, str]], rng: np.random.Generator
+def sample_layout(
+    canvas: Layout, names: Sequence[tuple[str, str]], rng: np.random.Generator
 ) -> Layout:
-    """One to four boxes anywhere on a canvas of that size, a quarter to half as long; of categories and phrases in `names`."""
+    """Return one to four boxes at random places on a canvas of the same size.
+
+    Args:
+        canvas: a layout with the size of the canvas; a box is a quarter to half as long.
+        names: pairs of category and phrase that are chosen from; without any, there are no boxes.
+    """
     n = int(rng.integers(1, 5)) if names else 0
     sides = rng.uniform(0.25, 0.5, (n, 2))
     corners = rng.uniform(size=(n, 2)) * (1 - sides)
-    boxes = np.concatenate([corners, corners + sides], 1) * ([like.width, like.height] * 2)
-    picked = [names[int(k)] for k in rng.integers(max(1, len(names)), size=n)]
+    boxes = np.concatenate([corners, corners + sides], 1) * ([canvas.width, canvas.height] * 2)
+    chosen = [names[int(k)] for k in rng.integers(max(1, len(names)), size=n)]
     return Layout(
-        like.width,
-        like.height,
+        canvas.width,
+        canvas.height,
         boxes.astype(np.float32),
-        tuple(c for c, _ in picked),
-        tuple(p for _, p in picked),
+        tuple(category for category, _ in chosen),
+        tuple(phrase for _, phrase in chosen),
     )

@@ -1,4 +1,4 @@
-"""Training of the project's own small detector."""
+"""Training of CenterNet, the project's own small detector."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,49 +9,67 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from synthgen.training.augmentation import Picture
-from synthgen.training.detector import CROP, Spec
+from synthgen.training.augmentation import ImageArray
+from synthgen.training.detector import CENTERNET_CROP, Spec
 from synthgen.training.detector.trainee import DetectorTrainee, Example
 from synthgen.training.vae.trainee import to_tensor
 from synthgen.verification.centernet import STRIDE, CenterNet
 from synthgen.verification.detections import Detections
 from synthgen.verification.detector.verifier import LEAST_SCORE
 
-SPREAD = 12  # the heat of an object falls off with its side / SPREAD
+SPREAD = 12  # the standard deviation of an object's heat is its side / SPREAD
+MIN_SPREAD = 0.7  # cells, the smallest standard deviation
+MIN_DISTANCE = 0.25  # cells, the smallest distance whose logarithm is a target
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Images, heat maps, log distances, and the weights of the distances."""
 
 
 class CenterNetTrainee(DetectorTrainee):
-    """The small detector; forward is the loss of one batch: pictures, heat maps, distances, weights of the distances."""
+    """CenterNet; forward returns the loss of one batch."""
 
     def __init__(self, spec: Spec, folder: Path | None = None) -> None:
-        self.side = spec.crop or CROP
+        self.side = spec.crop or CENTERNET_CROP
         super().__init__(spec, self.side)
-        net = (
-            CenterNet(spec.categories, spec.channels)
-            if folder is None
-            else continued(folder, spec.categories)
-        )
+        if folder is None:
+            net = CenterNet(spec.categories, spec.channels)
+        else:
+            net = load_with_categories(folder, spec.categories)
         self.net = net.to(memory_format=torch.channels_last)
 
     def collate(self, examples: Sequence[Example], rng: np.random.Generator) -> Batch:
-        pictures = np.stack([padded(example.picture, self.side) for example in examples])
-        cells, categories = self.side // STRIDE, len(self.spec.categories)
-        parts = zip(*(targets(e.boxes, e.kinds, categories, cells) for e in examples), strict=True)
-        return to_tensor(pictures), *(torch.from_numpy(np.stack(part)) for part in parts)  # type: ignore[return-value]
+        cells = self.side // STRIDE
+        images, heats, distances, weights = [], [], [], []
+        for example in examples:
+            images.append(pad_image(example.image, self.side))
+            heat, distance, weight = make_targets(
+                example.boxes, example.category_indices, len(self.spec.categories), cells
+            )
+            heats.append(heat)
+            distances.append(distance)
+            weights.append(weight)
+        return (
+            to_tensor(np.stack(images)),
+            torch.from_numpy(np.stack(heats)),
+            torch.from_numpy(np.stack(distances)),
+            torch.from_numpy(np.stack(weights)),
+        )
 
     def forward(self, batch: Batch) -> Tensor:
-        """Focal loss of the heat (arXiv 1904.07850, equation 1) and smooth L1 of the log distances."""
-        x, heat, distances, weight = (part.to(self.net.device) for part in batch)
+        """Return the loss of one batch.
+
+        It is the focal loss of the heat (arXiv 1904.07850, equation 1) plus the smooth L1 loss of
+        the log distances.
+        """
+        x, heat, distances, weight = (tensor.to(self.net.device) for tensor in batch)
         logits, predicted = self.net(x.contiguous(memory_format=torch.channels_last))
         p = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
         peak = heat == 1
         focal = torch.where(peak, (1 - p) ** 2 * p.log(), (1 - heat) ** 4 * p**2 * (1 - p).log())
-        apart = F.smooth_l1_loss(predicted, distances, beta=0.1, reduction="none").sum(1) * weight
-        return -focal.sum() / peak.sum().clamp(min=1) + apart.sum() / weight.sum().clamp(min=1)
+        errors = F.smooth_l1_loss(predicted, distances, beta=0.1, reduction="none").sum(1) * weight
+        return -focal.sum() / peak.sum().clamp(min=1) + errors.sum() / weight.sum().clamp(min=1)
 
-    def detect(self, picture: Picture) -> Detections:
-        return self.net.detect(picture, least=LEAST_SCORE)
+    def detect(self, image: ImageArray) -> Detections:
+        return self.net.detect(image, least=LEAST_SCORE)
 
     def export(self, folder: Path) -> None:
         """Write the detector in fp16."""
@@ -60,62 +78,81 @@ class CenterNetTrainee(DetectorTrainee):
         self.net.float()
 
 
-def continued(folder: Path, categories: tuple[str, ...]) -> CenterNet:
-    """The detector of a folder with these categories: what it knew of them it still knows, the others are new."""
+def load_with_categories(folder: Path, categories: tuple[str, ...]) -> CenterNet:
+    """Return the detector of a folder with these categories.
+
+    Categories that it has already keep their weights; the others start with new weights.
+    """
     old = CenterNet.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     names = list(old.config["categories"])
     if names == list(categories):
         return old
-    net, state = CenterNet(categories, tuple(old.config["channels"])), old.state_dict()
-    known = [(i, names.index(name)) for i, name in enumerate(categories) if name in names]
-    rows = [
-        *known,
-        *((len(categories) + k, len(names) + k) for k in range(4)),
-    ]  # the four distances come last
-    for key, new in net.state_dict().items():
+    net = CenterNet(categories, tuple(old.config["channels"]))
+    rows: list[tuple[int, int]] = []  # new and old row of each output that is kept
+    for i, name in enumerate(categories):
+        if name in names:
+            rows.append((i, names.index(name)))
+    for k in range(4):  # the rows of the four distances come last
+        rows.append((len(categories) + k, len(names) + k))
+    state = old.state_dict()
+    for key, weight in net.state_dict().items():
         if key.startswith("head.1."):
-            for here, there in rows:
-                new[here] = state[key][there]
-            state[key] = new
+            for new_row, old_row in rows:
+                weight[new_row] = state[key][old_row]
+            state[key] = weight
     net.load_state_dict(state)
     return net
 
 
-def padded(picture: Picture, side: int) -> Picture:
-    """A picture at `side` x `side` px, a smaller one continued by its last pixels on the right and below."""
-    h, w = picture.shape[:2]
-    return (
-        picture
-        if h == w == side
-        else np.pad(picture, ((0, side - h), (0, side - w), (0, 0)), mode="edge")
-    )
+def pad_image(image: ImageArray, side: int) -> ImageArray:
+    """Return an image at `side` x `side` px.
+
+    A smaller image is padded with its last pixels on the right and below.
+    """
+    height, width = image.shape[:2]
+    if height == width == side:
+        return image
+    return np.pad(image, ((0, side - height), (0, side - width), (0, 0)), mode="edge")
 
 
-def targets(
-    boxes: NDArray[np.float32], kinds: list[int], categories: int, cells: int
-) -> tuple[NDArray[np.float32], ...]:
-    """What the detector should say of a crop of `cells` x `cells`.
+def make_targets(
+    boxes: NDArray[np.float32], category_indices: list[int], categories: int, cells: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return what the detector should predict for a crop of `cells` x `cells`.
+
+    Args:
+        boxes: (N, 4) xyxy in px.
+        category_indices: the index of each box's category.
+        categories: the number of categories.
 
     Returns:
-        heat (categories, cells, cells), 1 where an object's centre is; log distances (4, cells, cells) in cells; and
-        their weight (cells, cells), which is 0 where there is no object.
+        heat (categories, cells, cells), 1 where an object's centre is; log distances (4, cells,
+        cells) in cells; and their weight (cells, cells), which is 0 where there is no object.
     """
     heat = np.zeros((categories, cells, cells), np.float32)
-    distances, weight = (
-        np.zeros((4, cells, cells), np.float32),
-        np.zeros((cells, cells), np.float32),
-    )
-    at = np.arange(cells) + 0.5
-    for (x0, y0, x1, y1), kind in zip((boxes / STRIDE).tolist(), kinds, strict=True):
-        cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+    distances = np.zeros((4, cells, cells), np.float32)
+    weight = np.zeros((cells, cells), np.float32)
+    centres = np.arange(cells) + 0.5
+    corners = (boxes / STRIDE).tolist()
+    for (x0, y0, x1, y1), category in zip(corners, category_indices, strict=True):
+        cx = (x0 + x1) / 2
+        cy = (y0 + y1) / 2
         if not (0 <= cx < cells and 0 <= cy < cells):
             continue
-        sx, sy = max(0.7, (x1 - x0) / SPREAD), max(0.7, (y1 - y0) / SPREAD)
-        bump = np.outer(np.exp(-0.5 * ((at - cy) / sy) ** 2), np.exp(-0.5 * ((at - cx) / sx) ** 2))
+        sx = max(MIN_SPREAD, (x1 - x0) / SPREAD)
+        sy = max(MIN_SPREAD, (y1 - y0) / SPREAD)
+        rows_heat = np.exp(-0.5 * ((centres - cy) / sy) ** 2)
+        columns_heat = np.exp(-0.5 * ((centres - cx) / sx) ** 2)
+        bump = np.outer(rows_heat, columns_heat)
         bump[int(cy), int(cx)] = 1
-        heat[kind] = np.maximum(heat[kind], bump)
+        heat[category] = np.maximum(heat[category], bump)
         rows, columns = np.nonzero((bump > 0.5) & (bump > weight))
         weight[rows, columns] = bump[rows, columns]
-        sides = (at[columns] - x0, at[rows] - y0, x1 - at[columns], y1 - at[rows])
-        distances[:, rows, columns] = np.log(np.maximum(sides, 0.25))
+        sides = (
+            centres[columns] - x0,
+            centres[rows] - y0,
+            x1 - centres[columns],
+            y1 - centres[rows],
+        )
+        distances[:, rows, columns] = np.log(np.maximum(sides, MIN_DISTANCE))
     return heat, distances, weight

@@ -1,4 +1,4 @@
-"""Training of a detector of transformers (DETR, RT-DETR, D-FINE, YOLOS, …): its own loss, its own image processor."""
+"""Training of detectors of transformers (DETR, RT-DETR, D-FINE, YOLOS, …) with their own loss."""
 
 import inspect
 from collections.abc import Sequence
@@ -14,54 +14,57 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetec
 
 from synthgen.errors import InputError
 from synthgen.geometry import box_areas, clip_boxes, shares_inside, xyxy_to_xywh
-from synthgen.layouts.base import HELD
-from synthgen.training.augmentation import Picture
+from synthgen.layouts.base import MIN_SHARE_INSIDE
+from synthgen.training.augmentation import ImageArray
 from synthgen.training.detector import Spec
 from synthgen.training.detector.trainee import DetectorTrainee, Example
 from synthgen.verification.detections import Detections
 from synthgen.verification.detector.verifier import detect_with
 
+MAX_SEED = 2**31  # exclusive
+MAX_REASON = 300  # characters of an error of transformers in a message
+
 
 class TransformersTrainee(DetectorTrainee):
-    """A detector of transformers; forward is the model's own loss of one batch."""
+    """A detector of transformers; forward returns the model's own loss of one batch."""
 
     def __init__(self, spec: Spec, folder: Path) -> None:
         super().__init__(spec, spec.crop)
-        self.net = open_model(folder, spec)
+        self.net = load_model(folder, spec)
         self.processor = AutoImageProcessor.from_pretrained(folder)
-        self.takes = set(inspect.signature(self.net.forward).parameters)
+        self.input_names = set(inspect.signature(self.net.forward).parameters)
 
     def collate(self, examples: Sequence[Example], rng: np.random.Generator) -> dict[str, Any]:
-        """What the model takes, and a seed: dropout and denoising queries are to be the same when a run goes on."""
-        pictures = [Image.fromarray(example.picture) for example in examples]
-        truths = [
-            {"image_id": k, "annotations": annotations(example)}
-            for k, example in enumerate(examples)
-        ]
-        inputs = self.processor(images=pictures, annotations=truths, return_tensors="pt")
-        return {
-            **{name: inputs[name] for name in inputs if name in self.takes},
-            "seed": int(rng.integers(2**31)),
-        }
+        """Return the inputs of the model, and a seed.
+
+        With the seed, dropout and denoising queries are the same when a run is resumed.
+        """
+        images = []
+        labels = []
+        for k, example in enumerate(examples):
+            images.append(Image.fromarray(example.image))
+            labels.append({"image_id": k, "annotations": make_annotations(example)})
+        inputs = self.processor(images=images, annotations=labels, return_tensors="pt")
+        batch = {name: inputs[name] for name in inputs if name in self.input_names}
+        batch["seed"] = int(rng.integers(MAX_SEED))
+        return batch
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         device = self.net.device
         torch.manual_seed(batch["seed"])
-        inputs = {
-            name: value.to(device)
-            for name, value in batch.items()
-            if name not in ("seed", "labels")
-        }
-        labels = [
-            {name: of[name].to(device) for name in ("class_labels", "boxes")}
-            for of in batch["labels"]
-        ]
+        inputs = {}
+        for name, value in batch.items():
+            if name not in ("seed", "labels"):
+                inputs[name] = value.to(device)
+        labels = []
+        for label in batch["labels"]:
+            labels.append({name: label[name].to(device) for name in ("class_labels", "boxes")})
         loss: Tensor = self.net(**inputs, labels=labels).loss
         return loss
 
     @cached_property
-    def pipe(self) -> Any:
-        """Made when it is first needed: by then the model is on its device."""
+    def detection_pipeline(self) -> Any:
+        """The pipeline, built at its first use: by then, the model is on its device."""
         return pipeline(
             "object-detection",
             model=self.net,
@@ -69,20 +72,20 @@ class TransformersTrainee(DetectorTrainee):
             device=self.net.device,
         )
 
-    def detect(self, picture: Picture) -> Detections:
-        return detect_with(self.pipe, [picture])[0]
+    def detect(self, image: ImageArray) -> Detections:
+        return detect_with(self.detection_pipeline, [image])[0]
 
     def export(self, folder: Path) -> None:
-        """Write the model, and the image processor that it was trained with."""
+        """Write the model and its image processor."""
         self.net.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
 
-def open_model(folder: Path, spec: Spec) -> Any:
-    """The model of a folder, or one of its architecture, that finds the job's categories.
+def load_model(folder: Path, spec: Spec) -> Any:
+    """Return the model of a folder, or a new one of its architecture, for the job's categories.
 
     Raises:
-        InputError: it is no detector, or it needs a package that is not there.
+        InputError: it is not a detector, or needs a package that is not installed.
     """
     names = dict(enumerate(spec.categories))
     ids = {name: i for i, name in names.items()}
@@ -100,27 +103,30 @@ def open_model(folder: Path, spec: Spec) -> Any:
             trust_remote_code=False,
         )
     except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:MAX_REASON]
         raise InputError(
-            f"init: {spec.init}: not to be loaded as a detector of transformers: {reason}"
+            f"init: {spec.init}: cannot be loaded as a detector of transformers: {reason}"
         ) from None
 
 
-def annotations(example: Example) -> list[dict[str, Any]]:
-    """COCO's annotations (bbox xywh in px) of the boxes that lie in a crop at least by half, clipped to it."""
-    height, width = example.picture.shape[:2]
+def make_annotations(example: Example) -> list[dict[str, Any]]:
+    """Return annotations in COCO's format (bbox xywh in px) of the boxes in a crop.
+
+    Boxes with at least half of their area in the crop are kept, and clipped to it.
+    """
+    height, width = example.image.shape[:2]
     clipped = clip_boxes(example.boxes, width, height)
-    keep = np.flatnonzero(
-        shares_inside(example.boxes.astype(np.float64), [(0, 0, width, height)])[:, 0] >= HELD
-    )
+    inside = shares_inside(example.boxes.astype(np.float64), [(0, 0, width, height)])[:, 0]
     boxes = xyxy_to_xywh(clipped)
     areas = box_areas(clipped)
-    return [
-        {
-            "bbox": boxes[i].tolist(),
-            "area": float(areas[i]),
-            "category_id": example.kinds[i],
-            "iscrowd": 0,
-        }
-        for i in keep
-    ]
+    annotations = []
+    for i in np.flatnonzero(inside >= MIN_SHARE_INSIDE).tolist():
+        annotations.append(
+            {
+                "bbox": boxes[i].tolist(),
+                "area": float(areas[i]),
+                "category_id": example.category_indices[i],
+                "iscrowd": 0,
+            }
+        )
+    return annotations

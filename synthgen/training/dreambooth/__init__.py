@@ -1,4 +1,7 @@
-"""Teach a checkpoint classes of your own from a few pictures each: the recipe (DreamBooth, arXiv 2208.12242)."""
+"""Teach a checkpoint new classes from a few images each (DreamBooth, arXiv 2208.12242): the recipe.
+
+A class is a concept: an identifier such as <rex>, and the category that it belongs to.
+"""
 
 import json
 from pathlib import Path
@@ -8,203 +11,235 @@ from PIL import Image
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from synthgen.annotations import DEFAULT_PHRASE
-from synthgen.pipelines.diffusion.models import CONCEPTS, find_model, read_config, vae_factor
-from synthgen.scenes.scene import pictures
+from synthgen.pipelines.diffusion.models import (
+    CONCEPTS,
+    compute_vae_factor,
+    find_model,
+    read_config,
+)
+from synthgen.scenes.scene import list_image_files
 from synthgen.spec import SpecModel
 from synthgen.training.base import TaskSpec
 from synthgen.training.lora_spec import LoraSpec
-from synthgen.training.vae import model_problems
+from synthgen.training.vae import check_model
 
-LEAST_SIDE = 16  # px of a picture
-MOST_WINDOWS = 2.5  # a cut-out's longer side: larger ones have windows that are not trained on
-LEAST_OPAQUE = 0.02  # share of a cut-out
+MIN_SIDE = 16  # px of an image
+MAX_SIZE = 2.5  # longer side of a cut-out, in windows: windows of larger ones are not trained on
+MIN_OPAQUE = 0.02  # opaque share of a cut-out
+USUAL_SIZES = (0.7, 1.3)  # smallest and largest longer side of a cut-out, in windows
 
 
-def _is_category_prompt(prompts: tuple[str, ...]) -> tuple[str, ...]:
+def _check_category_prompts(prompts: tuple[str, ...]) -> tuple[str, ...]:
     for prompt in prompts:
         try:
-            named = "rex" in prompt.format(category="rex")
+            names_category = "rex" in prompt.format(category="rex")
         except (KeyError, IndexError, ValueError):
-            named = False
-        if not named:
+            names_category = False
+        if not names_category:
             raise ValueError(f"{prompt!r}: must name {{category}}, and nothing else is replaced")
     return prompts
 
 
 class Concept(SpecModel):
-    """A class and the word that it is called by."""
+    """A class and its identifier."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    identifier: str = Field(pattern=r"^<[a-z0-9_-]+>$", description="a new word, such as <rex>")
+    identifier: str = Field(
+        pattern=r"^<[a-z0-9_-]+>$", description="New word that names the class, such as <rex>."
+    )
     category: str = Field(
         pattern=r"^[^\W_][\w -]*$",
-        description="what it is one of: a word that the checkpoint knows, such as dog",
+        description="Category of the class: a word that the checkpoint knows, such as dog.",
     )
 
     @property
     def name(self) -> str:
-        """As a category of a layout: "<rex> dog"."""
+        """The class as a category of a layout: "<rex> dog"."""
         return f"{self.identifier} {self.category}"
 
 
 class NewConcept(Concept):
-    """A class to learn."""
+    """A class that is trained."""
 
     images: str = Field(
         min_length=1,
-        description="folder of cut-outs (with transparency), or of photographs, of it alone",
+        description="Folder of cut-outs (with transparency) or of photographs that show only the "
+        "class.",
     )
 
     @model_validator(mode="after")
-    def can_be_read(self) -> "NewConcept":
-        files = pictures(Path(self.images))
+    def check_images(self) -> "NewConcept":
+        files = self.files
         if not files:
-            raise ValueError(f"images: {self.images!r} is not a folder with pictures")
-        kinds = {file.name: is_cutout(file) for file in files}
-        if len(set(kinds.values())) > 1:
-            whole = next(name for name, cut in kinds.items() if not cut)
+            raise ValueError(f"images: {self.images!r} is not a folder with images")
+        opaque = [file.name for file in files if not is_cutout(file)]
+        if opaque and len(opaque) < len(files):
             raise ValueError(
-                f"images: {self.images!r} mixes cut-outs and photographs ({whole} is opaque); give one kind"
+                f"images: {self.images!r} mixes cut-outs and photographs ({opaque[0]} is opaque); "
+                "give one kind"
             )
         return self
 
     @property
     def files(self) -> list[Path]:
-        return pictures(Path(self.images))
+        """The image files of the class."""
+        return list_image_files(Path(self.images))
 
 
 def is_cutout(file: Path) -> bool:
-    """Whether a picture has transparent parts.
+    """Return whether an image has transparent pixels.
 
     Raises:
-        ValueError: it cannot be read, is too small, or shows next to nothing.
+        ValueError: it cannot be read, is too small, or is almost completely transparent.
     """
     try:
         with Image.open(file) as image:
             image.load()
-            size, alpha = image.size, image.convert("RGBA").getchannel("A")
+            width, height = image.size
+            alpha = image.convert("RGBA").getchannel("A")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"images: {str(file)!r} is not a picture that can be read ({error})"
+            f"images: {str(file)!r} is not an image that can be read ({error})"
         ) from None
-    if min(size) < LEAST_SIDE:
+    if min(width, height) < MIN_SIDE:
         raise ValueError(
-            f"images: {str(file)!r} is {size[0]} x {size[1]} px; give at least {LEAST_SIDE} px a side"
+            f"images: {str(file)!r} is {width} x {height} px; give at least {MIN_SIDE} px a side"
         )
-    opaque = sum(alpha.histogram()[128:]) / (size[0] * size[1])
-    if opaque < LEAST_OPAQUE:
+    histogram = alpha.histogram()
+    opaque = sum(histogram[128:]) / (width * height)
+    if opaque < MIN_OPAQUE:
         raise ValueError(
             f"images: {str(file)!r} is transparent but for {opaque:.1%}; it must show the object"
         )
-    return sum(alpha.histogram()[:128]) > 0
+    return sum(histogram[:128]) > 0
 
 
 class Spec(TaskSpec):
-    """New classes, each a word of its own, from a few pictures; classes that the checkpoint learnt earlier are kept."""
+    """New classes, each with an identifier, from a few images each.
+
+    Classes of earlier trainings of the checkpoint are kept.
+    """
 
     TRAINEE: ClassVar[str] = "synthgen.training.dreambooth.trainee:DreamBoothTrainee"
 
     task: Literal["dreambooth"] = "dreambooth"
     init: str = Field(
-        description="checkpoint in Stable Diffusion format; it may have learnt other classes in this way before"
+        description="Checkpoint to start from, in Stable Diffusion format; it may have classes "
+        "of earlier trainings."
     )
-    concepts: tuple[NewConcept, ...] = Field(min_length=1, description="the new classes")
+    concepts: tuple[NewConcept, ...] = Field(min_length=1, description="New classes.")
     sizes: tuple[float, float] | None = Field(
         None,
-        description="longer side of a pasted cut-out, px, [least, most]; null: 0.7 to 1.3 of the checkpoint's windows",
+        description="Longer side of a pasted cut-out in px, [smallest, largest]; null: 0.7 to "
+        "1.3 times the side of the checkpoint's windows.",
     )
     word_rate: float = Field(
         20.0,
         gt=0,
-        description="learning rate of the new words' embeddings against that of all else",
+        description="Learning rate of the identifiers' embeddings, as a multiple of "
+        "`learning_rate`.",
     )
-    lora: LoraSpec | None = Field(None, description="null: all weights of the UNet change")
+    lora: LoraSpec | None = Field(
+        None, description="Keys of a LoRA; null: all weights of the UNet are trained."
+    )
     train_text_encoder: bool = Field(
-        False, description="all of it; the embeddings of the new words are trained in any case"
+        False,
+        description="Whether the whole text encoder is trained; false: only the embeddings of "
+        "the identifiers.",
     )
     prior_images: int = Field(
-        12, ge=1, description="pictures that `init` paints of each class that is to stay as it is"
+        12,
+        ge=1,
+        description="Number of images for each class that `init` generates for prior preservation.",
     )
     prior_weight: float = Field(
-        1.0, ge=0, description="of their loss against that of the new classes"
+        1.0, ge=0, description="Weight of the prior loss, relative to the loss of the new classes."
     )
-    prior_prompts: Annotated[tuple[str, ...], AfterValidator(_is_category_prompt)] = Field(
-        (DEFAULT_PHRASE,), min_length=1, description="what the plain categories are painted as"
+    prior_prompts: Annotated[tuple[str, ...], AfterValidator(_check_category_prompts)] = Field(
+        (DEFAULT_PHRASE,), min_length=1, description="Prompts of the plain categories."
     )
-    prior_steps: int = Field(12, ge=1, description="denoising steps")
-    prior_guidance: float = Field(3.5, ge=0, description="classifier-free guidance")
+    prior_steps: int = Field(12, ge=1, description="Number of denoising steps of the prior images.")
+    prior_guidance: float = Field(
+        3.5, ge=0, description="Scale of classifier-free guidance of the prior images."
+    )
     prompt_dropout: float = Field(
-        0.1, ge=0, lt=1, description="share of the prior's captions replaced by the null prompt"
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of the prior's captions that are replaced by the null prompt.",
     )
     snr_gamma: float | None = Field(
         None,
         gt=0,
-        description="min-SNR weighting, arXiv 2303.09556; null: none, for the noisiest steps decide on colours",
+        description="Gamma of min-SNR weights (arXiv 2303.09556); null: no weights, because the "
+        "noisiest steps decide on colours.",
     )
 
     def check(self) -> list[str]:
-        problems = model_problems("init", self.init, unet=True)
+        problems = check_model("init", self.init, unet=True)
         if self.data.shards is not None:
             problems.append(
-                "data.shards: not read; the classes come from their own folders, the grounds from data.pasted"
+                "data.shards: not read; the classes come from their own folders, the backgrounds "
+                "from data.pasted"
             )
-        names = [c.identifier for c in self.concepts]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        problems += [
-            f"concepts: {name} stands twice; each class needs a word of its own" for name in twice
-        ]
-        folder = None if problems else find_model(self.init)
-        return (
-            problems
-            if folder is None
-            else [*self.model_problems(folder), *self.size_problems(folder)]
-        )
+        identifiers = [concept.identifier for concept in self.concepts]
+        for identifier in sorted(set(identifiers)):
+            if identifiers.count(identifier) > 1:
+                problems.append(
+                    f"concepts: {identifier} is a duplicate; each class needs its own identifier"
+                )
+        if problems:
+            return problems
+        folder = find_model(self.init)
+        return [*self.identifier_problems(folder), *self.size_problems(folder)]
 
-    def model_problems(self, folder: Path) -> list[str]:
-        problems = []
-        known = {c.identifier for c in earlier_concepts(folder)} & {
-            c.identifier for c in self.concepts
-        }
-        problems += [
-            f"concepts: {name} is known to {self.init} already; choose another word"
-            for name in sorted(known)
+    def identifier_problems(self, folder: Path) -> list[str]:
+        """Return the identifiers that the checkpoint has already, each as `key: reason`."""
+        earlier = {concept.identifier for concept in read_concepts(folder)}
+        new = {concept.identifier for concept in self.concepts}
+        return [
+            f"concepts: {identifier} is a class of {self.init} already; choose another identifier"
+            for identifier in sorted(earlier & new)
         ]
-        return problems
 
     def size_problems(self, folder: Path) -> list[str]:
-        window, (low, high) = window_of(folder), self.sizes_px(folder)
-        factor = vae_factor(read_config(folder, "vae"))
+        """Return the sizes that do not fit the checkpoint, each as `key: reason`."""
+        window = read_window_size(folder)
+        factor = compute_vae_factor(read_config(folder, "vae"))
         if self.data.side < window or self.data.side % factor:
             return [
-                f"data.side: {self.data.side} px must be a multiple of {factor} and at least {window} for {self.init}"
+                f"data.side: {self.data.side} px must be a multiple of {factor} and at least "
+                f"{window} for {self.init}"
             ]
-        most = min(float(self.data.side), MOST_WINDOWS * window)
-        if not LEAST_SIDE <= low <= high <= most:
+        smallest, largest = self.sizes_px(folder)
+        limit = min(float(self.data.side), MAX_SIZE * window)
+        if not MIN_SIDE <= smallest <= largest <= limit:
             return [
-                f"sizes: [{low:g}, {high:g}] must be two sides from {LEAST_SIDE} to {most:g} px"
+                f"sizes: [{smallest:g}, {largest:g}] must be two sides from {MIN_SIDE} to "
+                f"{limit:g} px"
             ]
         return []
 
     def sizes_px(self, folder: Path) -> tuple[float, float]:
-        """Least and most of a pasted cut-out's longer side."""
-        window = window_of(folder)
-        return self.sizes or (
-            max(0.7 * window, float(LEAST_SIDE)),
-            min(1.3 * window, float(self.data.side)),
-        )
+        """Return the smallest and largest longer side of a pasted cut-out, px."""
+        if self.sizes:
+            return self.sizes
+        window = read_window_size(folder)
+        smallest = max(USUAL_SIZES[0] * window, float(MIN_SIDE))
+        largest = min(USUAL_SIZES[1] * window, float(self.data.side))
+        return smallest, largest
 
 
-def earlier_concepts(folder: Path) -> list[Concept]:
-    """The classes that a checkpoint learnt in earlier trainings."""
+def read_concepts(folder: Path) -> list[Concept]:
+    """Return the classes that a checkpoint has from earlier trainings."""
     path = folder / CONCEPTS
-    return (
-        [Concept.model_validate(entry) for entry in json.loads(path.read_text())]
-        if path.is_file()
-        else []
-    )
+    if not path.is_file():
+        return []
+    return [Concept.model_validate(entry) for entry in json.loads(path.read_text())]
 
 
-def window_of(folder: Path) -> int:
-    """Side of the windows that a checkpoint was trained at, px."""
-    return int(read_config(folder, "unet")["sample_size"]) * vae_factor(read_config(folder, "vae"))
+def read_window_size(folder: Path) -> int:
+    """Return the side of the windows that a checkpoint was trained on, px."""
+    cells = int(read_config(folder, "unet")["sample_size"])
+    return cells * compute_vae_factor(read_config(folder, "vae"))

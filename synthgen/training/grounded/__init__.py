@@ -3,11 +3,11 @@
 from typing import ClassVar, Literal
 
 from synthgen.pipelines.diffusion.models import find_model, read_config
-from synthgen.training.box_conditioning_spec import BoxedSpec
+from synthgen.training.box_conditioning_spec import BoxConditioningSpec
 
 
-class Spec(BoxedSpec):
-    """The gated layers of a checkpoint (GLIGEN), on windows of scenes and the boxes in them; all else is kept."""
+class Spec(BoxConditioningSpec):
+    """The gated layers of a checkpoint (GLIGEN), on windows with boxes; all else is frozen."""
 
     TRAINEE: ClassVar[str] = "synthgen.training.grounded.trainee:GroundedTrainee"
 
@@ -15,11 +15,11 @@ class Spec(BoxedSpec):
 
     def check(self) -> list[str]:
         problems = super().check()
-        if (
-            not problems
-            and read_config(find_model(self.init), "unet").get("attention_type") != "gated"
-        ):
+        if problems:
+            return problems
+        if read_config(find_model(self.init), "unet").get("attention_type") != "gated":
             problems.append(
-                f"init: {self.init} has no gated layers; train it with `gated: true`, or give a GLIGEN checkpoint"
+                f"init: {self.init} has no gated layers; train it with `gated: true`, or give a "
+                "GLIGEN checkpoint"
             )
         return problems

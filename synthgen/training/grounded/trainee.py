@@ -1,4 +1,4 @@
-"""Training of GLIGEN's gated layers on windows of scenes, as the grounded pipeline cuts them; the rest is frozen."""
+"""Training of GLIGEN's gated layers on windows of scenes; the rest of the checkpoint is frozen."""
 
 from dataclasses import dataclass, replace
 
@@ -8,29 +8,42 @@ from diffusers.models.attention import GatedSelfAttentionDense
 from torch import Tensor
 
 from synthgen.pipelines.grounded.pipeline import GroundedPipeline
-from synthgen.training.box_attention import BoxAttention, look_loss
-from synthgen.training.box_conditioning import BoxedTrainee, BoxedWindow, Noised, padded_boxes
+from synthgen.training.box_attention import BoxAttention, compute_attention_loss
+from synthgen.training.box_conditioning import (
+    BoxConditioningTrainee,
+    BoxWindow,
+    NoisyLatents,
+    pad_boxes,
+)
 from synthgen.training.grounded import Spec
 from synthgen.training.windows import EncodedScene, is_gated
 
-GATE = (
-    0.3  # of layers that were never trained: shut ones would have to open before the rest can learn
-)
+# The gate of layers that were never trained. Closed gates (0) would have to open before the layers
+# behind them can learn.
+INITIAL_GATE = 0.3
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows: noised latents, token ids (B, T), and boxes (B, n, 4), their mask (B, n) and phrases (B, n, D)."""
+    """A batch of windows.
 
-    noised: Noised
+    Attributes:
+        latents: the latents and their noise.
+        ids: token ids (B, T) of the captions.
+        boxes: (B, n, 4) xyxy as shares of the window.
+        mask: (B, n), 1 where there is a box.
+        phrases: embeddings (B, n, D) of the boxes' phrases.
+    """
+
+    latents: NoisyLatents
     ids: Tensor
     boxes: Tensor
     mask: Tensor
     phrases: Tensor
 
 
-class GroundedTrainee(BoxedTrainee):
-    """Gated layers; forward is the loss of one batch."""
+class GroundedTrainee(BoxConditioningTrainee):
+    """Gated layers; forward returns the loss of one batch."""
 
     def __init__(self, spec: Spec) -> None:
         options = {
@@ -43,59 +56,58 @@ class GroundedTrainee(BoxedTrainee):
         for name, weight in self.unet.named_parameters():
             weight.requires_grad_(is_gated(name))
         self.attention = BoxAttention(spec.max_boxes)
-        for layer in (m for m in self.unet.modules() if isinstance(m, GatedSelfAttentionDense)):
-            layer.attn.set_processor(self.attention)
-            for gate in (layer.alpha_attn, layer.alpha_dense):
-                if not gate:
-                    gate.data.fill_(GATE)
-        self.pooled: dict[str, Tensor] = {}
+        for module in self.unet.modules():
+            if isinstance(module, GatedSelfAttentionDense):
+                module.attn.set_processor(self.attention)
+                for gate in (module.alpha_attn, module.alpha_dense):
+                    if not gate:
+                        gate.data.fill_(INITIAL_GATE)
+        self.embeddings: dict[str, Tensor] = {}
 
-    def batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:
-        """Windows of one random size, anywhere, with the boxes that they hold at least half of."""
-        windows = self.windows(scenes, rng)
-        noised = self.noised(windows, rng)
-        return Batch(noised, self.tokens([w.caption for w in windows]), *self.grounding(windows))
+    def make_batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:
+        """Return windows of one random size at random places, with the boxes in them."""
+        windows = self.sample_windows(scenes, rng)
+        latents = self.sample_noise(windows, rng)
+        ids = self.tokenize([window.caption for window in windows])
+        return Batch(latents, ids, *self.encode_boxes(windows))
 
-    def grounding(self, windows: list[BoxedWindow]) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, their mask and their phrases, padded to the number that the layers are told of at most."""
-        told = [w.told_of for w in windows]
-        boxes, mask = padded_boxes(told, self.spec.max_boxes)
+    def encode_boxes(self, windows: list[BoxWindow]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes, their mask and their phrases, padded to `max_boxes`."""
+        layouts = [window.given_layout for window in windows]
+        boxes, mask = pad_boxes(layouts, self.spec.max_boxes)
         phrases = torch.zeros(*mask.shape, self.text.config.hidden_size)
-        for i, own in enumerate(told):
-            phrases[i, : len(own)] = self.phrases(own.phrases or ())
+        for i, layout in enumerate(layouts):
+            if layout.phrases:
+                phrases[i, : len(layout)] = self.embed_phrases(layout.phrases)
         return boxes, mask, phrases
 
     @torch.no_grad()
-    def phrases(self, texts: tuple[str, ...]) -> Tensor:
-        """Pooled embeddings (n, D) of phrases; each is computed once."""
-        for text in {t for t in texts if t not in self.pooled}:
-            self.pooled[text] = (
-                self.text(self.tokens([text]).to(self.text.device)).pooler_output[0].cpu()
-            )
-        return (
-            torch.stack([self.pooled[t] for t in texts])
-            if texts
-            else torch.zeros(0, self.text.config.hidden_size)
-        )
+    def embed_phrases(self, phrases: tuple[str, ...]) -> Tensor:
+        """Return pooled embeddings (n, D) of phrases; each is computed once."""
+        for phrase in phrases:
+            if phrase not in self.embeddings:
+                ids = self.tokenize([phrase]).to(self.text.device)
+                self.embeddings[phrase] = self.text(ids).pooler_output[0].cpu()
+        return torch.stack([self.embeddings[phrase] for phrase in phrases])
 
     def forward(self, batch: Batch) -> Tensor:
-        """Mean squared error of the prediction, and in training also of where the layers look."""
-        boxes, mask, phrases = (
-            part.to(self.unet.device) for part in (batch.boxes, batch.mask, batch.phrases)
-        )
-        noised = batch.noised.to(self.unet.device)
+        """Return the mean squared error of the prediction, in training plus the attention loss."""
+        device = self.unet.device
+        boxes = batch.boxes.to(device)
+        mask = batch.mask.to(device)
+        phrases = batch.phrases.to(device)
+        latents = batch.latents.to(device)
         with torch.no_grad():
-            words = self.text(batch.ids.to(self.unet.device)).last_hidden_state
+            words = self.text(batch.ids.to(device)).last_hidden_state
         grounding = {"gligen": {"boxes": boxes, "masks": mask, "positive_embeddings": phrases}}
-        z = self.noisy(noised.x, noised.noise, noised.t)
-        predicted = self.unet(z, noised.t, words, cross_attention_kwargs=grounding).sample
-        loss = self.loss(predicted, noised.x, noised.noise, noised.t)
-        looks = self.attention.take()
-        return (
-            loss + self.spec.look * look_loss(looks, boxes, mask, *noised.x.shape[2:])
-            if looks
-            else loss
-        )
+        z = self.add_noise(latents.x, latents.noise, latents.t)
+        predicted = self.unet(z, latents.t, words, cross_attention_kwargs=grounding).sample
+        loss = self.loss(predicted, latents.x, latents.noise, latents.t)
+        maps = self.attention.take_maps()
+        if not maps:
+            return loss
+        h, w = latents.x.shape[2:]
+        return loss + self.spec.look * compute_attention_loss(maps, boxes, mask, h, w)
 
-    def untold(self, batch: Batch) -> Batch:
+    def drop_boxes(self, batch: Batch) -> Batch:
         return replace(batch, mask=torch.zeros_like(batch.mask))

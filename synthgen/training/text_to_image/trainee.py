@@ -12,132 +12,139 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from synthgen.errors import InputError
 from synthgen.pipelines.diffusion.checkpoint import Checkpoint
-from synthgen.pipelines.diffusion.models import find_checkpoint, vae_factor
-from synthgen.training.scenes import open_scenes
+from synthgen.pipelines.diffusion.models import compute_vae_factor, find_checkpoint
+from synthgen.training.scenes import Scenes, open_scenes
 from synthgen.training.text_to_image import Spec
 from synthgen.training.vae.trainee import to_pixels
-from synthgen.training.windows import LEAST, EncodedScene, Window, WindowTrainee, is_gated
+from synthgen.training.windows import (
+    MIN_SIDE,
+    Crop,
+    EncodedScene,
+    WindowTrainee,
+    crop_latents,
+    drop_captions,
+    is_gated,
+)
 
-GROUND_SHARE, SCENE_SHARE = (
-    0.2,
-    0.08,
-)  # of the batches: ground alone; any window, with the names of all that is in it
-CAPTIONS_READ = 128  # scenes whose words a new tokenizer knows
-MORE_WORDS = "in on with standing sitting running lying field lawn golden gray red green blue yellow orange sunny dark"
+BACKGROUND_SHARE = 0.2  # share of batches with windows of the background alone
+SCENE_SHARE = 0.08  # share of batches with any windows, captioned with the objects in them
+CAPTION_SCENES = 128  # scenes whose words a new tokenizer gets
+MORE_WORDS = (
+    "in on with standing sitting running lying field lawn golden gray red green blue yellow "
+    "orange sunny dark"
+)
+SHEET_OBJECTS = ("brown dog", "white dog", "black dog", "gray cat", "red ball", "green tree")
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Latents (B, C, h, w), token ids (B, T), timesteps (B,) and noise (B, C, h, w)."""
 
 
 class TextToImageTrainee(WindowTrainee):
-    """UNet and text encoder; forward is the loss of one batch: latents, token ids, timesteps, noise."""
+    """UNet and text encoder; forward returns the loss of one batch."""
 
     def __init__(self, spec: Spec) -> None:
         vae = AutoencoderKL.from_pretrained(spec.vae_folder, use_safetensors=True)
-        read = (
-            scene
-            for scene, _ in islice(
-                open_scenes(spec.data, spec.seed + 1).from_number(0), CAPTIONS_READ
-            )
+        tokenizer = make_tokenizer(read_captions(open_scenes(spec.data, spec.seed + 1)))
+        unet = make_unet(
+            spec, vae.config["latent_channels"], MIN_SIDE // compute_vae_factor(vae.config)
         )
-        tokenizer = new_tokenizer(c for scene in read for c in (*scene.phrases, scene.background))
-        unet = new_unet(spec, vae.config["latent_channels"], LEAST // vae_factor(vae.config))
-        super().__init__(spec, unet, new_text_encoder(tokenizer, spec.text_dim), tokenizer, vae)
+        super().__init__(spec, unet, make_text_encoder(tokenizer, spec.text_dim), tokenizer, vae)
         if spec.init is not None:
-            self.start_from(find_checkpoint(spec.init))
+            self.load_weights(find_checkpoint(spec.init))
         for name, weight in self.unet.named_parameters():
             weight.requires_grad_(not is_gated(name))
 
-    def start_from(self, checkpoint: Checkpoint) -> None:
-        """Take over the weights of a checkpoint; words that its tokenizer knows keep their embeddings.
+    def load_weights(self, checkpoint: Checkpoint) -> None:
+        """Load the weights of a checkpoint.
+
+        Words that its tokenizer knows keep their embeddings.
 
         Raises:
-            InputError: its networks are of other sizes than the job's.
+            InputError: the sizes of its networks are not those of the job.
         """
-        folder, variants = (
-            checkpoint.folder,
-            {part: weights.variant for part, weights in checkpoint.weights.items()},
-        )
+        folder = checkpoint.folder
         unet = UNet2DConditionModel.from_pretrained(
-            folder / "unet", variant=variants["unet"]
+            folder / "unet", variant=checkpoint.weights["unet"].variant
         ).state_dict()
         text = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", variant=variants["text_encoder"]
+            folder / "text_encoder", variant=checkpoint.weights["text_encoder"].variant
         ).state_dict()
-        words, known = (
-            self.tokenizer.get_vocab(),
-            CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer").get_vocab(),
-        )
-        name = next(n for n in text if n.endswith("token_embedding.weight"))
-        theirs, embedding = text.pop(name), self.text.state_dict()[name].clone()
-        for key, part, weights in (("text_dim", self.text, text), ("channels", self.unet, unet)):
-            mine = part.state_dict()
-            if other := [n for n in weights if n not in mine or weights[n].shape != mine[n].shape]:
-                raise InputError(
-                    f"init: {self.spec.init}: not of the job's {key}: {len(other)} layers differ, such as {other[0]}"
-                )
-        shared = [w for w in words if w in known]
-        embedding[[words[w] for w in shared]] = theirs[[known[w] for w in shared]].float()
+        key = next(name for name in text if name.endswith("token_embedding.weight"))
+        old_embedding = text.pop(key)
+        self._check_shapes("text_dim", self.text.state_dict(), text)
+        self._check_shapes("channels", self.unet.state_dict(), unet)
+        embedding = self.text.state_dict()[key].clone()
+        old_ids = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer").get_vocab()
+        for word, number in self.tokenizer.get_vocab().items():
+            if word in old_ids:
+                embedding[number] = old_embedding[old_ids[word]].float()
         self.unet.load_state_dict({**self.unet.state_dict(), **unet})
-        self.text.load_state_dict({**text, name: embedding})
+        self.text.load_state_dict({**text, key: embedding})
 
-    def batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:
-        """Windows of one random kind and size, with the noise they get."""
-        picks = self.picks(scenes, rng)
-        x = torch.stack([s.latents[:, w.y : w.y + w.h, w.x : w.x + w.w] for s, w in picks]).float()
-        dropped = rng.random(len(picks)) < self.spec.prompt_dropout
-        ids = self.tokens(
-            ["" if d else w.caption for d, (_, w) in zip(dropped, picks, strict=True)]
-        )
-        t = torch.from_numpy(rng.integers(0, 1000, len(picks)))
-        return x, ids, t, torch.from_numpy(rng.standard_normal(tuple(x.shape), np.float32))
+    def _check_shapes(self, key: str, new: dict[str, Tensor], old: dict[str, Tensor]) -> None:
+        """Raise InputError if weights of the checkpoint do not fit into the job's network."""
+        differing = []
+        for name, weight in old.items():
+            if name not in new or weight.shape != new[name].shape:
+                differing.append(name)
+        if differing:
+            raise InputError(
+                f"init: {self.spec.init}: not of the job's {key}: {len(differing)} layers differ, "
+                f"such as {differing[0]}"
+            )
 
-    def picks(
-        self, scenes: list[EncodedScene], rng: np.random.Generator
-    ) -> list[tuple[EncodedScene, Window]]:
+    def make_batch(self, scenes: list[EncodedScene], rng: np.random.Generator) -> Batch:
+        """Return windows of one random kind and size, with noise for them."""
+        crops = self.choose_crops(scenes, rng)
+        x = crop_latents(crops)
+        dropped = rng.random(len(crops)) < self.spec.prompt_dropout
+        ids = self.tokenize(drop_captions(crops, dropped))
+        t = rng.integers(0, 1000, len(crops))
+        noise = rng.standard_normal(tuple(x.shape), np.float32)
+        return x, ids, torch.from_numpy(t), torch.from_numpy(noise)
+
+    def choose_crops(self, scenes: list[EncodedScene], rng: np.random.Generator) -> list[Crop]:
+        """Return windows of backgrounds, of whole scenes, or of single objects."""
         kind = rng.random()
-        grounds = [s for s in scenes if len(s.scene.layout) == 0]
-        filled = [s for s in scenes if s.objects]
-        if grounds and (kind < GROUND_SHARE or not filled):
-            return self.anywhere(grounds, rng)
-        if kind < GROUND_SHARE + SCENE_SHARE:
-            return self.anywhere(filled, rng)
-        return self.same_sized(filled, rng)
+        backgrounds = [scene for scene in scenes if len(scene.scene.layout) == 0]
+        with_objects = [scene for scene in scenes if scene.object_windows]
+        if backgrounds and (kind < BACKGROUND_SHARE or not with_objects):
+            return self.sample_crops(backgrounds, rng)
+        if kind < BACKGROUND_SHARE + SCENE_SHARE:
+            return self.sample_crops(with_objects, rng)
+        return self.sample_object_crops(with_objects, rng)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Min-SNR weighted loss."""
-        x, ids, t, noise = (part.to(self.unet.device) for part in batch)
-        v = self.unet(self.noisy(x, noise, t), t, self.text(ids).last_hidden_state).sample
+        """Return the min-SNR weighted loss."""
+        x, ids, t, noise = (tensor.to(self.unet.device) for tensor in batch)
+        words = self.text(ids).last_hidden_state
+        v = self.unet(self.add_noise(x, noise, t), t, words).sample
         return self.loss(v, x, noise, t)
 
     def measure(self) -> dict[str, float]:
-        """The loss of windows of held-out scenes."""
-        return {
-            "heldout_loss": round(
-                float(np.mean([float(self(batch)) for batch in self.held_out()])), 5
-            )
-        }
+        """Return the mean loss of held-out windows."""
+        losses = [float(self(batch)) for batch in self.held_out_batches()]
+        return {"heldout_loss": round(float(np.mean(losses)), 5)}
 
-    def sheet(self) -> Image.Image:
-        """Windows painted in 12 steps: a row a size."""
-        things = ("brown dog", "white dog", "black dog", "gray cat", "red ball", "green tree")
-        prompts = [f"a {thing}, a field of grass" for thing in things]
+    def render_sheet(self) -> Image.Image:
+        """Return windows that are generated in 12 steps, a row for each size."""
+        prompts = [f"a {name}, a field of grass" for name in SHEET_OBJECTS]
         prompts += ["a white and black dog, gravel", "a field of grass"]
-        rows = [
-            self.paint(prompts[:n], h, w)
-            for n, h, w in ((8, 64, 64), (8, 96, 80), (8, 128, 128), (3, 256, 256))
-        ]
-        canvas = Image.new("RGB", (len(prompts) * 128, sum(row.shape[1] for row in rows)))
+        rows = []
+        for number, height, width in ((8, 64, 64), (8, 96, 80), (8, 128, 128), (3, 256, 256)):
+            rows.append(self.generate(prompts[:number], height, width))
+        sheet = Image.new("RGB", (len(prompts) * 128, sum(row.shape[1] for row in rows)))
         y = 0
         for row in rows:
             for i, pixels in enumerate(row):
-                canvas.paste(Image.fromarray(pixels), (i * max(128, row.shape[2]), y))
+                sheet.paste(Image.fromarray(pixels), (i * max(128, row.shape[2]), y))
             y += row.shape[1]
-        return canvas
+        return sheet
 
-    def paint(
+    def generate(
         self, prompts: list[str], height: int, width: int, guidance: float = 2.0, steps: int = 12
     ) -> np.ndarray:
-        """Pictures (N, H, W, 3) uint8 of single windows."""
+        """Return images (N, H, W, 3) uint8 of single windows."""
         device = self.unet.device
         shape = (
             len(prompts),
@@ -146,33 +153,50 @@ class TextToImageTrainee(WindowTrainee):
             width // self.factor,
         )
         z = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
-        emb = self.text(self.tokens([*prompts, *[""] * len(prompts)]).to(device)).last_hidden_state
+        ids = self.tokenize([*prompts, *[""] * len(prompts)]).to(device)
+        words = self.text(ids).last_hidden_state
         solver = self.solver
         solver.set_timesteps(steps, device=device)
         for t in solver.timesteps:
-            cond, uncond = self.unet(torch.cat([z, z]), t, emb).sample.float().chunk(2)
+            predicted = self.unet(torch.cat([z, z]), t, words).sample.float()
+            cond, uncond = predicted.chunk(2)
             z = solver.step(uncond + guidance * (cond - uncond), t, z).prev_sample
         return to_pixels(self.vae[0].to(device).decode(z).sample)
 
 
-def new_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer whose small vocabulary has a token for each word of the captions, and letters for the rest."""
-    letters = [chr(c) for c in range(33, 127)]
-    tokens, merges = [*letters, *(c + "</w>" for c in letters)], []
-    for word in sorted({w.strip(",") for c in (*captions, MORE_WORDS) for w in c.lower().split()}):
-        parts = [*word[:-1], word[-1] + "</w>"]
-        while len(parts) > 1:
-            merges.append((parts[0], parts[1]))
-            parts = [parts[0] + parts[1], *parts[2:]]
-            tokens.append(parts[0])
-    vocabulary = {
-        token: i
-        for i, token in enumerate(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))
-    }
+def read_captions(scenes: Scenes) -> list[str]:
+    """Return the phrases and backgrounds of the first CAPTION_SCENES scenes."""
+    captions: list[str] = []
+    for scene, _ in islice(scenes.iterate_from(0), CAPTION_SCENES):
+        captions += [*scene.phrases, scene.background]
+    return captions
+
+
+def make_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
+    """Return a CLIP tokenizer with a small vocabulary.
+
+    It has a token for each word of the captions, and letters for other words.
+    """
+    words = set()
+    for caption in (*captions, MORE_WORDS):
+        words |= {word.strip(",") for word in caption.lower().split()}
+    letters = [chr(code) for code in range(33, 127)]
+    tokens = letters + [letter + "</w>" for letter in letters]
+    merges = []
+    for word in sorted(words):
+        token, *rest = [*word[:-1], word[-1] + "</w>"]
+        for following in rest:
+            merges.append((token, following))
+            token += following
+            tokens.append(token)
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    unique = dict.fromkeys(tokens)
+    vocabulary = {token: number for number, token in enumerate(unique)}
     return CLIPTokenizer(vocab=vocabulary, merges=list(dict.fromkeys(merges)), model_max_length=32)
 
 
-def new_text_encoder(tokenizer: CLIPTokenizer, dim: int) -> CLIPTextModel:
+def make_text_encoder(tokenizer: CLIPTokenizer, dim: int) -> CLIPTextModel:
+    """Return a new text encoder of two layers, `dim` wide."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -189,8 +213,8 @@ def new_text_encoder(tokenizer: CLIPTokenizer, dim: int) -> CLIPTextModel:
     )
 
 
-def new_unet(spec: Spec, latent_channels: int, sample_size: int) -> UNet2DConditionModel:
-    """One layer a block, cross-attention on all levels but the first."""
+def make_unet(spec: Spec, latent_channels: int, sample_size: int) -> UNet2DConditionModel:
+    """Return a new UNet with one layer in each block, and cross-attention below the first level."""
     levels = len(spec.channels)
     return UNet2DConditionModel(
         sample_size=sample_size,

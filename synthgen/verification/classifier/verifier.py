@@ -1,4 +1,4 @@
-"""Boxes looked at one by one by a classifier: the score is a probability."""
+"""The verifier that scores each box by the probability that a classifier gives its category."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,41 +13,61 @@ from synthgen.layouts.base import Layout
 from synthgen.verification import efficientnet
 from synthgen.verification.base import Verdict
 from synthgen.verification.classifier import PACKAGED, Spec
-from synthgen.verification.crops import batches, crops_of, verdicts
+from synthgen.verification.crops import build_verdicts, crop_boxes, split_into_batches
+
+Classify = Callable[[Sequence[Image.Image]], Tensor]
+"""n images to logits (n, classes)."""
 
 
 class ClassifierVerifier:
     """The loaded classifier."""
 
     def __init__(self, spec: Spec, device: str) -> None:
-        self.spec, self.known = spec, spec.known()
-        self.shares = packaged(device) if spec.model == PACKAGED else of_transformers(spec, device)
+        self.spec = spec
+        self.class_numbers = spec.read_class_numbers()
+        if spec.model == PACKAGED:
+            self.classify = load_packaged(device)
+        else:
+            self.classify = load_transformers(spec, device)
 
     @torch.no_grad()
     def __call__(
         self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]
     ) -> list[Verdict]:
-        crops = crops_of(images, layouts, self.spec.context)
-        found = [self.shares(part).float().softmax(1).cpu() for part in batches(crops)]
-        names = [name for layout in layouts for name in layout.categories]
-        wanted = {name: self.spec.classes(name, self.known) for name in set(names)}
-        rows = zip(torch.cat(found) if found else [], names, strict=True)
-        return verdicts(
-            torch.tensor([float(shares[wanted[name]].sum()) for shares, name in rows]), layouts
-        )
+        crops = crop_boxes(images, layouts, self.spec.context)
+        probabilities: list[Tensor] = []
+        for batch in split_into_batches(crops):
+            probabilities += self.classify(batch).float().softmax(1).cpu()
+        names: list[str] = []
+        for layout in layouts:
+            names += layout.categories
+        classes = {name: self.spec.find_classes(name, self.class_numbers) for name in set(names)}
+        scores = []
+        for box_probabilities, name in zip(probabilities, names, strict=True):
+            scores.append(float(box_probabilities[classes[name]].sum()))
+        return build_verdicts(torch.tensor(scores), layouts)
 
 
-def of_transformers(spec: Spec, device: str) -> Callable[[Sequence[Image.Image]], Tensor]:
-    """Pictures to logits (n, classes) by a classifier of transformers."""
+def load_transformers(spec: Spec, device: str) -> Classify:
+    """Load a classifier of transformers."""
     processor = AutoImageProcessor.from_pretrained(spec.folder(), trust_remote_code=False)
-    safe = {"use_safetensors": True, "trust_remote_code": False}
-    model = AutoModelForImageClassification.from_pretrained(spec.folder(), **safe).eval().to(device)
-    return lambda pictures: (
-        model(**processor(list(pictures), return_tensors="pt").to(device)).logits
+    model = AutoModelForImageClassification.from_pretrained(
+        spec.folder(), use_safetensors=True, trust_remote_code=False
     )
+    model = model.eval().to(device)
+
+    def classify(images: Sequence[Image.Image]) -> Tensor:
+        inputs = processor(list(images), return_tensors="pt").to(device)
+        return model(**inputs).logits
+
+    return classify
 
 
-def packaged(device: str) -> Callable[[Sequence[Image.Image]], Tensor]:
-    """Pictures to logits (n, 1000) by EfficientNet-Lite0."""
+def load_packaged(device: str) -> Classify:
+    """Load EfficientNet-Lite0, which has 1000 classes."""
     net = efficientnet.load().to(device)
-    return lambda pictures: net(efficientnet.pixels(pictures).to(device))
+
+    def classify(images: Sequence[Image.Image]) -> Tensor:
+        return net(efficientnet.pixels(images).to(device))
+
+    return classify

@@ -1,4 +1,4 @@
-"""Boxes held against the words for them: the recipe."""
+"""The recipe of the verifier that compares boxes with text. It runs in `verifier.py`."""
 
 from typing import ClassVar, Literal
 
@@ -8,14 +8,18 @@ from synthgen.verification.model_spec import ModelVerifierSpec
 
 
 class Spec(ModelVerifierSpec):
-    """CLIP looks at each box with some context: the score is the cosine of its picture and its text, at least 0."""
+    """Score each box by the cosine similarity of its crop and its text under CLIP, at least 0."""
 
     IMPLEMENTATION: ClassVar[str] = "synthgen.verification.clip.verifier:ClipVerifier"
 
     verifier: Literal["clip"] = "clip"
     context: float = Field(
-        0.1, ge=0, le=2, description="share of the longer side round a box that is shown too"
+        0.1,
+        ge=0,
+        le=2,
+        description="Share of a box's longer side that is added to its crop on each side.",
     )
     text: str = Field(
-        "a photo of a {category}", description="of a box; {category} and {phrase} are replaced"
+        "a photo of a {category}",
+        description="Text for a box; {category} and {phrase} are replaced.",
     )

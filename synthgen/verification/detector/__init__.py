@@ -1,4 +1,4 @@
-"""Boxes held against what a detector finds: the recipe."""
+"""The recipe of the verifier that compares boxes with detections. It runs in `verifier.py`."""
 
 from typing import ClassVar, Literal
 
@@ -10,9 +10,14 @@ from synthgen.layouts.base import Layout, SamplerSpec
 from synthgen.verification.base import Share, Verdict
 from synthgen.verification.model_spec import ModelVerifierSpec
 
+MOST_NAMES = 20  # number of a detector's names that a message lists
+
 
 class Spec(ModelVerifierSpec):
-    """A detector looks at the whole picture: every box needs a detection of its category, every detection a box."""
+    """Run a detector on the whole image: each box needs a detection of its category.
+
+    A detection without a box is a false positive.
+    """
 
     IMPLEMENTATION: ClassVar[str] = "synthgen.verification.detector.verifier:DetectorVerifier"
 
@@ -20,22 +25,29 @@ class Spec(ModelVerifierSpec):
     model: str = Field(
         "centernet-tiny",
         min_length=1,
-        description="embedded; or a folder or Hub id of a transformers detector",
+        description="Embedded model, or a folder or Hub id of a detector of transformers.",
     )
     zero_shot: bool = Field(
-        False, description="it is told what to look for in words (OWLv2, Grounding DINO)"
+        False,
+        description="Whether the detector reads the names of objects as text (OWLv2, Grounding "
+        "DINO).",
     )
     labels: dict[str, str] = Field(
-        default={}, description="what the detector calls a category, where it is not its name"
+        default={},
+        description="The detector's labels for categories that it names differently.",
     )
-    iou: Share = Field(0.5, description="least IoU of a box with its detection")
+    iou: Share = Field(0.5, description="Least IoU of a box with its detection.")
     unasked: Share | None = Field(
-        0.5, description="score from which a detection without a box counts; null: they do not"
+        0.5,
+        description="Score from which a detection without a box is a false positive; null: none "
+        "is.",
     )
 
-    def fails(self, verdict: Verdict, layout: Layout) -> NDArray[np.bool_]:
+    def find_failed_boxes(self, verdict: Verdict, layout: Layout) -> NDArray[np.bool_]:
         assert verdict.ious is not None
-        failed: NDArray[np.bool_] = super().fails(verdict, layout) | ~(verdict.ious >= self.iou)
+        failed: NDArray[np.bool_] = super().find_failed_boxes(verdict, layout) | ~(
+            verdict.ious >= self.iou
+        )
         return failed
 
     def check(self, sampler: SamplerSpec) -> list[str]:
@@ -45,13 +57,16 @@ class Spec(ModelVerifierSpec):
         known = self.known()
         unknown = [name for name in sampler.names() if self.labels.get(name, name) not in known]
         if unknown:
-            have = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+            listed = ", ".join(known[:MOST_NAMES])
+            if len(known) > MOST_NAMES:
+                listed += ", …"
             problems.append(
-                f"model: {self.model} does not know {', '.join(unknown)}; it knows {have}; see labels"
+                f"model: {self.model} does not know {', '.join(unknown)}; it knows {listed}; "
+                "see labels"
             )
         return problems
 
     def known(self) -> list[str]:
-        """The names that the detector knows."""
+        """Return the labels that the detector knows."""
         config = self.config()
         return list(config.get("categories") or config.get("id2label", {}).values())

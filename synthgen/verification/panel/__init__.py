@@ -1,4 +1,4 @@
-"""Several verifiers, all of which a box must convince: the recipe."""
+"""The recipe of a panel of verifiers, whose verdicts are combined. It runs in `verifier.py`."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,59 +11,64 @@ from synthgen.layouts.base import Layout, SamplerSpec
 from synthgen.verification.base import Share, Verdict, VerifierSpec
 
 
-def _spec(value: Any) -> Any:
-    """The spec that a mapping, or a name alone, stands for."""
+def _parse_member(value: Any) -> Any:
+    """Return the recipe that a mapping, or a name alone, stands for."""
     if isinstance(value, VerifierSpec):
         return value
-    given = {"verifier": value} if isinstance(value, str) else value
-    name = given.get("verifier") if isinstance(given, dict) else None
-    if name not in registry.names("verifier") or name == "panel":
-        have = ", ".join(n for n in registry.names("verifier") if n != "panel")
-        raise ValueError(f"{name!r} is not a verifier; there are: {have}")
+    mapping = {"verifier": value} if isinstance(value, str) else value
+    name = mapping.get("verifier") if isinstance(mapping, dict) else None
+    known = [known_name for known_name in registry.list_names("verifier") if known_name != "panel"]
+    if name not in known:
+        raise ValueError(f"{name!r} is not a verifier; there are: {', '.join(known)}")
     try:
-        return registry.spec_class("verifier", str(name)).model_validate(given)
+        return registry.load_spec_class("verifier", str(name)).model_validate(mapping)
     except ValidationError as error:
-        said = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{name}: {'; '.join(said)}") from None
+        problems = []
+        for detail in error.errors():
+            key = ".".join(map(str, detail["loc"]))
+            problems.append(f"{key}: {detail['msg']}")
+        raise ValueError(f"{name}: {'; '.join(problems)}") from None
 
 
-Member = Annotated[SerializeAsAny[VerifierSpec], BeforeValidator(_spec)]
+Member = Annotated[SerializeAsAny[VerifierSpec], BeforeValidator(_parse_member)]
 
 
 class Spec(VerifierSpec):
-    """Several verifiers: a box holds if it holds for each of them, and what one of them did not ask for nobody did.
+    """Ask several verifiers: a box fails if it fails for one of them.
 
-    The score of a box is its worst one, each scaled so that 0.5 is what the verifier asks for at least. What happens to
-    failures is the panel's business: `on_failure` and `max_repairs` of its members count for nothing.
+    The false positives of all of them are added. The score of a box is its lowest, each scaled so
+    that 0.5 is the least score that the verifier accepts. The panel decides what happens to failed
+    boxes: `on_failure` and `max_repairs` of its members have no effect.
     """
 
     IMPLEMENTATION: ClassVar[str] = "synthgen.verification.panel.verifier:Panel"
 
     verifier: Literal["panel"] = "panel"
     of: tuple[Member, ...] = Field(
-        min_length=1, description="the verifiers, each with its threshold"
+        min_length=1, description="The verifiers, each with its threshold."
     )
     threshold: Share = Field(
-        0.5, description="least score of a box that holds: 0.5 is what each member asks for"
+        0.5,
+        description="Least score of a box that does not fail; 0.5 is the least score that each "
+        "member accepts.",
     )
 
-    def fails(self, verdict: Verdict, layout: Layout) -> NDArray[np.bool_]:
-        failed = super().fails(verdict, layout)
+    def find_failed_boxes(self, verdict: Verdict, layout: Layout) -> NDArray[np.bool_]:
+        failed = super().find_failed_boxes(verdict, layout)
         for member in self.of:
             if verdict.ious is not None and hasattr(member, "iou"):
                 failed = failed | ~(verdict.ious >= member.iou)
         return failed
 
     def check(self, sampler: SamplerSpec) -> list[str]:
-        return [
-            f"of[{k}].{problem}"
-            for k, member in enumerate(self.of)
-            for problem in member.check(sampler)
-        ]
+        problems = []
+        for k, member in enumerate(self.of):
+            problems += [f"of[{k}].{problem}" for problem in member.check(sampler)]
+        return problems
 
     def fingerprint(self) -> dict[str, Any]:
-        return {
-            f"of[{k}].{key}": value
-            for k, member in enumerate(self.of)
-            for key, value in member.fingerprint().items()
-        }
+        hashes = {}
+        for k, member in enumerate(self.of):
+            for key, value in member.fingerprint().items():
+                hashes[f"of[{k}].{key}"] = value
+        return hashes

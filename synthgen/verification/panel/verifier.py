@@ -1,4 +1,4 @@
-"""Several verifiers as one."""
+"""Several verifiers that act as one."""
 
 from __future__ import annotations
 
@@ -24,26 +24,38 @@ class Panel:
     def __call__(
         self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]
     ) -> list[Verdict]:
-        each = [verifier(images, layouts) for _, verifier in self.members]
         specs = [spec for spec, _ in self.members]
-        return [
-            joined(specs, verdicts, layout)
-            for *verdicts, layout in zip(*each, layouts, strict=True)
-        ]
+        verdicts_per_member = [verifier(images, layouts) for _, verifier in self.members]
+        verdicts = []
+        for *own_verdicts, layout in zip(*verdicts_per_member, layouts, strict=True):
+            verdicts.append(combine_verdicts(specs, own_verdicts, layout))
+        return verdicts
 
 
-def joined(specs: Sequence[VerifierSpec], verdicts: Sequence[Verdict], layout: Layout) -> Verdict:
-    """The worst score of each box; what was found, and what nobody asked for, by those that look for it."""
-    scores = np.min(
-        [scaled(spec, v, layout) for spec, v in zip(specs, verdicts, strict=True)], 0
-    ).astype(np.float32)
-    finder = next((v for v in verdicts if v.ious is not None), verdicts[0])
-    return Verdict(scores, finder.ious, finder.found, np.concatenate([v.unasked for v in verdicts]))
+def combine_verdicts(
+    specs: Sequence[VerifierSpec], verdicts: Sequence[Verdict], layout: Layout
+) -> Verdict:
+    """Return the lowest score of each box, the detections, and the false positives of all."""
+    scores = []
+    for spec, verdict in zip(specs, verdicts, strict=True):
+        scores.append(scale_scores(spec, verdict, layout))
+    lowest = np.min(scores, 0).astype(np.float32)
+    detected = verdicts[0]
+    for verdict in verdicts:
+        if verdict.ious is not None:
+            detected = verdict
+            break
+    unasked = np.concatenate([verdict.unasked for verdict in verdicts])
+    return Verdict(lowest, detected.ious, detected.found, unasked)
 
 
-def scaled(spec: VerifierSpec, verdict: Verdict, layout: Layout) -> NDArray[np.float64]:
-    """Scores (N,) with the least that hold at 0.5: linear from 0 to there, and from there to 1."""
+def scale_scores(spec: VerifierSpec, verdict: Verdict, layout: Layout) -> NDArray[np.float64]:
+    """Return scores (N,) scaled so that the least score of a box that does not fail is 0.5.
+
+    The scale is linear from 0 to that score, and from there to 1.
+    """
     least = np.clip([spec.least(name) for name in layout.categories], 1e-6, 1 - 1e-6).reshape(-1)
     scores = verdict.scores.astype(np.float64)
-    low, high = 0.5 * scores / least, 0.5 + 0.5 * (scores - least) / (1 - least)
+    low = 0.5 * scores / least
+    high = 0.5 + 0.5 * (scores - least) / (1 - least)
     return np.where(scores < least, low, high)

@@ -1,4 +1,4 @@
-"""Boxes as strings and as painted pictures."""
+"""Boxes as strings and as images."""
 
 import numpy as np
 import pytest
@@ -7,19 +7,19 @@ from hypothesis import strategies as st
 
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.diffusion.box_annotations import (
-    compact,
-    corners_of,
-    literal,
-    paint_annotations,
+    draw_annotations,
+    format_compact,
+    format_literal,
+    list_corners,
     parse_literal,
 )
 
 DOCUMENT = ["label_74_bbox_455.98_436.73_58.57_36.36", "label_74_bbox_405.44_594.41_76.59_40.23"]
 
 
-def test_the_documents_strings_are_read() -> None:
+def test_strings_of_the_source_document_are_parsed() -> None:
     assert parse_literal(DOCUMENT[0]) == pytest.approx((455.98, 436.73, 514.55, 473.09, 74))
-    assert [literal(parse_literal(text)) for text in DOCUMENT] == DOCUMENT
+    assert [format_literal(parse_literal(text)) for text in DOCUMENT] == DOCUMENT
 
 
 hundredths = st.integers(0, 100_000).map(lambda n: n / 100)
@@ -35,9 +35,8 @@ hundredths = st.integers(0, 100_000).map(lambda n: n / 100)
 def test_strings_keep_boxes_to_a_hundredth(
     x: float, y: float, w: float, h: float, label: int
 ) -> None:
-    assert parse_literal(literal((x, y, x + w, y + h, label))) == pytest.approx(
-        (x, y, x + w, y + h, label), abs=0.006
-    )
+    corners = (x, y, x + w, y + h, label)
+    assert parse_literal(format_literal(corners)) == pytest.approx(corners, abs=0.006)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +49,7 @@ def test_strings_keep_boxes_to_a_hundredth(
         "label_18_bbox_1_2_0_4",
     ],
 )
-def test_malformed_strings_are_named(text: str) -> None:
+def test_a_malformed_string_is_named_in_the_error(text: str) -> None:
     with pytest.raises(ValueError, match=f"annotation '{text}'"):
         parse_literal(text)
 
@@ -66,30 +65,34 @@ def test_malformed_strings_are_named(text: str) -> None:
 def test_compact_form_names_the_cells_of_two_corners(
     box: tuple[float, float, float, float], tokens: str
 ) -> None:
-    assert compact("a dog", box, (100, 50), 64) == "a dog " + " ".join(
-        f"<loc_{k}>" for k in tokens.split()
-    )
+    first, second = tokens.split()
+    assert format_compact("a dog", box, (100, 50), 64) == f"a dog <loc_{first}> <loc_{second}>"
 
 
-def test_ids_are_cocos_or_given() -> None:
+def test_category_ids_are_those_of_coco_or_of_the_recipe() -> None:
     layout = Layout(64, 64, np.array([[0, 0, 8, 8], [8, 8, 16, 16]], np.float32), ("dog", "gnu"))
-    assert [c[4] for c in corners_of(layout, {"gnu": 101})] == [18, 101]
+    dog, gnu = list_corners(layout, {"gnu": 101})
+    assert dog[4] == 18
+    assert gnu[4] == 101
     with pytest.raises(ValueError, match="'gnu' is not a COCO category"):
-        corners_of(layout, {})
+        list_corners(layout, {})
 
 
-def test_the_documents_mask() -> None:
-    """create_mask([(0, 40, 100, 80, 18), (350, 400, 510, 510, 18)]), but always of the canvas' size."""
-    (mask,) = paint_annotations([[(0, 40, 100, 80, 18), (350, 400, 510, 510, 18)]], (512, 520), 90)
+def test_boxes_are_drawn_like_the_mask_of_the_source_document() -> None:
+    """The boxes are those of the document; the mask always has the size of the canvas."""
+    (mask,) = draw_annotations([[(0, 40, 100, 80, 18), (350, 400, 510, 510, 18)]], (512, 520), 90)
     assert mask.shape == (520, 512, 3)
+    level = round(18 / 90 * 255)
     grey = np.zeros((520, 512), int)
-    grey[40:80, 0:100] = grey[400:510, 350:510] = round(18 / 90 * 255)
+    grey[40:80, 0:100] = level
+    grey[400:510, 350:510] = level
     np.testing.assert_array_equal(mask, np.repeat(grey[..., None], 3, 2))
 
 
-def test_small_boxes_lie_over_large_ones() -> None:
-    (mask,) = paint_annotations([[(4, 4, 8, 8, 1), (0, 0, 16, 16, 2)]], (16, 16), 2)
-    assert (mask[5, 5, 0], mask[0, 0, 0]) == (128, 255)
+def test_small_boxes_are_drawn_over_large_ones() -> None:
+    (mask,) = draw_annotations([[(4, 4, 8, 8, 1), (0, 0, 16, 16, 2)]], (16, 16), 2)
+    assert mask[5, 5, 0] == 128
+    assert mask[0, 0, 0] == 255
 
 
 @pytest.mark.parametrize(
@@ -103,8 +106,8 @@ def test_small_boxes_lie_over_large_ones() -> None:
         ((0, 0, 4, 4, 91), "category id 91 must be from 1 to label_range, 90"),
     ],
 )
-def test_what_cannot_be_painted_is_named(
+def test_a_box_that_cannot_be_drawn_is_named_in_the_error(
     box: tuple[float, float, float, float, int], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        paint_annotations([[box]], (16, 16), 90)
+        draw_annotations([[box]], (16, 16), 90)

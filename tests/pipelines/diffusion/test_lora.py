@@ -1,6 +1,7 @@
-"""LoRAs: every layer of a file is merged exactly, or the file is refused in one line."""
+"""Every layer of a LoRA is merged exactly, or its file is refused in one line."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,45 +29,52 @@ def sdxl(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pair(weight: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The low-rank factors of a change of a weight: (r, in, …) and (out, r, …)."""
+    """Return the low-rank factors of a change of a weight: (r, in, …) and (out, r, …)."""
     g = torch.Generator().manual_seed(seed)
     ones = (1,) * (weight.dim() - 2)
     down = torch.randn(RANK, *weight.shape[1:], generator=g)
     return down, torch.randn(len(weight), RANK, *ones, generator=g)
 
 
-def plain(state: State) -> State:
-    """A network's weights by their names in files, without "text_model."."""
+def shorten_names(state: State) -> State:
+    """Return a network's weights by their names in files, without "text_model."."""
     return {name.removeprefix("text_model."): weight for name, weight in state.items()}
 
 
-def loaded(model: Path, lora: Path | None = None, scale: float = 1.0) -> dict[str, State]:
-    """The weights of each part of a checkpoint with a LoRA."""
+def load_weights(model: Path, lora: Path | None = None, scale: float = 1.0) -> dict[str, State]:
+    """Return the weights of each part of a checkpoint with a LoRA."""
     name = None if lora is None else str(lora)
-    pipeline = load_pipeline(
-        MixturePipeline,
-        MixtureSpec(model=str(model), lora=name, lora_scale=scale),
-        None,
-        Numerics(),
-    )
-    parts = {part: getattr(pipeline, part) for part in ("unet", "text_encoder", "text_encoder_2")}
-    return {
-        part: plain(network.state_dict()) for part, network in parts.items() if network is not None
-    }
+    spec = MixtureSpec(model=str(model), lora=name, lora_scale=scale)
+    pipeline = load_pipeline(MixturePipeline, spec, None, Numerics())
+    weights = {}
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        network = getattr(pipeline, part)
+        if network is not None:
+            weights[part] = shorten_names(network.state_dict())
+    return weights
 
 
-def kohya(part: str, module: str) -> tuple[str, str]:
+def change_weight(weight: Tensor, down: Tensor, up: Tensor, factor: float) -> Tensor:
+    """Return a weight plus `factor` times a low-rank change, in float64."""
+    change = up.double().flatten(1) @ down.double().flatten(1)
+    return weight.double() + factor * change.reshape(weight.shape)
+
+
+def kohya_names(part: str, module: str) -> tuple[str, str]:
+    """Return the names of the low-rank factors of a module in kohya's format."""
     prefix = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}[part]
     base = prefix + module.replace(".", "_")
     return f"{base}.lora_down.weight", f"{base}.lora_up.weight"
 
 
-def peft(part: str, module: str) -> tuple[str, str]:
+def peft_names(part: str, module: str) -> tuple[str, str]:
+    """Return the names of the low-rank factors of a module in peft's format."""
     inner = module if part == "unet" else f"text_model.{module}"
     return f"{part}.{inner}.lora_A.weight", f"{part}.{inner}.lora_B.weight"
 
 
-def old_diffusers(part: str, module: str) -> tuple[str, str]:
+def old_diffusers_names(part: str, module: str) -> tuple[str, str]:
+    """Return the names of the low-rank factors of a module in diffusers' former format."""
     if part == "text_encoder":
         base = f"text_encoder.text_model.{module}.lora_linear_layer"
     else:
@@ -75,7 +83,7 @@ def old_diffusers(part: str, module: str) -> tuple[str, str]:
     return f"{base}.down.weight", f"{base}.up.weight"
 
 
-TARGETS = [
+PROJECTIONS = [
     ("unet", f"{ATTENTION}.to_q"),
     ("unet", f"{ATTENTION}.to_out.0"),
     ("text_encoder", "encoder.layers.0.self_attn.q_proj"),
@@ -87,48 +95,46 @@ CONVOLUTIONS = [
 
 
 @pytest.mark.parametrize(
-    ("form", "targets"),
+    ("name_factors", "targets"),
     [
-        (kohya, TARGETS),
-        (kohya, CONVOLUTIONS),
-        (peft, [*TARGETS, *CONVOLUTIONS]),
-        (old_diffusers, TARGETS),
+        (kohya_names, PROJECTIONS),
+        (kohya_names, CONVOLUTIONS),
+        (peft_names, [*PROJECTIONS, *CONVOLUTIONS]),
+        (old_diffusers_names, PROJECTIONS),
     ],
 )
 @pytest.mark.parametrize("alpha", [None, 1.0])
 def test_every_layer_is_merged_exactly(
-    form: Callable[[str, str], tuple[str, str]],
+    name_factors: Callable[[str, str], tuple[str, str]],
     targets: list[tuple[str, str]],
     alpha: float | None,
     checkpoint: Path,
     tmp_path: Path,
 ) -> None:
-    base, state, wanted = loaded(checkpoint), State(), {}
+    base = load_weights(checkpoint)
+    state: State = {}
+    wanted = {}
+    factor = 0.7 if alpha is None else 0.7 * alpha / RANK
     for seed, (part, module) in enumerate(targets):
         weight = base[part][f"{module}.weight"]
         down, up = pair(weight, seed)
-        name_of_down, name_of_up = form(part, module)
-        state |= {name_of_down: down, name_of_up: up}
+        down_name, up_name = name_factors(part, module)
+        state[down_name] = down
+        state[up_name] = up
         if alpha is not None:
-            state[
-                name_of_down.replace(".lora_down.weight", "")
-                .replace(".lora_A.weight", "")
-                .replace(".down.weight", "")
-                + ".alpha"
-            ] = torch.tensor(alpha)
-        change = (up.double().flatten(1) @ down.double().flatten(1)).reshape(weight.shape)
-        wanted[part, f"{module}.weight"] = weight.double() + 0.7 * change * (
-            1.0 if alpha is None else alpha / RANK
-        )
+            prefix = re.sub(r"\.(lora_down|lora_A|down)\.weight$", "", down_name)
+            state[f"{prefix}.alpha"] = torch.tensor(alpha)
+        wanted[part, f"{module}.weight"] = change_weight(weight, down, up, factor)
     save_file(state, tmp_path / "lora.safetensors")
-    got = loaded(checkpoint, tmp_path / "lora.safetensors", 0.7)
+    got = load_weights(checkpoint, tmp_path / "lora.safetensors", 0.7)
     for part, weights in base.items():
         for name, weight in weights.items():
             expected = wanted.get((part, name), weight.double())
             torch.testing.assert_close(got[part][name].double(), expected, atol=1e-6, rtol=1e-6)
 
 
-SDXL = {  # in kohya's names, which are the original code's
+# Names in kohya's format, which for SDXL are those of the original code.
+SDXL_NAMES = {
     "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q": (
         "unet",
         "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q",
@@ -159,62 +165,65 @@ SDXL = {  # in kohya's names, which are the original code's
 }
 
 
-def test_sdxl_second_text_encoder_and_original_names(sdxl: Path, tmp_path: Path) -> None:
-    base, state, wanted = loaded(sdxl), State(), {}
-    for seed, (name, (part, module)) in enumerate(SDXL.items()):
+def test_original_names_of_sdxl_are_merged_in_both_text_encoders(
+    sdxl: Path, tmp_path: Path
+) -> None:
+    base = load_weights(sdxl)
+    state: State = {}
+    wanted = {}
+    for seed, (name, (part, module)) in enumerate(SDXL_NAMES.items()):
         weight = base[part][f"{module}.weight"]
         down, up = pair(weight, seed)
-        state |= {
-            f"{name}.lora_down.weight": down,
-            f"{name}.lora_up.weight": up,
-            f"{name}.alpha": torch.tensor(1.0),
-        }
-        change = (up.double().flatten(1) @ down.double().flatten(1)).reshape(weight.shape)
-        wanted[part, f"{module}.weight"] = weight.double() + change / RANK
+        state[f"{name}.lora_down.weight"] = down
+        state[f"{name}.lora_up.weight"] = up
+        state[f"{name}.alpha"] = torch.tensor(1.0)
+        wanted[part, f"{module}.weight"] = change_weight(weight, down, up, 1 / RANK)
     save_file(state, tmp_path / "lora.safetensors")
-    got = loaded(sdxl, tmp_path / "lora.safetensors")
-    changed = {
-        (part, name)
-        for part in base
-        for name in base[part]
-        if not torch.equal(got[part][name], base[part][name])
-    }
+    got = load_weights(sdxl, tmp_path / "lora.safetensors")
+    changed = set()
+    for part, weights in base.items():
+        for name, weight in weights.items():
+            if not torch.equal(got[part][name], weight):
+                changed.add((part, name))
     assert changed == wanted.keys()
     for (part, name), expected in wanted.items():
         torch.testing.assert_close(got[part][name].double(), expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("beside", [True, False], ids=["peft", "diffusers"])
-def test_settings_of_an_adapter_are_followed(
+def test_the_configuration_of_an_adapter_is_used(
     beside: bool, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """peft writes alpha beside the file, diffusers into it."""
-    base = loaded(checkpoint)["unet"][f"{ATTENTION}.to_q.weight"]
+    """peft writes alpha beside the file, diffusers into the file."""
+    base = load_weights(checkpoint)["unet"][f"{ATTENTION}.to_q.weight"]
     down, up = pair(base)
     prefix = "base_model.model." if beside else "unet."
     state = {
         f"{prefix}{ATTENTION}.to_q.lora_A.weight": down,
         f"{prefix}{ATTENTION}.to_q.lora_B.weight": up,
     }
-    metadata = (
-        None
-        if beside
-        else {"lora_adapter_metadata": json.dumps({"unet.r": RANK, "unet.lora_alpha": 6})}
-    )
+    metadata = None
+    if not beside:
+        settings = {"unet.r": RANK, "unet.lora_alpha": 6}
+        metadata = {"lora_adapter_metadata": json.dumps(settings)}
     save_file(state, tmp_path / "adapter_model.safetensors", metadata)
     fingerprints = []
     spec = MixtureSpec(model=str(checkpoint), lora=str(tmp_path))
     for alpha in (6, 8) if beside else (6,):
         if beside:
-            settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": alpha}
-            (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
-        got = loaded(checkpoint, tmp_path)["unet"][f"{ATTENTION}.to_q.weight"]
+            config = {"peft_type": "LORA", "r": RANK, "lora_alpha": alpha}
+            (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        got = load_weights(checkpoint, tmp_path)["unet"][f"{ATTENTION}.to_q.weight"]
         torch.testing.assert_close(got, base + alpha / RANK * up @ down, atol=1e-6, rtol=1e-6)
         fingerprints.append(spec.fingerprint()["lora_sha256"])
     assert len(set(fingerprints)) == len(fingerprints)
 
 
-def layer(weight: Tensor, name: str = f"lora_unet_{ATTENTION.replace('.', '_')}_to_q") -> State:
+TO_Q = f"lora_unet_{ATTENTION.replace('.', '_')}_to_q"
+
+
+def layer(weight: Tensor, name: str = TO_Q) -> State:
+    """Return the tensors of one layer in kohya's format."""
     down, up = pair(weight)
     return {
         f"{name}.lora_down.weight": down,
@@ -224,8 +233,7 @@ def layer(weight: Tensor, name: str = f"lora_unet_{ATTENTION.replace('.', '_')}_
 
 
 def loha(weight: Tensor) -> State:
-    name = f"lora_unet_{ATTENTION.replace('.', '_')}_to_q"
-    return {f"{name}.hada_w{k}_{x}": torch.zeros(2, 2) for k in (1, 2) for x in "ab"}
+    return {f"{TO_Q}.hada_{end}": torch.zeros(2, 2) for end in ("w1_a", "w1_b", "w2_a", "w2_b")}
 
 
 def lokr(weight: Tensor) -> State:
@@ -233,8 +241,7 @@ def lokr(weight: Tensor) -> State:
 
 
 def dora(weight: Tensor) -> State:
-    name = f"lora_unet_{ATTENTION.replace('.', '_')}_to_q"
-    return {**layer(weight), f"{name}.dora_scale": torch.ones(len(weight), 1)}
+    return {**layer(weight), f"{TO_Q}.dora_scale": torch.ones(len(weight), 1)}
 
 
 def other_base(weight: Tensor) -> State:
@@ -242,12 +249,7 @@ def other_base(weight: Tensor) -> State:
 
 
 def partial(weight: Tensor) -> State:
-    return {
-        **layer(weight),
-        **layer(
-            weight, f"lora_unet_{ATTENTION.replace('.', '_').replace('blocks_0', 'blocks_7')}_to_q"
-        ),
-    }
+    return {**layer(weight), **layer(weight, TO_Q.replace("blocks_0", "blocks_7"))}
 
 
 def of_sdxl(weight: Tensor) -> State:
@@ -259,9 +261,10 @@ def flux(weight: Tensor) -> State:
 
 
 def sd3(weight: Tensor) -> State:
+    module = "transformer.transformer_blocks.0.attn.to_q"
     return {
-        f"transformer.transformer_blocks.0.attn.to_q.lora_{x}.weight": torch.zeros(2, 2)
-        for x in "AB"
+        f"{module}.lora_A.weight": torch.zeros(2, 2),
+        f"{module}.lora_B.weight": torch.zeros(2, 2),
     }
 
 
@@ -275,24 +278,20 @@ def inversion(weight: Tensor) -> State:
 
 
 def whole(weight: Tensor) -> State:
-    return {
-        f"model.diffusion_model.input_blocks.{k}.weight": torch.zeros(2, 2, 3, 3) for k in range(6)
-    }
+    blocks = [f"model.diffusion_model.input_blocks.{k}" for k in range(6)]
+    return {f"{block}.weight": torch.zeros(2, 2, 3, 3) for block in blocks}
 
 
 def tucker(weight: Tensor) -> State:
-    return {
-        **layer(weight),
-        f"lora_unet_{ATTENTION.replace('.', '_')}_to_q.lora_mid.weight": torch.zeros(2, 2, 3, 3),
-    }
+    return {**layer(weight), f"{TO_Q}.lora_mid.weight": torch.zeros(2, 2, 3, 3)}
 
 
-OTHERS: list[tuple[Callable[[Tensor], State], str]] = [
+REFUSED: list[tuple[Callable[[Tensor], State], str]] = [
     (loha, "is a LoHa"),
     (lokr, "is a LoKr"),
     (dora, "is a DoRA"),
     (tucker, "is a LoCon in Tucker's form"),
-    (other_base, "was made for another checkpoint: lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight [2, 768]"),
+    (other_base, f"was made for another checkpoint: {TO_Q}.lora_down.weight [2, 768]"),
     (partial, "was made for another checkpoint: 3 of its 6 tensors fit no weight here"),
     (of_sdxl, "was made for SDXL (it changes a second text encoder)"),
     (flux, "was made for FLUX"),
@@ -300,11 +299,11 @@ OTHERS: list[tuple[Callable[[Tensor], State], str]] = [
     (half, "without its counterpart"),
     (inversion, "is a textual inversion"),
     (whole, "is a whole checkpoint in one file"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("make", "phrase"), OTHERS, ids=[make.__name__ for make, _ in OTHERS])
-def test_what_is_no_lora_of_this_checkpoint_is_refused(
+@pytest.mark.parametrize(("make", "phrase"), REFUSED, ids=[make.__name__ for make, _ in REFUSED])
+def test_a_file_that_is_no_lora_of_the_checkpoint_is_refused(
     make: Callable[[Tensor], State],
     phrase: str,
     checkpoint: Path,
@@ -312,12 +311,10 @@ def test_what_is_no_lora_of_this_checkpoint_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    weight = load_file(checkpoint / "unet/diffusion_pytorch_model.safetensors")[
-        f"{ATTENTION}.to_q.weight"
-    ]
+    weights = load_file(checkpoint / "unet/diffusion_pytorch_model.safetensors")
     file = tmp_path / "lora.safetensors"
-    save_file(make(weight), file)
-    refuse(job_file, checkpoint, file, phrase, capsys)
+    save_file(make(weights[f"{ATTENTION}.to_q.weight"]), file)
+    check_refusal(job_file, checkpoint, file, phrase, capsys)
 
 
 @pytest.mark.parametrize(
@@ -338,22 +335,22 @@ def test_a_broken_lora_is_refused(
     file = tmp_path / "lora.safetensors"
     save_file(layer(torch.zeros(8, 8)), file)
     file.write_bytes(change(file.read_bytes()))
-    refuse(job_file, checkpoint, file, phrase, capsys)
+    check_refusal(job_file, checkpoint, file, phrase, capsys)
 
 
-def refuse(job_file: Path, checkpoint: Path, file: Path, phrase: str, capsys: Any) -> None:
+def check_refusal(job_file: Path, checkpoint: Path, file: Path, phrase: str, capsys: Any) -> None:
+    """Check that a job with the LoRA fails with one line, and writes nothing."""
     pipeline = ["pipeline.method=mixture", f"pipeline.model={checkpoint}", f"pipeline.lora={file}"]
     status = cli.main(["run", str(job_file), *pipeline])
     error = capsys.readouterr().err
-    assert (status, error.count("\n")) == (2, 1), error
+    assert status == 2, error
+    assert error.count("\n") == 1, error
     assert "pipeline.lora: " in error
     assert phrase in error
     assert not (job_file.parent / "out").exists()
 
 
-def test_diffusers_own_loading_is_refused_where_it_would_leave_something_out(
-    sdxl: Path, tmp_path: Path
-) -> None:
+def test_the_loader_of_diffusers_is_refused_for_sdxl(sdxl: Path, tmp_path: Path) -> None:
     pipeline = MixturePipeline.from_pretrained(sdxl, use_safetensors=True)
     with pytest.raises(
         ValueError, match="it would leave out the second text encoder; use merge_lora"

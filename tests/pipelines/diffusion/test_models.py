@@ -1,5 +1,6 @@
-"""Finding checkpoints, and saying in one line why there is none."""
+"""Checkpoints are found by name, or one line says why they are not."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,34 +8,32 @@ import pytest
 from synthgen.pipelines.base import ModelNotFoundError
 from synthgen.pipelines.diffusion.models import (
     EMBEDDED,
+    compute_unet_multiple,
+    compute_vae_factor,
     find_model,
-    folder_hash,
+    hash_folder,
     read_config,
-    unet_multiple,
-    vae_factor,
 )
 
 
-def test_a_folder_is_found_and_its_numbers_are_read(checkpoint: Path) -> None:
+def test_a_folder_is_found_and_its_configuration_is_read(checkpoint: Path) -> None:
     assert find_model(str(checkpoint)) == checkpoint
-    assert vae_factor(read_config(checkpoint, "vae")) == 2
-    assert unet_multiple(read_config(checkpoint, "unet")) == 2
+    assert compute_vae_factor(read_config(checkpoint, "vae")) == 2
+    assert compute_unet_multiple(read_config(checkpoint, "unet")) == 2
 
 
 def test_the_hash_covers_every_byte(checkpoint: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
-    assert folder_hash(copy) == folder_hash(checkpoint)
+    assert hash_folder(copy) == hash_folder(checkpoint)
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert folder_hash(copy) != folder_hash(checkpoint)
+    assert hash_folder(copy) != hash_folder(checkpoint)
 
 
 @pytest.mark.parametrize("name", ["nosuchmodel", "./nowhere", "a/b/c"])
-def test_an_unknown_name_lists_the_embedded_ones(name: str) -> None:
+def test_the_error_for_an_unknown_name_lists_the_embedded_checkpoints(name: str) -> None:
     with pytest.raises(
         ModelNotFoundError,
         match=r"no folder of that name holds a model_index.json.*embedded: synthgen-tiny",
@@ -43,7 +42,7 @@ def test_an_unknown_name_lists_the_embedded_ones(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(
+def test_the_error_for_an_unreachable_hub_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

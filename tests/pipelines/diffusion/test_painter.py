@@ -1,4 +1,4 @@
-"""Painters as the engine has them: single boxes of a finished picture are painted again, whatever method painted it."""
+"""Painters generate single boxes of a finished image again, whatever method generated it."""
 
 from pathlib import Path
 from typing import Any
@@ -25,28 +25,26 @@ SEEDS = [np.random.SeedSequence(k) for k in range(2)]
 
 
 @pytest.mark.parametrize("kind", [MixtureSpec, LayeredSpec, RegionalSpec, AnnotationMaskSpec])
-def test_a_box_is_painted_again_and_nothing_else(kind: Any, checkpoint: Path) -> None:
+def test_a_box_is_generated_again_and_nothing_else_changes(kind: Any, checkpoint: Path) -> None:
     painter = kind(model=str(checkpoint), steps=2).load(SceneSpec(background="sand"), Numerics())
-    found = painter.repaint(IMAGES, SCENES, SEEDS)
-    for before, after, scene in zip(IMAGES, found, SCENES, strict=True):
+    repaired = painter.inpaint_boxes(IMAGES, SCENES, SEEDS)
+    for before, after, scene in zip(IMAGES, repaired, SCENES, strict=True):
         changed = (before != after).any(2)
         x0, y0, x1, y1 = scene.layout.boxes[0].astype(int)
         assert changed[y0:y1, x0:x1].mean() > 0.9
-        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
-        assert (
-            max(rows[-1] - rows[0], columns[-1] - columns[0]) < 34
-        )  # the box, context, and what the UNet can halve
-    again = painter.repaint(IMAGES, SCENES, [np.random.SeedSequence(k + 9) for k in range(2)])
-    assert (again[0] != found[0]).any()
-    plain = painter(SCENES, SEEDS)
-    assert len(plain) == 2  # and it still paints as it did
+        rows = np.flatnonzero(changed.any(1))
+        columns = np.flatnonzero(changed.any(0))
+        # A window is the box with context, rounded up to what the UNet can halve.
+        assert max(rows[-1] - rows[0], columns[-1] - columns[0]) < 34
+    other_seeds = [np.random.SeedSequence(k + 9) for k in range(2)]
+    again = painter.inpaint_boxes(IMAGES, SCENES, other_seeds)
+    assert (again[0] != repaired[0]).any()
+    assert len(painter(SCENES, SEEDS)) == 2  # it still generates whole images
 
 
-def test_a_unet_that_reads_more_than_latents_cannot_repair(checkpoint: Path) -> None:
+def test_images_stay_unchanged_if_the_unet_reads_more_than_latents(checkpoint: Path) -> None:
     painter: Any = LayeredSpec(model=str(checkpoint), steps=2).load(SceneSpec(), Numerics())
     config = {**painter.pipeline.unet.config, "in_channels": 6}
     with torch.no_grad():
         painter.pipeline.unet = UNet2DConditionModel.from_config(config)
-    assert all(
-        (a == b).all() for a, b in zip(painter.repaint(IMAGES, SCENES, SEEDS), IMAGES, strict=True)
-    )
+    np.testing.assert_array_equal(painter.inpaint_boxes(IMAGES, SCENES, SEEDS), IMAGES)

@@ -1,4 +1,4 @@
-"""Images are generated on a larger canvas and shrunk; labels stay those that were asked for."""
+"""Images are generated on a larger canvas and shrunk; labels keep the requested size."""
 
 import json
 import re
@@ -14,14 +14,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from synthgen.config import ConfigError, Job, load_job
-from synthgen.engine.worker import draw_scene
+from synthgen.engine.worker import sample_scene
 from synthgen.layouts.base import Layout
 from synthgen.layouts.objects import ObjectSpec
 from synthgen.pipelines.annotation_mask import Spec as AnnotationMaskSpec
 from synthgen.pipelines.annotation_tokens import Spec as AnnotationTokensSpec
 from synthgen.pipelines.base import Numerics
 from synthgen.pipelines.canvas import Spec as CanvasSpec
-from synthgen.pipelines.diffusion.models import find_model, native_windows
+from synthgen.pipelines.diffusion.models import find_model, read_native_windows
 from synthgen.pipelines.diffusion.painter import generate
 from synthgen.pipelines.diffusion.scaling import (
     LARGEST_CANVAS,
@@ -52,15 +52,15 @@ def make_scene(width: int, height: int, box: tuple[float, float, float, float]) 
 def test_the_scale_is_the_least_that_suits_three_of_four_boxes(
     sides: list[float], width: int, height: int, least: float
 ) -> None:
-    found = choose_scale(np.array(sides), (width, height), least)
-    assert 1 <= found <= LARGEST_SCALE
-    assert found % 0.25 == 0
-    assert found == 1 or found**2 * width * height <= LARGEST_CANVAS**2
+    scale = choose_scale(np.array(sides), (width, height), least)
+    assert 1 <= scale <= LARGEST_SCALE
+    assert scale % 0.25 == 0
+    assert scale == 1 or scale**2 * width * height <= LARGEST_CANVAS**2
     quartile = float(np.quantile(sides, 0.25))
-    bigger = found + 0.25
-    if bigger <= LARGEST_SCALE and bigger**2 * width * height < 0.999 * LARGEST_CANVAS**2:
-        assert found * quartile >= least * (1 - 1e-9)
-    assert found == 1 or (found - 0.25) * quartile < least
+    larger = scale + 0.25
+    if larger <= LARGEST_SCALE and larger**2 * width * height < 0.999 * LARGEST_CANVAS**2:
+        assert scale * quartile >= least * (1 - 1e-9)
+    assert scale == 1 or (scale - 0.25) * quartile < least
 
 
 def test_a_job_without_boxes_has_scale_one() -> None:
@@ -71,11 +71,11 @@ def test_a_job_without_boxes_has_scale_one() -> None:
 def test_the_canvas_is_enlarged_to_a_multiple(
     width: int, height: int, scale: float, multiple: int
 ) -> None:
-    found = enlarge_canvas((width, height), scale, multiple)
+    canvas = enlarge_canvas((width, height), scale, multiple)
     if scale == 1:
-        assert found == (width, height)
+        assert canvas == (width, height)
         return
-    for side, larger in zip((width, height), found, strict=True):
+    for side, larger in zip((width, height), canvas, strict=True):
         assert larger % multiple == 0
         assert side * scale - 1e-3 <= larger < side * scale + multiple
 
@@ -93,13 +93,13 @@ def test_boxes_and_masks_are_enlarged_with_the_canvas() -> None:
     assert np.abs(np.array([x, y, x + w, y + h]) - larger.boxes[0]).max() <= 1
 
 
-def test_what_was_not_changed_keeps_every_bit() -> None:
+def test_pixels_outside_the_changes_stay_the_same() -> None:
     original = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     (before,) = resize_images([original], (90, 60))
     after = before.copy()
     after[30:45, 30:60] = 255 - after[30:45, 30:60]
-    found = shrink_changes(original, before, after)
-    changed = (found != original).any(2)
+    shrunk = shrink_changes(original, before, after)
+    changed = (shrunk != original).any(2)
     assert changed[21:29, 21:39].mean() > 0.95
     assert not changed[:16].any()
     assert not changed[35:].any()
@@ -114,43 +114,44 @@ def test_a_method_generates_at_its_scale(kind: Any, checkpoint: Path) -> None:
     spec = kind(model=str(checkpoint), steps=2, scale=1.5)
     scenes = [make_scene(61, 47, (4, 4, 30, 28)), make_scene(61, 47, (30, 10, 55, 40))]
     painter: Any = spec.load(SceneSpec(background="sand"), Numerics())
-    found = [painting.image for painting in painter(scenes, SEEDS)]
+    paintings = painter(scenes, SEEDS)
     canvas = enlarge_canvas((61, 47), 1.5, painter.pipeline.factor)
     assert canvas == (92, 72)
     larger = [enlarge_scene(scene, canvas) for scene in scenes]
     images = generate(painter.pipeline, larger, SEEDS, **painter.options)
-    for image, generated in zip(found, images, strict=True):
-        assert image.shape == (47, 61, 3)
+    for painting, generated in zip(paintings, images, strict=True):
+        assert painting.image.shape == (47, 61, 3)
         assert generated.shape == (72, 92, 3)
         expected = Image.fromarray(generated).resize((61, 47), Image.Resampling.LANCZOS)
-        assert (image == np.asarray(expected)).all()
+        assert (painting.image == np.asarray(expected)).all()
 
 
 def test_a_box_is_repaired_at_the_scale_and_nothing_else_changes(checkpoint: Path) -> None:
     spec = MixtureSpec(model=str(checkpoint), steps=2, scale=2.0)
     painter: Any = spec.load(SceneSpec(background="sand"), Numerics())
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    (found,) = painter.repaint([image], [make_scene(64, 64, (8, 8, 24, 24))], SEEDS[:1])
-    changed = (found != image).any(2)
+    (repaired,) = painter.inpaint_boxes([image], [make_scene(64, 64, (8, 8, 24, 24))], SEEDS[:1])
+    changed = (repaired != image).any(2)
     assert changed[8:24, 8:24].mean() > 0.9
     assert not changed[40:].any()
     assert not changed[:, 40:].any()
 
 
-def test_the_users_own_images_stay_as_they_are_outside_the_windows(
+def test_the_users_images_do_not_change_outside_the_windows(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "own.png")
     spec = MixtureSpec(model=str(checkpoint), steps=2, scale=2.0)
     painter = spec.load(SceneSpec(backgrounds=str(tmp_path)), Numerics())
-    (found,) = painter([make_scene(64, 64, (8, 8, 24, 24))], SEEDS[:1])
-    same = [(found.image == own).all(2) for own in (image, image[:, ::-1])]
-    assert max(part[40:].mean() for part in same) == 1
-    assert max(part[8:24, 8:24].mean() for part in same) < 0.2
+    (painting,) = painter([make_scene(64, 64, (8, 8, 24, 24))], SEEDS[:1])
+    same = (painting.image == image).all(2)
+    same_as_mirrored = (painting.image == image[:, ::-1]).all(2)
+    assert max(same[40:].mean(), same_as_mirrored[40:].mean()) == 1
+    assert max(same[8:24, 8:24].mean(), same_as_mirrored[8:24, 8:24].mean()) < 0.2
 
 
-def test_canvas_and_tiling_are_generated_at_their_scale(checkpoint: Path) -> None:
+def test_canvas_and_tiling_generate_at_their_scale(checkpoint: Path) -> None:
     empty = Scene(Layout(64, 48, np.zeros((0, 4), np.float32), ()), "")
     region = {"row_init": 0, "row_end": 48, "col_init": 0, "col_end": 64, "prompt": "sand"}
     reroll = {
@@ -170,9 +171,16 @@ def test_canvas_and_tiling_are_generated_at_their_scale(checkpoint: Path) -> Non
         scale=1.5,
     )
     tiles = TilingSpec(
-        model=str(checkpoint), prompt=(("sand", "grass"),), steps=2, scheduler="ddim", scale=1.5,
-        tile_height=48, tile_width=40, tile_row_overlap=0, tile_col_overlap=16,
-    )  # fmt: skip
+        model=str(checkpoint),
+        prompt=(("sand", "grass"),),
+        steps=2,
+        scheduler="ddim",
+        scale=1.5,
+        tile_height=48,
+        tile_width=40,
+        tile_row_overlap=0,
+        tile_col_overlap=16,
+    )
     for spec in (canvas, tiles):
         painter: Any = spec.load(SceneSpec(), Numerics())
         sizes: list[tuple[int, ...]] = []
@@ -189,7 +197,7 @@ def test_canvas_and_tiling_are_generated_at_their_scale(checkpoint: Path) -> Non
         assert sizes == [(72, 96)]
 
 
-def test_native_becomes_a_number_that_the_job_keeps() -> None:
+def test_native_becomes_a_number_in_the_fingerprint_of_the_job() -> None:
     job = load_job("100dogs", ["pipeline.scale=native"])
     assert job.pipeline.model_dump()["scale"] == 1.25
     assert job.fingerprint()["pipeline.scale"] == 1.25
@@ -203,8 +211,11 @@ def test_native_becomes_a_number_that_the_job_keeps() -> None:
 
 
 def test_layouts_do_not_depend_on_the_scale() -> None:
-    plain, larger = (load_job("100dogs", [f"pipeline.scale={scale}"]) for scale in (1, 2))
-    assert draw_scene(plain, 3).layout.boxes.tolist() == draw_scene(larger, 3).layout.boxes.tolist()
+    boxes = []
+    for scale in (1, 2):
+        job = load_job("100dogs", [f"pipeline.scale={scale}"])
+        boxes.append(sample_scene(job, 3).layout.boxes.tolist())
+    assert boxes[0] == boxes[1]
 
 
 @pytest.mark.parametrize(
@@ -212,54 +223,58 @@ def test_layouts_do_not_depend_on_the_scale() -> None:
     [
         (
             ["layout.size=[20, 28]"],
-            r"scale: boxes of \d\d px .* draws objects of 70 to 110 px; pipeline.scale=native",
+            r"scale: boxes of \d\d px .* generates objects of 70 to 110 px; pipeline.scale=native",
         ),
         (["layout.size=[200, 240]", "layout.objects={dog: 4}"], "scale: boxes of 3.* are large"),
-        (["pipeline.scheduler=lcm"], "guidance_scale: 3.5 is much: .* give 1"),
+        (["pipeline.scheduler=lcm"], "guidance_scale: 3.5 is high: .* give 1"),
         (
             ["pipeline.window=512"],
-            "window: 512 px is not what synthgen-tiny was trained at, 64 to 272 px",
+            "window: 512 px is not the size that synthgen-tiny was trained at, 64 to 272 px",
         ),
     ],
 )
-def test_what_the_checkpoint_does_badly_is_warned_of(changes: list[str], words: str) -> None:
+def test_settings_that_do_not_suit_the_checkpoint_are_warned_about(
+    changes: list[str], words: str
+) -> None:
     job = load_job("100dogs", changes)
-    (doubt,) = job.pipeline.doubts(job.layout)
-    assert re.search(words, doubt), doubt
+    (warning,) = job.pipeline.find_warnings(job.layout)
+    assert re.search(words, warning), warning
 
 
-def test_the_shipped_jobs_raise_no_doubts() -> None:
+def test_the_shipped_job_causes_no_warnings() -> None:
     job = load_job("100dogs")
-    assert job.pipeline.doubts(job.layout) == []
-    calm = load_job("100dogs", ["pipeline.scheduler=lcm", "pipeline.guidance_scale=1"])
-    assert calm.pipeline.doubts(calm.layout) == []
+    assert job.pipeline.find_warnings(job.layout) == []
+    lcm = load_job("100dogs", ["pipeline.scheduler=lcm", "pipeline.guidance_scale=1"])
+    assert lcm.pipeline.find_warnings(lcm.layout) == []
 
 
-def test_a_checkpoint_without_a_file_of_its_own_has_one_native_window(checkpoint: Path) -> None:
-    assert native_windows(checkpoint) == (16, 16)
-    assert native_windows(find_model("synthgen-tiny")) == (64, 272)
+def test_a_checkpoint_without_a_file_of_sizes_has_one_native_window(checkpoint: Path) -> None:
+    assert read_native_windows(checkpoint) == (16, 16)
+    assert read_native_windows(find_model("synthgen-tiny")) == (64, 272)
 
 
-def test_boxes_are_measured_alike_every_time(make_job: Callable[..., Job]) -> None:
+def test_boxes_are_measured_on_the_same_layouts_every_time(make_job: Callable[..., Job]) -> None:
     layout = make_job().layout
     assert measure_boxes(layout).tolist() == measure_boxes(layout).tolist()
     assert len(measure_boxes(layout)) == 32
 
 
-def test_the_card_tells_the_scale(make_job: Callable[..., Job], checkpoint: Path) -> None:
-    from synthgen.engine.driver import run
+def test_the_dataset_card_states_the_scale(make_job: Callable[..., Job], checkpoint: Path) -> None:
+    from synthgen.engine.generation import run
 
     job = make_job(
-        "images=1", "pipeline={method: mixture, steps: 2, scale: 1.5}", f"pipeline.model={checkpoint}",
+        "images=1",
+        "pipeline={method: mixture, steps: 2, scale: 1.5}",
+        f"pipeline.model={checkpoint}",
         "layout.objects={dog: 1}",
-    )  # fmt: skip
+    )
     run(job)
     out = Path(job.output.path)
     assert "pipeline.scale" in (out / "README.md").read_text()
     assert json.loads((out / "dataset.json").read_text())["fingerprint"]["pipeline.scale"] == 1.5
 
 
-def test_boxes_that_find_no_room_are_told_by_the_layout_alone() -> None:
+def test_boxes_without_room_are_reported_only_as_a_problem_of_the_layout() -> None:
     with pytest.raises(ConfigError, match=r"layout\.objects: ") as caught:
         load_job(
             "100dogs",

@@ -1,44 +1,44 @@
-"""Windows round boxes and over the background."""
+"""Windows around boxes and over the background."""
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthgen.pipelines.diffusion.windows import background_windows, object_windows
+from synthgen.pipelines.diffusion.windows import place_background_windows, place_object_windows
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([2, 4, 8]), st.sampled_from([1, 4, 8]))
-def test_object_windows_hold_their_boxes(seed: int, factor: int, multiple: int) -> None:
+def test_object_windows_contain_their_boxes(seed: int, factor: int, multiple: int) -> None:
     rng = np.random.default_rng(seed)
     least = multiple * int(rng.integers(1, 4))
     canvas = (int(factor * rng.integers(least + 4, 60)), int(factor * rng.integers(least + 4, 60)))
     low = rng.random((6, 2)) * (np.array(canvas) * 0.6)
-    boxes = np.concatenate(
-        [low, low + rng.random((6, 2)) * (np.array(canvas) * 0.3) + 1], 1
-    ).astype(np.float32)
-    windows = object_windows(boxes, canvas, factor, multiple, least, 0.1)
+    high = low + rng.random((6, 2)) * (np.array(canvas) * 0.3) + 1
+    boxes = np.concatenate([low, high], 1).astype(np.float32)
+    windows = place_object_windows(boxes, canvas, factor, multiple, least, 0.1)
     sides = windows[:, 2:] - windows[:, :2]
     assert (sides % multiple == 0).all()
     assert (sides >= least).all()
     assert (windows[:, :2] >= 0).all()
     assert (windows[:, 2:] <= np.array(canvas) // factor).all()
-    fits = (
-        (boxes[:, 2:] - boxes[:, :2]) * 1.2 / factor
-        <= np.array(canvas) // factor // multiple * multiple
-    ).all(1)
+    wanted = (boxes[:, 2:] - boxes[:, :2]) * 1.2 / factor
+    largest = np.array(canvas) // factor // multiple * multiple
+    fits = (wanted <= largest).all(1)
     assert (windows[fits, :2] * factor <= boxes[fits, :2] + factor).all()
     assert (windows[fits, 2:] * factor >= boxes[fits, 2:] - factor).all()
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 6), st.floats(0, 0.8))
-def test_background_covers_every_cell_and_keeps_the_overlap(
+def test_background_windows_cover_every_cell_and_overlap(
     w: int, h: int, side: int, overlap: float
 ) -> None:
-    side, factor, multiple = 4 * side, 4, 4
+    factor = 4
+    multiple = 4
+    side = 4 * side
     canvas = (max(w, 4) * factor, max(h, 4) * factor)
-    windows = background_windows(canvas, factor, multiple, side, overlap)
+    windows = place_background_windows(canvas, factor, multiple, side, overlap)
     covered = np.zeros((canvas[1] // factor, canvas[0] // factor), int)
     for x0, y0, x1, y1 in windows:
         assert (x1 - x0) % multiple == 0

@@ -1,4 +1,4 @@
-"""What an actor reports, without Ray: its worker's events, and signs of life where there are any."""
+"""The reports of an actor, without Ray: the events of its worker, and heartbeats."""
 
 import time
 from collections.abc import Iterator
@@ -12,34 +12,35 @@ from synthgen.engine.worker import Progress
 
 
 class Worker:
-    """Says one thing, then works or hangs for a while."""
+    """A worker that reports once, then works or hangs for a while."""
 
     def __init__(self, beats: bool, fails: bool = False) -> None:
-        self.beats, self.fails = beats, fails
+        self.beats = beats
+        self.fails = fails
 
     def make_shard(self, number: int) -> Iterator[Progress]:
         yield Progress(number, 2)
         for _ in range(10):
             time.sleep(0.02)
             if self.beats:
-                heartbeat.beat()
+                heartbeat.record_beat()
         if self.fails:
             raise ValueError("not this one")
         yield Progress(number, 3)
 
 
-def test_work_within_a_batch_gives_signs_of_life() -> None:
+def test_work_within_a_batch_reports_heartbeats() -> None:
     images = [
         e.images
         for e in Actor(partial(Worker, True), 0.05).make_shard(7)
         if isinstance(e, Progress)
     ]
     assert [n for n in images if n] == [2, 3]
-    assert images[:2] == [0, 2], "the first says that the model is loaded"
+    assert images[:2] == [0, 2], "the first report says that the model is loaded"
     assert 0 in images[2:-1]
 
 
-def test_a_hang_gives_none() -> None:
+def test_a_worker_that_hangs_reports_no_heartbeat() -> None:
     assert [
         e.images
         for e in Actor(partial(Worker, False), 0.05).make_shard(7)
@@ -47,7 +48,7 @@ def test_a_hang_gives_none() -> None:
     ] == [0, 2, 3]
 
 
-def test_an_error_comes_after_what_was_said_before_it() -> None:
+def test_an_error_is_raised_after_the_events_before_it() -> None:
     events = Actor(partial(Worker, False, True), 0.05).make_shard(7)
     assert [next(events), next(events)] == [Progress(7, 0), Progress(7, 2)]
     with pytest.raises(ValueError, match="not this one") as error:
@@ -68,7 +69,7 @@ def test_the_model_is_loaded_once() -> None:
     assert len(loads) == 1
 
 
-def test_the_end_is_told_at_once() -> None:
-    began = time.monotonic()
+def test_the_end_is_reported_without_delay() -> None:
+    start = time.monotonic()
     list(Actor(partial(Worker, False), 60).make_shard(0))
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - start < 30
