@@ -79,6 +79,13 @@ class InputError(Exception):
 
     The commands exit with status 2. ConfigError, InfeasibleLayoutError, IncompatibleLayoutError,
     ModelNotFoundError, ChangedJobError, LockedError and StoreRefusedError derive from it.
+
+    Examples:
+        >>> try:
+        ...     open_dataset("out/nothing")
+        ... except InputError as error:
+        ...     print(len(error.problems))
+        1
     """
 
     @property

@@ -22,6 +22,13 @@ class ConfigError(InputError):
     """Problems of a job or recipe, one line each.
 
     A line gives the file, line, key and value, and says what would be right.
+
+    Examples:
+        >>> try:
+        ...     load_job("100dogs", ["images=0"])
+        ... except ConfigError as error:
+        ...     print(error)
+        command line: images: 0: input should be greater than or equal to 1
     """
 
     def __init__(self, problems: list[str]) -> None:

@@ -1,12 +1,15 @@
 """The public names of synthgen are documented, and are loaded when they are first used."""
 
+import doctest
 import importlib
 import inspect
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import synthgen
 
@@ -44,6 +47,31 @@ def test_a_public_name_is_imported_and_documented(name: str) -> None:
     assert value.__name__ == name
     assert inspect.getdoc(value)
     assert f"`{name}`" in (ROOT / "docs/reference/python.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def folder_of_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the dataset that the examples read."""
+    folder = tmp_path_factory.mktemp("examples")
+    changes = ["pipeline=paste", "images=2", "workers=0", f"output.path={folder}/out/pasted"]
+    synthgen.run(synthgen.load_job("100dogs", changes))
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_example_of_a_public_name_runs(
+    name: str, folder_of_examples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder_of_examples)
+    names = {public: getattr(synthgen, public) for public in NAMES}
+    names |= {"np": np, "Path": Path, "synthgen": synthgen, "torch": torch}
+    documentation = inspect.getdoc(names[name])
+    assert documentation
+    example = doctest.DocTestParser().get_doctest(documentation, names, name, None, 0)
+    assert example.examples
+    report: list[str] = []
+    result = doctest.DocTestRunner().run(example, out=report.append)
+    assert result.failed == 0, "".join(report)
 
 
 def test_another_name_is_an_attribute_error() -> None:

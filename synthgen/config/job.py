@@ -51,7 +51,14 @@ class OutputSpec(SpecModel):
 
 
 class Job(SpecModel):
-    """A dataset to generate: its layouts, its scene, its pipeline, its size and its output."""
+    """A dataset to generate: its layouts, its scene, its pipeline, its size and its output.
+
+    Examples:
+        >>> job = load_job("100dogs", ["layout.objects={dog: 3}"])
+        >>> layout = job.layout.sample(np.random.default_rng(0))
+        >>> layout.categories
+        ('dog', 'dog', 'dog')
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -36,6 +36,11 @@ def load_job(name: str, overrides: Sequence[str] = (), said: Spoken | None = Non
     Raises:
         ConfigError: there are problems, each listed as `file:line: key.path: what is wrong`.
         InputError: the spoken prompt has no words.
+
+    Examples:
+        >>> job = load_job("100dogs", ["images=4", "layout.objects={dog: 30}"])
+        >>> job.images
+        4
     """
     return parse_job(read_yaml(find_recipe("job", name)), name, overrides, said)
 

@@ -69,6 +69,13 @@ def check_dataset(store: Store) -> tuple[list[str], dict[str, int]]:
 
     Raises:
         InputError: the folder has none of the files of a dataset.
+
+    Examples:
+        >>> faults, counts = check_dataset(open_store("out/pasted"))
+        >>> faults
+        []
+        >>> counts["images"]
+        2
     """
     info = read_info(store)
     if info is None:

@@ -91,6 +91,12 @@ def open_dataset(
 
     Raises:
         InputError: there is no dataset, or a shard is damaged, or an argument is wrong.
+
+    Examples:
+        >>> for image, target in open_dataset("out/pasted"):
+        ...     print(tuple(image.shape), tuple(target["boxes"].shape))
+        (3, 1024, 1024) (100, 4)
+        (3, 1024, 1024) (100, 4)
     """
     if split not in (None, *SPLITS):
         raise InputError(f"split: {split!r} is none of {', '.join(SPLITS)}")
@@ -395,6 +401,11 @@ def as_coco(target: Target) -> dict[str, Any]:
 
     Returns:
         {"image_id", "annotations": [COCO's]}
+
+    Examples:
+        >>> image, target = next(iter(open_dataset("out/pasted", first_label=0)))
+        >>> as_coco(target)["annotations"][0]["category_id"]
+        0
     """
     boxes = xyxy_to_xywh(np.asarray(target["boxes"].cpu())).tolist()
     labels = target["labels"].tolist()

@@ -71,6 +71,12 @@ def run(
         InputError: no Ray cluster answers at the address.
         StoppedError: the disk is full, no worker starts, or a worker has other versions of these
             packages. All committed shards stay.
+
+    Examples:
+        >>> changes = ["pipeline=paste", "images=2", "workers=0", "output.path=out/pasted"]
+        >>> result = run(load_job("100dogs", changes))
+        >>> result.counts["boxes"]
+        200
     """
     store = open_store(job.output.path)
     info = build_dataset_info(job)

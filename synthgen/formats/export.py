@@ -43,11 +43,14 @@ class ExportSpec:
     Attributes:
         source: the folder or the URL of a dataset.
         form: the name of a format that can be written
-            (`synthgen.formats.base.writable_formats`).
+            (`synthgen.formats.base.list_writable_formats`).
         folder: the folder to write.
         val: the share of the samples in the split "val", 0 to 1.
         renamed: the name in the export for each category that is renamed.
         workers: the number of shards that are exported at the same time.
+
+    Examples:
+        >>> spec = ExportSpec("out/pasted", "yolo", Path("out/yolo"), val=0.2)
     """
 
     source: str | Path
@@ -153,6 +156,11 @@ def export_dataset(
 
     Raises:
         InputError: there is no such dataset, or the folder contains something else.
+
+    Examples:
+        >>> result = export_dataset(ExportSpec("out/pasted", "coco", Path("out/coco")))
+        >>> sum(result.boxes.values())
+        200
     """
     export = open_export(spec)
     writer = load_writer(spec.form)

@@ -50,6 +50,11 @@ class Layout:
             distractors: they are generated but not annotated.
         caption: the prompt of the whole image, if the layout's source has one; it replaces the
             scene's.
+
+    Examples:
+        >>> layout = Layout(64, 64, np.array([[8, 8, 40, 56]], np.float32), ("dog",))
+        >>> layout.prompts
+        ('a dog',)
     """
 
     width: int

@@ -20,6 +20,11 @@ def open_store(where: str | Path) -> Store:
     Raises:
         InputError: the URL is of no known store, or contains credentials.
         StoreRefusedError, StoreFailedError: the store cannot be reached.
+
+    Examples:
+        >>> store = open_store("out/pasted")
+        >>> store.exists("dataset.json")
+        True
     """
     if isinstance(where, Path) or not is_url(where):
         return LocalStore(Path(where).absolute())

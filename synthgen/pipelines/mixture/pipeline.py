@@ -32,6 +32,14 @@ class MixturePipeline(LatentPipeline):
     Each box has its own window, which contains the box and some context. The window is denoised
     with the prompt of the box. The background is covered with windows of a low constant weight.
     Every step merges all predictions (`synthgen.pipelines.diffusion.mixture`).
+
+    Examples:
+        >>> checkpoint = Path(synthgen.__file__).parent / "weights" / "synthgen-tiny"
+        >>> pipeline = MixturePipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+        >>> layout = Layout(96, 96, np.array([[8, 8, 88, 88]], np.float32), ("dog",))
+        >>> images = pipeline([layout], background="a field of grass", num_inference_steps=2)
+        >>> images[0].size
+        (96, 96)
     """
 
     @torch.no_grad()
