@@ -12,6 +12,7 @@ from typing import Any
 FORMER: dict[str, tuple[Any, ...]] = {
     "output.quality": (92,),
     "output.subsampling": ("4:2:0",),
+    "pipeline.outset": ([0.0, 0.0, 0.0, 0.0],),
     "pipeline.scale": (1.0,),
     "pipeline.seed_tiles_noise": ("cut",),
     "pipeline.stages_rounding": ("up",),

@@ -166,6 +166,14 @@ def test_a_box_changes_only_its_window(pipeline: MixturePipeline) -> None:
     assert not changed[:, 16:].any()
 
 
+def test_an_outset_generates_the_object_of_a_larger_box(pipeline: MixturePipeline) -> None:
+    small = layout_of(64, 64, (20, 16, 40, 36))
+    larger = layout_of(64, 64, (20, 16, 40, 41))
+    extended = latents(pipeline, [small], 0, outset=(0, 0, 0, 0.25))
+    torch.testing.assert_close(extended, latents(pipeline, [larger], 0))
+    assert (extended - latents(pipeline, [small], 0)).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("count", [0, 1, 100])
 def test_any_number_of_boxes(pipeline: MixturePipeline, count: int) -> None:
     spec = ScatterSpec(canvas=(256, 256), objects={"dog": count}, size=(8, 16), gap=1)

@@ -1,5 +1,7 @@
 """Windows of a canvas, in latent cells: one around each box, and tiles over the background."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,6 +38,26 @@ def place_object_windows(
     sides = np.minimum(sides, cells // multiple * multiple)
     low = np.clip(np.round(centre - sides / 2).astype(np.int64), 0, cells - sides)
     return np.concatenate([low, low + sides], 1)
+
+
+def extend_boxes(
+    boxes: NDArray[np.float32], canvas: tuple[int, int], outset: Sequence[float]
+) -> NDArray[np.float32]:
+    """Move the edges of boxes outwards, at most to the edges of the canvas.
+
+    Args:
+        boxes: (N, 4) xyxy in px.
+        canvas: width, height in px.
+        outset: by which share of a box's width or height its left, top, right and bottom edges move
+            outwards; inwards if negative.
+
+    Returns:
+        (N, 4) xyxy in px.
+    """
+    sides = np.tile(box_sides(boxes), 2)
+    outwards = np.array([-1, -1, 1, 1])
+    extended = boxes + sides * np.array(outset) * outwards
+    return np.clip(extended, 0, np.array(canvas * 2)).astype(np.float32)
 
 
 def place_background_windows(

@@ -17,6 +17,7 @@ def _check_interval(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+Outset = Annotated[float, Field(gt=-0.5, le=0.5)]
 Interval = Annotated[tuple[float, float], AfterValidator(_check_interval)]
 
 
@@ -49,6 +50,12 @@ class Spec(LayoutModelSpec):
         le=4,
         description="How far a window extends beyond its box on each side, as a share of the box's "
         "side.",
+    )
+    outset: tuple[Outset, Outset, Outset, Outset] = Field(
+        (0.0, 0.0, 0.0, 0.0),
+        description="Shares of a box's width or height by which its left, top, right and bottom "
+        "edges move outwards while its object is generated. The label does not change. It corrects "
+        "a checkpoint whose objects end before the edges of their boxes.",
     )
     window: int | None = Field(
         None,

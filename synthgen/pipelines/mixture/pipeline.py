@@ -21,7 +21,7 @@ from synthgen.pipelines.diffusion.pipeline import (
     as_output,
 )
 from synthgen.pipelines.diffusion.prompts import Prompts, repeat_per_image
-from synthgen.pipelines.diffusion.windows import place_object_windows
+from synthgen.pipelines.diffusion.windows import extend_boxes, place_object_windows
 from synthgen.pipelines.mixture import Mask
 from synthgen.scenes.scene import build_region_prompt
 
@@ -53,6 +53,7 @@ class MixturePipeline(LatentPipeline):
         background_guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         context: float = 0.1,
+        outset: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
         window: int | None = None,
         background_window: int | None = None,
         background_overlap: float = 0.25,
@@ -78,8 +79,8 @@ class MixturePipeline(LatentPipeline):
             guidance_interval: the steps with guidance, as shares [start, stop) of all steps. In the
                 other steps the guidance scale is 1 and the unconditional branch is not computed
                 (Kynkäänniemi et al., arXiv 2404.07724).
-            context: see the key of the recipe (`synthgen describe mixture`), also for `window`,
-                `background_window`, `background_overlap`, `background_weight` and `mask`.
+            context: see the key of the recipe (`synthgen describe mixture`), also for `outset`,
+                `window`, `background_window`, `background_overlap`, `background_weight` and `mask`.
             pictures: (B, H, W, 3) uint8, images into which the objects are generated; they do not
                 change outside the windows of the boxes.
             chunk: number of windows that go through the UNet together if they have the size that
@@ -119,6 +120,7 @@ class MixturePipeline(LatentPipeline):
                 guidance_scale,
                 least_window,
                 context,
+                outset,
                 mask,
             )
             if pictures is not None:
@@ -182,6 +184,7 @@ class MixturePipeline(LatentPipeline):
         guidance: float,
         least_window: int,
         context: float,
+        outset: Sequence[float],
         mask: Mask,
     ) -> list[Region]:
         """Return a region for the window of each box of an image.
@@ -195,15 +198,17 @@ class MixturePipeline(LatentPipeline):
             least_window: minimum side of a window in px.
             context: how far a window extends beyond its box on each side, as a share of the box's
                 side.
+            outset: shares of a box's sides by which its edges move outwards.
             mask: kind of the weights over a window.
         """
         size = (layout.width, layout.height)
         least_cells = self.cells(least_window)
+        boxes = extend_boxes(layout.boxes, size, outset)
         windows = place_object_windows(
-            layout.boxes, size, self.factor, self.multiple, least_cells, context
+            boxes, size, self.factor, self.multiple, least_cells, context
         )
         regions = []
-        for box, (x0, y0, x1, y1), row in zip(layout.boxes, windows.tolist(), rows, strict=True):
+        for box, (x0, y0, x1, y1), row in zip(boxes, windows.tolist(), rows, strict=True):
             window = (x0, y0, x1, y1)
             weight = self.build_weight(box, window, mask)
             regions.append(Region(image, window, row, negative_row, guidance, weight))

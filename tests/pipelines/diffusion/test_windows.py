@@ -4,7 +4,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthgen.pipelines.diffusion.windows import place_background_windows, place_object_windows
+from synthgen.pipelines.diffusion.windows import (
+    extend_boxes,
+    place_background_windows,
+    place_object_windows,
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -49,3 +53,15 @@ def test_background_windows_cover_every_cell_and_overlap(
         starts = np.unique(windows[:, axis])
         size = int(windows[0, axis + 2] - windows[0, axis])
         assert (np.diff(starts) <= size * (1 - overlap) + 1).all()
+
+
+def test_edges_move_outwards_by_shares_of_the_sides_and_stop_at_the_canvas() -> None:
+    boxes = np.array([[20, 30, 40, 70], [0, 0, 50, 100]], np.float32)
+    extended = extend_boxes(boxes, (50, 100), (0.1, 0.2, 0.3, 0.05))
+    assert extended.dtype == np.float32
+    np.testing.assert_allclose(extended, [[18, 22, 46, 72], [0, 0, 50, 100]], rtol=1e-6)
+
+
+def test_no_outset_changes_no_bit_of_a_box() -> None:
+    boxes = (np.random.default_rng(0).random((50, 4)) * 64).astype(np.float32)
+    np.testing.assert_array_equal(extend_boxes(boxes, (64, 64), (0, 0, 0, 0)), boxes)
