@@ -120,6 +120,11 @@ class Commands:
         return sub
 
 
+def describe_interruption(images: int, total: int) -> str:
+    """Return the line that tells how far an interrupted import or merge came."""
+    return f"stopped; {images} of {total} images are done. Run the same command again to continue"
+
+
 def make_progress_bar(args: argparse.Namespace, unit: str, total: int | None = None) -> "tqdm[Any]":
     """Return a progress bar on stderr, with units done, units/s and the remaining time.
 

@@ -11,6 +11,7 @@ from synthgen.cli.command import (
     REPORT_IMAGES,
     Commands,
     Result,
+    describe_interruption,
     make_progress_bar,
     parse_ids,
 )
@@ -183,11 +184,7 @@ def import_command(args: argparse.Namespace) -> Result:
         "interrupted": written.interrupted,
     }
     if written.interrupted:
-        text = (
-            f"stopped; {data['images']} of {survey.count} images are done. "
-            "Run the same command again to continue"
-        )
-        return EXIT_INTERRUPTED, data, [text]
+        return EXIT_INTERRUPTED, data, [describe_interruption(data["images"], survey.count)]
     if written.made:
         write_report(open_store(args.out), REPORT_IMAGES)
     if survey.crowd_images or survey.crowd_categories:

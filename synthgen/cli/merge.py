@@ -7,6 +7,7 @@ from synthgen.cli.command import (
     REPORT_IMAGES,
     Commands,
     Result,
+    describe_interruption,
     make_progress_bar,
     parse_ids,
 )
@@ -79,11 +80,7 @@ def merge_command(args: argparse.Namespace) -> Result:
         "interrupted": written.interrupted,
     }
     if written.interrupted:
-        text = (
-            f"stopped; {data['images']} of {info.asked} images are done. "
-            "Run the same command again to continue"
-        )
-        return EXIT_INTERRUPTED, data, [text]
+        return EXIT_INTERRUPTED, data, [describe_interruption(data["images"], info.asked)]
     if written.made:
         write_report(open_store(args.to), REPORT_IMAGES)
     text = (

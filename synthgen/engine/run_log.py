@@ -111,7 +111,7 @@ class StoreHandler(LineHandler):
 
 
 def collect_facts(**values: Any) -> dict[str, Any]:
-    """Return the fields of an event: `log.info("run started", extra=facts(images=8))`."""
+    """Return the fields of an event: `log.info("run started", extra=collect_facts(images=8))`."""
     return {"facts": values}
 
 

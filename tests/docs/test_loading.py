@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from synthgen.engine.importing import ImportSpec, import_dataset
 from synthgen.formats.source import Source
 from tests.docs.commands import ROOT
 from tests.formats.sources import write_rich_coco
 from tests.formats.test_consumers import library, ultralytics_or_skip
+from tests.tiny_detr import save_tiny_detr
 
 PAGE = ROOT / "docs/how-to/loading.md"
 
@@ -76,31 +76,7 @@ def check_losses(output: str) -> None:
 
 
 def test_transformers(folder: Path) -> None:
-    from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
-    from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
-
-    torch.manual_seed(0)
-    backbone = ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 16],
-        depths=[1, 1],
-        layer_type="basic",
-        out_features=["stage2"],
-    )
-    config = DetrConfig(
-        backbone_config=backbone,
-        d_model=32,
-        num_queries=20,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        id2label={i: str(i) for i in range(5)},
-    )
-    DetrForObjectDetection(config).save_pretrained(folder / "tiny")
-    DetrImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder / "tiny")
+    save_tiny_detr(folder / "tiny", {i: str(i) for i in range(5)})
     small = {"PekingU/rtdetr_r18vd": "tiny", "num_workers=2": "num_workers=1"}
     check_losses(run_example(read_example("transformers", small), folder))
 

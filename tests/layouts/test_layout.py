@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from synthgen.layouts.base import Layout, count_overlapping_pairs
+from synthgen.layouts.base import Layout
+from tests.layouts.overlaps import count_overlapping_pairs
 
 
 def test_boxes_must_match_categories() -> None:

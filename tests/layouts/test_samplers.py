@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from synthgen import registry
 from synthgen.geometry import box_iou
-from synthgen.layouts.base import InfeasibleLayoutError, Layout, count_overlapping_pairs
+from synthgen.layouts.base import InfeasibleLayoutError, Layout
 from synthgen.layouts.objects import ObjectsSpec
+from tests.layouts.overlaps import count_overlapping_pairs
 
 SAMPLERS = ("scatter", "grid", "pack", "perspective", "crowd")
 

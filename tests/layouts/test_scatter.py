@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from synthgen.geometry import box_centres, box_sides
-from synthgen.layouts.base import InfeasibleLayoutError, count_overlapping_pairs
+from synthgen.layouts.base import InfeasibleLayoutError
 from synthgen.layouts.placement import place_on_shelves
 from synthgen.layouts.scatter import Spec, count_feasible
+from tests.layouts.overlaps import count_overlapping_pairs
 
 HUNDRED = Spec(canvas=(1024, 1024), objects={"dog": 100}, size=(56, 88), gap=8)
 

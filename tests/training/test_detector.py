@@ -10,8 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
-from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 
 from synthgen.config import ConfigError, load_training
 from synthgen.layouts.base import Layout
@@ -38,6 +36,7 @@ from synthgen.verification.centernet import CenterNet, boxes_at, find_peaks
 from synthgen.verification.detections import Detections
 from synthgen.verification.detector import Spec as DetectorSpec
 from synthgen.verification.detector.verifier import load_detector
+from tests.tiny_detr import save_tiny_detr
 
 JOB: dict[str, Any] = {
     "version": 1,
@@ -58,28 +57,7 @@ JOB: dict[str, Any] = {
 def detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random DETR with other categories."""
     folder = tmp_path_factory.mktemp("detr")
-    torch.manual_seed(0)
-    backbone = ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 16],
-        depths=[1, 1],
-        layer_type="basic",
-        out_features=["stage2"],
-    )
-    config = DetrConfig(
-        backbone_config=backbone,
-        d_model=32,
-        num_queries=20,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        id2label={0: "hound", 1: "pony", 2: "zebra"},
-    )
-    DetrForObjectDetection(config).save_pretrained(folder)
-    DetrImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    save_tiny_detr(folder, {0: "hound", 1: "pony", 2: "zebra"})
     return folder
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from synthgen.geometry import box_centres, box_sides
+from synthgen.geometry import box_centres, box_sides, clip_boxes
 
 Windows = NDArray[np.int64]
 
@@ -57,7 +57,7 @@ def extend_boxes(
     sides = np.tile(box_sides(boxes), 2)
     outwards = np.array([-1, -1, 1, 1])
     extended = boxes + sides * np.array(outset) * outwards
-    return np.clip(extended, 0, np.array(canvas * 2)).astype(np.float32)
+    return clip_boxes(extended, *canvas).astype(np.float32)
 
 
 def place_background_windows(
