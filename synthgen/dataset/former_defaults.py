@@ -12,11 +12,12 @@ from typing import Any
 FORMER: dict[str, tuple[Any, ...]] = {
     "output.quality": (92,),
     "output.subsampling": ("4:2:0",),
+    "pipeline.context": (0.13,),  # default of the recipe mixture-tiny
     "pipeline.outset": ([0.0, 0.0, 0.0, 0.0],),
     "pipeline.scale": (1.0,),
     "pipeline.seed_tiles_noise": ("cut",),
     "pipeline.stages_rounding": ("up",),
-    "pipeline.steps": (9,),  # default of the recipe mixture-tiny
+    "pipeline.steps": (9, 6),  # defaults of the recipe mixture-tiny
 }
 """Dotted key to its former defaults as JSON values, oldest first.
 
