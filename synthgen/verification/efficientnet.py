@@ -4,13 +4,14 @@ Its licence is Apache-2.0. It distinguishes 118 breeds of dogs and 5 of cats. No
 project was trained on its predictions.
 """
 
-import hashlib
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from synthgen.file_hashes import hash_file
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,8 +39,7 @@ def find_weights() -> Path:
 
 def hash_weights() -> str:
     """Return the sha256 of the weights."""
-    with find_weights().open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(find_weights())
 
 
 def load() -> Any:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
+from synthgen.file_hashes import hash_file
 from synthgen.layouts.base import SamplerSpec
 from synthgen.pipelines.base import MethodSpec, ModelNotFoundError
 from synthgen.pipelines.diffusion.checkpoint import (
@@ -552,9 +553,7 @@ def hash_files(folder: Path, patterns: list[str]) -> str:
 
 def _hash_file(file: Path, name: str) -> bytes:
     """Return the name and the sha256 of a file, each followed by a zero byte."""
-    with file.open("rb") as stream:
-        content = hashlib.file_digest(stream, "sha256").hexdigest()
-    return f"{name}\0{content}\0".encode()
+    return f"{name}\0{hash_file(file)}\0".encode()
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
