@@ -1,6 +1,8 @@
 """`synthgen run`: generate the dataset of a job."""
 
 import argparse
+import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,10 @@ from synthgen.cli.command import (
 if TYPE_CHECKING:
     from synthgen.config.job import Job
     from synthgen.engine.driver import RunResult
+    from synthgen.engine.worker import Progress
 
 MAX_FAILURES_PRINTED = 5
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}, {rate_fmt}]"
 
 
 def add(commands: Commands) -> None:
@@ -135,29 +139,52 @@ def describe_failures(out: str, failed: list[dict[str, Any]], tracebacks: bool) 
 
 
 class _ProgressBar:
-    """A progress bar on stderr, with images done, images/s and the remaining time."""
+    """A progress bar on stderr: what is done now, images done, and the remaining time.
+
+    It advances with every part of an image that is done. Its clock starts with the first of them,
+    so that the remaining time does not count how long the workers took to start.
+    """
 
     def __init__(self, hidden: bool = False) -> None:
         self.bar: Any = None
         self.hidden = hidden
+        self.done = 0
+        self.parts: dict[int, float] = {}  # of the batch in progress of each shard, in images
+        self.is_started = False
 
-    def open(self, total: int, done: int) -> Callable[[int], None]:
-        """Show the bar, and return a function that advances it by a number of images."""
+    def open(self, total: int, done: int) -> Callable[["Progress", str], None]:
+        """Show the bar, and return a function that shows a progress on it."""
         from tqdm import tqdm
 
+        self.done = done
         self.bar = tqdm(
+            desc="starting workers",
             total=total,
             initial=done,
             unit="image",
-            smoothing=0.05,
+            smoothing=0,
+            bar_format=BAR,
             dynamic_ncols=True,
             disable=self.hidden,
         )
-        return self.advance
+        return self.show
 
-    def advance(self, images: int) -> None:
-        """Advance the bar by a number of images."""
-        self.bar.update(images)
+    def show(self, progress: "Progress", first_image: str) -> None:
+        """Show a progress, and the path of the first finished image if there is one."""
+        self.parts.pop(progress.shard, None)
+        if progress.part:
+            self.parts[progress.shard] = progress.part
+        self.done += progress.images
+        position = self.done + sum(self.parts.values())
+        if progress.activity:
+            self.bar.set_description(progress.activity, refresh=False)
+        if not self.is_started and position > self.bar.n:
+            self.is_started = True
+            self.bar.start_t = time.time()
+            self.bar.last_print_t = self.bar.start_t
+        self.bar.update(position - self.bar.n)
+        if first_image and not self.hidden:
+            self.bar.write(f"first image: {first_image}", sys.stderr)
 
     def close(self) -> None:
         """Close the bar if it was opened."""

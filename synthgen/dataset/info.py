@@ -19,12 +19,16 @@ FORMATS_PATTERN = "|".join(IMAGE_FORMATS)
 REVISION = ".revision"
 """Suffix of keys that count how often a result has changed without a key of its own."""
 JOURNAL = "log.jsonl"  # the log of the runs (`synthgen.engine.run_log`)
+FIRST_IMAGE = {"jpg": "first.jpg", "png": "first.png", "webp": "first.webp"}
+"""By image format, the file with the first image that a run finished, to look at meanwhile."""
+
 GENERATED_FILES = (
     "job.yaml",
     "index.json",
     "manifest.parquet",
     "README.md",
     "contact_sheet.jpg",
+    *FIRST_IMAGE.values(),
     "report.html",
     "skipped.jsonl",
     "failures.jsonl",

@@ -14,6 +14,7 @@ from synthgen.config.loading import replace_values
 from synthgen.dataset.finalise import begin_dataset
 from synthgen.dataset.former_defaults import find_former_values, list_unknown_hashes
 from synthgen.dataset.info import (
+    FIRST_IMAGE,
     ChangedJobError,
     DatasetInfo,
     has_shard,
@@ -45,7 +46,8 @@ from synthgen.storage.location import open_store
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[int], None]
+Show = Callable[[Progress, str], object]
+"""Called with each progress, and with the path of the first finished image (empty if none)."""
 FAILURES = "failures.jsonl"
 MAX_FAILED_SHARDS = 100  # limit of one run; if so many fail, the shards are not the cause
 
@@ -54,7 +56,7 @@ def run(
     job: Job,
     address: str | None = None,
     overwrite: bool = False,
-    report: Callable[[int, int], Report] | None = None,
+    report: Callable[[int, int], Show] | None = None,
 ) -> RunResult:
     """Generate the dataset of a job, or its missing images.
 
@@ -62,7 +64,7 @@ def run(
         address: the address of a running Ray cluster.
         overwrite: remove the dataset that is in the output folder first, even of another job.
         report: called once with (all images, existing images); the function that it returns is
-            called with each number of new images.
+            called with every progress, see `Show`.
 
     Raises:
         ChangedJobError: the output contains the dataset of another job, or was generated with
@@ -104,10 +106,11 @@ class Generation(Work):
         address: the address of a running Ray cluster.
         overwrite: remove the dataset that is in the output folder first, even of another job.
         report: called once with (all images, existing images); the function that it returns is
-            called with each number of new images.
+            called with every progress, see `Show`.
 
     Attributes:
         failed_shards: shards that failed at every attempt.
+        show: what `report` returned.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class Generation(Work):
         notes: Sequence[str] = (),
         address: str | None = None,
         overwrite: bool = False,
-        report: Callable[[int, int], Report] | None = None,
+        report: Callable[[int, int], Show] | None = None,
     ) -> None:
         super().__init__(store, info, overwrite)
         self.job = job
@@ -128,6 +131,8 @@ class Generation(Work):
         self.notice = Notice()
         self.failed_shards: list[FailedShard] = []
         self.existing_images = 0
+        self.show: Show | None = None
+        self.has_first_image = False
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -156,17 +161,16 @@ class Generation(Work):
     def make(self, shards: Iterable[int]) -> Generator[StagedShard, None, None]:
         if self.notice.received:
             return
-        advance = None
         if self.report is not None:
-            advance = self.report(self.job.images, self.existing_images)
+            self.show = self.report(self.job.images, self.existing_images)
         pool = None
         try:
-            pool = open_pool(self.job, self.store, self.address)
+            pool = open_pool(self.job, self.store, self.address, self.show_progress)
             self.notice.listen()
             self.notice.finish = pool.finish
             if self.notice.received:
                 pool.finish()
-            yield from self.take(pool, shards, advance)
+            yield from self.take(pool, shards)
         except SystemExit:  # while Ray starts, it raises this for a SIGTERM
             self.notice.received = True
             raise KeyboardInterrupt from None
@@ -175,14 +179,11 @@ class Generation(Work):
             if pool is not None:
                 pool.close()
 
-    def take(
-        self, pool: Pool, shards: Iterable[int], advance: Report | None = None
-    ) -> Iterator[StagedShard]:
+    def take(self, pool: Pool, shards: Iterable[int]) -> Iterator[StagedShard]:
         """Yield the shards that a pool stages, and record the shards that failed."""
         for event in pool.run(shards):
             if isinstance(event, Progress):
-                if advance is not None and event.images:
-                    advance(event.images)
+                self.show_progress(event)
             elif isinstance(event, FailedShard):
                 self._record_failure(event)
                 if len(self.failed_shards) == MAX_FAILED_SHARDS:
@@ -196,6 +197,17 @@ class Generation(Work):
                     )
                 yield event
                 log.info("shard committed", extra=collect_shard_facts(event))
+
+    def show_progress(self, progress: Progress) -> None:
+        """Show a progress; the first finished image is written beside the shards and named."""
+        path = ""
+        if progress.first_image is not None and not self.has_first_image:
+            self.has_first_image = True
+            name = FIRST_IMAGE[self.job.output.image_format]
+            self.store.write(name, progress.first_image)
+            path = self.store.path(name)
+        if self.show is not None:
+            self.show(progress, path)
 
     def _record_failure(self, shard: FailedShard) -> None:
         self.failed_shards.append(shard)
@@ -223,10 +235,19 @@ class Generation(Work):
         return result
 
 
-def open_pool(job: Job, store: Store, address: str | None = None) -> Pool:
-    """Return a pool in this process if the job has `workers: 0`, otherwise a pool on Ray."""
+def open_pool(
+    job: Job,
+    store: Store,
+    address: str | None = None,
+    watch: Callable[[Progress], object] | None = None,
+) -> Pool:
+    """Return a pool in this process if the job has `workers: 0`, otherwise a pool on Ray.
+
+    Args:
+        watch: called with the progress of a batch that a pool in this process generates.
+    """
     if job.workers == 0:
-        return LocalPool(job, store)
+        return LocalPool(job, store, watch)
     return RayPool(job, store, address)
 
 

@@ -1,8 +1,10 @@
 """A pool of one worker in this process: for debugging, and for machines without Ray."""
 
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
+from synthgen import heartbeat
 from synthgen.config.job import Job
 from synthgen.engine.pool import Event, find_local_device
 from synthgen.engine.scheduler import Schedule, Task
@@ -12,9 +14,16 @@ from synthgen.storage.base import Store
 
 
 class LocalPool:
-    """A pool (`synthgen.engine.pool.Pool`) that makes one shard after the other in this process."""
+    """A pool (`synthgen.engine.pool.Pool`) that makes one shard after the other in this process.
 
-    def __init__(self, job: Job, store: Store) -> None:
+    Args:
+        watch: called with the progress of a batch while it is generated.
+    """
+
+    def __init__(
+        self, job: Job, store: Store, watch: Callable[[Progress], object] | None = None
+    ) -> None:
+        self.watch = watch
         device = "cpu" if job.gpus == 0 else find_local_device(job)
         self.worker = Worker(job, store, device)
         self.schedule = Schedule(job.max_shard_attempts)
@@ -28,7 +37,8 @@ class LocalPool:
         events = self.worker.make_shard(task.shard)
         while True:
             try:
-                event = next(events, None)
+                with heartbeat.watch(partial(self._report, task.shard)):
+                    event = next(events, None)
             except Exception as error:
                 if is_fatal(error):
                     raise
@@ -41,6 +51,10 @@ class LocalPool:
                 return
             task.record(event)
             yield event
+
+    def _report(self, shard: int, pulse: heartbeat.Pulse) -> None:
+        if self.watch is not None:
+            self.watch(Progress(shard, 0, pulse.part, pulse.activity))
 
     def finish(self) -> None:
         self.schedule.finish()

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0  # how soon a Ctrl-C and a hanging worker are noticed
 GROW_SECONDS = 5.0  # how soon a new node is noticed
-HEARTBEAT_SECONDS = 5.0  # time between two heartbeats of a worker within one batch
+HEARTBEAT_SECONDS = 1.0  # time between two heartbeats of a worker within one batch
 LOAD_FACTOR = 6  # a worker that loads its model may take the stall timeout so many times
 START_ATTEMPTS = 3  # a busy machine may need more than Ray's own timeout of 15 s
 FAILED_STARTS = 4  # workers in a row that fail to start, after which the run stops
@@ -66,24 +66,24 @@ class Actor:
     def make_shard(self, number: int) -> Iterator[Event]:
         """Yield the worker's events, and in between heartbeats while the work makes progress.
 
-        A heartbeat is a `Progress` of no images. It is left out if no beat was counted since the
-        last one.
+        A heartbeat is a `Progress` of no images, which says how much of the batch in progress is
+        done. It is left out if no beat was counted since the last one.
         """
         if self.worker is None:
             self.worker = self.load()
         yield Progress(number, 0)
         events: SimpleQueue[Event | None] = SimpleQueue()
+        pulse = heartbeat.read_pulse()
+        last_beats = pulse.beats
         work = self.executor.submit(_move_events, self.worker.make_shard(number), events)
-        last_beats = heartbeat.count_beats()
         while True:
             try:
                 event = events.get(timeout=self.heartbeat_seconds)
             except Empty:
-                beats = heartbeat.count_beats()
-                if beats == last_beats:
+                if pulse.beats == last_beats:
                     continue
-                last_beats = beats
-                event = Progress(number, 0)
+                last_beats = pulse.beats
+                event = Progress(number, 0, pulse.part, pulse.activity)
             if event is None:
                 break
             yield event

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from synthgen import heartbeat
 from synthgen.annotations import Annotation
 from synthgen.config.job import Job, OutputSpec
 from synthgen.dataset.sample import Sample
@@ -68,13 +69,21 @@ class GeneratedImage:
 
 @dataclass(frozen=True)
 class Progress:
-    """The number of images of a shard that were generated since the last report.
+    """How far the generation of a shard is.
 
-    It is negative where a failed attempt is taken back.
+    Attributes:
+        images: the number of images that were generated since the last report. It is negative where
+            a failed attempt is taken back.
+        part: how much of the batch in progress is done, in images; a half of two images is 1.
+        activity: what is done now, such as "denoising"; empty if it is not known.
+        first_image: the encoded image of the worker's first sample, only after its first batch.
     """
 
     shard: int
     images: int
+    part: float = 0.0
+    activity: str = ""
+    first_image: bytes | None = field(default=None, repr=False)
 
 
 def sample_scene(job: Job, index: int) -> Scene:
@@ -114,6 +123,7 @@ class Worker:
             job.batch_size, job.chunk, job.threads, device, read_versions(), job.files()
         )
         self.ids = job.ids()
+        self.has_shown_image = False
         limit_threads(job)
         self.load()
 
@@ -178,11 +188,17 @@ class Worker:
         with ThreadPoolExecutor(max_workers=1) as executor:
             for offset in range(0, len(indices), self.job.batch_size):
                 batch = indices[offset : offset + self.job.batch_size]
+                heartbeat.begin_batch(len(batch))
                 images = self.paint(batch)
+                heartbeat.begin_batch(0)
                 encoding.append(executor.submit(self.encode, batch, images))
                 attempts += sum(image.attempts for image in images)
                 del images  # the encoder alone keeps the pixels in memory
-                yield Progress(number, len(batch))
+                first_image = None
+                if not self.has_shown_image:
+                    self.has_shown_image = True
+                    first_image = encoding[-1].result()[0].image
+                yield Progress(number, len(batch), first_image=first_image)
                 if len(encoding) == ENCODE_BATCHES:
                     samples += encoding.popleft().result()
             for future in encoding:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from synthgen.geometry import box_centres, box_sides, clip_boxes
+from synthgen.heartbeat import begin_activity
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import Painting
 from synthgen.scenes.scene import Scene
@@ -129,6 +130,7 @@ class Inspection:
 
     def verify(self, paintings: Sequence[Painting], layouts: Sequence[Layout]) -> list[Checked]:
         """Return the images with their verdicts, without any action."""
+        begin_activity("verifying")
         verdicts = self.verifier([painting.image for painting in paintings], layouts)
         checked = []
         for painting, layout, raw in zip(paintings, layouts, verdicts, strict=True):

@@ -73,3 +73,37 @@ def test_the_end_is_reported_without_delay() -> None:
     start = time.monotonic()
     list(Actor(partial(Worker, False), 60).make_shard(0))
     assert time.monotonic() - start < 30
+
+
+class BatchWorker:
+    """A worker that does half of the known work of a batch of four images, and waits."""
+
+    def make_shard(self, number: int) -> Iterator[Progress]:
+        heartbeat.begin_batch(4)
+        heartbeat.expect(10)
+        heartbeat.begin_activity("denoising")
+        heartbeat.record_beat(5)
+        time.sleep(0.2)
+        heartbeat.begin_batch(0)
+        yield Progress(number, 4)
+
+
+def test_a_heartbeat_says_which_part_of_a_batch_is_done() -> None:
+    first, *within, last = Actor(BatchWorker, 0.05).make_shard(7)
+    assert first == Progress(7, 0)
+    assert within == [Progress(7, 0, part=2.0, activity="denoising")]
+    assert last == Progress(7, 4)
+
+
+def test_the_part_that_is_done_never_decreases() -> None:
+    parts = []
+    heartbeat.begin_batch(1)
+    with heartbeat.watch(lambda pulse: parts.append(pulse.part)):
+        heartbeat.record_beat(1)  # nothing is known yet of the work that there is
+        heartbeat.expect(4)
+        heartbeat.record_beat(2)
+        heartbeat.expect(12)  # such as a repair
+        heartbeat.record_beat(1)
+        heartbeat.record_beat(20)
+    heartbeat.record_beat(1)  # nobody watches
+    assert parts == [0.0, 0.75, 0.75, 1.0]

@@ -51,9 +51,13 @@ def test_a_shard_is_staged_after_the_progress_of_its_batches(
     make_job: Callable[..., Job], tmp_path: Path
 ) -> None:
     job = make_job("images=5", "output.shard_size=3")
-    *progress, staged = Worker(job, open_store(tmp_path)).make_shard(1)
-    assert progress == [Progress(1, 2)]
+    worker = Worker(job, open_store(tmp_path))
+    *progress, staged = worker.make_shard(1)
     assert isinstance(staged, StagedShard)
+    images = [data for name, data in read_members(tmp_path / staged.tar) if name.endswith(".jpg")]
+    assert progress == [Progress(1, 2, first_image=images[0])]
+    *progress, _ = worker.make_shard(0)
+    assert progress == [Progress(0, 2), Progress(0, 1)]
     assert (staged.marker.count, staged.marker.first_index, staged.marker.attempts) == (2, 3, 2)
     expected = {"batch_size": 2, "chunk": 32, "threads": 1, "device": "cpu"}
     assert {key: staged.marker.numerics[key] for key in expected} == expected

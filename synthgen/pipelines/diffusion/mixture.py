@@ -6,8 +6,8 @@ prediction on region i of z_t.
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,17 @@ A table has one row per prompt. It is a tensor, or another object that can be in
 of row numbers.
 """
 Predict = Callable[[Tensor, Conditions], Tensor]
+
+
+class Evaluate(Protocol):
+    """Maps latents to the prediction of a whole batch, with a function that calls the network."""
+
+    @property
+    def cells(self) -> int:
+        """The number of latent cells that go through the network."""
+
+    def __call__(self, z: Tensor, predict: Predict) -> Tensor:
+        """Return the prediction (B, C, H, W) float32 for latents z."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,12 @@ class _Evaluation:
         x0, y0, x1, y1 = self.window
         return (y1 - y0, x1 - x0), self.separate
 
+    @property
+    def cells(self) -> int:
+        """The number of latent cells of the window."""
+        x0, y0, x1, y1 = self.window
+        return (y1 - y0) * (x1 - x0)
+
     def crop(self, z: Tensor) -> Tensor:
         """Return the view (C, h, w) of this region in (B, C, H, W)."""
         x0, y0, x1, y1 = self.window
@@ -99,9 +116,11 @@ class Mixture:
         self.shape = tuple(shape)
         device = next(table.device for table in conditions.values() if isinstance(table, Tensor))
         guided = "timestep_cond" not in conditions
-        evaluations: list[_Evaluation] = []
+        branches: list[_Evaluation] = []
         for region in regions:
-            evaluations += _evaluate_branches(region, device, guided, apart)
+            branches += _evaluate_branches(region, device, guided, apart)
+        evaluations = _merge_equal(branches)
+        self.cells = sum(evaluation.cells for evaluation in evaluations)
         self.chunks = []
         for chunk in _split_into_chunks(evaluations, cells):
             rows = torch.tensor([e.prompt for e in chunk], device=device)
@@ -152,6 +171,18 @@ def _evaluate_branches(
                 _Evaluation(region.image, region.window, prompt, weight * factor, separate)
             )
     return evaluations
+
+
+def _merge_equal(branches: Sequence[_Evaluation]) -> list[_Evaluation]:
+    """Merge the evaluations of one window with one prompt into one with the sum of the weights."""
+    merged: dict[tuple[int, tuple[int, int, int, int], int], _Evaluation] = {}
+    for branch in branches:
+        key = (branch.image, branch.window, branch.prompt)
+        equal = merged.get(key)
+        if equal is not None:
+            branch = replace(equal, weight=equal.weight + branch.weight)
+        merged[key] = branch
+    return list(merged.values())
 
 
 def _split_into_chunks(evaluations: Sequence[_Evaluation], cells: int) -> list[list[_Evaluation]]:

@@ -3,14 +3,14 @@
 Source: LRDiff (Qi et al., arXiv 2311.18435).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from synthgen.pipelines.diffusion.mixture import Conditions, Predict, select
+from synthgen.pipelines.diffusion.mixture import Conditions, Evaluate, Predict, select
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class Group:
         self.masks = masks[:, None].to(noise.device)
         self.xi = torch.zeros_like(self.noise)
 
+    @property
+    def cells(self) -> int:
+        """The number of latent cells of all layers."""
+        return self.noise[:, 0].numel()
+
     def set_guidance(self, delta: Tensor, lambda_1: float, lambda_2: float) -> None:
         """Set xi = -lambda_1 delta + M (lambda_1 + lambda_2) delta, as in the authors' code."""
         self.xi = (self.masks * (lambda_1 + lambda_2) - lambda_1) * delta.expand_as(self.noise)
@@ -99,7 +104,7 @@ class MixedLayers:
         self,
         groups: Sequence[Group],
         conditions: Conditions,
-        uncond: Callable[[Tensor, Predict], Tensor],
+        uncond: Evaluate,
         weight: float,
         at_once: int,
     ) -> None:
@@ -112,6 +117,11 @@ class MixedLayers:
         for group in groups:
             for layer in group.layers:
                 self.areas[layer.image] = self.areas.get(layer.image, 0.0) + layer.area
+
+    @property
+    def cells(self) -> int:
+        """The number of latent cells that go through the network."""
+        return self.uncond.cells + sum(group.cells for group in self.groups)
 
     def __call__(self, z: Tensor, predict: Predict) -> Tensor:
         """Return the merged prediction (B, C, H, W) for latents z."""

@@ -22,12 +22,12 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from synthgen.geometry import box_sides
-from synthgen.heartbeat import record_beat
+from synthgen.heartbeat import begin_activity, expect, record_beat
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import IncompatibleLayoutError, ModelNotFoundError, Numerics
 from synthgen.pipelines.diffusion.checkpoint import PARTIAL_SCHEDULERS, Checkpoint
 from synthgen.pipelines.diffusion.lora import LoraLayer, read_layers
-from synthgen.pipelines.diffusion.mixture import Conditions, Predict, Region
+from synthgen.pipelines.diffusion.mixture import Conditions, Evaluate, Region
 from synthgen.pipelines.diffusion.models import (
     ModelSpec,
     compute_unet_multiple,
@@ -49,8 +49,6 @@ AfterStep = Callable[[Tensor, Any, int, Tensor | None], Tensor]
 
 The timestep is that of the latents; None after the last step.
 """
-Evaluate = Callable[[Tensor, Predict], Tensor]
-"""Maps latents to the prediction of a whole batch, with a function that calls the network."""
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Images = list[Image.Image] | NDArray[np.uint8]
 AnyPipeline = TypeVar("AnyPipeline", bound="LatentPipeline")
@@ -62,6 +60,7 @@ OLD_ATTENTION = {
     ".proj_attn.": ".to_out.0.",
 }
 LORA_PARTS = ("unet", "text_encoder", "text_encoder_2")
+DECODE_COST = 2  # passes of the UNet that take as long as decoding the same latents, about
 TOLERANCE = 1e-3  # px by which a box may extend beyond its canvas, for float32
 
 
@@ -136,6 +135,7 @@ class LatentPipeline(
             layouts[0].width // self.factor,
         )
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        expect(DECODE_COST * _count_cells(noise))  # what starts as noise is decoded at the end
         return noise.to(self._execution_device)
 
     def cells(self, side: int) -> int:
@@ -199,7 +199,7 @@ class LatentPipeline(
         """
         x = x.to(self.unet.dtype, memory_format=torch.channels_last)
         prediction: Tensor = self.unet(x, t, **_nest_conditions(conditions)).sample
-        record_beat()
+        record_beat(cost=_count_cells(x))
         return prediction
 
     def denoise(
@@ -213,6 +213,7 @@ class LatentPipeline(
         first: int = 0,
         last: int | None = None,
         beside: Tensor | None = None,
+        expected: bool = False,
     ) -> Tensor:
         """Run the steps [first, last) of the schedule on the whole canvas of every image.
 
@@ -228,6 +229,7 @@ class LatentPipeline(
             first: number of the first step.
             last: number of the step before which denoising stops; None: all steps.
             beside: (B, C', h, w) that the UNet reads as additional channels.
+            expected: whether the progress of the batch already expects this work.
         """
         scheduler = self.scheduler
         count = len(evaluations)
@@ -243,6 +245,9 @@ class LatentPipeline(
             # Otherwise the scheduler searches its timesteps, for which a GPU has to wait.
             scheduler.set_begin_index(calls[0])
         options = self._scheduler_options(eta, generator)
+        if not expected:
+            expect(sum(evaluations[steps[k]].cells for k in calls))
+        begin_activity("denoising")
         for k in self.progress_bar(calls):
             step = steps[k]
             t = timesteps[k]
@@ -350,7 +355,12 @@ class LatentPipeline(
         shift, spread = self._latent_statistics(latents)
         scaled = latents / self.vae.config.scaling_factor * spread + shift
         scaled = scaled.to(self.vae.device, self.vae.dtype)
-        pixels = torch.cat([self.vae.decode(z[None]).sample.float().cpu() for z in scaled])
+        begin_activity("decoding")
+        decoded = []
+        for z in scaled:
+            decoded.append(self.vae.decode(z[None]).sample.float().cpu())
+            record_beat(cost=DECODE_COST * _count_cells(z[None]))
+        pixels = torch.cat(decoded)
         self.vae.to(device, dtype)
         pixels = torch.nan_to_num((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
         images: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
@@ -503,6 +513,11 @@ def _compute_mode(encoded: Any) -> Tensor:
     """Return the latents of an encoded image; the tiny autoencoder encodes no distribution."""
     mode: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
     return mode
+
+
+def _count_cells(latents: Tensor) -> int:
+    """Return the number of cells of latents (n, C, h, w)."""
+    return len(latents) * latents[0, 0].numel()
 
 
 def _nest_conditions(conditions: Conditions) -> dict[str, Any]:

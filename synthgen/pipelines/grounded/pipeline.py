@@ -27,7 +27,6 @@ from synthgen.pipelines.diffusion.grounding import (
 )
 from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, Predict, Region
 from synthgen.pipelines.diffusion.pipeline import (
-    Evaluate,
     Generators,
     Images,
     LatentPipeline,
@@ -80,14 +79,23 @@ class Grounding:
         return {"gligen": inputs}
 
 
-def scale_gates(mixture: Mixture, unet_gates: Gates, scale: float) -> Evaluate:
-    """Return an evaluation of the mixture that first sets the strength of the gated layers."""
+@dataclass(frozen=True)
+class GatedMixture:
+    """An evaluation of a mixture that first sets the strength of the gated layers."""
 
-    def evaluate(z: Tensor, predict: Predict) -> Tensor:
-        unet_gates.set(scale)
-        return mixture(z, predict)
+    mixture: Mixture
+    gates: Gates
+    scale: float
 
-    return evaluate
+    @property
+    def cells(self) -> int:
+        """The number of latent cells that go through the network."""
+        return self.mixture.cells
+
+    def __call__(self, z: Tensor, predict: Predict) -> Tensor:
+        """Return the merged prediction (B, C, H, W) float32."""
+        self.gates.set(self.scale)
+        return self.mixture(z, predict)
 
 
 class GroundedPipeline(LatentPipeline):
@@ -156,7 +164,7 @@ class GroundedPipeline(LatentPipeline):
         mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk), ungated)
         scales = compute_strengths(num_inference_steps, stages, stages_rounding)
         with control_gates(self.unet) as unet_gates:
-            steps = [scale_gates(mixture, unet_gates, scale) for scale in scales]
+            steps = [GatedMixture(mixture, unet_gates, scale) for scale in scales]
             latents = self.denoise(noise, steps, callback_on_step_end, generator=generator)
         if output_type == "latent":
             return latents

@@ -16,8 +16,9 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
 
+from synthgen.heartbeat import expect
 from synthgen.layouts.base import Layout
-from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, select
+from synthgen.pipelines.diffusion.mixture import Conditions, Evaluate, Mixture, select
 from synthgen.pipelines.diffusion.object_layers import (
     Group,
     Layer,
@@ -28,7 +29,7 @@ from synthgen.pipelines.diffusion.object_layers import (
     split_into_batches,
 )
 from synthgen.pipelines.diffusion.pipeline import (
-    Evaluate,
+    DECODE_COST,
     Generators,
     Images,
     LatentPipeline,
@@ -121,13 +122,6 @@ class LayeredPipeline(LatentPipeline):
         noise = self.noise(layouts, generator)
         conditions = self.text_conditions(prompts.texts, guidance_scale)
         groups = [Group(list(same_size), noise) for same_size in group_by_size(layers)]
-        self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
-        for group in groups:
-            if vision_guidance == "constant":
-                delta = self.encode_colours(np.array([colour], np.uint8))
-            else:
-                delta = self.find_delta(group, conditions, top_k, cells_at_once, variant)
-            group.set_guidance(delta, lambda_1, lambda_2)
 
         def mix_whole_canvas(rows: Sequence[int], guidance: float) -> Mixture:
             row_pairs = list(zip(rows, negative_rows, strict=True))
@@ -135,6 +129,7 @@ class LayeredPipeline(LatentPipeline):
             return Mixture(regions, conditions, noise.shape, cells_at_once)
 
         guided_by_caption: Evaluate = mix_whole_canvas(caption_rows, guidance_scale)
+        self.scheduler.set_timesteps(num_inference_steps, device=noise.device)
         if variant == "mixed":
             unconditional = mix_whole_canvas(caption_rows, 0.0)
             mixed = MixedLayers(
@@ -142,22 +137,40 @@ class LayeredPipeline(LatentPipeline):
             )
             timesteps = self.scheduler.timesteps
             steps = [mixed if t > until else guided_by_caption for t in timesteps]
-            latents = self.denoise(noise, steps, callback_on_step_end, generator=generator)
+            expect(sum(step.cells for step in steps))
         else:
             t0 = max(1, round(layer_share * num_inference_steps))
             below = mix_whole_canvas(background_rows, guidance_scale)
+            mixtures = []
+            for group in groups:
+                rows = [(layer.prompt, layer.negative) for layer in group.layers]
+                regions = self.covers(self.measure_in_px(group), rows, guidance_scale, tile)
+                mixtures.append(Mixture(regions, conditions, group.noise.shape, cells_at_once))
+            cells_of_a_step = below.cells + sum(mixture.cells for mixture in mixtures)
+            expect(t0 * cells_of_a_step + (num_inference_steps - t0) * guided_by_caption.cells)
+        for group in groups:
+            if vision_guidance == "constant":
+                delta = self.encode_colours(np.array([colour], np.uint8))
+            else:
+                decode_cost = 0 if variant == "mixed" else DECODE_COST
+                expect((1 + decode_cost) * group.cells)
+                delta = self.find_delta(group, conditions, top_k, cells_at_once, variant)
+            group.set_guidance(delta, lambda_1, lambda_2)
+        if variant == "mixed":
+            latents = self.denoise(
+                noise, steps, callback_on_step_end, generator=generator, expected=True
+            )
+        else:
             latents = self.denoise(
                 noise,
                 [below] * num_inference_steps,
                 callback_on_step_end,
                 generator=generator,
                 last=t0,
+                expected=True,
             )
             denoised_layers = []
-            for group in groups:
-                rows = [(layer.prompt, layer.negative) for layer in group.layers]
-                regions = self.covers(self.measure_in_px(group), rows, guidance_scale, tile)
-                mixture = Mixture(regions, conditions, group.noise.shape, cells_at_once)
+            for group, mixture in zip(groups, mixtures, strict=True):
                 denoised_layers.append(
                     self.denoise_layers(group, mixture, num_inference_steps, t0, guided_steps)
                 )
@@ -167,6 +180,7 @@ class LayeredPipeline(LatentPipeline):
                 callback_on_step_end,
                 generator=generator,
                 first=t0,
+                expected=True,
             )
         if output_type == "latent":
             return latents
@@ -306,4 +320,4 @@ class LayeredPipeline(LatentPipeline):
         """Return the layers (n, C, h, w) of a group after the first t0 steps on their own."""
         add_guidance = partial(group.add_guidance, last=min(t0, guided_steps))
         start = group.noise + group.xi
-        return self.denoise(start, [mixture] * steps, None, [add_guidance], last=t0)
+        return self.denoise(start, [mixture] * steps, None, [add_guidance], last=t0, expected=True)

@@ -102,10 +102,33 @@ def test_branches_without_weight_are_not_computed(guidance: float, passes: int) 
         batch_sizes.append(len(x))
         return stub(x, conditions)
 
-    region = Region(0, (0, 0, 8, 8), 1, 0, guidance, region_weights.constant(8, 8))
-    mixture = Mixture([region] * 5, make_conditions(), (1, CHANNELS, 8, 8), cells=10_000)
-    mixture(torch.randn(1, CHANNELS, 8, 8), record)
+    weight = region_weights.constant(8, 8)
+    regions = [Region(i, (0, 0, 8, 8), 1, 0, guidance, weight) for i in range(5)]
+    mixture = Mixture(regions, make_conditions(), (5, CHANNELS, 8, 8), cells=10_000)
+    mixture(torch.randn(5, CHANNELS, 8, 8), record)
     assert batch_sizes == [5 * passes]
+    assert mixture.cells == 5 * passes * 64
+
+
+def test_equal_evaluations_are_computed_once() -> None:
+    shapes = []
+
+    def record(x: Tensor, conditions: Conditions) -> Tensor:
+        shapes.append(tuple(x.shape))
+        return stub(x, conditions)
+
+    rng = np.random.default_rng(1)
+    table = rng.normal(size=(4, TOKENS, DIM))
+    regions = []
+    for prompt in (1, 2, 3, 2):  # one unconditional evaluation for all, one for both of prompt 2
+        weight = torch.from_numpy(rng.uniform(0.1, 1, (8, 8))).float()
+        regions.append(Region(0, (0, 0, 8, 8), prompt, 0, 2.5, weight))
+    z = rng.normal(size=(1, CHANNELS, 8, 8))
+    mixture = Mixture(regions, make_conditions(table), z.shape, cells=10_000)
+    got = mixture(torch.tensor(z, dtype=torch.float32), record).double().numpy()
+    assert shapes == [(4, CHANNELS, 8, 8)]
+    wanted = reference(z, regions, table)
+    assert np.linalg.norm(got - wanted) / np.linalg.norm(wanted) < 1e-5
 
 
 def test_equal_windows_of_all_images_share_chunks_up_to_the_number_of_cells() -> None:
@@ -118,10 +141,10 @@ def test_equal_windows_of_all_images_share_chunks_up_to_the_number_of_cells() ->
     regions = []
     for i in range(6):
         weight = region_weights.constant(8, 4)
-        regions.append(Region(i % 2, (0, 0, 4, 8), 1, 0, 1.0, weight))
+        regions.append(Region(i, (0, 0, 4, 8), 1, 0, 1.0, weight))
     for i in range(3):
         weight = region_weights.constant(8, 8)
-        regions.append(Region(i % 2, (0, 0, 8, 8), 1, 0, 1.0, weight))
-    mixture = Mixture(regions, make_conditions(), (2, CHANNELS, 8, 8), cells=128)
-    mixture(torch.randn(2, CHANNELS, 8, 8), record)
+        regions.append(Region(i, (0, 0, 8, 8), 1, 0, 1.0, weight))
+    mixture = Mixture(regions, make_conditions(), (6, CHANNELS, 8, 8), cells=128)
+    mixture(torch.randn(6, CHANNELS, 8, 8), record)
     assert sorted(shapes) == sorted([(4, 3, 8, 4), (2, 3, 8, 4), (2, 3, 8, 8), (1, 3, 8, 8)])

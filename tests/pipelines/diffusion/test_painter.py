@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from synthgen import heartbeat
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.annotation_mask import Spec as AnnotationMaskSpec
 from synthgen.pipelines.base import Numerics
@@ -40,6 +41,28 @@ def test_a_box_is_generated_again_and_nothing_else_changes(kind: Any, checkpoint
     again = painter.inpaint_boxes(IMAGES, SCENES, other_seeds)
     assert (again[0] != repaired[0]).any()
     assert len(painter(SCENES, SEEDS)) == 2  # it still generates whole images
+
+
+@pytest.mark.parametrize("kind", [MixtureSpec, LayeredSpec, RegionalSpec, AnnotationMaskSpec])
+def test_the_progress_of_a_batch_ends_with_its_images(kind: Any, checkpoint: Path) -> None:
+    painter = kind(model=str(checkpoint), steps=4).load(SceneSpec(background="sand"), Numerics())
+    parts = []
+    activities = []
+
+    def record(pulse: heartbeat.Pulse) -> None:
+        parts.append(pulse.part)
+        activities.append(pulse.activity)
+
+    heartbeat.begin_batch(2)
+    with heartbeat.watch(record):
+        painter(SCENES, SEEDS)
+    assert parts == sorted(parts)
+    assert parts[-1] == 2
+    assert len(set(parts)) > 4
+    assert activities[-1] == "decoding"
+    # Only the decoding is left when the denoising is done.
+    decoded = activities[::-1].index("denoising")
+    assert 1 < parts[-decoded - 1] < 2
 
 
 def test_images_stay_unchanged_if_the_unet_reads_more_than_latents(checkpoint: Path) -> None:
