@@ -93,7 +93,9 @@ def list_rows(
 def generate(recipe: list[str], scenes: list[Scene]) -> tuple[Images, float]:
     """Return an image of each scene, and the seconds per image."""
     job = load_job("100dogs", [*recipe, *LAYOUT, "layout.objects={dog: 1}"])
-    painter = job.pipeline.load(SCENES, Numerics(1, 32, 1, DEVICE))
+    painter = job.pipeline.load(
+        SCENES, Numerics(1, 32, 1, DEVICE, job.pipeline.choose_dtype(DEVICE))
+    )
     start = clock()
     images = []
     for scene, seed in zip(scenes, make_seeds(scenes, 21), strict=True):

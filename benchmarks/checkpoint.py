@@ -85,7 +85,9 @@ def main() -> None:
     args = parser.parse_args()
     recipe: Any = load_job("100dogs", [f"pipeline.model={args.model}"]).pipeline
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    numerics = Numerics(threads=torch.get_num_threads(), device=device)
+    numerics = Numerics(
+        threads=torch.get_num_threads(), device=device, dtype=recipe.choose_dtype(device)
+    )
     mixture = MixturePainter(recipe, SceneSpec(), numerics)
     folder = find_model(args.model)
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=torch.float32).eval()

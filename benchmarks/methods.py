@@ -145,7 +145,7 @@ def generate(
     gpu = torch.cuda.is_available()
     spec = load_job("100dogs", [*METHODS[method], *LAYOUT, *changes]).pipeline
     device = "cuda" if gpu and spec.uses_torch else "cpu"
-    painter: Any = spec.load(SCENES, Numerics(device=device))
+    painter: Any = spec.load(SCENES, Numerics(device=device, dtype=spec.choose_dtype(device)))
     passes: list[int] = []
     unet = getattr(getattr(painter, "pipeline", None), "unet", None)
     if isinstance(unet, UNet2DConditionModel):

@@ -321,7 +321,8 @@ def measure_job(steps: int, repeats: int) -> dict[str, Any]:
             run(job.model_copy(update={"output": out}))
 
     def run_pipeline() -> None:
-        numerics = Numerics(job.batch_size, job.chunk, job.threads, DEVICE)
+        dtype = job.pipeline.choose_dtype(DEVICE)
+        numerics = Numerics(job.batch_size, job.chunk, job.threads, DEVICE, dtype)
         painter = job.pipeline.load(job.scene, numerics)
         for start in range(0, job.images, job.batch_size):
             indices = range(start, min(job.images, start + job.batch_size))

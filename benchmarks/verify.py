@@ -66,7 +66,11 @@ def main() -> None:
 def measure(job: Job, keep: Path | None, judge: Path | None) -> dict[str, dict[str, Any]]:
     """Generate the images of a job, and return the figures of each row."""
     assert job.verify is not None
-    painter = CountingPainter(job.pipeline.load(job.scene, Numerics(1, job.chunk, 1, DEVICE)))
+    painter = CountingPainter(
+        job.pipeline.load(
+            job.scene, Numerics(1, job.chunk, 1, DEVICE, job.pipeline.choose_dtype(DEVICE))
+        )
+    )
     inspection = Inspection(job.verify, job.verify.load(DEVICE), painter)
     scenes = [sample_scene(job, index) for index in range(job.images)]
     images: dict[str, Images] = {name: [] for name in ROWS}

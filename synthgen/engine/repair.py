@@ -61,8 +61,8 @@ CONTENT_FIELDS = (
 """The fields of a marker that describe the files of its shard."""
 
 Report = Callable[[int, int], object]
-Settings = tuple[str, int, int, int]
-"""Device, batch size, chunk and threads of a worker."""
+Settings = tuple[str, int, int, int, str]
+"""Device, batch size, chunk, threads and number format of a worker; the format may be empty."""
 
 
 @dataclass
@@ -235,7 +235,8 @@ class OldShard:
         if recorded is not None and _is_usable(recorded):
             return recorded
         device = "cpu" if job.gpus == 0 else find_local_device(job)
-        return Numerics(job.batch_size, job.chunk, job.threads, device, read_versions())
+        dtype = job.pipeline.choose_dtype(device)
+        return Numerics(job.batch_size, job.chunk, job.threads, device, dtype, read_versions())
 
     def restore_marker(self, shard: StagedShard) -> StagedShard:
         """Return a new shard with the old marker, if the markers describe the same files."""
@@ -250,7 +251,8 @@ class OldShard:
 def _is_usable(numerics: Numerics) -> bool:
     """Return whether a worker can run with numerics that a marker records."""
     smallest = min(numerics.batch_size, numerics.chunk, numerics.threads)
-    return smallest >= 1 and numerics.device in ("cpu", "cuda")
+    known_dtype = numerics.dtype in (None, "float32", "float16", "bfloat16")
+    return smallest >= 1 and numerics.device in ("cpu", "cuda") and known_dtype
 
 
 def read_listed_digests(store: Store, number: int) -> set[str]:
@@ -270,6 +272,9 @@ def describe_numerics_difference(old: Numerics, new: Numerics) -> str:
     """Return why a shard that was generated again has other bytes, as far as the numerics say."""
     before = {"device": old.device, "chunk": old.chunk, **old.versions}
     now = {"device": new.device, "chunk": new.chunk, **new.versions}
+    if old.dtype is not None:
+        before["dtype"] = old.dtype
+        now["dtype"] = str(new.dtype)
     differences = []
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
@@ -386,13 +391,14 @@ class Repair(Work):
         groups: dict[Settings, list[int]] = {}
         for number in sorted(old_shards):
             old = numerics[number]
-            settings = (old.device, old.batch_size, old.chunk, old.threads)
+            dtype = old.dtype or job.pipeline.former_dtype(old.device) or ""
+            settings = (old.device, old.batch_size, old.chunk, old.threads, dtype)
             groups.setdefault(settings, []).append(number)
         images = 0
         total = sum(job.images_in_shard(number) for number in old_shards)
         for settings in sorted(groups):
             group = groups[settings]
-            device, batch_size, chunk, threads = settings
+            device, batch_size, chunk, threads, dtype = settings
             local = "cpu" if device == "cpu" else find_local_device(job)
             if local != device and not self.accept:
                 reason = (
@@ -400,7 +406,13 @@ class Repair(Work):
                 )
                 self.done.left |= dict.fromkeys(group, reason)
                 continue
-            overrides = {"batch_size": batch_size, "chunk": chunk, "threads": threads}
+            overrides: dict[str, Any] = {
+                "batch_size": batch_size,
+                "chunk": chunk,
+                "threads": threads,
+            }
+            if dtype and local == device:
+                overrides["pipeline"] = job.pipeline.model_copy(update={"dtype": dtype})
             worker = Worker(job.model_copy(update=overrides), self.store, local)
             for number in group:
                 try:

@@ -120,7 +120,13 @@ class Worker:
         self.job = job
         self.store = store
         self.numerics = Numerics(
-            job.batch_size, job.chunk, job.threads, device, read_versions(), job.files()
+            job.batch_size,
+            job.chunk,
+            job.threads,
+            device,
+            job.pipeline.choose_dtype(device),
+            read_versions(),
+            job.files(),
         )
         self.ids = job.ids()
         self.has_shown_image = False

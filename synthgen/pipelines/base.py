@@ -54,6 +54,8 @@ class Numerics:
         chunk: number of windows that go through the network together.
         threads: number of CPU threads of a worker.
         device: "cpu" or "cuda".
+        dtype: number format of the networks, such as "bfloat16"; None if the method has none, and
+            in the markers of versions that did not record it.
         versions: versions of the packages that compute pixels.
         files: hashes of the model files and of the other files that the job reads, as this worker
             read them.
@@ -63,6 +65,7 @@ class Numerics:
     chunk: int = 32
     threads: int = 1
     device: str = "cpu"
+    dtype: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, Any] = field(default_factory=dict)
 
@@ -111,6 +114,14 @@ class MethodSpec(SpecModel):
     def uses_torch(self) -> bool:
         """Whether images are generated with torch, and so on a GPU where there is one."""
         return False
+
+    def choose_dtype(self, device: str) -> str | None:
+        """Choose the number format of the networks on a device; None if there are none."""
+        return None
+
+    def former_dtype(self, device: str) -> str | None:
+        """Return the number format on a device where `Numerics.dtype` was not recorded."""
+        return None
 
     @property
     def follows_background_prompt(self) -> bool:

@@ -4,6 +4,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import pytest
 from synthgen import cli
 from synthgen.config import Job, load_job
 from synthgen.dataset.check import check_dataset
-from synthgen.dataset.marker import read_stored_marker
+from synthgen.dataset.marker import Marker, read_stored_marker
 from synthgen.dataset.shard import StagedShard
-from synthgen.engine.generation import run
-from synthgen.engine.repair import repair
+from synthgen.engine.generation import build_dataset_info, run
+from synthgen.engine.repair import OldShard, Repair, repair
 from synthgen.engine.worker import RejectedImageError, Worker, encode_image
+from synthgen.pipelines.base import Numerics
+from synthgen.pipelines.diffusion import precision
+from synthgen.pipelines.mixture import Spec as MixtureSpec
 from synthgen.storage.base import Store
 from synthgen.storage.location import open_store
 from synthgen.storage.lock import LockedError
@@ -251,6 +255,44 @@ def test_other_bytes_are_reported_and_committed_only_with_accept(
     assert list(done.changed) == [1]
     assert done.faults == []
     assert read_stored_marker(open_store(out), 1).numerics["versions"]["pillow"] != "0.1"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "key", "used"),
+    [
+        (None, "auto", "float32"),  # a version that did not record it
+        ("bfloat16", "auto", "bfloat16"),
+        ("float32", "auto", "float32"),
+        (None, "bfloat16", "bfloat16"),
+        ("evil", "auto", "bfloat16"),  # no numerics: as a new shard
+    ],
+)
+def test_a_shard_is_generated_again_in_the_number_format_of_its_marker(
+    recorded: str | None,
+    key: str,
+    used: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "has_amx", lambda: True)
+    pipeline = MixtureSpec(model=str(checkpoint), dtype=key)
+    job = load_job("100dogs", ["images=1", "workers=0"]).model_copy(update={"pipeline": pipeline})
+    numerics = asdict(Numerics(dtype=recorded))
+    if recorded is None:
+        del numerics["dtype"]
+    marker = Marker(1, 0, 1, "0", "0", 1, "0", numerics)
+    used_formats = []
+
+    def record(self: Worker, number: int) -> Iterator[Any]:
+        used_formats.append(self.numerics.dtype)
+        return iter(())
+
+    monkeypatch.setattr(Worker, "make_shard", record)
+    info = build_dataset_info(job)
+    work = Repair(open_store(tmp_path), info, job, "", accept=False, report=None)
+    list(work.generate(job, {0: OldShard(marker, frozenset())}))
+    assert used_formats == [used]
 
 
 def test_a_shard_of_a_gpu_is_not_generated_again_without_a_gpu(out: Path) -> None:

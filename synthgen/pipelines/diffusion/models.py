@@ -81,9 +81,9 @@ class ModelSpec(MethodSpec):
     dtype: str = Field(
         "auto",
         pattern="^(auto|float32|float16|bfloat16)$",
-        description="Precision; auto: float16 on a GPU, otherwise float32.",
+        description="Number format of the networks; auto: float16 on a GPU, bfloat16 on a CPU with "
+        "AMX, float32 on other CPUs.",
     )
-
     lora: str | None = Field(
         None,
         min_length=1,
@@ -107,6 +107,21 @@ class ModelSpec(MethodSpec):
     @property
     def uses_torch(self) -> bool:
         return True
+
+    def choose_dtype(self, device: str) -> str:
+        """Choose the number format of the networks on "cpu" or "cuda"."""
+        if self.dtype != "auto":
+            return self.dtype
+        # Recipes do not import torch before a network is loaded.
+        from synthgen.pipelines.diffusion.precision import choose_dtype
+
+        return choose_dtype(device)
+
+    def former_dtype(self, device: str) -> str:
+        """Return the number format where it was not recorded: `auto` was float32 on every CPU."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "float16" if device == "cuda" else "float32"
 
     @property
     def reads_sdxl(self) -> bool:

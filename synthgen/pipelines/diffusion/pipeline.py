@@ -35,6 +35,7 @@ from synthgen.pipelines.diffusion.models import (
     find_checkpoint,
     find_lora,
 )
+from synthgen.pipelines.diffusion.precision import replace_group_norms
 from synthgen.pipelines.diffusion.schedulers import SCHEDULERS
 from synthgen.pipelines.diffusion.text_encoding import TextEncoding
 from synthgen.pipelines.diffusion.windows import place_background_windows
@@ -437,19 +438,17 @@ def load_pipeline(
     # Loading takes a second, and its progress bars would interrupt that of the images.
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    if spec.dtype != "auto":
-        dtype = getattr(torch, spec.dtype)
-    elif numerics.device == "cuda":
-        dtype = torch.float16
-    else:
-        dtype = torch.float32
+    dtype = getattr(torch, numerics.dtype or spec.former_dtype(numerics.device))
     checkpoint = find_checkpoint(spec.model, spec.weights)
     pipeline = read_pipeline(kind, checkpoint, dtype).to(numerics.device)
     if scheduler is not None:
         pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
     if spec.lora is not None:
         pipeline.merge_lora(find_lora(spec.lora), spec.lora_scale)
-    pipeline.unet.to(memory_format=torch.channels_last)
+    for network in (pipeline.unet, pipeline.vae):
+        network.to(memory_format=torch.channels_last)
+        if numerics.device == "cpu":
+            replace_group_norms(network)
     if spec.compile:
         pipeline.unet.compile()
     pipeline.set_progress_bar_config(disable=True)
