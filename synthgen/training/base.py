@@ -226,8 +226,15 @@ class TaskSpec(SpecModel):
         lt=1,
         description="Decay of the moving average of the weights; null: no average.",
     )
-    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
-        "no", description="Precision of the forward pass on a GPU."
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = Field(
+        "auto",
+        description="Precision in which networks predict; the weights that are trained are "
+        "float32. auto: bf16 for the UNet on a CPU with AMX, otherwise no. fp16: on a GPU only.",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Compute the UNet's activations twice instead of keeping them: less memory, "
+        "about a third more time.",
     )
     data: DataSpec = DataSpec()
     output: TrainOutputSpec

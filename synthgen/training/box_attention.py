@@ -47,7 +47,7 @@ class BoxAttention:
             if source is hidden_states:
                 cells -= self.box_states
             heads = probs[:, :cells, -self.box_states :]
-            self.maps.append(heads.unflatten(0, (len(hidden_states), -1)).mean(1))
+            self.maps.append(heads.float().unflatten(0, (len(hidden_states), -1)).mean(1))
         out = attn.batch_to_head_dim(probs @ v)
         out = attn.to_out[0](out)
         dropped: Tensor = attn.to_out[1](out)

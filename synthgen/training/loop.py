@@ -5,10 +5,10 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -18,13 +18,24 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from synthgen.errors import InputError
+from synthgen.pipelines.diffusion.precision import has_amx, replace_group_norms
 from synthgen.spec import flatten
 from synthgen.storage.local import LocalStore, replace_atomically, write_text
 from synthgen.storage.lock import Lock
 from synthgen.training.base import TaskSpec
 from synthgen.training.loss_plot import write_loss_plot
+from synthgen.training.precision import compute_in_bfloat16
 
-FREE_TO_CHANGE = ("steps", "output.every", "output.path", "data.workers", "data.on_bad", "name")
+FREE_TO_CHANGE = (
+    "steps",
+    "output.every",
+    "output.path",
+    "data.workers",
+    "data.on_bad",
+    "name",
+    "mixed_precision",
+    "gradient_checkpointing",
+)
 MEAN_STEPS = 200  # the reported loss is the mean of this number of last steps
 Report = Callable[[int, float], None]
 """Called after each step with its number and the mean loss."""
@@ -68,15 +79,25 @@ class Training:
         torch.manual_seed(spec.seed)
         self.spec = spec
         self.out = Path(spec.output.path).absolute()
-        precision = spec.mixed_precision if torch.cuda.is_available() else "no"
+        precision = choose_precision(spec.mixed_precision, torch.cuda.is_available())
         self.accelerator = Accelerator(
-            mixed_precision=precision, log_with="tensorboard", project_dir=str(self.out)
+            mixed_precision=precision if torch.cuda.is_available() else "no",
+            log_with="tensorboard",
+            project_dir=str(self.out),
         )
         # The models load within a second; their progress bars would mix with that of the steps.
         diffusers_logging.disable_progress_bar()
         transformers_logging.disable_progress_bar()
         trainee: Any = spec.load()
         self.trainee = trainee.to(self.accelerator.device)
+        unet = getattr(trainee, "unet", None)
+        if unet is not None:
+            replace_group_norms(unet)
+            if spec.gradient_checkpointing:
+                unet.enable_gradient_checkpointing()
+        # A GPU converts the weights at each layer (autocast); a CPU does so once a step.
+        in_bfloat16 = precision == "bf16" and not torch.cuda.is_available()
+        self.bfloat16_network = unet if in_bfloat16 else None
         self.weights = [p for p in self.trainee.parameters() if p.requires_grad]
         self.ema: EMAModel | None = None
         if spec.ema:
@@ -153,15 +174,21 @@ class Training:
         """Do one optimiser step, and return the loss."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.spec.learning_rate_at(step) * group.get("rate", 1.0)
-        with self.accelerator.autocast():
+        with self.hold_precision(), self.accelerator.autocast():
             loss = self.model(batch)
-        self.accelerator.backward(loss)
+            self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.weights, 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad()
         if self.ema:
             self.ema.step(self.weights)
         return float(self.accelerator.reduce(loss.detach(), "mean"))
+
+    def hold_precision(self) -> AbstractContextManager[None]:
+        """Return a context in which the UNet has bfloat16 weights, if it trains so on a CPU."""
+        if self.bfloat16_network is None:
+            return nullcontext()
+        return compute_in_bfloat16(self.bfloat16_network)
 
     def log_step(self, step: int, loss: float) -> None:
         """Add a line to the log and a point to TensorBoard's curves."""
@@ -235,6 +262,15 @@ class Training:
             write_log(self.out / "figures.jsonl", read_log(self.out / "figures.jsonl", step))
         self.accelerator.wait_for_everyone()
         return step
+
+
+def choose_precision(
+    key: Literal["auto", "no", "fp16", "bf16"], on_gpu: bool
+) -> Literal["no", "fp16", "bf16"]:
+    """Return the precision that the key `mixed_precision` stands for on this machine."""
+    if key == "bf16" or (key == "fp16" and on_gpu):
+        return key
+    return "bf16" if key == "auto" and not on_gpu and has_amx() else "no"
 
 
 @contextmanager

@@ -7,6 +7,7 @@ is trained on the windows that it gets later.
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -216,9 +217,22 @@ class WindowTrainee(nn.Module):
         return ids
 
     def add_noise(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return latents at timestep t, in the memory format of the UNet."""
+        """Return latents at timestep t."""
         z: Tensor = self.noise_schedule.add_noise(x, noise, t)
-        return z.contiguous(memory_format=torch.channels_last)
+        return z
+
+    def predict(self, z: Tensor, t: Tensor, words: Tensor, **conditions: Any) -> Tensor:
+        """Return the UNet's prediction (B, C, h, w), in the number format of its weights.
+
+        Args:
+            z: latents (B, C, h, w) at the timesteps `t` (B,).
+            words: text states (B, T, D).
+            conditions: other arguments of the UNet; those that are tensors are converted too.
+        """
+        convert = partial(_convert_floats, dtype=self.unet.dtype)
+        z = z.contiguous(memory_format=torch.channels_last)
+        predicted: Tensor = self.unet(convert(z), t, convert(words), **convert(conditions)).sample
+        return predicted
 
     def loss(self, predicted: Tensor, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return the mean squared error of a prediction of the noise or the velocity.
@@ -253,6 +267,15 @@ class WindowTrainee(nn.Module):
         save_checkpoint(
             folder, self.spec.name, self.vae[0], self.text, self.tokenizer, unet, self.solver
         )
+
+
+def _convert_floats(value: Any, dtype: torch.dtype) -> Any:
+    """Return floating point tensors, also those of a mapping, in another number format."""
+    if isinstance(value, dict):
+        return {key: _convert_floats(entry, dtype) for key, entry in value.items()}
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(dtype)
+    return value
 
 
 def is_gated(name: str) -> bool:

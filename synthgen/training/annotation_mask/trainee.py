@@ -105,9 +105,7 @@ class AnnotationMaskTrainee(BoxConditioningTrainee):
         noisy = self.add_noise(latents.x, latents.noise, latents.t)
         z = torch.cat([noisy, batch.mask.to(device)], 1)
         words = self.text(batch.ids.to(device)).last_hidden_state
-        predicted = self.unet(
-            z.contiguous(memory_format=torch.channels_last), latents.t, words
-        ).sample
+        predicted = self.predict(z, latents.t, words)
         return self.loss(predicted, latents.x, latents.noise, latents.t)
 
     def drop_boxes(self, batch: Batch) -> Batch:

@@ -135,11 +135,12 @@ class AnnotationTokensTrainee(BoxConditioningTrainee):
         self.is_rehearsing = batch.is_rehearsal
         latents = batch.latents.to(device)
         texts = self.reader.texts(batch.layouts, self.spec.form, self.spec.categories)
-        conditions = self.reader.conditions(batch.captions, texts)
-        states = conditions["encoder_hidden_states"].shape[1]
-        self.attention.box_states = states - self.tokenizer.model_max_length
+        conditions = dict(self.reader.conditions(batch.captions, texts))
+        words = conditions.pop("encoder_hidden_states")
+        self.attention.box_states = words.shape[1] - self.tokenizer.model_max_length
         noisy = self.add_noise(latents.x, latents.noise, latents.t)
-        predicted = self.unet(noisy, latents.t, **conditions).sample
+        self.attention.take_maps()  # gradient checkpointing has recorded some again
+        predicted = self.predict(noisy, latents.t, words, **conditions)
         loss = self.loss(predicted, latents.x, latents.noise, latents.t)
         maps = self.attention.take_maps()
         if not maps:

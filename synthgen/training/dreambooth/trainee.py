@@ -324,7 +324,7 @@ class DreamBoothTrainee(WindowTrainee):
         """Return the loss of windows."""
         x, ids, t, noise = (tensor.to(self.unet.device) for tensor in half)
         noisy = self.add_noise(x, noise, t)
-        prediction = self.unet(noisy, t, self.text(ids).last_hidden_state).sample
+        prediction = self.predict(noisy, t, self.text(ids).last_hidden_state)
         return self.loss(prediction, x, noise, t)
 
     def measure(self) -> dict[str, float]:

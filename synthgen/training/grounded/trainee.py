@@ -101,7 +101,8 @@ class GroundedTrainee(BoxConditioningTrainee):
             words = self.text(batch.ids.to(device)).last_hidden_state
         grounding = {"gligen": {"boxes": boxes, "masks": mask, "positive_embeddings": phrases}}
         z = self.add_noise(latents.x, latents.noise, latents.t)
-        predicted = self.unet(z, latents.t, words, cross_attention_kwargs=grounding).sample
+        self.attention.take_maps()  # gradient checkpointing has recorded some again
+        predicted = self.predict(z, latents.t, words, cross_attention_kwargs=grounding)
         loss = self.loss(predicted, latents.x, latents.noise, latents.t)
         maps = self.attention.take_maps()
         if not maps:

@@ -118,7 +118,7 @@ class TextToImageTrainee(WindowTrainee):
         """Return the min-SNR weighted loss."""
         x, ids, t, noise = (tensor.to(self.unet.device) for tensor in batch)
         words = self.text(ids).last_hidden_state
-        v = self.unet(self.add_noise(x, noise, t), t, words).sample
+        v = self.predict(self.add_noise(x, noise, t), t, words)
         return self.loss(v, x, noise, t)
 
     def measure(self) -> dict[str, float]:
