@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from synthgen.training import loop
 from synthgen.training.loop import Training, choose_precision, read_log, train
@@ -63,6 +64,19 @@ def test_weights_are_bfloat16_inside_the_block_alone() -> None:
     assert network.weight.grad is not None
     assert network.weight.grad.dtype == torch.float32
     torch.testing.assert_close(network.weight.detach(), before, rtol=0, atol=0)
+
+
+def test_attention_is_computed_in_float32_inside_the_block() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 1, 5, 8, dtype=torch.bfloat16).unbind()
+    mask = torch.randn(5, 5, dtype=torch.bfloat16)
+    before = F.scaled_dot_product_attention
+    expected = before(q.double(), k.double(), v.double(), attn_mask=mask.double())
+    with compute_in_bfloat16(nn.Linear(1, 1)):
+        inside = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert F.scaled_dot_product_attention is before
+    assert inside.dtype == torch.bfloat16
+    torch.testing.assert_close(inside, expected.bfloat16(), rtol=0, atol=0)
 
 
 def test_the_weights_are_restored_after_an_error() -> None:
