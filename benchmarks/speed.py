@@ -154,6 +154,7 @@ def measure(name: str, tree: Path, out: Path, images: int) -> float:
         return float(run_python(tree, ["-c", DECODE]))
     if name.startswith("train, "):
         changes = [f"vae={tree}/synthgen/{find_checkpoint(tree)}", f"output.path={out}"]
+        changes += ["data.scenes=16", "data.fresh=0"]
         if name != "train, tiny":
             channels = name.removeprefix("train, ").replace(" ", ", ")
             changes.append(f"channels=[{channels}]")

@@ -101,9 +101,19 @@ def tabulate_encodings(rows: Rows) -> list[str]:
     return lines
 
 
+def tabulate_speed(rows: Rows) -> list[str]:
+    """Return the table of benchmarks/speed.py."""
+    lines = ["| | before, seconds | now, seconds | times as fast |", "| --- | --- | --- | --- |"]
+    for row in rows:
+        figures = f"{row['before']:.3g} | {row['now']:.3g} | {row['times']:.2f}"
+        lines.append(f"| {row['row']} | {figures} |")
+    return lines
+
+
 TABLES: dict[str, Callable[[Rows], list[str]]] = {
     "methods": tabulate_methods,
     "encodings": tabulate_encodings,
+    "speed": tabulate_speed,
 }
 
 
