@@ -79,9 +79,10 @@ class Training:
         torch.manual_seed(spec.seed)
         self.spec = spec
         self.out = Path(spec.output.path).absolute()
-        precision = choose_precision(spec.mixed_precision, torch.cuda.is_available())
+        on_gpu = torch.cuda.is_available()
+        precision = choose_precision(spec.mixed_precision, on_gpu)
         self.accelerator = Accelerator(
-            mixed_precision=precision if torch.cuda.is_available() else "no",
+            mixed_precision=precision if on_gpu else "no",
             log_with="tensorboard",
             project_dir=str(self.out),
         )
@@ -91,13 +92,13 @@ class Training:
         trainee: Any = spec.load()
         self.trainee = trainee.to(self.accelerator.device)
         unet = getattr(trainee, "unet", None)
-        if unet is not None:
-            replace_group_norms(unet)
-            if spec.gradient_checkpointing:
-                unet.enable_gradient_checkpointing()
+        if unet is not None and spec.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
         # A GPU converts the weights at each layer (autocast); a CPU does so once a step.
-        in_bfloat16 = precision == "bf16" and not torch.cuda.is_available()
-        self.bfloat16_network = unet if in_bfloat16 else None
+        self.bfloat16_network: nn.Module | None = None
+        if unet is not None and precision == "bf16" and not on_gpu:
+            replace_group_norms(unet)
+            self.bfloat16_network = unet
         self.weights = [p for p in self.trainee.parameters() if p.requires_grad]
         self.ema: EMAModel | None = None
         if spec.ema:

@@ -48,13 +48,14 @@ def _attend_in_float32(query: Tensor, *others: Any, **options: Any) -> Tensor:
 
     Torch's bfloat16 gradients of it take ten times as long on a CPU as the float32 ones.
     """
-    inputs = [_convert_to_float32(value) for value in (query, *others)]
-    float32_options = {name: _convert_to_float32(value) for name, value in options.items()}
-    return _attend(*inputs, **float32_options).to(query.dtype)
+    inputs = [convert_floats(value, torch.float32) for value in (query, *others)]
+    return _attend(*inputs, **convert_floats(options, torch.float32)).to(query.dtype)
 
 
-def _convert_to_float32(value: Any) -> Any:
-    """Return a tensor of floating point numbers in float32, and anything else unchanged."""
+def convert_floats(value: Any, dtype: torch.dtype) -> Any:
+    """Return floating point tensors, also those of a mapping, in another number format."""
+    if isinstance(value, dict):
+        return {key: convert_floats(entry, dtype) for key, entry in value.items()}
     if isinstance(value, Tensor) and value.is_floating_point():
-        return value.float()
+        return value.to(dtype)
     return value

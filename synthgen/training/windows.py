@@ -34,6 +34,7 @@ from synthgen.scenes.scene import Scene, build_region_prompt
 from synthgen.training.augmentation import ImageArray
 from synthgen.training.dataset_scenes import MinimumSize
 from synthgen.training.lora import merge_lora
+from synthgen.training.precision import convert_floats
 from synthgen.training.scenes import PastedScenes, Pool, open_scenes
 from synthgen.training.vae.trainee import to_tensor
 
@@ -229,7 +230,7 @@ class WindowTrainee(nn.Module):
             words: text states (B, T, D).
             conditions: other arguments of the UNet; those that are tensors are converted too.
         """
-        convert = partial(_convert_floats, dtype=self.unet.dtype)
+        convert = partial(convert_floats, dtype=self.unet.dtype)
         z = z.contiguous(memory_format=torch.channels_last)
         predicted: Tensor = self.unet(convert(z), t, convert(words), **convert(conditions)).sample
         return predicted
@@ -267,15 +268,6 @@ class WindowTrainee(nn.Module):
         save_checkpoint(
             folder, self.spec.name, self.vae[0], self.text, self.tokenizer, unet, self.solver
         )
-
-
-def _convert_floats(value: Any, dtype: torch.dtype) -> Any:
-    """Return floating point tensors, also those of a mapping, in another number format."""
-    if isinstance(value, dict):
-        return {key: _convert_floats(entry, dtype) for key, entry in value.items()}
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(dtype)
-    return value
 
 
 def is_gated(name: str) -> bool:

@@ -12,9 +12,6 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
-    DetrConfig,
-    DetrForObjectDetection,
-    DetrImageProcessor,
     ResNetConfig,
     ResNetForImageClassification,
     ViTImageProcessor,
@@ -40,6 +37,7 @@ from synthgen.verification.detector import Spec as DetectorSpec
 from synthgen.verification.detector.verifier import DetectorVerifier, convert_results
 from synthgen.verification.panel import Spec as PanelSpec
 from synthgen.verification.panel.verifier import combine_verdicts
+from tests.tiny_detr import save_tiny_detr
 
 BOXES = np.array([[4, 4, 30, 40], [50, 20, 90, 60], [0, 70, 20, 96]], np.float32)
 LAYOUTS = [
@@ -161,31 +159,7 @@ def test_clip_scores_are_cosines_at_least_zero(clip: Path) -> None:
 @pytest.fixture(scope="module")
 def detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("detr")
-    torch.manual_seed(0)
-    backbone = ResNetConfig(
-        embedding_size=8,
-        hidden_sizes=[8, 8],
-        depths=[1, 1],
-        layer_type="basic",
-        out_features=["stage2"],
-    )
-    config = DetrConfig(
-        use_timm_backbone=False,
-        backbone_config=backbone,
-        backbone=None,
-        use_pretrained_backbone=False,
-        d_model=16,
-        num_queries=6,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        id2label={0: "hound", 1: "cat"},
-    )
-    DetrForObjectDetection(config).save_pretrained(folder)
-    DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}).save_pretrained(folder)
+    save_tiny_detr(folder, {0: "hound", 1: "cat"})
     return folder
 
 

@@ -32,7 +32,7 @@ def choose_dtype(device: str) -> str:
 def has_amx() -> bool:
     """Return whether this processor multiplies bfloat16 matrices in tiles, and torch may do so."""
     read_capabilities = getattr(torch.cpu, "get_capabilities", None)
-    if read_capabilities is None:  # torch before 2.10
+    if read_capabilities is None:  # an older version of torch
         return False
     if not read_capabilities().get("amx_bf16", False):
         return False
