@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0  # how soon a Ctrl-C and a hanging worker are noticed
 GROW_SECONDS = 5.0  # how soon a new node is noticed
-HEARTBEAT_SECONDS = 1.0  # time between two heartbeats of a worker within one batch
+HEARTBEAT_SECONDS = 1.0  # least time between two heartbeats of a worker within one batch
+HEARTBEATS_PER_SECOND = 200  # of all workers, so that the driver is not busy with them
 LOAD_FACTOR = 6  # a worker that loads its model may take the stall timeout so many times
 START_ATTEMPTS = 3  # a busy machine may need more than Ray's own timeout of 15 s
 FAILED_STARTS = 4  # workers in a row that fail to start, after which the run stops
@@ -178,7 +179,8 @@ class RayPool:
         stall_timeout = job.stall_timeout or float("inf")
         self.load = partial(load, job, store, "cuda" if self.gpus else "cpu")
         self.actor_class = ray.remote(Actor).options(num_cpus=job.threads, num_gpus=self.gpus)
-        self.heartbeat_seconds = min(HEARTBEAT_SECONDS, stall_timeout / 4)
+        interval = max(HEARTBEAT_SECONDS, self._compute_target() / HEARTBEATS_PER_SECOND)
+        self.heartbeat_seconds = min(interval, stall_timeout / 4)
 
     def _start_ray(self, address: str | None) -> None:
         """Join the cluster at an address, or start Ray on this machine.
