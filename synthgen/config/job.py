@@ -87,8 +87,8 @@ class Job(SpecModel):
     chunk: int = Field(
         32,
         ge=1,
-        description="Number of windows in one pass through the network; it is smaller if windows "
-        "are large.",
+        description="Number of windows in one pass through the network, if they have the size that "
+        "the checkpoint was trained at; fewer of larger windows, more of smaller ones.",
     )
     threads: int = Field(1, ge=1, description="Number of CPU threads of each worker.")
     gpus: float | None = Field(

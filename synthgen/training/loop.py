@@ -18,7 +18,8 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from synthgen.errors import InputError
-from synthgen.pipelines.diffusion.precision import has_amx, replace_group_norms
+from synthgen.pipelines.diffusion.cpu_layers import replace_group_norms
+from synthgen.pipelines.diffusion.precision import has_amx
 from synthgen.spec import flatten
 from synthgen.storage.local import LocalStore, replace_atomically, write_text
 from synthgen.storage.lock import Lock

@@ -12,6 +12,7 @@ from torch import Tensor
 from synthgen.layouts.base import Layout
 from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.pipelines.base import IncompatibleLayoutError, Numerics
+from synthgen.pipelines.diffusion import pipeline as diffusion_pipeline
 from synthgen.pipelines.diffusion.schedulers import SCHEDULERS
 from synthgen.pipelines.diffusion.windows import place_object_windows
 from synthgen.pipelines.mixture import Spec
@@ -142,9 +143,27 @@ def test_images_must_match_the_layouts(pipeline: MixturePipeline) -> None:
         pipeline(layouts(2), pictures=pictures(1))
 
 
-def test_the_chunk_does_not_change_the_image(pipeline: MixturePipeline) -> None:
-    small, large = (latents(pipeline, layouts(2), 0, 1, chunk=chunk) for chunk in (1, 64))
+def test_the_chunk_does_not_change_the_image(
+    pipeline: MixturePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diffusion_pipeline, "LEAST_CELLS", 1)
+    rows: list[int] = []
+    hook = pipeline.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    small = latents(pipeline, layouts(2), 0, 1, chunk=1)
+    assert max(rows) == 1
+    large = latents(pipeline, layouts(2), 0, 1, chunk=64)
+    hook.remove()
+    assert max(rows) > 1
     assert (small - large).norm() / large.norm() < 1e-4
+
+
+def test_a_chunk_holds_more_small_windows(
+    pipeline: MixturePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = int(pipeline.unet.config.sample_size)
+    assert pipeline.cells_at_once(3) == 3 * diffusion_pipeline.LEAST_CELLS > 3 * native**2
+    monkeypatch.setattr(diffusion_pipeline, "LEAST_CELLS", native**2 - 1)
+    assert pipeline.cells_at_once(3) == 3 * native**2
 
 
 def test_seed_and_prompt_change_the_image(pipeline: MixturePipeline) -> None:

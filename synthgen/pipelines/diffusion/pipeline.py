@@ -26,6 +26,7 @@ from synthgen.heartbeat import begin_activity, expect, record_beat
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import IncompatibleLayoutError, ModelNotFoundError, Numerics
 from synthgen.pipelines.diffusion.checkpoint import PARTIAL_SCHEDULERS, Checkpoint
+from synthgen.pipelines.diffusion.cpu_layers import use_cpu_layers
 from synthgen.pipelines.diffusion.lora import LoraLayer, read_layers
 from synthgen.pipelines.diffusion.mixture import Conditions, Evaluate, Region
 from synthgen.pipelines.diffusion.models import (
@@ -35,7 +36,6 @@ from synthgen.pipelines.diffusion.models import (
     find_checkpoint,
     find_lora,
 )
-from synthgen.pipelines.diffusion.precision import replace_group_norms
 from synthgen.pipelines.diffusion.schedulers import SCHEDULERS
 from synthgen.pipelines.diffusion.text_encoding import TextEncoding
 from synthgen.pipelines.diffusion.windows import place_background_windows
@@ -61,6 +61,7 @@ OLD_ATTENTION = {
     ".proj_attn.": ".to_out.0.",
 }
 LORA_PARTS = ("unet", "text_encoder", "text_encoder_2")
+LEAST_CELLS = 2048  # of a window in a chunk; the overhead of smaller chunks is large
 DECODE_COST = 2  # passes of the UNet that take as long as decoding the same latents, about
 TOLERANCE = 1e-3  # px by which a box may extend beyond its canvas, for float32
 
@@ -147,8 +148,11 @@ class LatentPipeline(
         return -(-side // (self.factor * self.multiple)) * self.multiple
 
     def cells_at_once(self, chunk: int) -> int:
-        """Return the latent cells of `chunk` windows of the size that the UNet was trained at."""
-        return int(chunk * self.unet.config.sample_size**2)
+        """Return the latent cells of `chunk` windows of the size that the UNet was trained at.
+
+        Smaller windows than `LEAST_CELLS` count as so many cells.
+        """
+        return chunk * max(int(self.unet.config.sample_size) ** 2, LEAST_CELLS)
 
     def cover(
         self,
@@ -447,10 +451,10 @@ def load_pipeline(
         pipeline.merge_lora(find_lora(spec.lora), spec.lora_scale)
     for network in (pipeline.unet, pipeline.vae):
         network.to(memory_format=torch.channels_last)
-        if numerics.device == "cpu":
-            replace_group_norms(network)
-    if spec.compile:
-        pipeline.unet.compile()
+        if spec.compile and network is pipeline.unet:
+            network.compile()  # torch's compiler fuses layers itself
+        elif numerics.device == "cpu":
+            use_cpu_layers(network)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.embedded = {}
     return pipeline

@@ -1,4 +1,4 @@
-"""The number format of the networks, and a layer that is slow in bfloat16 on a CPU.
+"""The number format of the networks.
 
 Processors with AMX multiply bfloat16 matrices many times as fast as float32 ones. Others convert
 every number and gain nothing.
@@ -7,12 +7,9 @@ every number and gain nothing.
 import os
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 # oneDNN, which computes torch's products on a CPU, uses no newer instructions than this allows.
 ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
-SLOW_CELLS = 1024  # cells of an image below which torch's bfloat16 group norm is slow
 
 
 def choose_dtype(device: str) -> str:
@@ -38,26 +35,3 @@ def has_amx() -> bool:
         return False
     limit = next((os.environ[name] for name in ISA_LIMITS if os.environ.get(name)), "ALL").upper()
     return limit in ("ALL", "DEFAULT") or "AMX" in limit
-
-
-class FloatGroupNorm(nn.GroupNorm):
-    """A group norm that computes in float32 where torch's bfloat16 one is several times slower."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised input (B, C, h, w), in its own number format."""
-        if x.dtype != torch.bfloat16 or x[0, 0].numel() >= SLOW_CELLS:
-            return super().forward(x)
-        normalised = F.group_norm(
-            x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps
-        )
-        return normalised.to(x.dtype)
-
-
-def replace_group_norms(network: nn.Module) -> None:
-    """Make the group norms of a network compute in float32 where that is faster.
-
-    The names and the values of its weights stay as they are.
-    """
-    for module in network.modules():
-        if type(module) is nn.GroupNorm and module.affine:
-            module.__class__ = FloatGroupNorm

@@ -1,4 +1,4 @@
-"""The number format of the networks, and the group norm that replaces torch's."""
+"""The number format of the networks."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,8 @@ from torch import nn
 
 from synthgen.pipelines.base import Numerics
 from synthgen.pipelines.diffusion import precision
-from synthgen.pipelines.diffusion.precision import (
-    FloatGroupNorm,
-    choose_dtype,
-    has_amx,
-    replace_group_norms,
-)
+from synthgen.pipelines.diffusion.cpu_layers import FloatGroupNorm
+from synthgen.pipelines.diffusion.precision import choose_dtype, has_amx
 from synthgen.pipelines.mixture import Spec as MixtureSpec
 from synthgen.pipelines.paste import Spec as PasteSpec
 from synthgen.scenes.scene import SceneSpec
@@ -69,29 +65,3 @@ def test_a_pipeline_runs_in_the_format_of_the_numerics(dtype: str, checkpoint: P
     norms = [m for m in painter.pipeline.unet.modules() if isinstance(m, nn.GroupNorm)]
     assert norms
     assert all(type(norm) is FloatGroupNorm for norm in norms)
-
-
-@pytest.mark.parametrize("side", [6, 40])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_group_norm_agrees_with_float64(side: int, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.GroupNorm(4, 24), nn.GroupNorm(3, 24, affine=False))
-    norm: Any = network[0]
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    replace_group_norms(network)
-    assert [type(module) for module in network] == [FloatGroupNorm, nn.GroupNorm]
-    network.to(dtype)
-    # Means far from 0 lose most where sums are not in float32.
-    x = (torch.randn(3, 24, side, side) + 3).to(dtype, memory_format=torch.channels_last)
-    with torch.no_grad():
-        y = norm(x)
-    assert y.dtype == dtype
-    groups = x.double().view(3, 4, 6, side, side)
-    mean = groups.mean((2, 3, 4), keepdim=True)
-    deviation = (groups.var((2, 3, 4), keepdim=True, correction=0) + norm.eps).sqrt()
-    normal = ((groups - mean) / deviation).view(3, 24, side, side)
-    expected = normal * norm.weight.double()[:, None, None] + norm.bias.double()[:, None, None]
-    largest = expected.abs().max()
-    tolerance = 1e-5 if dtype == torch.float32 else 2**-8
-    assert (y.double() - expected).abs().max() / largest < tolerance
