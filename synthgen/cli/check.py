@@ -2,7 +2,7 @@
 
 import argparse
 
-from synthgen.cli.command import EXIT_FAULT, Commands, Result
+from synthgen.cli.command import EXIT_FAULT, Commands, Result, make_progress_bar
 
 
 def add(commands: Commands) -> None:
@@ -19,7 +19,13 @@ def check_command(args: argparse.Namespace) -> Result:
     from synthgen.dataset.check import check_dataset
     from synthgen.storage.location import open_store
 
-    faults, counts = check_dataset(open_store(args.out))
+    with make_progress_bar(args, "shard") as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        faults, counts = check_dataset(open_store(args.out), report)
     data = {"ok": not faults, "faults": faults, **counts}
     summary = f"{counts['images']} images, {counts['boxes']} boxes, {counts['shards']} shards"
     if faults:

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import sys
+from pathlib import Path
 
 from synthgen.cli.command import (
     EXIT_INTERRUPTED,
@@ -37,15 +39,25 @@ def train_command(args: argparse.Namespace) -> Result:
         args.quiet = True
         args.json = False
     spec = load_training(args.job, args.overrides)
-    from synthgen.training.loop import train
+    from synthgen.training.loop import name_sheet, train
 
     with make_progress_bar(args, "step", spec.steps) as bar:
+        has_sheet = False
 
-        def report(step: int, loss: float) -> None:
-            if not bar.n:
-                bar.n = bar.initial = step - 1  # steps of an earlier run
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        def report(step: int, loss: float, activity: str) -> None:
+            nonlocal has_sheet
+            if not bar.desc:  # the clock starts with the first step, of those that are left
+                bar.reset()
+                bar.n = bar.initial = step
+            bar.set_description(activity, refresh=False)
+            if loss:  # there is none before the first step
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update(step - bar.n)
+            bar.refresh()
+            sheet = name_sheet(Path(spec.output.path), step)
+            if not has_sheet and activity == "training" and sheet.is_file() and not args.quiet:
+                has_sheet = True
+                bar.write(f"first samples: {sheet}", sys.stderr)
 
         result = train(spec, report)
     data = {"output": spec.output.path, **asdict(result)}

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -64,7 +64,11 @@ class CheckResult:
     counts: dict[str, int] = field(default_factory=lambda: {"images": 0, "boxes": 0, "shards": 0})
 
 
-def check_dataset(store: Store) -> tuple[list[str], dict[str, int]]:
+Report = Callable[[int, int], None]
+"""Called after each shard, with the numbers of checked shards and of all shards."""
+
+
+def check_dataset(store: Store, report: Report | None = None) -> tuple[list[str], dict[str, int]]:
     """Return all faults of a dataset, and the counts of what was checked (see `CheckResult`).
 
     Raises:
@@ -83,11 +87,11 @@ def check_dataset(store: Store) -> tuple[list[str], dict[str, int]]:
             raise InputError(f"{store}: no dataset here; name the output folder of `synthgen run`")
         fault = f"{store}: no dataset here (dataset.json is missing or damaged)"
         return [fault], CheckResult().counts
-    result = examine_dataset(store, info)
+    result = examine_dataset(store, info, report)
     return result.faults, result.counts
 
 
-def examine_dataset(store: Store, info: DatasetInfo) -> CheckResult:
+def examine_dataset(store: Store, info: DatasetInfo, report: Report | None = None) -> CheckResult:
     """Check a whole dataset, one shard after the other.
 
     Memory grows with what one COCO file holds, not with the dataset.
@@ -110,6 +114,8 @@ def examine_dataset(store: Store, info: DatasetInfo) -> CheckResult:
                 result.faults += faults
                 count = content.samples.get(format_shard_file(number, TAR))
                 result.shards[number] = None if faults else count
+                if report is not None:
+                    report(len(result.shards), len(sizes))
             manifest.check(content)
             is_written = content.committed > 0 or marked == 0
             result.faults += summary.check(coco_name, content, is_written)

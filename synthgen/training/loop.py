@@ -38,8 +38,12 @@ FREE_TO_CHANGE = (
     "gradient_checkpointing",
 )
 MEAN_STEPS = 200  # the reported loss is the mean of this number of last steps
-Report = Callable[[int, float], None]
-"""Called after each step with its number and the mean loss."""
+Report = Callable[[int, float, str], None]
+"""Called with the number of finished steps, the mean loss, and what is done next.
+
+That is "training" or "measuring". It is called before the first step, after each step, and after
+each measurement.
+"""
 
 
 class ChangedTrainingError(InputError):
@@ -129,20 +133,26 @@ class Training:
         self.accelerator.init_trackers("tensorboard")
         batches = self.trainee.batches(step, self.accelerator.process_index)
         with record_stop_signals() as signals:
+            self.report(report, step, "training")
             while step < self.spec.steps and not self.is_any_stopped(signals):
                 loss = self.train_step(next(batches), step)
                 step += 1
                 self.log_step(step, loss)
-                if report and self.is_main:
-                    report(step, self.mean_loss())
                 if step % self.spec.output.every == 0 or step == self.spec.steps:
+                    self.report(report, step, "measuring")
                     self.save_progress(step)
+                self.report(report, step, "training")
         self.leave_process_group()
         self.finish(step)
         seconds = time.perf_counter() - start_time
         skipped = self.write_skipped()
         interrupted = step < self.spec.steps
         return TrainResult(step, self.mean_loss(), seconds, interrupted, self.figures, skipped)
+
+    def report(self, report: Report | None, step: int, activity: str) -> None:
+        """Call a report, in the process that writes files."""
+        if report is not None and self.is_main:
+            report(step, self.mean_loss(), activity)
 
     def is_any_stopped(self, signals: list[int]) -> bool:
         """Return whether any of the training processes received a stop signal.
@@ -210,8 +220,9 @@ class Training:
             self.figures = self.trainee.measure()
             sheet = self.trainee.render_sheet()
         self.trainee.train()
-        (self.out / "samples").mkdir(exist_ok=True)
-        sheet.save(self.out / "samples" / f"{step:07d}.png")
+        path = name_sheet(self.out, step)
+        path.parent.mkdir(exist_ok=True)
+        sheet.save(path)
         write_loss_plot(self.out / "loss.png", self.losses, self.spec.name)
         append_line(self.out / "figures.jsonl", {"step": step, **self.figures})
         self.accelerator.log(self.figures, step=step)
@@ -352,6 +363,11 @@ def refuse_changed(spec: TaskSpec) -> None:
             f"{spec.output.path} holds another training: {'; '.join(changed)}. "
             "Give another output.path"
         )
+
+
+def name_sheet(out: Path, step: int) -> Path:
+    """Return the path of the sheet of samples after a step, in the output folder of a training."""
+    return out / "samples" / f"{step:07d}.png"
 
 
 def train(spec: TaskSpec, report: Report | None = None) -> TrainResult:

@@ -34,6 +34,12 @@ def test_a_good_dataset_has_no_faults(out: Path, dataset: Path) -> None:
     assert check_dataset(open_store(dataset)) == ([], {"images": 6, "boxes": 24, "shards": 3})
 
 
+def test_a_check_reports_every_shard(dataset: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    check_dataset(open_store(dataset), lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
 @pytest.mark.parametrize("name", ["000000.tar", "000001.tar", "000001.parquet"])
 def test_flipped_bits_are_found(out: Path, name: str) -> None:
     path = out / "shards" / name

@@ -133,7 +133,7 @@ def test_an_interrupted_run_resumes_to_the_same_losses_and_its_result_can_be_nam
     resumed = load_training(str(path), [f"output.path={tmp_path / 'resumed'}"])
     assert train(whole).step == 4
 
-    def interrupt_after_two(step: int, loss: float) -> None:
+    def interrupt_after_two(step: int, loss: float, activity: str) -> None:
         if step == 2:
             signal.raise_signal(signal.SIGINT)
 

@@ -239,7 +239,7 @@ def test_an_interrupted_run_resumes_to_the_same_losses_and_weights(
     train(load_training(job, [f"output.path={tmp_path / 'whole'}"]))
     resumed = load_training(job)
 
-    def interrupt_after_three(step: int, loss: float) -> None:
+    def interrupt_after_three(step: int, loss: float, activity: str) -> None:
         if step == 3:
             signal.raise_signal(signal.SIGINT)
 

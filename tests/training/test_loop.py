@@ -14,7 +14,7 @@ from PIL import Image
 
 from synthgen import cli
 from synthgen.config import ConfigError, load_training
-from synthgen.training.loop import ChangedTrainingError, read_log, train
+from synthgen.training.loop import ChangedTrainingError, name_sheet, read_log, train
 
 VAE: dict[str, Any] = {
     "version": 1,
@@ -47,7 +47,7 @@ def test_an_interrupted_run_resumes_to_the_same_losses_and_weights(
     # the same number of steps, because the learning rate falls towards the last one
     resumed = load_training(str(training_file), ["ema=0.9"])
 
-    def interrupt_after_four(step: int, loss: float) -> None:
+    def interrupt_after_four(step: int, loss: float, activity: str) -> None:
         if step == 4:
             signal.raise_signal(signal.SIGINT)
 
@@ -63,7 +63,7 @@ def test_an_interrupted_run_resumes_to_the_same_losses_and_weights(
 def test_a_killed_run_resumes_from_its_last_state(training_file: Path, tmp_path: Path) -> None:
     """After a kill or an error, no further state is saved, and a line can be cut."""
 
-    def fail_after_five(step: int, loss: float) -> None:
+    def fail_after_five(step: int, loss: float, activity: str) -> None:
         if step == 5:
             raise RuntimeError
 
@@ -74,19 +74,55 @@ def test_a_killed_run_resumes_from_its_last_state(training_file: Path, tmp_path:
     assert [entry["step"] for entry in read_log(log)] == [1, 2, 3, 4, 5]
     log.write_text(log.read_text() + '{"step": 6')
     steps: list[int] = []
-    assert train(spec, lambda step, loss: steps.append(step)).step == 12
-    assert steps == list(range(4, 13))
+    assert train(spec, lambda step, loss, activity: steps.append(step)).step == 12
+    assert sorted(set(steps)) == list(range(3, 13))
     assert [entry["step"] for entry in read_log(log)] == list(range(1, 13))
+
+
+def test_a_report_tells_what_is_done(training_file: Path, tmp_path: Path) -> None:
+    calls: list[tuple[int, str]] = []
+    sheets: list[bool] = []
+
+    def report(step: int, loss: float, activity: str) -> None:
+        assert (loss > 0) == (step > 0)
+        calls.append((step, activity))
+        sheets.append(name_sheet(tmp_path / "out", step).is_file())
+
+    train(load_training(str(training_file), ["steps=3", "output.every=2"]), report)
+    assert calls == [
+        (0, "training"),
+        (1, "training"),
+        (2, "measuring"),
+        (2, "training"),
+        (3, "measuring"),
+        (3, "training"),
+    ]
+    assert sheets == [False, False, False, True, False, True]
+
+
+def test_the_bar_tells_what_is_done(
+    training_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", str(training_file), "steps=4"]) == 0
+    shown = capsys.readouterr().err
+    assert "training:   0%" in shown
+    assert "measuring:" in shown
+    assert shown.count("first samples: ") == 1
+    assert str(name_sheet(tmp_path / "out", 3)) in shown
+    assert cli.main(["train", str(training_file), "steps=5", "-q"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_two_processes_resume_and_stop_after_the_same_step(
     training_file: Path, tmp_path: Path
 ) -> None:
     options = ["ema=0.9", "steps=2000", "output.every=2000"]
-    train(
-        load_training(str(training_file), options),
-        lambda step, loss: signal.raise_signal(signal.SIGINT),
-    )
+
+    def interrupt_after_one(step: int, loss: float, activity: str) -> None:
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    train(load_training(str(training_file), options), interrupt_after_one)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command += ["-m", "synthgen", "train", str(training_file), *options]
     pipes: dict[str, Any] = {

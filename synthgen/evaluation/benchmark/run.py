@@ -20,7 +20,7 @@ from synthgen.storage.location import open_store
 from synthgen.storage.lock import Lock
 from synthgen.storage.parquet import count_rows
 from synthgen.training.dataset_scenes import is_held_out
-from synthgen.training.loop import train
+from synthgen.training.loop import Report, train
 from synthgen.verification.detector import Spec as DetectorSpec
 from synthgen.verification.detector.verifier import load_detector
 
@@ -75,14 +75,14 @@ def benchmark(spec: Benchmark, step: Step, line: Callable[[str], None]) -> dict[
     return data
 
 
-def report_step(step: Step, name: str, previous_steps: int, done: int, loss: float) -> None:
-    """Report a training step of one run as a step of all runs."""
+def report_step(
+    step: Step, name: str, previous_steps: int, done: int, loss: float, activity: str
+) -> None:
+    """Report a training step of one run as a step of all runs, in whatever activity."""
     step(name, previous_steps + done, loss)
 
 
-def run_one(
-    spec: Benchmark, run: Run, report: Callable[[int, float], None]
-) -> dict[str, Any] | None:
+def run_one(spec: Benchmark, run: Run, report: Report) -> dict[str, Any] | None:
     """Train and evaluate one detector, or read its result if it is finished.
 
     Returns:
