@@ -18,7 +18,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from synthgen.errors import InputError
-from synthgen.pipelines.diffusion.cpu_layers import replace_group_norms
+from synthgen.pipelines.diffusion.cpu_layers import use_cpu_layers
 from synthgen.pipelines.diffusion.precision import has_amx
 from synthgen.spec import flatten
 from synthgen.storage.local import LocalStore, replace_atomically, write_text
@@ -102,7 +102,7 @@ class Training:
         # A GPU converts the weights at each layer (autocast); a CPU does so once a step.
         self.bfloat16_network: nn.Module | None = None
         if unet is not None and precision == "bf16" and not on_gpu:
-            replace_group_norms(unet)
+            use_cpu_layers(unet)
             self.bfloat16_network = unet
         self.weights = [p for p in self.trainee.parameters() if p.requires_grad]
         self.ema: EMAModel | None = None

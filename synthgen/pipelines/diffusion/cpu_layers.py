@@ -1,7 +1,7 @@
 """Layers that compute the same as those of torch and diffusers, but faster on a CPU.
 
 They use oneDNN's products that also compute the sum, gate or activation that follows. Torch has
-them for its compiler, and the compiler itself would take minutes.
+them for its compiler, and the compiler itself would take minutes. The products have no gradients.
 """
 
 from typing import Any
@@ -36,6 +36,8 @@ class FusedResnetBlock(ResnetBlock2D):  # type: ignore[misc]  # diffusers is unt
             input_tensor: (B, C, h, w).
             temb: (B, D), embedding of the timestep; None in an autoencoder.
         """
+        if torch.is_grad_enabled():
+            return super().forward(input_tensor, temb)
         x = self.conv1(normalise_and_activate(self.norm1, input_tensor))
         if temb is not None:
             temb = self.time_emb_proj(F.silu(temb))[:, :, None, None]
@@ -52,6 +54,10 @@ class FusedGEGLU(GEGLU):  # type: ignore[misc]
         """Return the layer's values multiplied by GELU of its gate, (B, n, C')."""
         weight, gate_weight = self.proj.weight.chunk(2)
         bias, gate_bias = (None, None) if self.proj.bias is None else self.proj.bias.chunk(2)
+        if torch.is_grad_enabled():
+            # Two layers, because GELU of a part of a layer is slow, and so is its gradient.
+            gate = F.gelu(F.linear(hidden_states, gate_weight, gate_bias))
+            return F.linear(hidden_states, weight, bias) * gate
         linear = torch.ops.mkldnn._linear_pointwise
         gate = linear(hidden_states, gate_weight, gate_bias, "gelu", [], "none")
         values: Tensor = linear.binary(hidden_states, gate, weight, bias, "mul")
@@ -59,11 +65,13 @@ class FusedGEGLU(GEGLU):  # type: ignore[misc]
 
 
 def use_cpu_layers(network: nn.Module) -> None:
-    """Make a network that is not trained compute with this module's layers where it can.
+    """Make a network compute with this module's layers where it can.
 
     The names and the values of its weights stay as they are.
     """
-    replace_group_norms(network)
+    for module in network.modules():
+        if type(module) is nn.GroupNorm and module.affine:
+            module.__class__ = FloatGroupNorm
     if not can_fuse(next(network.parameters()).dtype):
         return
     for module in network.modules():
@@ -71,13 +79,6 @@ def use_cpu_layers(network: nn.Module) -> None:
             module.__class__ = FusedGEGLU
         elif type(module) is ResnetBlock2D and _is_plain(module):
             module.__class__ = FusedResnetBlock
-
-
-def replace_group_norms(network: nn.Module) -> None:
-    """Make the group norms of a network compute in float32 where that is faster."""
-    for module in network.modules():
-        if type(module) is nn.GroupNorm and module.affine:
-            module.__class__ = FloatGroupNorm
 
 
 def can_fuse(dtype: torch.dtype) -> bool:
@@ -101,6 +102,7 @@ def _is_plain(block: ResnetBlock2D) -> bool:
         and block.time_embedding_norm == "default"
         and not block.skip_time_act
         and block.output_scale_factor == 1
+        and block.dropout.p == 0
         and type(block.nonlinearity) is nn.SiLU
         and type(block.norm1) is type(block.norm2) is FloatGroupNorm
         and type(block.conv2) is nn.Conv2d

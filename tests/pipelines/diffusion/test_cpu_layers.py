@@ -15,7 +15,6 @@ from synthgen.pipelines.diffusion.cpu_layers import (
     FloatGroupNorm,
     FusedGEGLU,
     FusedResnetBlock,
-    replace_group_norms,
     use_cpu_layers,
 )
 
@@ -30,7 +29,7 @@ def test_the_group_norm_agrees_with_float64(side: int, dtype: torch.dtype) -> No
     norm: Any = network[0]
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
-    replace_group_norms(network)
+    use_cpu_layers(network)
     assert [type(module) for module in network] == [FloatGroupNorm, nn.GroupNorm]
     network.to(dtype)
     # Means far from 0 lose most where sums are not in float32.
@@ -103,6 +102,25 @@ def test_a_gated_layer_computes_what_that_of_diffusers_does(bias: bool, dtype: t
         assert_no_worse(layer(x), theirs, reference(x.double()))
 
 
+def test_gradients_are_those_of_diffusers() -> None:
+    network = nn.ModuleList([build_block(), GEGLU(16, 40)])
+    for weight in network.parameters():
+        nn.init.normal_(weight, std=0.3)
+    x = torch.randn(3, 16, 6, 6)
+    tokens = torch.randn(2, 7, 16)
+    embedding = torch.randn(3, 20)
+    gradients = []
+    for _ in range(2):
+        network.zero_grad()
+        loss = network[0](x, embedding).square().mean() + network[1](tokens).square().mean()
+        loss.backward()
+        gradients.append([w.grad.clone() for w in network.parameters() if w.grad is not None])
+        use_cpu_layers(network)
+    assert [type(module) for module in network] == [FusedResnetBlock, FusedGEGLU]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def assert_no_worse(ours: Tensor, theirs: Tensor, expected: Tensor) -> None:
     """Assert that values are as near to float64 ones as those of diffusers are, or very near."""
 
@@ -120,6 +138,7 @@ def assert_no_worse(ours: Tensor, theirs: Tensor, expected: Tensor) -> None:
         {"time_embedding_norm": "scale_shift"},
         {"skip_time_act": True},
         {"output_scale_factor": 2.0},
+        {"dropout": 0.1},
         {"non_linearity": "gelu"},
     ],
 )
