@@ -129,20 +129,41 @@ IMAGES: dict[str, tuple[list[str], str]] = {
         ],
         "pipeline.mask=gaussian",
     ),
+    "inpaint": (
+        [
+            "pipeline=inpaint-tiny",
+            "pipeline.steps=3",
+            "pipeline.background_steps=2",
+            "pipeline.background_window=64",
+            "pipeline.window=96",
+        ],
+        "pipeline.object_share=0.5",
+    ),
     "regional_attention": (
-        ["pipeline=regional-attention-tiny", "pipeline.steps=3", "pipeline.tile=64"],
+        [
+            "pipeline=regional-attention-tiny",
+            "pipeline.scale=1",
+            "pipeline.steps=3",
+            "pipeline.tile=64",
+        ],
         "pipeline.margin=0.3",
     ),
     "layered": (
-        ["pipeline=layered-tiny", "pipeline.steps=3", "pipeline.tile=64"],
+        ["pipeline=layered-tiny", "pipeline.scale=1", "pipeline.steps=3", "pipeline.tile=64"],
         "pipeline.lambda_1=0.25",
     ),
     "layered-mixed": (
-        ["pipeline=layered-tiny", "pipeline.steps=3", "pipeline.variant=mixed", *PLACED],
+        [
+            "pipeline=layered-tiny",
+            "pipeline.scale=1",
+            "pipeline.steps=3",
+            "pipeline.variant=mixed",
+            *PLACED,
+        ],
         "pipeline.gamma=0.3",
     ),
     "grounded": (
-        ["pipeline=grounded-tiny", "pipeline.steps=4", "pipeline.window=64"],
+        ["pipeline=grounded-tiny", "pipeline.scale=1", "pipeline.steps=4", "pipeline.window=64"],
         "pipeline.stages=[0.5, 0.0]",
     ),
     "annotation_tokens": (

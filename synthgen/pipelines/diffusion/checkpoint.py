@@ -319,18 +319,23 @@ def _check_added_embedding(checkpoint: Checkpoint) -> None:
         )
 
 
-def find_input_problem(checkpoint: Checkpoint, mask: bool = False) -> str | None:
+def find_input_problem(
+    checkpoint: Checkpoint, mask: bool = False, masked_image: bool = False
+) -> str | None:
     """Return why a UNet's input channels do not fit; None if they do.
 
     Args:
         mask: whether a UNet that `synthgen train` has extended by the latents of a mask fits too.
+        masked_image: whether a UNet for inpainting fits too, which reads a mask and the latents of
+            a masked image.
     """
     channels = int(checkpoint.configs["unet"].get("in_channels", 4))
     latents = checkpoint.latent_channels
     reads_own_mask = channels == 2 * latents and checkpoint.kind in TRAINED_CLASSES
-    if channels == latents or (mask and reads_own_mask):
+    inpaints = channels == 2 * latents + 1
+    if channels == latents or (mask and reads_own_mask) or (masked_image and inpaints):
         return None
-    if channels == 2 * latents + 1:
+    if inpaints:
         network = "an inpainting UNet, which also reads a masked image"
     elif channels == 2 * latents:
         network = "a UNet that also reads an image (pix2pix, or a mask)"

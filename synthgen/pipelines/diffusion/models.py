@@ -134,6 +134,11 @@ class ModelSpec(MethodSpec):
         return False
 
     @property
+    def reads_masked_images(self) -> bool:
+        """Whether the method reads UNets for inpainting."""
+        return False
+
+    @property
     def starts_within_schedule(self) -> bool:
         """Whether denoising starts within the schedule instead of at its first step."""
         return False
@@ -328,7 +333,7 @@ def find_model_problems(spec: ModelSpec) -> list[str]:
     except ModelNotFoundError as error:
         return [f"model: {error}"]
     problems = []
-    reason = find_input_problem(checkpoint, spec.reads_masks)
+    reason = find_input_problem(checkpoint, spec.reads_masks, spec.reads_masked_images)
     if reason is not None:
         problems.append(f"model: {spec.model}: {reason}")
     if checkpoint.has_two_encoders and not spec.reads_sdxl:

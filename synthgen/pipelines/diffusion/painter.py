@@ -138,9 +138,13 @@ def collect_options(
 
 def generate(
     pipeline: Any, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence], **options: Any
-) -> list[NDArray[np.uint8]]:
-    """Generate the images (H, W, 3) of a batch of scenes with a pipeline over layouts."""
-    images = pipeline(
+) -> Any:
+    """Generate a batch of scenes with a pipeline over layouts.
+
+    Returns:
+        What the pipeline returns: the images (B, H, W, 3), unless the options ask for more.
+    """
+    return pipeline(
         [scene.layout for scene in scenes],
         background=[scene.background for scene in scenes],
         negative_prompt=[scene.negative for scene in scenes],
@@ -148,4 +152,3 @@ def generate(
         output_type="np",
         **options,
     )
-    return list(images)

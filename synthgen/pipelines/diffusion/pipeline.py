@@ -125,6 +125,17 @@ class LatentPipeline(
             small = box_sides(layout.boxes) < self.factor
             _check_boxes(layout, small, n, f"is smaller than a latent cell ({self.factor} px)")
 
+    def check_pictures(self, layouts: Sequence[Layout], pictures: NDArray[np.uint8] | None) -> None:
+        """Raise IncompatibleLayoutError for images that do not have the shape of the layouts."""
+        if pictures is None:
+            return
+        shape = (len(layouts), layouts[0].height, layouts[0].width, 3)
+        if pictures.shape != shape:
+            raise IncompatibleLayoutError(
+                f"`pictures`: shape {pictures.shape} must be {shape}: "
+                "one image per layout, at its size"
+            )
+
     def noise(self, layouts: Sequence[Layout], generator: Generators) -> Tensor:
         """Sample the initial noise (B, C, h, w) float32, with one CPU generator per image.
 

@@ -8,15 +8,15 @@ from numpy.typing import NDArray
 
 from synthgen.pipelines.backgrounds import choose_by_words, crop_background
 from synthgen.pipelines.base import Numerics
+from synthgen.pipelines.diffusion.models import LayoutModelSpec
 from synthgen.pipelines.diffusion.painter import LayoutPainter
-from synthgen.pipelines.mixture import Spec
 from synthgen.scenes.scene import Scene, SceneSpec, list_image_files
 
 
 class MixturePainter(LayoutPainter):
     """The loaded pipeline, and the user's background images if the scene names any."""
 
-    def __init__(self, spec: Spec, scene: SceneSpec, numerics: Numerics) -> None:
+    def __init__(self, spec: LayoutModelSpec, scene: SceneSpec, numerics: Numerics) -> None:
         super().__init__(spec, scene, numerics)
         self.background_files: list[Path] = []
         if scene.backgrounds is not None:

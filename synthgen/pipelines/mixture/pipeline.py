@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthgen.layouts.base import Layout
-from synthgen.pipelines.base import IncompatibleLayoutError
 from synthgen.pipelines.diffusion import region_weights
 from synthgen.pipelines.diffusion.blending import Reference, merge_masks, paste_back
 from synthgen.pipelines.diffusion.mixture import Mixture, Region
@@ -93,7 +92,8 @@ class MixturePipeline(LatentPipeline):
         Raises:
             IncompatibleLayoutError: this checkpoint cannot generate the canvas or a box.
         """
-        self.check_inputs(layouts, pictures)
+        self.check_layouts(layouts)
+        self.check_pictures(layouts, pictures)
         least_window = window
         if least_window is None:
             least_window = self.unet.config.sample_size * self.factor
@@ -160,20 +160,6 @@ class MixturePipeline(LatentPipeline):
             return latents
         images = paste_back(self.decode(latents), pictures, generated_mask, windows)
         return as_output(images, output_type)
-
-    def check_inputs(
-        self, layouts: Sequence[Layout], pictures: NDArray[np.uint8] | None = None
-    ) -> None:
-        """Raise IncompatibleLayoutError if this checkpoint cannot use the inputs."""
-        self.check_layouts(layouts)
-        if pictures is None:
-            return
-        shape = (len(layouts), layouts[0].height, layouts[0].width, 3)
-        if pictures.shape != shape:
-            raise IncompatibleLayoutError(
-                f"`pictures`: shape {pictures.shape} must be {shape}: "
-                "one image per layout, at its size"
-            )
 
     def build_object_regions(
         self,

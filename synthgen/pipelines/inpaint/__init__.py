@@ -1,0 +1,107 @@
+"""The recipe of inpainting: each object in an enlarged crop. The pipeline is in `pipeline.py`."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from synthgen.layouts.base import SamplerSpec
+from synthgen.pipelines.diffusion.models import LayoutModelSpec
+from synthgen.pipelines.mixture import Interval
+from synthgen.scenes.scene import SceneSpec
+
+
+class Spec(LayoutModelSpec):
+    """Generate the background, then each object in an enlarged crop, and fit it into its box.
+
+    Objects have the size that the checkpoint knows, however small their boxes are. An object is
+    what differs from the background in its crop. It is moved and stretched so that it fills its
+    box, and its mask is the segmentation in the dataset.
+    """
+
+    PAINTER: ClassVar[str] = "synthgen.pipelines.inpaint.painter:InpaintPainter"
+    PIPELINE: ClassVar[str] = "synthgen.pipelines.inpaint.pipeline:InpaintPipeline"
+
+    method: Literal["inpaint"] = "inpaint"
+    scheduler: Literal["dpm++", "unipc", "ddim", "euler"] | None = Field(
+        "dpm++", description="Scheduler; null: that of the checkpoint."
+    )
+    guidance_scale: float = Field(
+        7.5, ge=0, description="Scale of classifier-free guidance in the crops of the objects."
+    )
+    guidance_interval: Interval = Field(
+        (0.0, 1.0),
+        description="Steps with guidance in the crops, as shares [start, stop) of all steps; the "
+        "other steps take half the time.",
+    )
+    background_guidance_scale: float | None = Field(
+        None,
+        ge=0,
+        description="Guidance scale of the background; null: as `guidance_scale`. The objects' "
+        "categories are added to its negative prompt.",
+    )
+    background_steps: int | None = Field(
+        None, ge=1, le=1000, description="Steps of the background; null: as `steps`."
+    )
+    background_window: int | None = Field(
+        None, ge=8, description="Side of the windows of the background in px; null: as `window`."
+    )
+    background_overlap: float = Field(
+        0.25,
+        ge=0,
+        le=0.9,
+        description="Share of a background window that the next window overlaps.",
+    )
+    window: int | None = Field(
+        None,
+        ge=8,
+        description="Side to which a crop is enlarged, in px; null: the size that the checkpoint "
+        "was trained at.",
+    )
+    object_share: float = Field(
+        0.6, gt=0.1, le=1, description="Share of its crop's side that a box fills."
+    )
+    outset: float = Field(
+        0.12,
+        ge=0,
+        le=1,
+        description="How far the area in which an object is generated extends beyond its box on "
+        "each side, as a share of the box's side.",
+    )
+    strength: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the steps that run in the crops, from the noised background; "
+        "1: from noise.",
+    )
+    object_attempts: int = Field(
+        2,
+        ge=1,
+        le=10,
+        description="Number of attempts for an object that is not found in its crop.",
+    )
+
+    @property
+    def accepts_backgrounds(self) -> bool:
+        return True
+
+    @property
+    def reads_masked_images(self) -> bool:
+        return True
+
+    @property
+    def starts_within_schedule(self) -> bool:
+        return self.strength < 1
+
+    def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
+        problems = super().check(sampler, scene)
+        if self.scale != 1:
+            problems.append(
+                f"scale: {self.scale} is not 1: inpaint enlarges each object by itself; "
+                "omit the key, or set `window`"
+            )
+        return problems
+
+    def _warn_about_sizes(self, sampler: SamplerSpec) -> list[str]:
+        """Return no warning: boxes of all sizes are generated at the size of `window`."""
+        return []

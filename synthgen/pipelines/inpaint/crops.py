@@ -1,0 +1,136 @@
+"""Crops around boxes, enlarged so that an object has a size that the checkpoint knows.
+
+Objects whose areas overlap are generated one after the other, the farther one first, because the
+later one has to see the earlier one. All others are generated together.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from synthgen.geometry import box_centres, box_sides, clip_boxes
+from synthgen.layouts.base import Layout
+
+Boxes = NDArray[np.float64]
+LEAST_SCALE = 2 / 3  # a crop that would be shrunk more than this keeps its size
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A box and its surroundings, and how far they are enlarged.
+
+    Attributes:
+        number: index of the box in its layout.
+        box: (4,) float64, xyxy in px of the canvas.
+        area: (4,) float64, xyxy in px of the canvas: where the object is generated.
+        window: x0, y0, x1, y1 in px of the canvas.
+        size: width, height of the enlarged crop in px.
+    """
+
+    number: int
+    box: Boxes
+    area: Boxes
+    window: tuple[int, int, int, int]
+    size: tuple[int, int]
+
+    @property
+    def scale(self) -> Boxes:
+        """Px of the enlarged crop per px of the canvas, along x and y."""
+        x0, y0, x1, y1 = self.window
+        return np.array([self.size[0] / (x1 - x0), self.size[1] / (y1 - y0)])
+
+    def enlarge(self, box: Boxes) -> Boxes:
+        """Return a box (4,) of the canvas in px of the enlarged crop."""
+        origin = np.array(self.window[:2] * 2)
+        return (box - origin) * np.tile(self.scale, 2)
+
+    def cut(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the enlarged crop (h, w, 3) of a canvas (H, W, 3) (Lanczos)."""
+        x0, y0, x1, y1 = self.window
+        crop = Image.fromarray(image[y0:y1, x0:x1])
+        return np.asarray(crop.resize(self.size, Image.Resampling.LANCZOS))
+
+    def draw_area(self, cell: int) -> NDArray[np.float32]:
+        """Return the share (h, w) of each latent cell of `cell` px that the area covers."""
+        x0, y0, x1, y1 = self.enlarge(self.area) / cell
+        width, height = (side // cell for side in self.size)
+        return np.outer(_cover(height, y0, y1), _cover(width, x0, x1)).astype(np.float32)
+
+
+def _cover(count: int, low: float, high: float) -> NDArray[np.float64]:
+    """Return the share of each of `count` unit intervals from 0 on that [low, high] covers."""
+    starts = np.arange(count)
+    covered: NDArray[np.float64] = np.minimum(starts + 1, high) - np.maximum(starts, low)
+    return covered.clip(0, 1)
+
+
+def place_crops(layout: Layout, share: float, outset: float, side: int, unit: int) -> list[Crop]:
+    """Return the crop of each box of a layout, inside the canvas.
+
+    Args:
+        share: share of the crop's side that the longer side of a box fills.
+        outset: how far the area of an object extends beyond its box, as a share of its sides.
+        side: side in px to which a crop is enlarged.
+        unit: px; the sides of enlarged crops are multiples of it.
+    """
+    canvas = np.array([layout.width, layout.height])
+    boxes = layout.boxes.astype(np.float64)
+    centres = box_centres(boxes)
+    areas = boxes + np.tile(box_sides(boxes), 2) * outset * np.array([-1, -1, 1, 1])
+    areas = clip_boxes(areas, layout.width, layout.height)
+    crops = []
+    for number, (box, area) in enumerate(zip(boxes, areas, strict=True)):
+        wanted = math.ceil(float(box_sides(box[None]).max()) / share)
+        scale = side / wanted
+        if scale < LEAST_SCALE:
+            scale = 1.0
+        sides = np.minimum(wanted, canvas)
+        low = np.clip(np.round(centres[number] - sides / 2).astype(int), 0, canvas - sides)
+        x0, y0, x1, y1 = (int(value) for value in (*low, *(low + sides)))
+        units = np.maximum(np.round(sides * scale / unit).astype(int), 1)
+        width, height = (int(value) for value in units * unit)
+        crops.append(Crop(number, box, area, (x0, y0, x1, y1), (width, height)))
+    return crops
+
+
+def order_far_to_near(layout: Layout) -> list[int]:
+    """Return the indices of the boxes, the farthest first; without depths, the highest first."""
+    distances = -layout.boxes[:, 3] if layout.depth is None else layout.depth
+    order: list[int] = np.argsort(-distances, kind="stable").tolist()
+    return order
+
+
+def assign_rounds(crops: Sequence[Crop], order: Sequence[int]) -> list[int]:
+    """Return the round in which each object is generated, from 0.
+
+    Objects of one round have areas that do not overlap. Of two objects whose boxes overlap, the
+    farther one has the earlier round.
+
+    Args:
+        order: indices of the crops, the farthest first.
+    """
+    rounds: dict[int, int] = {}
+    for index in order:
+        crop = crops[index]
+        taken = set()
+        least = 0
+        for other, other_round in rounds.items():
+            if overlap(crop.area, crops[other].area):
+                taken.add(other_round)
+            if overlap(crop.box, crops[other].box):
+                least = max(least, other_round + 1)
+        while least in taken:
+            least += 1
+        rounds[index] = least
+    return [rounds[index] for index in range(len(crops))]
+
+
+def overlap(first: Boxes, second: Boxes) -> bool:
+    """Return whether two boxes (4,) have a common area."""
+    low = np.maximum(first[:2], second[:2])
+    high = np.minimum(first[2:], second[2:])
+    return bool((low < high).all())
