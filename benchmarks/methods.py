@@ -6,8 +6,8 @@ usage: benchmarks/methods.py [--methods mixture …] [--counts 30 100] [--scales
                              [--results FILE] [--images FOLDER]
 
 A row is a method's recipe for the embedded checkpoint (`paste` for comparison), the number of dogs
-of 56-76 px in each image of 896 x 896 px, and `pipeline.scale`. Each row has as many images as are
-needed for `--boxes` boxes.
+of 56-76 px, and `pipeline.scale`. An image of 100 dogs has 896 x 896 px, one of 30 dogs 640 x 640
+px. Each row has as many images as are needed for `--boxes` boxes.
 columns: hit rate, variety, count error and colour as in benchmarks/checkpoint.py, and
   seconds   per image, of one core or of the GPU
   calls     calls of the UNet per image
@@ -46,6 +46,7 @@ RESULTS = Path(__file__).parent / "results" / "methods.json"
 METHODS = {
     "paste": ["pipeline=paste", "pipeline.cutouts=heldout", "pipeline.grounds=heldout"],
     "mixture": ["pipeline=mixture-tiny"],
+    "inpaint": ["pipeline=inpaint-tiny"],
     "layered": ["pipeline=layered-tiny"],
     "layered, mixed": ["pipeline=layered-tiny", "pipeline.variant=mixed"],
     "grounded": ["pipeline=grounded-tiny"],
@@ -54,7 +55,7 @@ METHODS = {
     # The whole canvas at once takes 9 s a step.
     "annotation_tokens": ["pipeline=annotation-tokens-tiny", "pipeline.steps=3"],
 }
-LAYOUT = ["layout.canvas=[896, 896]", "layout.size=[56, 76]", "layout.gap=6"]
+CANVAS_SIDES = {30: 640, 100: 896}  # px, by the number of dogs
 KEYS = ("method", "dogs", "scale", "changes")
 FIGURES = ("hit rate", "variety", "count error", "colour", "seconds")
 SHEET = 448  # side of an image on the sheet, px
@@ -65,7 +66,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--counts", type=int, nargs="+", default=[30, 100])
+    counts = list(CANVAS_SIDES)
+    parser.add_argument("--counts", type=int, nargs="+", default=counts, choices=counts)
     parser.add_argument("--scales", type=float, nargs="+", default=[1, 1.25, 1.5, 2])
     parser.add_argument(
         "--boxes", type=int, default=500, help="minimum number of boxes of each row"
@@ -80,7 +82,8 @@ def main() -> None:
         rows = json.loads(args.results.read_text())
     torch.set_num_threads(1)
     detector = CenterNet.from_pretrained(EMBEDDED / "centernet-tiny", dtype=torch.float32).eval()
-    meters = Meters(load_judge(args.judge), detector, efficientnet.load(), LAYOUT)
+    layout = list_layout_keys(100)
+    meters = Meters(load_judge(args.judge), detector, efficientnet.load(), layout)
     for key in list_keys(args):
         if not is_measured(key, rows):
             rows.append({**key, **measure_row(key, args.boxes, meters, args.images)})
@@ -93,11 +96,11 @@ def main() -> None:
 def list_keys(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the keys of the requested rows.
 
-    `paste` is only measured at scale 1, because it generates nothing.
+    `paste` generates nothing, and `inpaint` enlarges each object by itself: scale 1 only.
     """
     keys = []
     for method in args.methods:
-        scales = [1.0] if method == "paste" else args.scales
+        scales = [1.0] if method in ("paste", "inpaint") else args.scales
         for dogs in args.counts:
             for scale in scales:
                 key = {"method": method, "dogs": dogs, "scale": scale, "changes": args.changes}
@@ -110,12 +113,19 @@ def is_measured(key: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
     return any({name: row[name] for name in KEYS} == key for row in rows)
 
 
+def list_layout_keys(dogs: int) -> list[str]:
+    """Return the keys of the layout with a number of dogs, as overrides of the job."""
+    side = CANVAS_SIDES[dogs]
+    objects = f"layout.objects={{dog: {dogs}}}"
+    return [f"layout.canvas=[{side}, {side}]", objects, "layout.size=[56, 76]", "layout.gap=6"]
+
+
 def measure_row(
     key: dict[str, Any], boxes: int, meters: Meters, folder: Path | None
 ) -> dict[str, Any]:
     """Generate the images of a row in a new process, and return their figures."""
     images = -(-boxes // key["dogs"])
-    scenes = sample_scenes(key["dogs"], images, 11, LAYOUT)
+    scenes = sample_scenes(key["dogs"], images, 11, list_layout_keys(key["dogs"]))
     changes = list(key["changes"])
     if key["method"] != "paste":
         changes.append(f"pipeline.scale={key['scale']}")
@@ -143,7 +153,8 @@ def generate(
     """
     torch.set_num_threads(1)
     gpu = torch.cuda.is_available()
-    spec = load_job("100dogs", [*METHODS[method], *LAYOUT, *changes]).pipeline
+    layout = list_layout_keys(len(scenes[0].layout))
+    spec = load_job("100dogs", [*METHODS[method], *layout, *changes]).pipeline
     device = "cuda" if gpu and spec.uses_torch else "cpu"
     painter: Any = spec.load(SCENES, Numerics(device=device, dtype=spec.choose_dtype(device)))
     passes: list[int] = []

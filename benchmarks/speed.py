@@ -40,9 +40,9 @@ EQUAL = ["pipeline.steps=9", "pipeline.context=0.13"]
 EQUAL_NEW = ["pipeline.scale=1", "pipeline.outset=[0, 0, 0, 0]"]
 METHODS = {
     "mixture": ["pipeline=mixture-tiny", *EQUAL],
-    "layered": ["pipeline=layered-tiny"],
-    "grounded": ["pipeline=grounded-tiny"],
-    "regional_attention": ["pipeline=regional-attention-tiny"],
+    "layered": ["pipeline=layered-tiny", "pipeline.steps=12"],
+    "grounded": ["pipeline=grounded-tiny", "pipeline.steps=9"],
+    "regional_attention": ["pipeline=regional-attention-tiny", "pipeline.steps=9"],
     "annotation_mask": ["pipeline=annotation-mask-tiny"],
     "annotation_tokens": ["pipeline=annotation-tokens-tiny", "pipeline.steps=3"],
 }

@@ -19,6 +19,7 @@ MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", r
 ORDER = (
     "paste",
     "mixture",
+    "inpaint",
     "layered",
     "grounded",
     "regional_attention",
@@ -68,7 +69,7 @@ def tabulate_methods(rows: Rows) -> list[str]:
     for row in sorted(rows, key=sort_key_of_method):
         changes = [change for change in row["changes"] if "dtype" not in change]
         name = ", ".join([row["method"], str(row["dogs"]), *changes])
-        scale = "-" if row["method"] == "paste" else f"{row['scale']:g}"
+        scale = "-" if row["method"] in ("paste", "inpaint") else f"{row['scale']:g}"
         cells = []
         for column, style in COLUMNS.items():
             cells.append("not measured" if row[column] is None else format(row[column], style))

@@ -17,7 +17,7 @@ FORMER: dict[str, tuple[Any, ...]] = {
     "pipeline.scale": (1.0,),
     "pipeline.seed_tiles_noise": ("cut",),
     "pipeline.stages_rounding": ("up",),
-    "pipeline.steps": (9, 6),  # defaults of the recipe mixture-tiny
+    "pipeline.steps": (9, 12, 6),  # defaults of the recipes for synthgen-tiny
 }
 """Dotted key to its former defaults as JSON values, oldest first.
 
