@@ -121,9 +121,7 @@ def test_a_trained_checkpoint_reads_the_mask_beside_its_latents(checkpoint: Path
     )
     noise = torch.randn((3, 24, 24), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(inputs[0][0, :3], noise)  # it starts from noise
-    assert (
-        len(inputs) == STEPS * 2
-    )  # and runs every step: one chunk for two images of both branches
+    assert len(inputs) == STEPS  # and runs every step: one chunk for both images and branches
 
 
 def test_one_tile_equals_the_whole_canvas(pipeline: AnnotationMaskPipeline) -> None:

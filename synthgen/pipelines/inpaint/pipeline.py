@@ -208,7 +208,9 @@ class InpaintPipeline(LatentPipeline):
         Args:
             rows: for each image the rows of its objects' prompts, and of its negative prompt.
             generator: one for each image, or one for all.
-            side, share, outset: see `place_crops`.
+            side: side in px to which a crop is enlarged.
+            share: share of the crop's side that the longer side of a box fills.
+            outset: how far an area extends beyond its box, as a share of the box's sides.
         """
         rounds: list[list[_Object]] = []
         unit = self.factor * self.multiple
