@@ -2,7 +2,7 @@
 
 import argparse
 
-from synthgen.cli.command import EXIT_FAULT, Commands, Result, make_progress_bar
+from synthgen.cli.command import EXIT_FAULT, Commands, Result, make_progress_bar, report_on_bar
 
 
 def add(commands: Commands) -> None:
@@ -20,12 +20,7 @@ def check_command(args: argparse.Namespace) -> Result:
     from synthgen.storage.location import open_store
 
     with make_progress_bar(args, "shard") as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        faults, counts = check_dataset(open_store(args.out), report)
+        faults, counts = check_dataset(open_store(args.out), report_on_bar(bar))
     data = {"ok": not faults, "faults": faults, **counts}
     summary = f"{counts['images']} images, {counts['boxes']} boxes, {counts['shards']} shards"
     if faults:

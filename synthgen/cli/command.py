@@ -140,6 +140,16 @@ def make_progress_bar(args: argparse.Namespace, unit: str, total: int | None = N
     return bar
 
 
+def report_on_bar(bar: "tqdm[Any]") -> Callable[[int, int], None]:
+    """Return a function that shows on a progress bar how many units of how many are done."""
+
+    def report(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return report
+
+
 def format_command(command: str, *arguments: str) -> str:
     """Return the shell command line of a synthgen command."""
     return shlex.join(["synthgen", command, *arguments])

@@ -5,7 +5,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synthgen.cli.command import EXIT_INTERRUPTED, Commands, Result, make_progress_bar
+from synthgen.cli.command import (
+    EXIT_INTERRUPTED,
+    Commands,
+    Result,
+    make_progress_bar,
+    report_on_bar,
+)
 from synthgen.errors import InputError
 from synthgen.formats.base import list_writable_formats
 
@@ -74,12 +80,7 @@ def export_command(args: argparse.Namespace) -> Result:
     workers = {} if args.workers is None else {"workers": args.workers}
     spec = ExportSpec(args.out, args.to, args.folder, args.val, labels, **workers)
     with make_progress_bar(args, "shard") as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        result = export_dataset(spec, report)
+        result = export_dataset(spec, report_on_bar(bar))
     data = {"output": str(args.folder), "form": args.to, **asdict(result)}
     if result.interrupted:
         done = sum(result.images.values())

@@ -2,7 +2,14 @@
 
 import argparse
 
-from synthgen.cli.command import EXIT_FAULT, REPORT_IMAGES, Commands, Result, make_progress_bar
+from synthgen.cli.command import (
+    EXIT_FAULT,
+    REPORT_IMAGES,
+    Commands,
+    Result,
+    make_progress_bar,
+    report_on_bar,
+)
 
 
 def add(commands: Commands) -> None:
@@ -34,12 +41,7 @@ def repair_command(args: argparse.Namespace) -> Result:
     store = open_store(args.out)
 
     with make_progress_bar(args, "image") as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        result = repair(store, args.accept, report)
+        result = repair(store, args.accept, report_on_bar(bar))
     ok = not result.faults and not result.left
     if ok and (result.changed or result.unknown):
         write_report(store, REPORT_IMAGES)

@@ -36,7 +36,7 @@ class FusedResnetBlock(ResnetBlock2D):  # type: ignore[misc]  # diffusers is unt
             input_tensor: (B, C, h, w).
             temb: (B, D), embedding of the timestep; None in an autoencoder.
         """
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or type(self.conv2) is not nn.Conv2d:  # an adapter, for example
             return super().forward(input_tensor, temb)
         x = self.conv1(normalise_and_activate(self.norm1, input_tensor))
         if temb is not None:
@@ -52,6 +52,8 @@ class FusedGEGLU(GEGLU):  # type: ignore[misc]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the layer's values multiplied by GELU of its gate, (B, n, C')."""
+        if type(self.proj) is not nn.Linear:  # an adapter, for example
+            return super().forward(hidden_states)
         weight, gate_weight = self.proj.weight.chunk(2)
         bias, gate_bias = (None, None) if self.proj.bias is None else self.proj.bias.chunk(2)
         if torch.is_grad_enabled():

@@ -148,6 +148,16 @@ class Mixture:
         return merged * self.norm
 
 
+def find_guided_steps(interval: tuple[float, float], steps: int) -> range:
+    """Return the steps with guidance (Kynkäänniemi et al., arXiv 2404.07724).
+
+    Args:
+        interval: shares [start, stop) of all steps.
+        steps: the number of all steps.
+    """
+    return range(round(interval[0] * steps), round(interval[1] * steps))
+
+
 def select(conditions: Conditions, rows: Tensor) -> Conditions:
     """Return the given rows of every table."""
     return {name: table[rows] for name, table in conditions.items()}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from synthgen.geometry import box_centres, box_sides, clip_boxes
+from synthgen.geometry import box_centres, box_intersections, box_sides, clip_boxes
 from synthgen.layouts.base import Layout
 
 Boxes = NDArray[np.float64]
@@ -113,24 +113,16 @@ def assign_rounds(crops: Sequence[Crop], order: Sequence[int]) -> list[int]:
     Args:
         order: indices of the crops, the farthest first.
     """
-    rounds: dict[int, int] = {}
+    areas = np.array([crop.area for crop in crops]).reshape(-1, 4)
+    boxes = np.array([crop.box for crop in crops]).reshape(-1, 4)
+    areas_overlap = box_intersections(areas, areas) > 0
+    boxes_overlap = box_intersections(boxes, boxes) > 0
+    rounds = np.full(len(crops), -1)  # -1: not assigned yet
     for index in order:
-        crop = crops[index]
-        taken = set()
-        least = 0
-        for other, other_round in rounds.items():
-            if overlap(crop.area, crops[other].area):
-                taken.add(other_round)
-            if overlap(crop.box, crops[other].box):
-                least = max(least, other_round + 1)
-        while least in taken:
-            least += 1
-        rounds[index] = least
-    return [rounds[index] for index in range(len(crops))]
-
-
-def overlap(first: Boxes, second: Boxes) -> bool:
-    """Return whether two boxes (4,) have a common area."""
-    low = np.maximum(first[:2], second[:2])
-    high = np.minimum(first[2:], second[2:])
-    return bool((low < high).all())
+        taken = set(rounds[areas_overlap[index]].tolist())
+        number = int(rounds[boxes_overlap[index]].max(initial=-1)) + 1
+        while number in taken:
+            number += 1
+        rounds[index] = number
+    assigned: list[int] = rounds.tolist()
+    return assigned

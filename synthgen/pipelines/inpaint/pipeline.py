@@ -11,7 +11,7 @@ from torch import Tensor
 from synthgen.heartbeat import expect
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.diffusion.blending import Reference
-from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, Region
+from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, Region, find_guided_steps
 from synthgen.pipelines.diffusion.pipeline import (
     DECODE_COST,
     Generators,
@@ -144,8 +144,8 @@ class InpaintPipeline(LatentPipeline):
         negatives = repeat_per_image(negative_prompt, len(layouts))
         background_rows = []
         for layout, text, negative in zip(layouts, backgrounds, negatives, strict=True):
-            without_objects = ", ".join([negative or "", *sorted(set(layout.categories))])
-            background_rows.append((prompts.row(text), prompts.row(without_objects.strip(", "))))
+            without_objects = exclude_objects(negative, layout.categories)
+            background_rows.append((prompts.row(text), prompts.row(without_objects)))
         object_rows = []
         for layout, text, negative in zip(layouts, backgrounds, negatives, strict=True):
             rows = [prompts.row(build_region_prompt(phrase, text)) for phrase in layout.prompts]
@@ -183,7 +183,7 @@ class InpaintPipeline(LatentPipeline):
             steps = [mixture] * (background_steps or num_inference_steps)
             beside = None
             if self.reads_masked_images:
-                beside = self.hide_areas(np.ones_like(noise[:, 0].cpu().numpy()))
+                beside = self.hide_areas(np.ones(noise[:, 0].shape, np.float32))
             latents = self.denoise(
                 noise, steps, callback_on_step_end, generator=generator, beside=beside
             )
@@ -349,6 +349,14 @@ class InpaintPipeline(LatentPipeline):
         return self.decode(denoised)
 
 
+def exclude_objects(negative: str | None, categories: Sequence[str]) -> str | None:
+    """Return a negative prompt that also names the categories, if there are any."""
+    if not categories:
+        return negative
+    names = sorted(set(categories))
+    return ", ".join([negative, *names] if negative else names)
+
+
 def plan_schedule(
     steps: int, guidance: float, interval: tuple[float, float], strength: float, cells: int
 ) -> _Schedule:
@@ -359,7 +367,6 @@ def plan_schedule(
         strength: share of the steps that run.
         cells: latent cells that go through the network at once.
     """
-    start = round(interval[0] * steps)
-    stop = round(interval[1] * steps)
-    scales = tuple(guidance if start <= step < stop else 1.0 for step in range(steps))
+    guided_steps = find_guided_steps(interval, steps)
+    scales = tuple(guidance if step in guided_steps else 1.0 for step in range(steps))
     return _Schedule(scales, steps - max(1, int(steps * strength)), cells)

@@ -11,7 +11,7 @@ from torch import Tensor
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.diffusion import region_weights
 from synthgen.pipelines.diffusion.blending import Reference, merge_masks, paste_back
-from synthgen.pipelines.diffusion.mixture import Mixture, Region
+from synthgen.pipelines.diffusion.mixture import Mixture, Region, find_guided_steps
 from synthgen.pipelines.diffusion.pipeline import (
     Generators,
     Images,
@@ -141,11 +141,10 @@ class MixturePipeline(LatentPipeline):
         unguided_regions = [replace(region, guidance=1.0) for region in regions]
         guided = Mixture(regions, conditions, noise.shape, cells_at_once)
         unguided = Mixture(unguided_regions, conditions, noise.shape, cells_at_once)
-        start = round(guidance_interval[0] * num_inference_steps)
-        stop = round(guidance_interval[1] * num_inference_steps)
+        guided_steps = find_guided_steps(guidance_interval, num_inference_steps)
         steps = []
         for step in range(num_inference_steps):
-            steps.append(guided if start <= step < stop else unguided)
+            steps.append(guided if step in guided_steps else unguided)
         if pictures is None:
             latents = self.denoise(noise, steps, callback_on_step_end, generator=generator)
             if output_type == "latent":

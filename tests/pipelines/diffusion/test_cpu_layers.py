@@ -155,6 +155,26 @@ def test_a_layer_with_an_adapter_stays_as_it_is() -> None:
     assert type(layer) is GEGLU
 
 
+def test_an_adapter_that_is_added_later_has_its_effect() -> None:
+    """A layer that reads the weights beside an adapter would ignore it."""
+    network = nn.ModuleList([build_block(), GEGLU(16, 40)])
+    x = torch.randn(3, 16, 6, 6)
+    tokens = torch.randn(2, 7, 16)
+    embedding = torch.randn(3, 20)
+    outputs = []
+    with torch.no_grad():
+        for fuse in (False, True):
+            changed: Any = copy.deepcopy(network)
+            if fuse:
+                use_cpu_layers(changed)
+                assert [type(module) for module in changed] == [FusedResnetBlock, FusedGEGLU]
+            changed[0].conv2 = nn.Sequential(changed[0].conv2, nn.Tanh())
+            changed[1].proj = nn.Sequential(changed[1].proj, nn.Tanh())
+            outputs.append((changed[0](x, embedding), changed[1](tokens)))
+    for ours, theirs in zip(*reversed(outputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("missing", ["oneDNN", "_linear_pointwise", "_convolution_pointwise"])
 def test_a_torch_without_fused_products_keeps_its_layers(
     missing: str, monkeypatch: pytest.MonkeyPatch

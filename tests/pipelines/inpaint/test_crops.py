@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.inpaint.crops import (
@@ -11,7 +12,6 @@ from synthgen.pipelines.inpaint.crops import (
     Crop,
     assign_rounds,
     order_far_to_near,
-    overlap,
     place_crops,
 )
 
@@ -83,6 +83,13 @@ def test_the_area_covers_cells_in_part() -> None:
     inside = np.outer((y >= y0) & (y < y1), (x >= x0) & (x < x1))
     expected = inside.reshape(15, fine, 10, fine).mean((1, 3))
     np.testing.assert_allclose(drawn, expected, atol=0.01)
+
+
+def overlap(first: NDArray[np.float64], second: NDArray[np.float64]) -> bool:
+    """Return whether two boxes (4,) have a common area."""
+    low = np.maximum(first[:2], second[:2])
+    high = np.minimum(first[2:], second[2:])
+    return bool((low < high).all())
 
 
 @settings(deadline=None)

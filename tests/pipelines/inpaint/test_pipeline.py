@@ -18,7 +18,7 @@ from synthgen.pipelines.base import IncompatibleLayoutError, Numerics
 from synthgen.pipelines.inpaint import Spec
 from synthgen.pipelines.inpaint import pipeline as inpaint
 from synthgen.pipelines.inpaint.crops import place_crops
-from synthgen.pipelines.inpaint.pipeline import InpaintPipeline, plan_schedule
+from synthgen.pipelines.inpaint.pipeline import InpaintPipeline, exclude_objects, plan_schedule
 from synthgen.scenes.scene import Scene, SceneSpec
 from tests.conftest import save_tiny_checkpoint
 from tests.pipelines.diffusion.test_checkpoint import widen
@@ -194,6 +194,22 @@ def test_the_passes_of_a_hundred_objects_are_few(
             guidance_scale=guidance,
         )
         assert most * 0.7 < sum(passes) <= most
+
+
+@pytest.mark.parametrize(
+    ("negative", "categories", "expected"),
+    [
+        (None, (), None),
+        ("", (), ""),
+        (None, ("dog", "cat", "dog"), "cat, dog"),
+        ("", ("dog",), "dog"),
+        ("blurry", ("dog",), "blurry, dog"),
+    ],
+)
+def test_the_background_has_no_objects(
+    negative: str | None, categories: tuple[str, ...], expected: str | None
+) -> None:
+    assert exclude_objects(negative, categories) == expected
 
 
 def test_a_schedule_guides_within_its_interval() -> None:
