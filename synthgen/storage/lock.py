@@ -94,10 +94,13 @@ class Lock:
 
     def __enter__(self) -> "Lock":
         previous: Holder | None = None
+        last_known: Holder | None = None  # a look can find a lock empty while it is renewed
         while (holder := self.keeper.acquire(self._content())) is not None:
-            self._refuse_living(holder, previous)
+            self._refuse_living(holder, last_known)
             self._warn_once(holder, previous)
             previous = holder
+            if holder.content:
+                last_known = holder
             time.sleep(POLL_SECONDS)
         self.thread.start()
         return self
@@ -130,19 +133,19 @@ class Lock:
         }
         return json.dumps(content)
 
-    def _refuse_living(self, holder: Holder, previous: Holder | None) -> None:
+    def _refuse_living(self, holder: Holder, last_known: Holder | None) -> None:
         """Raise LockedError if the holder is alive.
 
         The holder is alive if its process runs on this machine, or if it wrote a heartbeat since
-        `previous` was read.
+        `last_known`, the last look that found a content, was read.
         """
         content = holder.content
         if not content:
             return
         has_heartbeat = False
-        if previous is not None and previous.content:
-            same_holder = content.get("token") == previous.content.get("token")
-            has_heartbeat = same_holder and content != previous.content
+        if last_known is not None:
+            same_holder = content.get("token") == last_known.content.get("token")
+            has_heartbeat = same_holder and content != last_known.content
         if is_here(content) or has_heartbeat:
             raise LockedError(
                 f"{self.out}: another run is working on this output "

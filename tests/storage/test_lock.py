@@ -14,7 +14,7 @@ import pytest
 
 from synthgen.storage import lock
 from synthgen.storage.location import open_store
-from synthgen.storage.lock import Lock, LockedError
+from synthgen.storage.lock import Holder, Lock, LockedError
 
 
 def test_a_second_driver_is_refused_while_the_first_is_alive(tmp_path: Path) -> None:
@@ -134,6 +134,21 @@ def test_an_empty_lock_is_waited_for(
         own_lock.check()
     (message,) = caplog.messages
     assert "locked by a run on an unknown machine" in message
+
+
+def test_a_heartbeat_is_noticed_across_a_look_that_found_the_lock_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store can show a lock without content while its holder renews it."""
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0.0)
+    holder = {"host": "another-host", "machine": "another", "pid": 1, "token": "other"}
+    looks = iter(
+        [Holder({**holder, "time": 1}, 0), Holder({}, 0), Holder({**holder, "time": 2}, 0)]
+    )
+    own_lock = Lock(open_store(tmp_path))
+    monkeypatch.setattr(own_lock.keeper, "acquire", lambda content: next(looks, None))
+    with pytest.raises(LockedError, match="on another-host"), own_lock:
+        pass
 
 
 def test_a_heartbeat_of_another_host_refuses_the_lock(
