@@ -108,14 +108,23 @@ class Training:
         self.ema: EMAModel | None = None
         if spec.ema:
             self.ema = EMAModel(
-                self.weights, decay=spec.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75
+                self.weights,
+                decay=spec.ema,
+                use_ema_warmup=True,
+                inv_gamma=1.0,
+                power=0.75,
+                foreach=True,
             )
         if hasattr(trainee, "parameter_groups"):
             groups = trainee.parameter_groups()
         else:
             groups = [{"params": self.weights}]
         optimiser = torch.optim.AdamW(
-            groups, lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=(0.9, 0.99)
+            groups,
+            lr=spec.learning_rate,
+            weight_decay=spec.weight_decay,
+            betas=(0.9, 0.99),
+            fused=True,
         )
         self.model, self.optimiser = self.accelerator.prepare(self.trainee, optimiser)
         self.losses: list[float] = []

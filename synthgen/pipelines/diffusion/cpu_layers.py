@@ -135,11 +135,14 @@ def normalise_in_float32(
 ) -> Tensor:
     """Return norm(x + shift), or SiLU of it, (B, C, h, w), computed in float32.
 
-    Few images are computed at a time, so that their values stay in the cache.
+    Few images are computed at a time, so that their values stay in the cache. All are computed at
+    once where gradients are needed, because the gradient of each part is as large as that of all.
     """
     weight = norm.weight.float()
     bias = norm.bias.float()
     count = max(1, CACHED_VALUES // x[0].numel())
+    if torch.is_grad_enabled():
+        count = len(x)
     parts = []
     for start in range(0, len(x), count):
         values = x[start : start + count].float()
