@@ -140,6 +140,8 @@ class Worker:
         if self.job.verify is not None:
             verifier = self.job.verify.load(self.numerics.device)
             self.inspection = Inspection(self.job.verify, verifier, self.painter)
+            if "repair" in self.inspection.kinds and hasattr(self.painter, "use_verifier"):
+                self.painter.use_verifier(self.inspection.find_failed_boxes)
 
     def make_shard(self, number: int) -> Iterator[Progress | StagedShard]:
         """Generate and stage one shard; yield progress after each batch, and the shard last.

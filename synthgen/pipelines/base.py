@@ -39,10 +39,12 @@ class Painting:
     Attributes:
         image: (H, W, 3) uint8, RGB.
         masks: COCO run-length encodings, one for each box; None if the pipeline does not know them.
+        parts: what the painter needs to generate single objects again; None if it cannot.
     """
 
     image: NDArray[np.uint8]
     masks: tuple[dict[str, Any], ...] | None = None
+    parts: Any = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Painter(Protocol):
 
     A painter may have a method `use_chunk(chunk)`, which changes `Numerics.chunk` as if the painter
     had been loaded with the new value. A painter without it is loaded again when memory runs out.
+    Images are repaired with one of two methods: `inpaint_boxes` generates windows of a finished
+    image again, and `regenerate_objects` single objects of an image that the painter still has in
+    parts. A painter with a method `use_verifier(find_failed)` verifies objects while it generates
+    them.
     """
 
     def __call__(

@@ -82,14 +82,20 @@ class Inspection:
     ) -> list[Checked]:
         """Verify a batch, and generate failed boxes and the places of false positives again."""
         checked = self.verify(paintings, [scene.layout for scene in scenes])
-        if "repair" not in self.kinds or not hasattr(self.painter, "inpaint_boxes"):
+        by_object = hasattr(self.painter, "regenerate_objects")
+        by_window = hasattr(self.painter, "inpaint_boxes")
+        if "repair" not in self.kinds or not (by_object or by_window):
             return checked
+        repair = self.regenerate_objects if by_object else self.repair
         for number in range(1, self.spec.max_repairs + 1):
-            faulty = [k for k in range(len(checked)) if checked[k].faults]
+            faulty = []
+            for k, image in enumerate(checked):
+                if image.failed.any() or (by_window and image.faults):
+                    faulty.append(k)
             if not faulty:
                 break
             repair_seeds = [seeds(k, number) for k in faulty]
-            repaired = self.repair(scenes, checked, faulty, repair_seeds)
+            repaired = repair(scenes, checked, faulty, repair_seeds)
             for k, new in zip(faulty, repaired, strict=True):
                 checked[k] = accept_repair(checked[k], new, number)
         return checked
@@ -128,6 +134,31 @@ class Inspection:
             merged.append(Painting(merge_better_parts(checked[k], new)))
         return self.verify(merged, layouts)
 
+    def regenerate_objects(
+        self,
+        scenes: Sequence[Scene],
+        checked: Sequence[Checked],
+        faulty: Sequence[int],
+        seeds: Sequence[np.random.SeedSequence],
+    ) -> list[Checked]:
+        """Generate the objects of failed boxes again, and verify the images.
+
+        A new object is kept only if it is better than the old one. False positives stay.
+
+        Args and returns: as for `repair`.
+        """
+        failed = [np.flatnonzero(checked[k].failed).tolist() for k in faulty]
+        faulty_scenes = [scenes[k] for k in faulty]
+        layouts = [scene.layout for scene in faulty_scenes]
+        old = [checked[k].painting for k in faulty]
+        new = self.painter.regenerate_objects(old, faulty_scenes, failed, seeds)
+        merged = []
+        for j, verified in enumerate(self.verify(new, layouts)):
+            former = checked[faulty[j]]
+            better = [i for i in failed[j] if is_better_box(verified, former, i)]
+            merged.append(self.painter.replace_objects(faulty_scenes[j], old[j], new[j], better))
+        return self.verify(merged, layouts)
+
     def verify(self, paintings: Sequence[Painting], layouts: Sequence[Layout]) -> list[Checked]:
         """Return the images with their verdicts, without any action."""
         begin_activity("verifying")
@@ -138,6 +169,13 @@ class Inspection:
             failed = self.spec.find_failed_boxes(verdict, layout)
             checked.append(Checked(painting, layout, verdict, failed, ("",) * len(layout)))
         return checked
+
+    def find_failed_boxes(
+        self, images: Sequence[NDArray[np.uint8]], layouts: Sequence[Layout]
+    ) -> list[NDArray[np.bool_]]:
+        """Return which boxes (N,) of each image (H, W, 3) fail."""
+        paintings = [Painting(image) for image in images]
+        return [checked.failed for checked in self.verify(paintings, layouts)]
 
     def finish(self, checked: Checked) -> Checked:
         """Tighten the failed boxes that can be tightened, and flag the others."""
@@ -274,6 +312,13 @@ def find_changed_parts(
     blocks = changed.reshape(rows, BLOCK, columns, BLOCK).any((1, 3))
     parts, count = ndimage.label(blocks, np.ones((3, 3)))
     return parts, int(count)
+
+
+def is_better_box(new: Checked, old: Checked, i: int) -> bool:
+    """Return whether box i fails no longer, or has a higher score where it fails in both images."""
+    if new.failed[i] != old.failed[i]:
+        return not new.failed[i]
+    return bool(new.verdict.scores[i] > old.verdict.scores[i])
 
 
 def measure_part_cost(checked: Checked, part: NDArray[np.bool_]) -> tuple[int, float]:

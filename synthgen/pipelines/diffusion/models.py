@@ -546,7 +546,7 @@ def download_snapshot(name: str, wanted: list[str], skipped: list[str]) -> Path:
         raise ModelNotFoundError(
             f"model {name!r}: not a local folder, not in the local cache, and it cannot be "
             f"downloaded from the Hugging Face Hub ({type(error).__name__}: {reason}); "
-            "check the name and the network, or give a folder with `pipeline.model=FOLDER`"
+            "check the name and the network, or give a local folder"
         ) from None
 
 

@@ -1,11 +1,11 @@
 """The recipe of inpainting: each object in an enlarged crop. The pipeline is in `pipeline.py`."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from synthgen.layouts.base import SamplerSpec
-from synthgen.pipelines.diffusion.models import LayoutModelSpec
+from synthgen.pipelines.diffusion.models import LayoutModelSpec, find_canvas_problems
 from synthgen.pipelines.mixture import Interval
 from synthgen.scenes.scene import SceneSpec
 
@@ -22,7 +22,7 @@ class Spec(LayoutModelSpec):
     PIPELINE: ClassVar[str] = "synthgen.pipelines.inpaint.pipeline:InpaintPipeline"
 
     method: Literal["inpaint"] = "inpaint"
-    scheduler: Literal["dpm++", "unipc", "ddim", "euler"] | None = Field(
+    scheduler: Literal["dpm++", "unipc", "ddim", "euler", "lcm"] | None = Field(
         "dpm++", description="Scheduler; null: that of the checkpoint."
     )
     guidance_scale: float = Field(
@@ -32,6 +32,11 @@ class Spec(LayoutModelSpec):
         (0.0, 1.0),
         description="Steps with guidance in the crops, as shares [start, stop) of all steps; the "
         "other steps take half the time.",
+    )
+    background_model: str | None = Field(
+        None,
+        min_length=1,
+        description="Checkpoint of the background, if it is another one than `model`.",
     )
     background_guidance_scale: float | None = Field(
         None,
@@ -43,7 +48,10 @@ class Spec(LayoutModelSpec):
         None, ge=1, le=1000, description="Steps of the background; null: as `steps`."
     )
     background_window: int | None = Field(
-        None, ge=8, description="Side of the windows of the background in px; null: as `window`."
+        None,
+        ge=8,
+        description="Side of the windows of the background in px; null: the size that its "
+        "checkpoint was trained at.",
     )
     background_overlap: float = Field(
         0.25,
@@ -93,14 +101,45 @@ class Spec(LayoutModelSpec):
     def starts_within_schedule(self) -> bool:
         return self.strength < 1
 
+    def background_spec(self) -> "Spec | None":
+        """Return the recipe of the background's checkpoint; None if it is that of the objects."""
+        if self.background_model is None:
+            return None
+        update = {
+            "model": self.background_model,
+            "background_model": None,
+            "weights": None,
+            "lora": None,
+        }
+        return self.model_copy(update=update)
+
     def check(self, sampler: SamplerSpec, scene: SceneSpec) -> list[str]:
         problems = super().check(sampler, scene)
+        background = self.background_spec()
+        if background is not None:
+            for problem in find_canvas_problems(background, sampler.canvas):
+                problems.append("background_model: " + problem.partition(": ")[2])
         if self.scale != 1:
             problems.append(
                 f"scale: {self.scale} is not 1: inpaint enlarges each object by itself; "
                 "omit the key, or set `window`"
             )
         return problems
+
+    def fingerprint(self) -> dict[str, Any]:
+        hashes = super().fingerprint()
+        background = self.background_spec()
+        if background is not None:
+            for name, value in background.fingerprint().items():
+                hashes[f"background_{name}"] = value
+        return hashes
+
+    def licence(self) -> str:
+        licences = [super().licence()]
+        background = self.background_spec()
+        if background is not None:
+            licences.append(background.licence())
+        return "; ".join(dict.fromkeys(licences))
 
     def _warn_about_sizes(self, sampler: SamplerSpec) -> list[str]:
         """Return no warning: boxes of all sizes are generated at the size of `window`."""

@@ -17,6 +17,7 @@ from synthgen.layouts.base import Layout
 
 Boxes = NDArray[np.float64]
 LEAST_SCALE = 2 / 3  # a crop that would be shrunk more than this keeps its size
+MOST_SCALE = 1.5  # above it, an enlarged background is too blurred for a checkpoint
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Crop:
         area: (4,) float64, xyxy in px of the canvas: where the object is generated.
         window: x0, y0, x1, y1 in px of the canvas.
         size: width, height of the enlarged crop in px.
+        view: x0, y0, x1, y1 in px of the canvas, what the crop shows around the object. It is the
+            window, or more of the canvas where the enlarged window would be too blurred.
     """
 
     number: int
@@ -36,6 +39,12 @@ class Crop:
     area: Boxes
     window: tuple[int, int, int, int]
     size: tuple[int, int]
+    view: tuple[int, int, int, int]
+
+    @property
+    def shows_window(self) -> bool:
+        """Whether the crop shows its window, and with it all objects that were pasted there."""
+        return self.view == self.window
 
     @property
     def scale(self) -> Boxes:
@@ -50,7 +59,7 @@ class Crop:
 
     def cut(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the enlarged crop (h, w, 3) of a canvas (H, W, 3) (Lanczos)."""
-        x0, y0, x1, y1 = self.window
+        x0, y0, x1, y1 = self.view
         crop = Image.fromarray(image[y0:y1, x0:x1])
         return np.asarray(crop.resize(self.size, Image.Resampling.LANCZOS))
 
@@ -89,12 +98,29 @@ def place_crops(layout: Layout, share: float, outset: float, side: int, unit: in
         if scale < LEAST_SCALE:
             scale = 1.0
         sides = np.minimum(wanted, canvas)
-        low = np.clip(np.round(centres[number] - sides / 2).astype(int), 0, canvas - sides)
-        x0, y0, x1, y1 = (int(value) for value in (*low, *(low + sides)))
+        window = place_window(centres[number], sides, canvas)
         units = np.maximum(np.round(sides * scale / unit).astype(int), 1)
         width, height = (int(value) for value in units * unit)
-        crops.append(Crop(number, box, area, (x0, y0, x1, y1), (width, height)))
+        view = window
+        if scale > MOST_SCALE:
+            view = place_window(centres[number], np.minimum((width, height), canvas), canvas)
+        crops.append(Crop(number, box, area, window, (width, height), view))
     return crops
+
+
+def place_window(
+    centre: Boxes, sides: NDArray[np.int_], canvas: NDArray[np.int_]
+) -> tuple[int, int, int, int]:
+    """Return x0, y0, x1, y1 of a window inside the canvas, around a centre if there is room.
+
+    Args:
+        centre: (2,) in px.
+        sides: (2,) width, height of the window in px, at most those of the canvas.
+        canvas: (2,) width, height in px.
+    """
+    low = np.clip(np.round(centre - sides / 2).astype(int), 0, canvas - sides)
+    x0, y0, x1, y1 = (int(value) for value in (*low, *(low + sides)))
+    return x0, y0, x1, y1
 
 
 def order_far_to_near(layout: Layout) -> list[int]:

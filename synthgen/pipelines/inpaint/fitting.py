@@ -10,17 +10,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from synthgen.pipelines.inpaint.collage import Cutout
 from synthgen.pipelines.inpaint.crops import Boxes, Crop
 
 DIFFERENCE = 28  # of 255; a smaller one is no object but texture, or the autoencoder's error
 SMOOTHING = 1 / 56  # standard deviation of the blur before the comparison, as a share of the side
 LEAST_AREA = 0.08  # of its box, below which an object counts as not found
 MOST_STRETCH = 2.0  # an object that would be stretched or squeezed more counts as not found
-DILATION = (
-    1 / 32
-)  # how far around an object its surroundings are pasted too, as a share of the side
+DILATION = 1 / 32  # how far around an object its surroundings are pasted, as a share of the side
 FEATHER = 1 / 64  # standard deviation of the edge of what is pasted, as a share of the side
-MOST_SAMPLES = 8  # samples along x and y that are averaged for a pixel
+MOST_SAMPLES = 8  # samples along x and y for a pixel
 
 
 def find_object(
@@ -37,12 +36,13 @@ def find_object(
     first = ndimage.gaussian_filter(before.astype(np.float32), blur)
     second = ndimage.gaussian_filter(after.astype(np.float32), blur)
     changed = np.abs(second - first).max(2) > DIFFERENCE
-    changed = ndimage.binary_opening(changed, iterations=max(1, side // 112))
-    labels, count = ndimage.label(changed)
+    bodies = ndimage.binary_opening(changed, iterations=max(1, side // 112))
+    labels, count = ndimage.label(bodies)
     if count == 0:
         return None
     largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-    mask: NDArray[np.bool_] = ndimage.binary_fill_holes(labels == largest)
+    whole = ndimage.binary_propagation(labels == largest, mask=changed)  # with its thin parts
+    mask: NDArray[np.bool_] = ndimage.binary_fill_holes(whole)
     width, height = (crop.box[2:] - crop.box[:2]) * crop.scale
     if mask.sum() < LEAST_AREA * width * height:
         return None
@@ -65,23 +65,20 @@ def compute_stretch(crop: Crop, extent: Boxes) -> NDArray[np.float64]:
     return stretch
 
 
-def paste_object(
-    canvas: NDArray[np.uint8],
+def fit_object(
     crop: Crop,
     after: NDArray[np.uint8],
     mask: NDArray[np.bool_],
     extent: Boxes,
-) -> tuple[tuple[slice, slice], NDArray[np.bool_]]:
-    """Paste an object into a canvas (H, W, 3), with its extent on its box.
+    canvas: tuple[int, int],
+) -> Cutout:
+    """Move and stretch an object so that its extent becomes its box.
 
     Args:
-        canvas: changed in place, where the object or its feathered edge is.
         after: (h, w, 3), the enlarged crop with the object.
         mask: (h, w), the object.
         extent: (4,) xyxy in px of the enlarged crop: what becomes the box.
-
-    Returns:
-        The part of the canvas that may have changed, and which of its pixels the object covers.
+        canvas: width, height of the canvas in px.
     """
     side = max(crop.size)
     grown = ndimage.binary_dilation(mask, iterations=max(1, round(DILATION * side)))
@@ -89,18 +86,18 @@ def paste_object(
     # Px of the enlarged crop per px of the canvas, after the stretch.
     step = (extent[2:] - extent[:2]) / (crop.box[2:] - crop.box[:2])
     margin = (DILATION + 3 * FEATHER) * side / step + 1
-    height, width = canvas.shape[:2]
     low = np.floor(crop.box[:2] - margin).astype(int).clip(0)
-    high = np.minimum(np.ceil(crop.box[2:] + margin).astype(int), [width, height])
+    high = np.minimum(np.ceil(crop.box[2:] + margin).astype(int), canvas)
     start = extent[:2] + (low - crop.box[:2]) * step
     size = (int(high[0] - low[0]), int(high[1] - low[1]))
-    region = (slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0])))
-    pixels = resample(after, start, step, size).astype(np.float32)
-    weights = resample(to_levels(alpha), start, step, size)[..., None] / np.float32(255)
-    covered = resample(to_levels(mask), start, step, size) >= 128
-    blended = weights * pixels + (1 - weights) * canvas[region]
-    canvas[region] = np.round(blended).astype(np.uint8)
-    return region, covered
+    weights = resample(to_levels(alpha), start, step, size).astype(np.float32) / np.float32(255)
+    return Cutout(
+        rows=slice(int(low[1]), int(high[1])),
+        columns=slice(int(low[0]), int(high[0])),
+        pixels=resample(after, start, step, size),
+        weights=weights[..., None],
+        covered=resample(to_levels(mask), start, step, size) >= 128,
+    )
 
 
 def to_levels(values: NDArray[np.float32] | NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -117,7 +114,8 @@ def resample(
 ) -> NDArray[np.uint8]:
     """Return a part of an image at another resolution; outside the image it is 0.
 
-    Each pixel is the mean of several samples (bicubic), so that a shrunk image has no aliases.
+    The image is sampled several times for each pixel (bicubic), and the samples are shrunk
+    (Lanczos), so that a shrunk image is sharp and has no aliases.
 
     Args:
         image: (h, w, 3) or (h, w).
@@ -132,4 +130,4 @@ def resample(
     sampled = Image.fromarray(image).transform(
         larger, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
     )
-    return np.asarray(sampled.resize(size, Image.Resampling.BOX))
+    return np.asarray(sampled.resize(size, Image.Resampling.LANCZOS))

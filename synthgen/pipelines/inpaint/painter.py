@@ -1,27 +1,31 @@
 """The painter of inpainting, which also knows the objects' masks."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from synthgen.pipelines.base import Numerics, Painting
 from synthgen.pipelines.diffusion.painter import generate
+from synthgen.pipelines.diffusion.pipeline import load_pipeline
 from synthgen.pipelines.inpaint import Spec
+from synthgen.pipelines.inpaint.collage import Collage, Owners
+from synthgen.pipelines.inpaint.pipeline import FindFailed, InpaintPipeline
 from synthgen.pipelines.mixture.painter import MixturePainter
 from synthgen.pipelines.paste import encode_mask
 from synthgen.scenes.scene import Scene, SceneSpec
 
 
 class InpaintPainter:
-    """The loaded pipeline, and the user's background images if the scene names any.
-
-    It has no `inpaint_boxes`, because an object is only found where the background is known.
-    """
+    """The loaded pipeline, and the user's background images if the scene names any."""
 
     def __init__(self, spec: Spec, scene: SceneSpec, numerics: Numerics) -> None:
         self.loaded = MixturePainter(spec, scene, numerics)
+        background = spec.background_spec()
+        if background is not None:
+            pipeline = load_pipeline(InpaintPipeline, background, spec.scheduler, numerics)
+            pipeline.empty_is_none = True
+            self.loaded.options["background_pipeline"] = pipeline
 
     @property
     def pipeline(self) -> Any:
@@ -32,29 +36,64 @@ class InpaintPainter:
         """Use another number of windows per chunk, without loading the pipeline again."""
         self.loaded.use_chunk(chunk)
 
+    def use_verifier(self, find_failed: FindFailed) -> None:
+        """Generate objects again that a verifier does not find in their enlarged crops."""
+        self.loaded.options["find_failed"] = find_failed
+
     def __call__(
         self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
     ) -> list[Painting]:
         """Generate a batch: every scene with its own layout and its own seed."""
-        options: dict[str, Any] = dict(self.loaded.options)
         backgrounds = self.loaded.backgrounds(scenes, seeds)
-        if backgrounds is not None:
-            options["pictures"] = np.stack(backgrounds)
-        images, owners = generate(self.pipeline, scenes, seeds, return_owners=True, **options)
-        paintings = []
-        for scene, image, owner in zip(scenes, images, owners, strict=True):
-            paintings.append(Painting(image, encode_masks(scene, owner)))
-        return paintings
+        pictures = None if backgrounds is None else np.stack(backgrounds)
+        return self._generate(scenes, seeds, pictures=pictures)
+
+    def regenerate_objects(
+        self,
+        paintings: Sequence[Painting],
+        scenes: Sequence[Scene],
+        chosen: Sequence[Collection[int]],
+        seeds: Sequence[np.random.SeedSequence],
+    ) -> list[Painting]:
+        """Generate chosen objects again, each with what is behind it as its surroundings.
+
+        Args:
+            paintings: images of this painter.
+            chosen: for each image, the indices of the boxes whose objects are generated again.
+        """
+        collages = [painting.parts for painting in paintings]
+        return self._generate(scenes, seeds, collages=collages, chosen=chosen)
+
+    def replace_objects(
+        self, scene: Scene, old: Painting, new: Painting, chosen: Collection[int]
+    ) -> Painting:
+        """Return an image in which chosen objects are those of another image of the scene."""
+        return make_painting(scene, old.parts.replace(new.parts, chosen))
+
+    def _generate(
+        self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence], **options: Any
+    ) -> list[Painting]:
+        _, collages = generate(
+            self.pipeline, scenes, seeds, return_collages=True, **self.loaded.options, **options
+        )
+        return [
+            make_painting(scene, collage) for scene, collage in zip(scenes, collages, strict=True)
+        ]
 
 
-def encode_masks(scene: Scene, owner: NDArray[np.int32]) -> tuple[dict[str, Any], ...]:
+def make_painting(scene: Scene, collage: Collage) -> Painting:
+    """Return the image of a collage, with its masks."""
+    return Painting(collage.draw(), encode_masks(scene, collage.find_owners()), collage)
+
+
+def encode_masks(scene: Scene, owners: Owners) -> tuple[dict[str, Any], ...]:
     """Return the visible part of each object inside its box, as run-length encodings.
 
     Args:
-        owner: (H, W): the index of the box whose object covers a pixel, or -1.
+        owners: (H, W), the index of the box whose object covers a pixel, or -1.
     """
     boxes = scene.layout.boxes
     low = np.floor(boxes[:, :2]).astype(int)
     high = np.ceil(boxes[:, 2:]).astype(int)
     whole = np.concatenate([low, high], 1)
-    return tuple(encode_mask(owner, i, whole[i]) for i in range(len(whole)))
+    return tuple(encode_mask(owners, i, whole[i]) for i in range(len(whole)))

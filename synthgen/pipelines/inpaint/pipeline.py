@@ -1,7 +1,7 @@
 """Inpainting for layouts: a diffusers pipeline that generates each object in an enlarged crop."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,14 +21,16 @@ from synthgen.pipelines.diffusion.pipeline import (
     as_output,
 )
 from synthgen.pipelines.diffusion.prompts import Prompts, repeat_per_image
+from synthgen.pipelines.inpaint.collage import Collage
 from synthgen.pipelines.inpaint.crops import Crop, assign_rounds, order_far_to_near, place_crops
-from synthgen.pipelines.inpaint.fitting import find_object, measure_extent, paste_object
+from synthgen.pipelines.inpaint.fitting import find_object, fit_object, measure_extent
 from synthgen.scenes.scene import build_region_prompt
 
 HIDDEN = 0.5  # share of a latent cell from which on a UNet for inpainting generates all of it
 GREY = 127  # level of the hidden part of an image
-Owners = NDArray[np.int32]
-"""(B, H, W): the index of the box whose object covers a pixel, or -1."""
+
+FindFailed = Callable[[Sequence[NDArray[np.uint8]], Sequence[Layout]], Sequence[NDArray[np.bool_]]]
+"""Returns which boxes of each image fail, from images (H, W, 3) and their layouts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +39,51 @@ class _Object:
 
     Attributes:
         image: index of the image in the batch.
+        layout: the object's box alone.
         prompt, negative: rows of the tables of conditions.
         generator: for its noise, so that it does not depend on the rest of the batch.
     """
 
     image: int
+    layout: Layout
     crop: Crop
     prompt: int
     negative: int
     generator: torch.Generator
+
+
+@dataclass(eq=False)
+class _Attempt:
+    """A generated object.
+
+    Attributes:
+        after: (h, w, 3), the enlarged crop with the object.
+        mask: (h, w), the object; None if it was not found.
+        passes: whether it was found and, if there is a verifier, has not failed.
+    """
+
+    object: _Object
+    after: NDArray[np.uint8]
+    mask: NDArray[np.bool_] | None
+    passes: bool
+
+    def label(self) -> Layout:
+        """Return the layout of the crop, with a box around the object."""
+        assert self.mask is not None
+        width, height = self.object.crop.size
+        boxes = measure_extent(self.mask)[None].astype(np.float32)
+        return replace(self.object.layout, width=width, height=height, boxes=boxes)
+
+    def paste(self, collage: Collage) -> None:
+        """Paste the object, or its whole area if it was not found."""
+        crop = self.object.crop
+        mask = self.mask
+        if mask is None:
+            mask = crop.draw_area(1) >= 0.5
+            extent = crop.enlarge(crop.box)
+        else:
+            extent = measure_extent(mask)
+        collage.cutouts[crop.number] = fit_object(crop, self.after, mask, extent, collage.size)
 
 
 @dataclass(frozen=True)
@@ -99,6 +137,7 @@ class InpaintPipeline(LatentPipeline):
         background_steps: int | None = None,
         background_window: int | None = None,
         background_overlap: float = 0.25,
+        background_pipeline: "InpaintPipeline | None" = None,
         window: int | None = None,
         object_share: float = 0.6,
         outset: float = 0.12,
@@ -109,8 +148,11 @@ class InpaintPipeline(LatentPipeline):
         generator: Generators = None,
         callback_on_step_end: StepEnd | None = None,
         output_type: str = "pil",
-        return_owners: bool = False,
-    ) -> Images | tuple[Images, Owners]:
+        collages: Sequence[Collage] | None = None,
+        chosen: Sequence[Collection[int]] | None = None,
+        find_failed: FindFailed | None = None,
+        return_collages: bool = False,
+    ) -> Images | tuple[Images, list[Collage]]:
         """Generate one image for each layout.
 
         Args:
@@ -121,6 +163,7 @@ class InpaintPipeline(LatentPipeline):
                 which SDXL distinguishes from an empty prompt.
             guidance_scale: see the key of the recipe (`synthgen describe inpaint`), also for the
                 arguments that follow.
+            background_pipeline: generates the backgrounds; None: this pipeline.
             pictures: (B, H, W, 3) uint8, images into which the objects are generated; they do not
                 change outside the objects and their feathered edges.
             chunk: number of windows of the size that the checkpoint was trained at that go through
@@ -128,7 +171,11 @@ class InpaintPipeline(LatentPipeline):
             generator: one CPU generator for each image, or one for all images.
             callback_on_step_end: called after each step of the background.
             output_type: "pil" or "np" (B, H, W, 3) uint8.
-            return_owners: whether to return also which object each pixel shows.
+            collages: images whose objects are generated again, with their own backgrounds.
+            chosen: for each of the B images, the indices of the boxes to generate; None: all.
+            find_failed: verifies the objects in their enlarged crops; those that fail are generated
+                again.
+            return_collages: whether to return also the background and the objects of each image.
 
         Raises:
             IncompatibleLayoutError: this checkpoint cannot generate the canvas or a box.
@@ -138,23 +185,15 @@ class InpaintPipeline(LatentPipeline):
         self.check_pictures(layouts, pictures)
         if strength < 1:
             self.check_schedule()
-        side = window or int(self.unet.config.sample_size) * self.factor
+        side = window or self.native_side
         prompts = Prompts()
         backgrounds = repeat_per_image(background, len(layouts))
         negatives = repeat_per_image(negative_prompt, len(layouts))
-        background_rows = []
-        for layout, text, negative in zip(layouts, backgrounds, negatives, strict=True):
-            without_objects = exclude_objects(negative, layout.categories)
-            background_rows.append((prompts.row(text), prompts.row(without_objects)))
         object_rows = []
         for layout, text, negative in zip(layouts, backgrounds, negatives, strict=True):
             rows = [prompts.row(build_region_prompt(phrase, text)) for phrase in layout.prompts]
             object_rows.append((rows, prompts.row(negative)))
-        background_guidance = background_guidance_scale
-        if background_guidance is None:
-            background_guidance = guidance_scale
-        largest_guidance = max(guidance_scale, background_guidance)
-        conditions = self.text_conditions(prompts.texts, largest_guidance)
+        conditions = self.text_conditions(prompts.texts, guidance_scale)
         schedule = plan_schedule(
             num_inference_steps,
             guidance_scale,
@@ -162,37 +201,92 @@ class InpaintPipeline(LatentPipeline):
             strength,
             self.cells_at_once(chunk),
         )
-        noise = None if pictures is not None else self.noise(layouts, generator)
-        rounds = self.plan_rounds(layouts, object_rows, generator, side, object_share, outset)
+        source = background_pipeline or self
+        noise = None
+        if collages is not None:
+            collages = [replace(each, cutouts=dict(each.cutouts)) for each in collages]
+        elif pictures is not None:
+            collages = [Collage(image) for image in pictures]
+        else:
+            noise = source.noise(layouts, generator)
+        rounds = self.plan_rounds(
+            layouts, object_rows, generator, side, object_share, outset, chosen
+        )
         for objects in rounds:
             expect(sum(self.count_cost(each.crop, schedule) for each in objects))
-        if noise is None:
-            canvases = np.array(pictures)
-        else:
-            regions = []
-            for i, layout in enumerate(layouts):
-                regions += self.cover(
-                    i,
-                    (layout.width, layout.height),
-                    background_rows[i],
-                    background_guidance,
-                    background_window or side,
-                    background_overlap,
-                )
-            mixture = Mixture(regions, conditions, noise.shape, schedule.cells)
-            steps = [mixture] * (background_steps or num_inference_steps)
-            beside = None
-            if self.reads_masked_images:
-                beside = self.hide_areas(np.ones(noise[:, 0].shape, np.float32))
-            latents = self.denoise(
-                noise, steps, callback_on_step_end, generator=generator, beside=beside
+        if noise is not None:
+            if background_guidance_scale is None:
+                background_guidance_scale = guidance_scale
+            images = source.generate_backgrounds(
+                noise,
+                backgrounds,
+                exclude_objects(negatives, layouts),
+                background_steps or num_inference_steps,
+                background_guidance_scale,
+                background_window or source.native_side,
+                background_overlap,
+                chunk,
+                generator,
+                callback_on_step_end,
             )
-            canvases = self.decode(latents)
-        owners = np.full(canvases.shape[:3], -1, np.int32)
+            collages = [Collage(image) for image in images]
+        assert collages is not None
         for objects in rounds:
-            self.generate_objects(canvases, owners, objects, conditions, schedule, object_attempts)
-        images = as_output(canvases, output_type)
-        return (images, owners) if return_owners else images
+            self.generate_objects(
+                collages, objects, conditions, schedule, object_attempts, find_failed
+            )
+        images = np.stack([collage.draw() for collage in collages])
+        output = as_output(images, output_type)
+        return (output, collages) if return_collages else output
+
+    @property
+    def native_side(self) -> int:
+        """Side in px of the windows that the checkpoint was trained at."""
+        return int(self.unet.config.sample_size) * self.factor
+
+    def generate_backgrounds(
+        self,
+        noise: Tensor,
+        prompts: Sequence[str],
+        negatives: Sequence[str | None],
+        steps: int,
+        guidance: float,
+        window: int,
+        overlap: float,
+        chunk: int,
+        generator: Generators,
+        callback: StepEnd | None,
+    ) -> NDArray[np.uint8]:
+        """Return images (B, H, W, 3) without objects.
+
+        Args:
+            noise: (B, C, h, w), standard normal.
+            prompts: B prompts.
+            negatives: B negative prompts.
+            guidance: scale of classifier-free guidance.
+            window: side of the windows in px.
+            overlap: share of a window that the next window overlaps.
+            chunk: as for the whole image.
+            generator: as for the whole image.
+            callback: called after each step.
+        """
+        table = Prompts()
+        rows = []
+        for prompt, negative in zip(prompts, negatives, strict=True):
+            rows.append((table.row(prompt), table.row(negative)))
+        height, width = (side * self.factor for side in noise.shape[2:])
+        regions = []
+        for i in range(len(noise)):
+            regions += self.cover(i, (width, height), rows[i], guidance, window, overlap)
+        conditions = self.text_conditions(table.texts, guidance)
+        mixture = Mixture(regions, conditions, noise.shape, self.cells_at_once(chunk))
+        beside = None
+        if self.reads_masked_images:
+            beside = self.hide_areas(np.ones(noise[:, 0].shape, np.float32))
+        latents = self.denoise(
+            noise, [mixture] * steps, callback, generator=generator, beside=beside
+        )
+        return self.decode(latents)
 
     def plan_rounds(
         self,
@@ -202,6 +296,7 @@ class InpaintPipeline(LatentPipeline):
         side: int,
         share: float,
         outset: float,
+        chosen: Sequence[Collection[int]] | None,
     ) -> list[list[_Object]]:
         """Return the objects of all images, in rounds that are generated one after the other.
 
@@ -211,6 +306,7 @@ class InpaintPipeline(LatentPipeline):
             side: side in px to which a crop is enlarged.
             share: share of the crop's side that the longer side of a box fills.
             outset: how far an area extends beyond its box, as a share of the box's sides.
+            chosen: for each image, the indices of the boxes to generate; None: all.
         """
         rounds: list[list[_Object]] = []
         unit = self.factor * self.multiple
@@ -223,8 +319,12 @@ class InpaintPipeline(LatentPipeline):
             for crop, number, row, seed in zip(crops, numbers, object_rows, seeds, strict=True):
                 while len(rounds) <= number:
                     rounds.append([])
+                if chosen is not None and crop.number not in chosen[i]:
+                    continue
                 own_generator = torch.Generator().manual_seed(seed)
-                rounds[number].append(_Object(i, crop, row, negative, own_generator))
+                rounds[number].append(
+                    _Object(i, layout.select([crop.number]), crop, row, negative, own_generator)
+                )
         return rounds
 
     @property
@@ -258,44 +358,67 @@ class InpaintPipeline(LatentPipeline):
 
     def generate_objects(
         self,
-        canvases: NDArray[np.uint8],
-        owners: Owners,
+        collages: Sequence[Collage],
         objects: Sequence[_Object],
         conditions: Conditions,
         schedule: _Schedule,
         attempts: int,
+        find_failed: FindFailed | None,
     ) -> None:
-        """Generate the objects of a round into the canvases (B, H, W, 3), in place.
+        """Generate the objects of a round into the collages, in place.
 
-        An object that is not found in its crop is generated again from new noise. After the last
-        attempt its whole area is pasted as it is.
+        An object that is not found in its crop, or that fails, is generated again from new noise.
+        If the last attempt fails too, the first object that was found is pasted, or else the whole
+        area.
         """
-        for attempt in range(attempts):
-            if attempt > 0:
+        surroundings = cut_surroundings(collages, objects)
+        first_found: dict[_Object, _Attempt] = {}
+        for number in range(attempts):
+            if number > 0:
                 expect(sum(self.count_cost(each.crop, schedule) for each in objects))
-            by_size: dict[tuple[int, int], list[_Object]] = {}
-            for each in objects:
-                by_size.setdefault(each.crop.size, []).append(each)
-            generated = []
-            for size in sorted(by_size):
-                group = by_size[size]
-                before = np.stack([each.crop.cut(canvases[each.image]) for each in group])
-                after = self.generate_crops(before, group, conditions, schedule)
-                generated += list(zip(group, before, after, strict=True))
-            objects = []
-            for each, before, after in generated:
-                mask = find_object(each.crop, before, after)
-                if mask is None and attempt + 1 < attempts:
-                    objects.append(each)
-                    continue
-                if mask is None:
-                    mask = each.crop.draw_area(1) >= 0.5
-                    extent = each.crop.enlarge(each.crop.box)
+            missed = []
+            for attempt in self.attempt_objects(
+                objects, surroundings, conditions, schedule, find_failed
+            ):
+                each = attempt.object
+                if attempt.mask is not None:
+                    first_found.setdefault(each, attempt)
+                if attempt.passes:
+                    attempt.paste(collages[each.image])
+                elif number + 1 < attempts:
+                    missed.append(each)
                 else:
-                    extent = measure_extent(mask)
-                canvas = canvases[each.image]
-                region, covered = paste_object(canvas, each.crop, after, mask, extent)
-                owners[each.image][region][covered] = each.crop.number
+                    first_found.get(each, attempt).paste(collages[each.image])
+            objects = missed
+
+    def attempt_objects(
+        self,
+        objects: Sequence[_Object],
+        surroundings: dict[_Object, NDArray[np.uint8]],
+        conditions: Conditions,
+        schedule: _Schedule,
+        find_failed: FindFailed | None,
+    ) -> list[_Attempt]:
+        """Generate objects once, each into its surroundings (h, w, 3), and find them there."""
+        by_size: dict[tuple[int, int], list[_Object]] = {}
+        for each in objects:
+            by_size.setdefault(each.crop.size, []).append(each)
+        attempts = []
+        for size in sorted(by_size):
+            group = by_size[size]
+            befores = np.stack([surroundings[each] for each in group])
+            afters = self.generate_crops(befores, group, conditions, schedule)
+            for each, before, after in zip(group, befores, afters, strict=True):
+                mask = find_object(each.crop, before, after)
+                attempts.append(_Attempt(each, after, mask, mask is not None))
+        if find_failed is None:
+            return attempts
+        found = [attempt for attempt in attempts if attempt.mask is not None]
+        images = [attempt.after for attempt in found]
+        failed = find_failed(images, [attempt.label() for attempt in found])
+        for attempt, has_failed in zip(found, failed, strict=True):
+            attempt.passes = not has_failed.any()
+        return attempts
 
     def generate_crops(
         self,
@@ -349,12 +472,37 @@ class InpaintPipeline(LatentPipeline):
         return self.decode(denoised)
 
 
-def exclude_objects(negative: str | None, categories: Sequence[str]) -> str | None:
-    """Return a negative prompt that also names the categories, if there are any."""
-    if not categories:
-        return negative
-    names = sorted(set(categories))
-    return ", ".join([negative, *names] if negative else names)
+def cut_surroundings(
+    collages: Sequence[Collage], objects: Sequence[_Object]
+) -> dict[_Object, NDArray[np.uint8]]:
+    """Return the enlarged crop (h, w, 3) of each object, without it and what is in front of it.
+
+    A crop that shows more than its window has no objects at all, because they would be too small.
+    """
+    drawn: dict[tuple[int, int | None], NDArray[np.uint8]] = {}
+    surroundings = {}
+    for each in objects:
+        collage = collages[each.image]
+        number = each.crop.number
+        if not each.crop.shows_window:
+            surroundings[each] = each.crop.cut(collage.background)
+            continue
+        below = number if number in collage.cutouts else None
+        key = (each.image, below)
+        if key not in drawn:
+            drawn[key] = collage.draw(below)
+        surroundings[each] = each.crop.cut(drawn[key])
+    return surroundings
+
+
+def exclude_objects(negatives: Sequence[str | None], layouts: Sequence[Layout]) -> list[str | None]:
+    """Return the negative prompts of the backgrounds, which also name the layouts' categories."""
+    excluding = []
+    for negative, layout in zip(negatives, layouts, strict=True):
+        names = sorted(set(layout.categories))
+        given = [negative] if negative else []
+        excluding.append(", ".join(given + names) if names else negative)
+    return excluding
 
 
 def plan_schedule(

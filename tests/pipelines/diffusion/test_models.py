@@ -52,7 +52,7 @@ def test_the_error_for_an_unreachable_hub_is_one_line(
     ) as caught:
         find_model("owner/name")
     assert "\n" not in str(caught.value)
-    assert "pipeline.model=FOLDER" in str(caught.value)
+    assert "give a local folder" in str(caught.value)
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.inpaint.crops import (
     LEAST_SCALE,
+    MOST_SCALE,
     Crop,
     assign_rounds,
     order_far_to_near,
@@ -44,6 +45,11 @@ def test_a_crop_is_inside_the_canvas_and_contains_its_area(
         # A float32 box can end a little beside the whole px that the window ends at.
         assert (crop.box[:2] >= np.array([x0, y0]) - 1).all()
         assert (crop.box[2:] <= np.array([x1, y1]) + 1).all()
+        scale = crop.size[0] / (x1 - x0)
+        assert crop.shows_window or scale > MOST_SCALE * 0.9
+        u0, v0, u1, v1 = crop.view
+        assert 0 <= u0 <= x0 < x1 <= u1 <= layout.width
+        assert 0 <= v0 <= y0 < y1 <= v1 <= layout.height
         assert (crop.area[:2] <= crop.box[:2]).all()
         assert (crop.area[2:] >= crop.box[2:]).all()
         assert crop.size[0] % 16 == crop.size[1] % 16 == 0
@@ -57,23 +63,45 @@ def test_a_crop_is_inside_the_canvas_and_contains_its_area(
 
 def test_a_box_is_enlarged_to_the_share_of_its_crop() -> None:
     layout = Layout(400, 300, np.array([[100, 100, 130, 112]], np.float32), ("dog",))
-    (crop,) = place_crops(layout, 0.5, 0.1, 120, 8)
-    assert crop.window == (85, 76, 145, 136)
-    assert crop.size == (120, 120)
-    np.testing.assert_allclose(crop.enlarge(crop.box), [30, 48, 90, 72])
+    (crop,) = place_crops(layout, 0.5, 0.1, 80, 8)
+    assert crop.window == crop.view == (85, 76, 145, 136)
+    assert crop.size == (80, 80)
+    np.testing.assert_allclose(crop.enlarge(crop.box), [20, 32, 60, 48])
     np.testing.assert_allclose(crop.area, [97, 98.8, 133, 113.2])
     image = np.zeros((300, 400, 3), np.uint8)
     image[100:112, 100:130] = 200
     cut = crop.cut(image)
-    assert cut.shape == (120, 120, 3)
-    assert (cut[52:68, 34:86] >= 198).all()
-    assert (cut[:40] == 0).all()
+    assert cut.shape == (80, 80, 3)
+    assert (cut[36:44, 24:56] >= 198).all()
+    assert (cut[:26] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("box", "view"),
+    [
+        ((100, 100, 130, 112), (55, 46, 175, 166)),
+        ((0, 2, 24, 12), (0, 0, 120, 120)),
+        ((376, 280, 400, 300), (280, 180, 400, 300)),
+    ],
+)
+def test_a_small_box_is_surrounded_by_the_background_at_its_own_size(
+    box: tuple[int, int, int, int], view: tuple[int, int, int, int]
+) -> None:
+    layout = Layout(400, 300, np.array([box], np.float32), ("dog",))
+    (crop,) = place_crops(layout, 0.5, 0.1, 120, 8)
+    assert crop.size == (120, 120)
+    assert crop.view == view
+    assert not crop.shows_window
+    image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    x0, y0, x1, y1 = view
+    np.testing.assert_array_equal(crop.cut(image), image[y0:y1, x0:x1])
 
 
 def test_the_area_covers_cells_in_part() -> None:
     """The reference counts the samples of a fine grid."""
     box = np.array([13.0, 7.0, 30.0, 41.0])
-    crop = Crop(0, box, np.array([11.3, 5.9, 31.7, 44.2]), (4, 0, 44, 60), (80, 120))
+    window = (4, 0, 44, 60)
+    crop = Crop(0, box, np.array([11.3, 5.9, 31.7, 44.2]), window, (80, 120), window)
     drawn = crop.draw_area(8)
     assert drawn.shape == (15, 10)
     fine = 100

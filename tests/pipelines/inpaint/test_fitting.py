@@ -10,8 +10,8 @@ from synthgen.pipelines.inpaint.fitting import (
     DILATION,
     FEATHER,
     find_object,
+    fit_object,
     measure_extent,
-    paste_object,
     resample,
 )
 
@@ -21,7 +21,8 @@ SIDE = 128
 def make_crop(box: tuple[float, float, float, float] = (20, 24, 84, 72)) -> Crop:
     """Return a crop of a canvas of 200 x 160 px, enlarged 1.28 times."""
     asked = np.array(box, np.float64)
-    return Crop(3, asked, asked, (0, 0, 100, 100), (SIDE, SIDE))
+    window = (0, 0, 100, 100)
+    return Crop(3, asked, asked, window, (SIDE, SIDE), window)
 
 
 def make_texture(seed: int = 0, size: tuple[int, int] = (SIDE, SIDE)) -> NDArray[np.uint8]:
@@ -71,9 +72,11 @@ def test_the_object_fills_its_box(box: tuple[float, float, float, float]) -> Non
     before = canvas.copy()
     mask = draw_ellipse((30, 40, 100, 90))
     after = np.where(mask[..., None], [230, 225, 220], make_texture()).astype(np.uint8)
-    region, covered = paste_object(canvas, make_crop(box), after, mask, measure_extent(mask))
+    cutout = fit_object(make_crop(box), after, mask, measure_extent(mask), (200, 160))
+    cutout.paste(canvas)
+    region = (cutout.rows, cutout.columns)
     whole = np.zeros((160, 200), bool)
-    whole[region] = covered
+    whole[region] = cutout.covered
     assert np.abs(measure_extent(whole) - box).max() <= 1
     inside = ndimage.binary_erosion(whole, iterations=2)
     assert np.abs(canvas[inside] - np.array([230.0, 225, 220])).max() < 12
@@ -92,7 +95,9 @@ def test_the_blend_and_the_warp_agree_with_float64() -> None:
     smooth = ndimage.gaussian_filter(make_texture().astype(np.float64), (3, 3, 0))
     after = np.round(smooth).astype(np.uint8)
     extent = np.array([30.0, 40, 100, 90])
-    region, _ = paste_object(canvas, crop, after, mask, extent)
+    cutout = fit_object(crop, after, mask, extent, (200, 160))
+    cutout.paste(canvas)
+    region = (cutout.rows, cutout.columns)
     grown = ndimage.binary_dilation(mask, iterations=round(DILATION * SIDE))
     alpha = ndimage.gaussian_filter(grown.astype(np.float64), FEATHER * SIDE)
     weights = sample(alpha, crop, extent, region)[..., None]

@@ -17,9 +17,14 @@ from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.pipelines.base import IncompatibleLayoutError, Numerics
 from synthgen.pipelines.inpaint import Spec
 from synthgen.pipelines.inpaint import pipeline as inpaint
+from synthgen.pipelines.inpaint.collage import Cutout
 from synthgen.pipelines.inpaint.crops import place_crops
+from synthgen.pipelines.inpaint.fitting import fit_object
 from synthgen.pipelines.inpaint.pipeline import InpaintPipeline, exclude_objects, plan_schedule
 from synthgen.scenes.scene import Scene, SceneSpec
+from synthgen.verification.base import Verdict
+from synthgen.verification.classifier import Spec as ClassifierSpec
+from synthgen.verification.repair import Inspection
 from tests.conftest import save_tiny_checkpoint
 from tests.pipelines.diffusion.test_checkpoint import widen
 
@@ -61,9 +66,10 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_of_all_kinds_are_generated(name: str, pipeline: InpaintPipeline) -> None:
     layout = make_layout(*LAYOUTS[name])
-    images, owners = generate(pipeline, [layout], 0, return_owners=True)
+    images, (collage,) = generate(pipeline, [layout], 0, return_collages=True)
     assert images.shape == (1, 64, 64, 3)
     assert images.dtype == np.uint8
+    owners = collage.find_owners()
     assert set(np.unique(owners)) <= {-1, *range(len(layout))}
     if len(layout):
         assert (owners >= 0).any()
@@ -136,14 +142,52 @@ def test_an_object_that_is_not_found_is_generated_again(
         return found if crop.number == 1 or attempts.count(0) == 3 else None
 
     monkeypatch.setattr(inpaint, "find_object", find)
-    _, owners = generate(pipeline, [layout], 0, return_owners=True, object_attempts=5)
+    _, (collage,) = generate(pipeline, [layout], 0, return_collages=True, object_attempts=5)
     assert attempts == [0, 1, 0, 0]
-    assert set(np.unique(owners)) == {-1, 0, 1}
+    assert set(np.unique(collage.find_owners())) == {-1, 0, 1}
     attempts.clear()
     monkeypatch.setattr(inpaint, "find_object", lambda crop, *_: attempts.append(crop.number))
-    _, owners = generate(pipeline, [layout], 0, return_owners=True)
+    _, (collage,) = generate(pipeline, [layout], 0, return_collages=True)
     assert attempts == [0, 1, 0, 1]
-    assert set(np.unique(owners)) == {-1, 0, 1}  # their areas are pasted as they are
+    assert set(np.unique(collage.find_owners())) == {-1, 0, 1}  # their areas are pasted as they are
+
+
+def test_an_object_that_fails_in_its_crop_is_generated_again(
+    pipeline: InpaintPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = make_layout((8, 8, 24, 24), (40, 40, 60, 60))
+    found = np.zeros((32, 32), bool)
+    found[4:20, 6:20] = True
+    monkeypatch.setattr(inpaint, "find_object", lambda crop, before, after: found)
+    pasted: list[NDArray[np.uint8]] = []
+
+    def fit(crop: Any, after: NDArray[np.uint8], *others: Any) -> Cutout:
+        pasted.append(after)
+        return fit_object(crop, after, *others)
+
+    monkeypatch.setattr(inpaint, "fit_object", fit)
+    seen: list[NDArray[np.uint8]] = []
+    verdicts = iter([False, True, True, True, False])
+
+    def find_failed(images: Any, layouts: Any) -> list[NDArray[np.bool_]]:
+        seen.extend(images)
+        for crop_layout in layouts:
+            assert (crop_layout.width, crop_layout.height) == (32, 32)
+            assert crop_layout.categories == ("dog",)
+            np.testing.assert_array_equal(crop_layout.boxes, [[6, 4, 20, 20]])
+        return [np.array([next(verdicts)]) for _ in images]
+
+    generate(pipeline, [layout], 0, find_failed=find_failed, object_attempts=4)
+    # The first object passes at once, the second one in its fourth attempt.
+    assert len(seen) == 5
+    np.testing.assert_array_equal(pasted, [seen[0], seen[4]])
+    pasted.clear()
+    seen.clear()
+    verdicts = iter([False, True, True])
+    generate(pipeline, [layout], 0, find_failed=find_failed)
+    # The second object fails twice; the first attempt is pasted.
+    assert len(seen) == 3
+    np.testing.assert_array_equal(pasted, [seen[0], seen[1]])
 
 
 def test_the_passes_of_a_hundred_objects_are_few(
@@ -176,9 +220,12 @@ def test_the_passes_of_a_hundred_objects_are_few(
         ),
     )
     found = np.ones((1, 1), bool)
-    nowhere = ((slice(0), slice(0)), np.zeros((0, 0), bool))
+    nothing = slice(0)
+    empty = np.zeros((0, 0), bool)
+    pixels = np.zeros((0, 0, 3), np.uint8)
+    cutout = Cutout(nothing, nothing, pixels, np.zeros((0, 0, 1), np.float32), empty)
     monkeypatch.setattr(inpaint, "find_object", lambda crop, before, after: found)
-    monkeypatch.setattr(inpaint, "paste_object", lambda *arguments: nowhere)
+    monkeypatch.setattr(inpaint, "fit_object", lambda *arguments: cutout)
     sampled = load_job("100dogs", ["pipeline=paste"]).layout.sample(np.random.default_rng(0))
     layout = replace(sampled, width=256, height=256, boxes=sampled.boxes / np.float32(4))
     for steps, guidance, most in ((20, 7.5, 3800), (4, 1.0, 460)):
@@ -189,6 +236,7 @@ def test_the_passes_of_a_hundred_objects_are_few(
             0,
             num_inference_steps=steps,
             window=128,
+            background_window=128,
             object_attempts=1,
             guidance_interval=(0, 0.7),
             guidance_scale=guidance,
@@ -209,7 +257,8 @@ def test_the_passes_of_a_hundred_objects_are_few(
 def test_the_background_has_no_objects(
     negative: str | None, categories: tuple[str, ...], expected: str | None
 ) -> None:
-    assert exclude_objects(negative, categories) == expected
+    boxes = np.tile(np.array([[8, 8, 24, 24]], np.float32), (len(categories), 1))
+    assert exclude_objects([negative], [Layout(64, 64, boxes, categories)]) == [expected]
 
 
 def test_a_schedule_guides_within_its_interval() -> None:
@@ -240,10 +289,62 @@ def test_a_painting_has_masks_inside_the_boxes(checkpoint: Path) -> None:
         assert mask.shape == (64, 64)
         x0, y0, x1, y1 = box
         assert mask.sum() == mask[y0:y1, x0:x1].sum() > 0
-    assert not hasattr(painter, "inpaint_boxes")
     painter.use_chunk(1)
     (again,) = painter([scene], [np.random.SeedSequence(0)])
     assert np.abs(again.image.astype(int) - painting.image).max() <= 2
+
+
+def test_chosen_objects_are_generated_again(checkpoint: Path) -> None:
+    """The far object is generated again behind the near one, on the same background."""
+    spec = Spec(model=str(checkpoint), steps=2, window=32)
+    painter: Any = spec.load(SceneSpec(background="sand"), Numerics())
+    scene = Scene(make_layout((8, 8, 28, 28), (18, 18, 40, 44), (46, 46, 60, 60)), "sand")
+    (old,) = painter([scene], [np.random.SeedSequence(0)])
+    (new,) = painter.regenerate_objects([old], [scene], [[0]], [np.random.SeedSequence(1)])
+    np.testing.assert_array_equal(new.parts.background, old.parts.background)
+    assert list(new.parts.cutouts) == list(old.parts.cutouts)
+    assert old.parts.cutouts[0] is not new.parts.cutouts[0]
+    for number in (1, 2):
+        assert new.parts.cutouts[number] is old.parts.cutouts[number]
+    changed = (new.image != old.image).any(2)
+    assert changed.any()
+    assert not changed[:, 40:].any()
+    near = old.parts.cutouts[1]
+    in_front = near.weights[..., 0] == 1
+    assert not changed[near.rows, near.columns][in_front].any()
+    kept = painter.replace_objects(scene, old, new, [])
+    np.testing.assert_array_equal(kept.image, old.image)
+    assert kept.masks == old.masks
+    taken = painter.replace_objects(scene, old, new, [0])
+    np.testing.assert_array_equal(taken.image, new.image)
+    assert taken.masks == new.masks
+
+
+def test_a_verifier_repairs_only_the_objects_that_fail(checkpoint: Path) -> None:
+    spec = Spec(model=str(checkpoint), steps=2, window=32)
+    painter: Any = spec.load(SceneSpec(background="sand"), Numerics())
+    layout = make_layout((8, 8, 28, 28), (44, 40, 60, 62))
+    scene = Scene(layout, "sand")
+    (painting,) = painter([scene], [np.random.SeedSequence(0)])
+    calls: list[int] = []
+
+    def verify(images: Any, layouts: Any) -> list[Verdict]:
+        """Object 1 fails until it has been generated for the second time."""
+        calls.append(len(images))
+        scores = np.array([0.9, 0.8 if len(calls) >= 4 else 0.1], np.float32)
+        return [Verdict(scores, None, None, np.zeros((0, 4), np.float32))]
+
+    inspection = Inspection(ClassifierSpec(), verify, painter)
+    (checked,) = inspection([scene], [painting], lambda k, number: np.random.SeedSequence(number))
+    assert checked.actions == ("", "repaired")
+    assert checked.repairs == 2
+    assert calls == [1, 1, 1, 1, 1]
+    changed = (checked.painting.image != painting.image).any(2)
+    assert changed[36:, 38:].any()
+    assert not changed[:34, :36].any()
+    assert checked.painting.masks
+    assert painting.masks
+    assert checked.painting.masks[0] == painting.masks[0]
 
 
 def test_an_inpainting_unet_reads_the_mask_and_the_masked_image(tmp_path: Path) -> None:
@@ -267,6 +368,38 @@ def test_an_inpainting_unet_reads_the_mask_and_the_masked_image(tmp_path: Path) 
     grey = pipeline.encode_images(np.full((1, 32, 32, 3), 127, np.uint8))
     y, x = (int(v) for v in mask.nonzero().float().mean(0))
     torch.testing.assert_close(inputs[-1][0, 4:, y, x], grey[0, :, y, x], atol=0.05, rtol=0.05)
+
+
+def test_the_background_may_have_another_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    folder = save_tiny_checkpoint(tmp_path / "objects")
+    widen(7, "StableDiffusionInpaintPipeline")(folder)
+    keys = [
+        "pipeline=inpaint-tiny",
+        f"pipeline.model={folder}",
+        f"pipeline.background_model={checkpoint}",
+        "pipeline.steps=2",
+        "pipeline.background_steps=2",
+        *FEW,
+    ]
+    job = load_job("100dogs", keys)
+    spec: Any = job.pipeline
+    scene = Scene(make_layout((8, 8, 24, 24)), "sand")
+    (painting,) = spec.load(SceneSpec(), Numerics())([scene], [np.random.SeedSequence(0)])
+    alone = Spec(model=str(checkpoint), **spec.model_dump(exclude={"model", "background_model"}))
+    (other,) = alone.load(SceneSpec(), Numerics())([scene], [np.random.SeedSequence(0)])
+    np.testing.assert_array_equal(painting.parts.background, other.parts.background)
+    assert not np.array_equal(painting.image, other.image)
+    hashes = spec.fingerprint()
+    assert hashes["background_model_sha256"] == alone.fingerprint()["model_sha256"]
+    assert hashes["background_model_sha256"] != hashes["model_sha256"]
+    assert str(checkpoint) in spec.licence()
+    assert str(folder) in spec.licence()
+
+
+def test_a_missing_checkpoint_of_the_background_is_named(checkpoint: Path) -> None:
+    keys = ["pipeline=inpaint-tiny", "pipeline.background_model=nowhere", *FEW]
+    with pytest.raises(ConfigError, match=r"background_model: model 'nowhere': no folder"):
+        load_job("100dogs", keys)
 
 
 def test_another_scale_is_refused() -> None:
