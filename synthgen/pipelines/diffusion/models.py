@@ -296,7 +296,8 @@ class LayoutModelSpec(ModelSpec):
         if side < FAR_BELOW * least:
             scale = choose_scale(sides, sampler.canvas, least)
             return [
-                f"scale: {boxes} are small: {objects}; pipeline.scale=native generates at {scale:g}"
+                f"scale: {boxes} are small: {objects}; pipeline.scale=native generates at "
+                f"{scale:g}, and the method inpaint enlarges each box by itself"
             ]
         if side > FAR_ABOVE * most:
             return [f"scale: {boxes} are large: {objects}; use a smaller canvas with smaller boxes"]
