@@ -125,8 +125,9 @@ def measure_row(
 ) -> dict[str, Any]:
     """Generate the images of a row in a new process, and return their figures."""
     images = -(-boxes // key["dogs"])
-    scenes = sample_scenes(key["dogs"], images, 11, list_layout_keys(key["dogs"]))
-    changes = list(key["changes"])
+    layout = list_layout_keys(key["dogs"])
+    scenes = sample_scenes(key["dogs"], images, 11, layout)
+    changes = [*layout, *key["changes"]]
     if key["method"] != "paste":
         changes.append(f"pipeline.scale={key['scale']}")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -144,17 +145,16 @@ def measure_row(
 
 
 def generate(
-    method: str, scenes: Sequence[Scene], changes: Sequence[str] = ()
+    method: str, scenes: Sequence[Scene], changes: Sequence[str]
 ) -> tuple[Images, dict[str, float]]:
     """Generate scenes one by one, and return the images (H, W, 3) and the cost per image.
 
     Args:
-        changes: overrides `key=value` of the job.
+        changes: overrides `key=value` of the job, which also describe the layouts.
     """
     torch.set_num_threads(1)
     gpu = torch.cuda.is_available()
-    layout = list_layout_keys(len(scenes[0].layout))
-    spec = load_job("100dogs", [*METHODS[method], *layout, *changes]).pipeline
+    spec = load_job("100dogs", [*METHODS[method], *changes]).pipeline
     device = "cuda" if gpu and spec.uses_torch else "cpu"
     painter: Any = spec.load(SCENES, Numerics(device=device, dtype=spec.choose_dtype(device)))
     passes: list[int] = []

@@ -111,8 +111,23 @@ def tabulate_speed(rows: Rows) -> list[str]:
     return lines
 
 
+def tabulate_small_boxes(rows: Rows) -> list[str]:
+    """Return the table of benchmarks/small_boxes.py."""
+    lines = [
+        "| | hit rate | variety | seconds | passes |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        cost = "- | -"
+        if row["passes"] is not None:
+            cost = f"{row['seconds']:.1f} | {row['passes']:.0f}"
+        lines.append(f"| {row['row']} | {row['hit rate']:.2f} | {row['variety']:.2f} | {cost} |")
+    return lines
+
+
 TABLES: dict[str, Callable[[Rows], list[str]]] = {
     "methods": tabulate_methods,
+    "small_boxes": tabulate_small_boxes,
     "encodings": tabulate_encodings,
     "speed": tabulate_speed,
 }
