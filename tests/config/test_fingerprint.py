@@ -38,6 +38,7 @@ PATHS = {
     "method.paste.cutouts",
     "method.paste.grounds",
     "method.canvas.regions.reference_image",
+    "method.inpaint.background_model",
     "scene.backgrounds",
 }
 PATHS |= {f"method.{name}.model" for name in registry.list_names("method") if name != "paste"}
@@ -219,6 +220,9 @@ def model_cases(folder: Path, checkpoint: Path) -> Iterator[Case]:
             yield Case((f"method.{name}.model",), overrides, checkpoint / part)
         overrides = (f"pipeline={{{recipe}, lora: {folder}/lora}}", *others)
         yield Case((f"method.{name}.lora",), overrides, lora)
+    backgrounds = f"pipeline={{method: inpaint, background_model: {checkpoint}}}"
+    for part in parts:
+        yield Case(("method.inpaint.background_model",), (backgrounds,), checkpoint / part)
 
 
 def verifier_cases(folder: Path) -> Iterator[Case]:
