@@ -86,7 +86,7 @@ class Inspection:
         by_window = hasattr(self.painter, "inpaint_boxes")
         if "repair" not in self.kinds or not (by_object or by_window):
             return checked
-        repair = self.regenerate_objects if by_object else self.repair
+        repair = self.regenerate_objects if by_object else self.repair_windows
         for number in range(1, self.spec.max_repairs + 1):
             faulty = []
             for k, image in enumerate(checked):
@@ -94,70 +94,55 @@ class Inspection:
                     faulty.append(k)
             if not faulty:
                 break
-            repair_seeds = [seeds(k, number) for k in faulty]
-            repaired = repair(scenes, checked, faulty, repair_seeds)
-            for k, new in zip(faulty, repaired, strict=True):
+            old = [checked[k] for k in faulty]
+            faulty_scenes = [scenes[k] for k in faulty]
+            repaired = repair(faulty_scenes, old, [seeds(k, number) for k in faulty])
+            verified = self.verify(repaired, [scene.layout for scene in faulty_scenes])
+            for k, new in zip(faulty, verified, strict=True):
                 checked[k] = accept_repair(checked[k], new, number)
         return checked
 
-    def repair(
+    def repair_windows(
         self,
         scenes: Sequence[Scene],
-        checked: Sequence[Checked],
-        faulty: Sequence[int],
+        faulty: Sequence[Checked],
         seeds: Sequence[np.random.SeedSequence],
-    ) -> list[Checked]:
-        """Generate failed boxes and the places of false positives again, and verify the images.
+    ) -> list[Painting]:
+        """Generate failed boxes and the places of false positives of images again.
 
         A changed part of an image is kept only if it is better than the old part.
-
-        Args:
-            scenes: the scenes of the batch.
-            checked: the images of the batch and their verdicts.
-            faulty: indices in the batch of the images to repair.
-            seeds: a seed for each of these images.
-
-        Returns:
-            The repaired images, in the order of `faulty`.
         """
         least = getattr(self.painter, "least_side", 1)
-        images = []
+        images = [checked.painting.image for checked in faulty]
         faults = []
-        layouts = []
-        for k in faulty:
-            images.append(checked[k].painting.image)
-            faults.append(select_faults(scenes[k], checked[k], least))
-            layouts.append(scenes[k].layout)
+        for scene, checked in zip(scenes, faulty, strict=True):
+            faults.append(select_faults(scene, checked, least))
         inpainted = [Painting(image) for image in self.painter.inpaint_boxes(images, faults, seeds)]
         merged = []
-        for k, new in zip(faulty, self.verify(inpainted, layouts), strict=True):
-            merged.append(Painting(merge_better_parts(checked[k], new)))
-        return self.verify(merged, layouts)
+        verified = self.verify(inpainted, [scene.layout for scene in scenes])
+        for old, new in zip(faulty, verified, strict=True):
+            merged.append(Painting(merge_better_parts(old, new)))
+        return merged
 
     def regenerate_objects(
         self,
         scenes: Sequence[Scene],
-        checked: Sequence[Checked],
-        faulty: Sequence[int],
+        faulty: Sequence[Checked],
         seeds: Sequence[np.random.SeedSequence],
-    ) -> list[Checked]:
-        """Generate the objects of failed boxes again, and verify the images.
+    ) -> list[Painting]:
+        """Generate the objects of failed boxes of images again.
 
         A new object is kept only if it is better than the old one. False positives stay.
-
-        Args and returns: as for `repair`.
         """
-        failed = [np.flatnonzero(checked[k].failed).tolist() for k in faulty]
-        faulty_scenes = [scenes[k] for k in faulty]
-        layouts = [scene.layout for scene in faulty_scenes]
-        old = [checked[k].painting for k in faulty]
-        new = self.painter.regenerate_objects(old, faulty_scenes, failed, seeds)
+        failed = [np.flatnonzero(checked.failed).tolist() for checked in faulty]
+        paintings = [checked.painting for checked in faulty]
+        regenerated = self.painter.regenerate_objects(paintings, scenes, failed, seeds)
         merged = []
-        for j, verified in enumerate(self.verify(new, layouts)):
-            former = checked[faulty[j]]
-            better = [i for i in failed[j] if is_better_box(verified, former, i)]
-            merged.append(self.painter.replace_objects(faulty_scenes[j], old[j], new[j], better))
-        return self.verify(merged, layouts)
+        verified = self.verify(regenerated, [scene.layout for scene in scenes])
+        for scene, old, new in zip(scenes, faulty, verified, strict=True):
+            better = find_better_boxes(new, old)
+            merged.append(self.painter.replace_objects(scene, old.painting, new.painting, better))
+        return merged
 
     def verify(self, paintings: Sequence[Painting], layouts: Sequence[Layout]) -> list[Checked]:
         """Return the images with their verdicts, without any action."""
@@ -314,11 +299,14 @@ def find_changed_parts(
     return parts, int(count)
 
 
-def is_better_box(new: Checked, old: Checked, i: int) -> bool:
-    """Return whether box i fails no longer, or has a higher score where it fails in both images."""
-    if new.failed[i] != old.failed[i]:
-        return not new.failed[i]
-    return bool(new.verdict.scores[i] > old.verdict.scores[i])
+def find_better_boxes(new: Checked, old: Checked) -> list[int]:
+    """Return the failed boxes that pass in the new image, or fail there with a higher score."""
+    better = []
+    for i in np.flatnonzero(old.failed).tolist():
+        has_higher_score = new.verdict.scores[i] > old.verdict.scores[i]
+        if not new.failed[i] or has_higher_score:
+            better.append(i)
+    return better
 
 
 def measure_part_cost(checked: Checked, part: NDArray[np.bool_]) -> tuple[int, float]:

@@ -119,6 +119,11 @@ class Spec(LayoutModelSpec):
         if background is not None:
             for problem in find_canvas_problems(background, sampler.canvas):
                 problems.append("background_model: " + problem.partition(": ")[2])
+            if scene.backgrounds is not None:
+                problems.append(
+                    "background_model: your own images (scene.backgrounds) are the backgrounds; "
+                    "omit one of the two"
+                )
         if self.scale != 1:
             problems.append(
                 f"scale: {self.scale} is not 1: inpaint enlarges each object by itself; "

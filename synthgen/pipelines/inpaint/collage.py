@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Owners = NDArray[np.int32]
-"""(H, W), or (B, H, W): the index of the box whose object covers a pixel, or -1."""
+"""(H, W): the index of the box whose object covers a pixel, or -1."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,13 +4,15 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from synthgen.pipelines.base import Numerics, Painting
 from synthgen.pipelines.diffusion.painter import generate
 from synthgen.pipelines.diffusion.pipeline import load_pipeline
 from synthgen.pipelines.inpaint import Spec
 from synthgen.pipelines.inpaint.collage import Collage, Owners
-from synthgen.pipelines.inpaint.pipeline import FindFailed, InpaintPipeline
+from synthgen.pipelines.inpaint.objects import FindFailed
+from synthgen.pipelines.inpaint.pipeline import InpaintPipeline
 from synthgen.pipelines.mixture.painter import MixturePainter
 from synthgen.pipelines.paste import encode_mask
 from synthgen.scenes.scene import Scene, SceneSpec
@@ -68,22 +70,22 @@ class InpaintPainter:
         self, scene: Scene, old: Painting, new: Painting, chosen: Collection[int]
     ) -> Painting:
         """Return an image in which chosen objects are those of another image of the scene."""
-        return make_painting(scene, old.parts.replace(new.parts, chosen))
+        collage = old.parts.replace(new.parts, chosen)
+        return make_painting(scene, collage.draw(), collage)
 
     def _generate(
         self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence], **options: Any
     ) -> list[Painting]:
-        _, collages = generate(
+        images, collages = generate(
             self.pipeline, scenes, seeds, return_collages=True, **self.loaded.options, **options
         )
-        return [
-            make_painting(scene, collage) for scene, collage in zip(scenes, collages, strict=True)
-        ]
+        batch = zip(scenes, images, collages, strict=True)
+        return [make_painting(scene, image, collage) for scene, image, collage in batch]
 
 
-def make_painting(scene: Scene, collage: Collage) -> Painting:
-    """Return the image of a collage, with its masks."""
-    return Painting(collage.draw(), encode_masks(scene, collage.find_owners()), collage)
+def make_painting(scene: Scene, image: NDArray[np.uint8], collage: Collage) -> Painting:
+    """Return the image (H, W, 3) of a collage, with its masks."""
+    return Painting(image, encode_masks(scene, collage.find_owners()), collage)
 
 
 def encode_masks(scene: Scene, owners: Owners) -> tuple[dict[str, Any], ...]:

@@ -1,6 +1,6 @@
 """Inpainting for layouts: a diffusers pipeline that generates each object in an enlarged crop."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,67 +23,17 @@ from synthgen.pipelines.diffusion.pipeline import (
 from synthgen.pipelines.diffusion.prompts import Prompts, repeat_per_image
 from synthgen.pipelines.inpaint.collage import Collage
 from synthgen.pipelines.inpaint.crops import Crop, assign_rounds, order_far_to_near, place_crops
-from synthgen.pipelines.inpaint.fitting import find_object, fit_object, measure_extent
+from synthgen.pipelines.inpaint.fitting import find_object
+from synthgen.pipelines.inpaint.objects import (
+    Attempt,
+    FindFailed,
+    WantedObject,
+    cut_surroundings,
+)
 from synthgen.scenes.scene import build_region_prompt
 
 HIDDEN = 0.5  # share of a latent cell from which on a UNet for inpainting generates all of it
 GREY = 127  # level of the hidden part of an image
-
-FindFailed = Callable[[Sequence[NDArray[np.uint8]], Sequence[Layout]], Sequence[NDArray[np.bool_]]]
-"""Returns which boxes of each image fail, from images (H, W, 3) and their layouts."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Object:
-    """An object to generate.
-
-    Attributes:
-        image: index of the image in the batch.
-        layout: the object's box alone.
-        prompt, negative: rows of the tables of conditions.
-        generator: for its noise, so that it does not depend on the rest of the batch.
-    """
-
-    image: int
-    layout: Layout
-    crop: Crop
-    prompt: int
-    negative: int
-    generator: torch.Generator
-
-
-@dataclass(eq=False)
-class _Attempt:
-    """A generated object.
-
-    Attributes:
-        after: (h, w, 3), the enlarged crop with the object.
-        mask: (h, w), the object; None if it was not found.
-        passes: whether it was found and, if there is a verifier, has not failed.
-    """
-
-    object: _Object
-    after: NDArray[np.uint8]
-    mask: NDArray[np.bool_] | None
-    passes: bool
-
-    def label(self) -> Layout:
-        """Return the layout of the crop, with a box around the object."""
-        assert self.mask is not None
-        width, height = self.object.crop.size
-        boxes = measure_extent(self.mask)[None].astype(np.float32)
-        return replace(self.object.layout, width=width, height=height, boxes=boxes)
-
-    def paste(self, collage: Collage) -> None:
-        """Paste the object, or its whole area if it was not found."""
-        crop = self.object.crop
-        mask = self.mask
-        if mask is None:
-            mask = crop.draw_area(1) >= 0.5
-            extent = crop.enlarge(crop.box)
-        else:
-            extent = measure_extent(mask)
-        collage.cutouts[crop.number] = fit_object(crop, self.after, mask, extent, collage.size)
 
 
 @dataclass(frozen=True)
@@ -181,7 +131,9 @@ class InpaintPipeline(LatentPipeline):
             IncompatibleLayoutError: this checkpoint cannot generate the canvas or a box.
             ValueError: the scheduler cannot start within its schedule, but the strength is not 1.
         """
+        source = background_pipeline or self
         self.check_layouts(layouts)
+        source.check_layouts(layouts)
         self.check_pictures(layouts, pictures)
         if strength < 1:
             self.check_schedule()
@@ -201,7 +153,6 @@ class InpaintPipeline(LatentPipeline):
             strength,
             self.cells_at_once(chunk),
         )
-        source = background_pipeline or self
         noise = None
         if collages is not None:
             collages = [replace(each, cutouts=dict(each.cutouts)) for each in collages]
@@ -297,7 +248,7 @@ class InpaintPipeline(LatentPipeline):
         share: float,
         outset: float,
         chosen: Sequence[Collection[int]] | None,
-    ) -> list[list[_Object]]:
+    ) -> list[list[WantedObject]]:
         """Return the objects of all images, in rounds that are generated one after the other.
 
         Args:
@@ -308,7 +259,7 @@ class InpaintPipeline(LatentPipeline):
             outset: how far an area extends beyond its box, as a share of the box's sides.
             chosen: for each image, the indices of the boxes to generate; None: all.
         """
-        rounds: list[list[_Object]] = []
+        rounds: list[list[WantedObject]] = []
         unit = self.factor * self.multiple
         for i, layout in enumerate(layouts):
             source = generator[i] if isinstance(generator, Sequence) else generator
@@ -322,9 +273,9 @@ class InpaintPipeline(LatentPipeline):
                 if chosen is not None and crop.number not in chosen[i]:
                     continue
                 own_generator = torch.Generator().manual_seed(seed)
-                rounds[number].append(
-                    _Object(i, layout.select([crop.number]), crop, row, negative, own_generator)
-                )
+                label = layout.select([crop.number])
+                wanted = WantedObject(i, label, crop, row, negative, own_generator)
+                rounds[number].append(wanted)
         return rounds
 
     @property
@@ -359,7 +310,7 @@ class InpaintPipeline(LatentPipeline):
     def generate_objects(
         self,
         collages: Sequence[Collage],
-        objects: Sequence[_Object],
+        objects: Sequence[WantedObject],
         conditions: Conditions,
         schedule: _Schedule,
         attempts: int,
@@ -372,7 +323,7 @@ class InpaintPipeline(LatentPipeline):
         area.
         """
         surroundings = cut_surroundings(collages, objects)
-        first_found: dict[_Object, _Attempt] = {}
+        first_found: dict[WantedObject, Attempt] = {}
         for number in range(attempts):
             if number > 0:
                 expect(sum(self.count_cost(each.crop, schedule) for each in objects))
@@ -393,14 +344,14 @@ class InpaintPipeline(LatentPipeline):
 
     def attempt_objects(
         self,
-        objects: Sequence[_Object],
-        surroundings: dict[_Object, NDArray[np.uint8]],
+        objects: Sequence[WantedObject],
+        surroundings: dict[WantedObject, NDArray[np.uint8]],
         conditions: Conditions,
         schedule: _Schedule,
         find_failed: FindFailed | None,
-    ) -> list[_Attempt]:
+    ) -> list[Attempt]:
         """Generate objects once, each into its surroundings (h, w, 3), and find them there."""
-        by_size: dict[tuple[int, int], list[_Object]] = {}
+        by_size: dict[tuple[int, int], list[WantedObject]] = {}
         for each in objects:
             by_size.setdefault(each.crop.size, []).append(each)
         attempts = []
@@ -410,7 +361,7 @@ class InpaintPipeline(LatentPipeline):
             afters = self.generate_crops(befores, group, conditions, schedule)
             for each, before, after in zip(group, befores, afters, strict=True):
                 mask = find_object(each.crop, before, after)
-                attempts.append(_Attempt(each, after, mask, mask is not None))
+                attempts.append(Attempt(each, after, mask, mask is not None))
         if find_failed is None:
             return attempts
         found = [attempt for attempt in attempts if attempt.mask is not None]
@@ -423,7 +374,7 @@ class InpaintPipeline(LatentPipeline):
     def generate_crops(
         self,
         before: NDArray[np.uint8],
-        objects: Sequence[_Object],
+        objects: Sequence[WantedObject],
         conditions: Conditions,
         schedule: _Schedule,
     ) -> NDArray[np.uint8]:
@@ -470,29 +421,6 @@ class InpaintPipeline(LatentPipeline):
             expected=True,
         )
         return self.decode(denoised)
-
-
-def cut_surroundings(
-    collages: Sequence[Collage], objects: Sequence[_Object]
-) -> dict[_Object, NDArray[np.uint8]]:
-    """Return the enlarged crop (h, w, 3) of each object, without it and what is in front of it.
-
-    A crop that shows more than its window has no objects at all, because they would be too small.
-    """
-    drawn: dict[tuple[int, int | None], NDArray[np.uint8]] = {}
-    surroundings = {}
-    for each in objects:
-        collage = collages[each.image]
-        number = each.crop.number
-        if not each.crop.shows_window:
-            surroundings[each] = each.crop.cut(collage.background)
-            continue
-        below = number if number in collage.cutouts else None
-        key = (each.image, below)
-        if key not in drawn:
-            drawn[key] = collage.draw(below)
-        surroundings[each] = each.crop.cut(drawn[key])
-    return surroundings
 
 
 def exclude_objects(negatives: Sequence[str | None], layouts: Sequence[Layout]) -> list[str | None]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from synthgen.config import ConfigError, load_job
 from synthgen.layouts.base import Layout
 from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.pipelines.base import IncompatibleLayoutError, Numerics
-from synthgen.pipelines.inpaint import Spec
+from synthgen.pipelines.inpaint import Spec, objects
 from synthgen.pipelines.inpaint import pipeline as inpaint
 from synthgen.pipelines.inpaint.collage import Cutout
 from synthgen.pipelines.inpaint.crops import place_crops
@@ -165,7 +166,7 @@ def test_an_object_that_fails_in_its_crop_is_generated_again(
         pasted.append(after)
         return fit_object(crop, after, *others)
 
-    monkeypatch.setattr(inpaint, "fit_object", fit)
+    monkeypatch.setattr(objects, "fit_object", fit)
     seen: list[NDArray[np.uint8]] = []
     verdicts = iter([False, True, True, True, False])
 
@@ -225,7 +226,7 @@ def test_the_passes_of_a_hundred_objects_are_few(
     pixels = np.zeros((0, 0, 3), np.uint8)
     cutout = Cutout(nothing, nothing, pixels, np.zeros((0, 0, 1), np.float32), empty)
     monkeypatch.setattr(inpaint, "find_object", lambda crop, before, after: found)
-    monkeypatch.setattr(inpaint, "fit_object", lambda *arguments: cutout)
+    monkeypatch.setattr(objects, "fit_object", lambda *arguments: cutout)
     sampled = load_job("100dogs", ["pipeline=paste"]).layout.sample(np.random.default_rng(0))
     layout = replace(sampled, width=256, height=256, boxes=sampled.boxes / np.float32(4))
     for steps, guidance, most in ((20, 7.5, 3800), (4, 1.0, 460)):
@@ -400,6 +401,13 @@ def test_a_missing_checkpoint_of_the_background_is_named(checkpoint: Path) -> No
     keys = ["pipeline=inpaint-tiny", "pipeline.background_model=nowhere", *FEW]
     with pytest.raises(ConfigError, match=r"background_model: model 'nowhere': no folder"):
         load_job("100dogs", keys)
+
+
+def test_the_background_has_one_source(checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "sand.png")
+    keys = [f"pipeline.background_model={checkpoint}", f"scene.backgrounds={tmp_path}"]
+    with pytest.raises(ConfigError, match="omit one of the two"):
+        load_job("100dogs", ["pipeline=inpaint-tiny", *keys, *FEW])
 
 
 def test_another_scale_is_refused() -> None:
