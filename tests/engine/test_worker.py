@@ -188,6 +188,23 @@ def test_the_best_attempt_is_kept(
     assert image.checked.faults == (faults[best_attempt] or 0)
 
 
+@pytest.mark.parametrize(("actions", "expected"), [("repair, flag", True), ("flag", False)])
+def test_a_verifier_that_repairs_sees_objects_while_they_are_generated(
+    checkpoint: Path,
+    make_job: Callable[..., Job],
+    tmp_path: Path,
+    actions: str,
+    expected: bool,
+) -> None:
+    pipeline = f"pipeline={{method: inpaint, model: {checkpoint}, steps: 1, window: 32}}"
+    verifier = f"verify={{verifier: detector, on_failure: [{actions}]}}"
+    worker = Worker(make_job(pipeline, verifier), open_store(tmp_path))
+    assert worker.inspection is not None
+    painter: Any = worker.painter
+    given = painter.loaded.options.get("find_failed")
+    assert (given == worker.inspection.find_failed_boxes) == expected
+
+
 @pytest.mark.parametrize(
     ("faults", "best_attempt"), [([None, 0, 0], 1), ([None, None, 0], 2), ([None, None, None], 0)]
 )
