@@ -25,7 +25,7 @@ from synthgen.storage.local import LocalStore, replace_atomically, write_text
 from synthgen.storage.lock import Lock
 from synthgen.training.base import TaskSpec
 from synthgen.training.loss_plot import write_loss_plot
-from synthgen.training.precision import compute_in_bfloat16
+from synthgen.training.precision import Copies, compute_in_bfloat16
 
 FREE_TO_CHANGE = (
     "steps",
@@ -101,6 +101,7 @@ class Training:
             unet.enable_gradient_checkpointing()
         # A GPU converts the weights at each layer (autocast); a CPU does so once a step.
         self.bfloat16_network: nn.Module | None = None
+        self.bfloat16_copies: Copies = {}
         if unet is not None and precision == "bf16" and not on_gpu:
             use_cpu_layers(unet)
             self.bfloat16_network = unet
@@ -113,7 +114,6 @@ class Training:
                 use_ema_warmup=True,
                 inv_gamma=1.0,
                 power=0.75,
-                foreach=True,
             )
         if hasattr(trainee, "parameter_groups"):
             groups = trainee.parameter_groups()
@@ -202,14 +202,14 @@ class Training:
         self.optimiser.step()
         self.optimiser.zero_grad()
         if self.ema:
-            self.ema.step(self.weights)
+            update_average(self.ema, self.weights)
         return float(self.accelerator.reduce(loss.detach(), "mean"))
 
     def hold_precision(self) -> AbstractContextManager[None]:
         """Return a context in which the UNet has bfloat16 weights, if it trains so on a CPU."""
         if self.bfloat16_network is None:
             return nullcontext()
-        return compute_in_bfloat16(self.bfloat16_network)
+        return compute_in_bfloat16(self.bfloat16_network, self.bfloat16_copies)
 
     def log_step(self, step: int, loss: float) -> None:
         """Add a line to the log and a point to TensorBoard's curves."""
@@ -293,6 +293,15 @@ def choose_precision(
     if key == "bf16" or (key == "fp16" and on_gpu):
         return key
     return "bf16" if key == "auto" and not on_gpu and has_amx() else "no"
+
+
+@torch.no_grad()
+def update_average(ema: EMAModel, weights: list[nn.Parameter]) -> None:
+    """Do what `EMAModel.step` does for trained weights, in one pass over their memory."""
+    ema.optimization_step += 1
+    ema.cur_decay_value = ema.get_decay(ema.optimization_step)
+    for average, weight in zip(ema.shadow_params, weights, strict=True):
+        average.lerp_(weight, 1 - ema.cur_decay_value)
 
 
 @contextmanager

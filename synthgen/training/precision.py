@@ -16,18 +16,27 @@ from torch.nn import functional as F
 _attend = F.scaled_dot_product_attention
 
 
+Copies = dict[int, Tensor]
+"""The bfloat16 values of the weights of a network, by the number of the weight."""
+
+
 @contextmanager
-def compute_in_bfloat16(network: nn.Module) -> Iterator[None]:
+def compute_in_bfloat16(network: nn.Module, copies: Copies) -> Iterator[None]:
     """Make the float32 weights of a network bfloat16 inside the `with` block.
 
     At its end they have their former values again, and their gradients are float32. Attention is
     computed in float32.
+
+    Args:
+        copies: memory for the bfloat16 values, which is used again in the next step; {} at first.
     """
     masters: list[tuple[nn.Parameter, Tensor]] = []
-    for weight in network.parameters():
+    for number, weight in enumerate(network.parameters()):
         if weight.dtype == torch.float32:
             masters.append((weight, weight.data))
-            weight.data = weight.data.to(torch.bfloat16)
+            if number not in copies:
+                copies[number] = torch.empty_like(weight.data, dtype=torch.bfloat16)
+            weight.data = copies[number].copy_(weight.data)
     # Torch's own way to intercept a function, TorchFunctionMode, is not in force while gradient
     # checkpointing computes activations again.
     F.scaled_dot_product_attention = _attend_in_float32

@@ -57,7 +57,7 @@ def test_weights_are_bfloat16_inside_the_block_alone() -> None:
     torch.manual_seed(0)
     network = nn.Linear(3, 2)
     before = network.weight.detach().clone()
-    with compute_in_bfloat16(network):
+    with compute_in_bfloat16(network, {}):
         assert network.weight.dtype == torch.bfloat16
         network(torch.randn(4, 3, dtype=torch.bfloat16)).sum().backward()
     assert network.weight.dtype == torch.float32
@@ -72,7 +72,7 @@ def test_attention_is_computed_in_float32_inside_the_block() -> None:
     mask = torch.randn(5, 5, dtype=torch.bfloat16)
     before = F.scaled_dot_product_attention
     expected = before(q.double(), k.double(), v.double(), attn_mask=mask.double())
-    with compute_in_bfloat16(nn.Linear(1, 1)):
+    with compute_in_bfloat16(nn.Linear(1, 1), {}):
         inside = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     assert F.scaled_dot_product_attention is before
     assert inside.dtype == torch.bfloat16
@@ -81,7 +81,7 @@ def test_attention_is_computed_in_float32_inside_the_block() -> None:
 
 def test_the_weights_are_restored_after_an_error() -> None:
     network = nn.Linear(3, 2)
-    with pytest.raises(ValueError, match="broken"), compute_in_bfloat16(network):
+    with pytest.raises(ValueError, match="broken"), compute_in_bfloat16(network, {}):
         raise ValueError("broken")
     assert network.weight.dtype == torch.float32
 
@@ -91,7 +91,7 @@ def test_steps_that_bfloat16_would_lose_add_up_in_the_masters() -> None:
     nn.init.ones_(network.weight)
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-4)
     for _ in range(20):
-        with compute_in_bfloat16(network):
+        with compute_in_bfloat16(network, {}):
             network(torch.ones(1, 1, dtype=torch.bfloat16)).sum().backward()
         optimiser.step()
         optimiser.zero_grad()
