@@ -33,7 +33,7 @@ from measure import (
 
 from synthgen.config import load_job
 from synthgen.pipelines.base import Numerics
-from synthgen.pipelines.diffusion.models import EMBEDDED
+from synthgen.pipelines.diffusion.sources import EMBEDDED
 from synthgen.scenes.scene import Scene
 from synthgen.verification import efficientnet
 from synthgen.verification.centernet import CenterNet

@@ -46,7 +46,7 @@ from measure import (
 
 from synthgen.config import load_job
 from synthgen.pipelines.base import Numerics
-from synthgen.pipelines.diffusion.models import EMBEDDED, find_model
+from synthgen.pipelines.diffusion.sources import EMBEDDED, find_model
 from synthgen.pipelines.mixture.painter import MixturePainter
 from synthgen.scenes.scene import Scene, SceneSpec
 from synthgen.training.vae.trainee import to_pixels, to_tensor

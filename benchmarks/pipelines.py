@@ -44,8 +44,8 @@ from synthgen.engine.worker import sample_scene
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import Numerics
 from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, Predict, Region, select
-from synthgen.pipelines.diffusion.models import find_model
 from synthgen.pipelines.diffusion.pipeline import LatentPipeline
+from synthgen.pipelines.diffusion.sources import find_model
 from synthgen.pipelines.grounded.pipeline import GroundedPipeline
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.pipelines.regional_attention.pipeline import RegionalAttentionPipeline
@@ -322,7 +322,7 @@ def measure_job(steps: int, repeats: int) -> dict[str, Any]:
 
     def run_pipeline() -> None:
         dtype = job.pipeline.choose_dtype(DEVICE)
-        numerics = Numerics(job.batch_size, job.chunk, job.threads, DEVICE, dtype)
+        numerics = Numerics(job.batch_size, job.first_chunk, job.threads, DEVICE, dtype)
         painter = job.pipeline.load(job.scene, numerics)
         for start in range(0, job.images, job.batch_size):
             indices = range(start, min(job.images, start + job.batch_size))

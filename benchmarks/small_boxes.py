@@ -36,7 +36,7 @@ from PIL import Image
 
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import Numerics
-from synthgen.pipelines.diffusion.models import EMBEDDED
+from synthgen.pipelines.diffusion.sources import EMBEDDED
 from synthgen.pipelines.paste import Spec as PasteSpec
 from synthgen.scenes.scene import Scene
 from synthgen.verification import efficientnet

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from synthgen.config import Job, load_job
 from synthgen.engine.worker import sample_scene
 from synthgen.pipelines.base import Numerics, Painting
-from synthgen.pipelines.diffusion.models import EMBEDDED
+from synthgen.pipelines.diffusion.sources import EMBEDDED
 from synthgen.randomness import Stream, seed_sequence, spawn_sequence
 from synthgen.scenes.scene import Scene
 from synthgen.verification import efficientnet
@@ -68,7 +68,7 @@ def measure(job: Job, keep: Path | None, judge: Path | None) -> dict[str, dict[s
     assert job.verify is not None
     painter = CountingPainter(
         job.pipeline.load(
-            job.scene, Numerics(1, job.chunk, 1, DEVICE, job.pipeline.choose_dtype(DEVICE))
+            job.scene, Numerics(1, job.first_chunk, 1, DEVICE, job.pipeline.choose_dtype(DEVICE))
         )
     )
     inspection = Inspection(job.verify, job.verify.load(DEVICE), painter)

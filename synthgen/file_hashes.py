@@ -12,6 +12,8 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from synthgen.cache import find_cache_folder
+
 LEAST_BYTES = 2**20  # a smaller file is hashed faster than its hash is looked up
 SETTLED_SECONDS = 2.0
 """Age of a file from which on its hash is remembered.
@@ -41,9 +43,8 @@ def hash_file(path: Path) -> str:
 
 def _find_entry(status: os.stat_result) -> Path:
     """Return the file that remembers the hash of a file with this status."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    return Path(cache) / "synthgen" / "hashes" / "-".join(str(number) for number in identity)
+    return find_cache_folder("hashes") / "-".join(str(number) for number in identity)
 
 
 def _write_entry(entry: Path, digest: str) -> None:

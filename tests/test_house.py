@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "formats": "storage dataset",
     "layouts": "formats",  # some samplers read annotations of other programs
     "scenes": "layouts",
-    "pipelines": "dataset.categories layouts scenes",  # no jobs, no files, no Ray
+    "pipelines": "storage dataset.categories layouts scenes",  # no jobs, no datasets, no Ray
     "verification": "layouts scenes pipelines",
     "training": "storage dataset formats layouts scenes pipelines verification",
     "speech": "pipelines",  # speech models are located like checkpoints

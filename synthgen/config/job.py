@@ -15,6 +15,7 @@ from synthgen.speech import Spoken
 from synthgen.storage.location import check_url, is_url
 from synthgen.verification.base import VerifierSpec
 
+FIRST_CHUNK = 32  # windows, where `chunk: auto` has not measured the memory
 SECTIONS = {"layout": "sampler", "pipeline": "method", "verify": "verifier"}
 """The sections of a job that have specs of their own, and the key that names the spec."""
 
@@ -84,11 +85,11 @@ class Job(SpecModel):
         "as many as the machine has room for.",
     )
     batch_size: int = Field(4, ge=1, description="Number of images generated together.")
-    chunk: int = Field(
-        32,
-        ge=1,
+    chunk: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
         description="Number of windows in one pass through the network, if they have the size that "
-        "the checkpoint was trained at; fewer of larger windows, more of smaller ones.",
+        "the checkpoint was trained at; fewer of larger windows, more of smaller ones. auto: 32 on "
+        "a CPU; on a GPU as many as its free memory has room for.",
     )
     threads: int = Field(1, ge=1, description="Number of CPU threads of each worker.")
     gpus: float | None = Field(
@@ -97,6 +98,12 @@ class Job(SpecModel):
         le=1,
         description="Number of GPUs of each worker; null: 1 if the method uses a GPU and there "
         "is one, otherwise 0.",
+    )
+    numerics: Literal["device", "strict"] = Field(
+        "device",
+        description="Whether different processors or cards may generate one dataset. They can "
+        "give slightly different pixels; device: yes, the marker of a shard names its own; strict: "
+        "no, the run stops.",
     )
     stall_timeout: float | None = Field(
         600,
@@ -147,6 +154,11 @@ class Job(SpecModel):
         return value if layout is None else value.fit_to_layouts(layout)
 
     @property
+    def first_chunk(self) -> int:
+        """The chunk with which a worker begins, before it has measured its memory."""
+        return FIRST_CHUNK if self.chunk == "auto" else self.chunk
+
+    @property
     def shards(self) -> int:
         """The number of shards."""
         return -(-self.images // self.output.shard_size)
@@ -187,7 +199,7 @@ class Job(SpecModel):
         A revision counts the changes of what the same keys generate or verify. A dataset that was
         started with one revision is not continued with another.
         """
-        revisions = {"pipeline.revision": self.pipeline.revision(self.layout)}
+        revisions = {"pipeline.method_revision": self.pipeline.method_revision(self.layout)}
         if self.verify is not None:
             revisions["verify.revision"] = self.verify.revision
         return {key: revision for key, revision in revisions.items() if revision > 1}

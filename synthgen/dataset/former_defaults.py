@@ -12,12 +12,16 @@ from typing import Any
 FORMER: dict[str, tuple[Any, ...]] = {
     "output.quality": (92,),
     "output.subsampling": ("4:2:0",),
+    "pipeline.config": (None,),
     "pipeline.context": (0.13,),  # default of the recipe mixture-tiny
+    "pipeline.memory": ("fast",),
     "pipeline.outset": ([0.0, 0.0, 0.0, 0.0],),
+    "pipeline.revision": (None,),
     "pipeline.scale": (1.0,),
     "pipeline.seed_tiles_noise": ("cut",),
     "pipeline.stages_rounding": ("up",),
     "pipeline.steps": (9, 12, 6),  # defaults of the recipes for synthgen-tiny
+    "pipeline.window": (None, 512, 1024),  # of recipes that stated the size of the training
 }
 """Dotted key to its former defaults as JSON values, oldest first.
 
@@ -43,6 +47,8 @@ def add_former_defaults(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[
     nothing to compare it with.
     """
     known = dict(old)
+    if isinstance(known.get("pipeline.revision"), int):  # the former name of another key
+        known["pipeline.method_revision"] = known.pop("pipeline.revision")
     for key in list_unknown_hashes(old, new):
         known[key] = new[key]
     for key in new.keys() - known.keys():

@@ -16,8 +16,8 @@ from synthgen.storage.local import LocalStore
 from synthgen.strict_json import to_json
 
 FORMATS_PATTERN = "|".join(IMAGE_FORMATS)
-REVISION = ".revision"
-"""Suffix of keys that count how often a result has changed without a key of its own."""
+REVISIONS = ("pipeline.method_revision", "verify.revision")
+"""Keys that count how often a result has changed without a key of its own."""
 JOURNAL = "log.jsonl"  # the log of the runs (`synthgen.engine.run_log`)
 FIRST_IMAGE = {"jpg": "first.jpg", "png": "first.png", "webp": "first.webp"}
 """By image format, the file with the first image that a run finished, to look at meanwhile."""
@@ -145,7 +145,7 @@ def list_changes(old: DatasetInfo, info: DatasetInfo) -> list[str]:
     changed = []
     for key in sorted({*new_values, *old_values}):
         if new_values.get(key) != old_values.get(key):
-            absent = "1" if key.endswith(REVISION) else "not set"
+            absent = "1" if key in REVISIONS else "not set"
             was = repr(old_values[key]) if key in old_values else absent
             now = f"is {new_values[key]!r}" if key in new_values else "is not set"
             changed.append(f"{key}: was {was}, {now}")

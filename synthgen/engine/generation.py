@@ -111,6 +111,7 @@ class Generation(Work):
     Attributes:
         failed_shards: shards that failed at every attempt.
         show: what `report` returned.
+        hardware: the processor or card of the first shard; empty if it is not known.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Generation(Work):
         self.existing_images = 0
         self.show: Show | None = None
         self.has_first_image = False
+        self.hardware = ""
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -143,6 +145,8 @@ class Generation(Work):
         missing = find_missing_shards(self.job, self.store, self.claim())
         missing_images = sum(self.job.images_in_shard(number) for number in missing)
         self.existing_images = self.job.images - missing_images
+        if missing and self.job.numerics == "strict":
+            self.hardware = read_hardware(self.store)
         return missing
 
     def begin(self, shards: list[int]) -> None:
@@ -195,8 +199,19 @@ class Generation(Work):
                         f"a worker has other package versions than this driver: {difference}. "
                         "Install the same versions on all nodes"
                     )
+                self._refuse_other_hardware(event.marker)
                 yield event
                 log.info("shard committed", extra=collect_shard_facts(event))
+
+    def _refuse_other_hardware(self, marker: Marker) -> None:
+        """Raise StoppedError if the job is strict and a shard comes from another kind of device."""
+        hardware = str(marker.numerics.get("hardware", ""))
+        self.hardware = self.hardware or hardware
+        if self.job.numerics == "strict" and hardware != self.hardware:
+            raise StoppedError(
+                f"numerics: strict: a worker runs on {hardware}, but this dataset was begun on "
+                f"{self.hardware}; use only machines of that kind, or give numerics=device"
+            )
 
     def show_progress(self, progress: Progress) -> None:
         """Show a progress; the first finished image is written beside the shards and named."""
@@ -358,6 +373,14 @@ def find_missing_shards(
             harmless_difference,
         )
     return missing
+
+
+def read_hardware(store: Store) -> str:
+    """Return the processor or card of the first shard that records it; empty if none does."""
+    for _, marker in scan_markers(store):
+        if marker.numerics.get("hardware"):
+            return str(marker.numerics["hardware"])
+    return ""
 
 
 def describe_version_difference(marker: Marker, job: Job) -> str:

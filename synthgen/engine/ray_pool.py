@@ -50,9 +50,14 @@ class Actor:
     Args:
         load: returns the `Worker`; called with the first shard.
         heartbeat_seconds: the time between two heartbeats.
+        token: the driver's token for the Hugging Face Hub, for nodes that have none.
     """
 
-    def __init__(self, load: Callable[[], Any], heartbeat_seconds: float) -> None:
+    def __init__(
+        self, load: Callable[[], Any], heartbeat_seconds: float, token: str | None = None
+    ) -> None:
+        if token is not None:
+            os.environ.setdefault("HF_TOKEN", token)
         self.load = load
         self.heartbeat_seconds = heartbeat_seconds
         self.worker: Any = None
@@ -181,6 +186,7 @@ class RayPool:
         self.actor_class = ray.remote(Actor).options(num_cpus=job.threads, num_gpus=self.gpus)
         interval = max(HEARTBEAT_SECONDS, self._compute_target() / HEARTBEATS_PER_SECOND)
         self.heartbeat_seconds = min(interval, stall_timeout / 4)
+        self.token = self._read_token()
 
     def _start_ray(self, address: str | None) -> None:
         """Join the cluster at an address, or start Ray on this machine.
@@ -237,6 +243,19 @@ class RayPool:
         """Raise InputError if the machines of the cluster would each write to their own folder."""
         machines = {node["NodeManagerAddress"] for node in self.ray.nodes() if node["Alive"]}
         refuse_unshared(self.store, self.job.output.shared, len(machines))
+
+    def _read_token(self) -> str | None:
+        """Return the token for the Hugging Face Hub that workers on a cluster may need.
+
+        It travels as an argument of the actors: Ray shows environment variables of jobs and actors
+        in its dashboard and logs.
+        """
+        if not self.on_cluster or not self.job.pipeline.uses_torch:
+            return None
+        from huggingface_hub import get_token
+
+        token: str | None = get_token()
+        return token
 
     def _gpus_per_worker(self) -> float:
         if self.job.gpus is not None or not self.job.pipeline.uses_torch:
@@ -299,7 +318,7 @@ class RayPool:
             self._stop_actor(actor)
         if now >= self.next_start:
             for _ in range(wanted - len(self.actors)):
-                handle = self.actor_class.remote(self.load, self.heartbeat_seconds)
+                handle = self.actor_class.remote(self.load, self.heartbeat_seconds, self.token)
                 self.actors.append(_ActorState(handle, handle.node.remote()))
         self._warn_without_workers(now)
 

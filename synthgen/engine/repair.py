@@ -61,8 +61,11 @@ CONTENT_FIELDS = (
 """The fields of a marker that describe the files of its shard."""
 
 Report = Callable[[int, int], object]
-Settings = tuple[str, int, int, int, str]
-"""Device, batch size, chunk, threads and number format of a worker; the format may be empty."""
+Settings = tuple[str, int, int, int, str, bool]
+"""Device, batch size, chunk, threads and number format of a worker, and whether it uses tiles.
+
+The number format may be empty.
+"""
 
 
 @dataclass
@@ -236,7 +239,9 @@ class OldShard:
             return recorded
         device = "cpu" if job.gpus == 0 else find_local_device(job)
         dtype = job.pipeline.choose_dtype(device)
-        return Numerics(job.batch_size, job.chunk, job.threads, device, dtype, read_versions())
+        return Numerics(
+            job.batch_size, job.first_chunk, job.threads, device, dtype, read_versions()
+        )
 
     def restore_marker(self, shard: StagedShard) -> StagedShard:
         """Return a new shard with the old marker, if the markers describe the same files."""
@@ -272,6 +277,9 @@ def describe_numerics_difference(old: Numerics, new: Numerics) -> str:
     """Return why a shard that was generated again has other bytes, as far as the numerics say."""
     before = {"device": old.device, "chunk": old.chunk, **old.versions}
     now = {"device": new.device, "chunk": new.chunk, **new.versions}
+    if old.hardware:
+        before["hardware"] = old.hardware
+        now["hardware"] = new.hardware
     if old.dtype is not None:
         before["dtype"] = old.dtype
         now["dtype"] = str(new.dtype)
@@ -392,13 +400,13 @@ class Repair(Work):
         for number in sorted(old_shards):
             old = numerics[number]
             dtype = old.dtype or job.pipeline.former_dtype(old.device) or ""
-            settings = (old.device, old.batch_size, old.chunk, old.threads, dtype)
+            settings = (old.device, old.batch_size, old.chunk, old.threads, dtype, old.tiled)
             groups.setdefault(settings, []).append(number)
         images = 0
         total = sum(job.images_in_shard(number) for number in old_shards)
         for settings in sorted(groups):
             group = groups[settings]
-            device, batch_size, chunk, threads, dtype = settings
+            device, batch_size, chunk, threads, dtype, tiled = settings
             local = "cpu" if device == "cpu" else find_local_device(job)
             if local != device and not self.accept:
                 reason = (
@@ -413,7 +421,7 @@ class Repair(Work):
             }
             if dtype and local == device:
                 overrides["pipeline"] = job.pipeline.model_copy(update={"dtype": dtype})
-            worker = Worker(job.model_copy(update=overrides), self.store, local)
+            worker = Worker(job.model_copy(update=overrides), self.store, local, tiled)
             for number in group:
                 try:
                     for event in worker.make_shard(number):

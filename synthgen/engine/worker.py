@@ -1,10 +1,8 @@
 """The worker, which generates one shard at a time, from layouts to files. It knows no Ray."""
 
 import errno
-import gc
 import io
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,9 +21,11 @@ from synthgen.config.job import Job, OutputSpec
 from synthgen.dataset.sample import Sample
 from synthgen.dataset.shard import StagedShard, stage
 from synthgen.dataset.versions import read_versions
+from synthgen.engine.hardware import describe_hardware
 from synthgen.errors import InputError, StoreFailedError, StoreRefusedError
 from synthgen.geometry import xyxy_to_xywh
 from synthgen.layouts.base import InfeasibleLayoutError
+from synthgen.memory import free_memory, is_out_of_memory
 from synthgen.pipelines.base import Numerics, Painting
 from synthgen.randomness import Stream, seed_sequence, spawn_sequence
 from synthgen.scenes.scene import Scene
@@ -114,24 +114,32 @@ class Worker:
         job: the validated job.
         store: where shards are staged.
         device: "cpu" or "cuda".
+        tiled: whether images are decoded in tiles as by older versions, see `Numerics`.
     """
 
-    def __init__(self, job: Job, store: Store, device: str = "cpu") -> None:
+    def __init__(self, job: Job, store: Store, device: str = "cpu", tiled: bool = False) -> None:
         self.job = job
         self.store = store
         self.numerics = Numerics(
             job.batch_size,
-            job.chunk,
+            job.first_chunk,
             job.threads,
             device,
             job.pipeline.choose_dtype(device),
             read_versions(),
             job.files(),
+            tiled=tiled,
         )
         self.ids = job.ids()
         self.has_shown_image = False
         limit_threads(job)
         self.load()
+        hardware = describe_hardware(device, job.pipeline.uses_torch)
+        self.numerics = replace(self.numerics, hardware=hardware)
+        painter: Any = self.painter
+        if job.chunk == "auto" and device == "cuda" and hasattr(painter, "measure_chunk"):
+            self.numerics = replace(self.numerics, chunk=painter.measure_chunk())
+            painter.use_chunk(self.numerics.chunk)
 
     def load(self) -> None:
         """Load the pipeline, and the verifier if the job has one."""
@@ -211,6 +219,9 @@ class Worker:
                     samples += encoding.popleft().result()
             for future in encoding:
                 samples += future.result()
+        self.numerics = replace(
+            self.numerics, tiled=getattr(self.painter, "tiled", self.numerics.tiled)
+        )
         numerics = asdict(self.numerics)
         seconds = time.perf_counter() - start
         yield stage(self.store, number, samples, numerics, seconds, attempts)
@@ -331,19 +342,6 @@ class Worker:
             return pixels, conditions
         pixels, effects = camera(pixels, seed_sequence(self.job.seed, index, Stream.CAMERA))
         return pixels, conditions | effects
-
-
-def free_memory() -> None:
-    """Return unused memory to the operating system, or to the GPU if torch caches it."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether torch reports that the memory of a GPU or of this machine is exhausted."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def is_final(error: BaseException | None) -> bool:

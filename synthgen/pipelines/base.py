@@ -61,6 +61,9 @@ class Numerics:
         versions: versions of the packages that compute pixels.
         files: hashes of the model files and of the other files that the job reads, as this worker
             read them.
+        tiled: whether images larger than the autoencoder's own size are decoded in tiles; they
+            always were in versions that did not record it.
+        hardware: the processor or card; empty in the markers of versions that did not record it.
     """
 
     batch_size: int = 4
@@ -70,6 +73,8 @@ class Numerics:
     dtype: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, Any] = field(default_factory=dict)
+    tiled: bool = True
+    hardware: str = ""
 
 
 class Painter(Protocol):
@@ -77,6 +82,8 @@ class Painter(Protocol):
 
     A painter may have a method `use_chunk(chunk)`, which changes `Numerics.chunk` as if the painter
     had been loaded with the new value. A painter without it is loaded again when memory runs out.
+    With it, it may have a method `measure_chunk()`, which returns the chunk for the free memory of
+    a GPU.
     Images are repaired with one of two methods: `inpaint_boxes` generates windows of a finished
     image again, and `regenerate_objects` single objects of an image that the painter still has in
     parts. A painter with a method `use_verifier(find_failed)` verifies objects while it generates
@@ -154,8 +161,8 @@ class MethodSpec(SpecModel):
         """Return what the pixels depend on beyond the recipe's own keys: hashes of model files."""
         return {}
 
-    def revision(self, sampler: SamplerSpec) -> int:
-        """Return the revision of this recipe's behaviour for such layouts.
+    def method_revision(self, sampler: SamplerSpec) -> int:
+        """Return the revision of this method's behaviour for such layouts.
 
         A change of the generated images that no key expresses increases it.
         """

@@ -105,7 +105,7 @@ class Spec(MethodSpec):
             "cutouts_names_sha256": hashlib.sha256(names.encode()).hexdigest(),
         }
 
-    def revision(self, sampler: SamplerSpec) -> int:
+    def method_revision(self, sampler: SamplerSpec) -> int:
         # Revision 2 gives no label to objects without a visible pixel.
         return 2 if sampler.may_overlap else 1
 

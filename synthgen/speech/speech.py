@@ -7,7 +7,7 @@ from pathlib import Path
 
 from synthgen.errors import InputError
 from synthgen.pipelines.base import ModelNotFoundError
-from synthgen.pipelines.diffusion.models import download_snapshot, hash_files
+from synthgen.pipelines.diffusion.sources import download_snapshot, hash_files
 from synthgen.speech import Spoken
 from synthgen.speech.audio import RATE, Samples, read_wav
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from synthgen.geometry import clip_boxes, shares_inside
 from synthgen.layouts.base import MIN_SHARE_INSIDE, Layout
 from synthgen.layouts.scatter import Spec as ScatterSpec
-from synthgen.pipelines.diffusion.models import compute_unet_multiple, find_checkpoint
 from synthgen.pipelines.diffusion.pipeline import LatentPipeline, read_pipeline
+from synthgen.pipelines.diffusion.sizes import compute_unet_multiple
+from synthgen.pipelines.diffusion.sources import find_checkpoint
 from synthgen.randomness import Stream, seed_sequence
 from synthgen.scenes.scene import Scene, SceneSpec, build_caption
 from synthgen.training.box_conditioning_spec import BoxConditioningSpec

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from synthgen.geometry import box_areas, clip_boxes
-from synthgen.pipelines.diffusion.models import compute_unet_multiple, compute_vae_factor
+from synthgen.pipelines.diffusion.sizes import compute_unet_multiple, compute_vae_factor
 from synthgen.pipelines.diffusion.windows import place_object_windows
 from synthgen.randomness import Stream, seed_sequence
 from synthgen.scenes.scene import Scene, build_region_prompt

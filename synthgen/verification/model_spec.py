@@ -7,7 +7,7 @@ from pydantic import Field
 
 from synthgen.layouts.base import SamplerSpec
 from synthgen.pipelines.base import ModelNotFoundError
-from synthgen.pipelines.diffusion.models import EMBEDDED, download_snapshot, hash_files
+from synthgen.pipelines.diffusion.sources import EMBEDDED, download_snapshot, hash_files
 from synthgen.pipelines.diffusion.weights import choose_weights, read_json, read_shapes
 from synthgen.verification.base import VerifierSpec
 

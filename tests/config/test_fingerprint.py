@@ -25,6 +25,7 @@ from synthgen.layouts.fit import fit_model
 from synthgen.pipelines.base import Numerics
 from synthgen.scenes.scene import SceneSpec, describe_damage, list_image_files
 from synthgen.yamlfile import parse_yaml
+from tests.pipelines.single_file import write_single_file
 
 REGION_BOX = "row_init: 0, row_end: 64, col_init: 0, col_end: 64"
 TEXT_REGION = f"{{prompt: sand, {REGION_BOX}}}"
@@ -43,6 +44,7 @@ PATHS = {
 }
 PATHS |= {f"method.{name}.model" for name in registry.list_names("method") if name != "paste"}
 PATHS |= {f"method.{name}.lora" for name in registry.list_names("method") if name != "paste"}
+PATHS |= {f"method.{name}.config" for name in registry.list_names("method") if name != "paste"}
 PATHS |= {f"verifier.{name}.model" for name in registry.list_names("verifier") if name != "panel"}
 WORDS = {
     "sampler",
@@ -54,6 +56,7 @@ WORDS = {
     "prompt",
     "negative_prompt",
     "weights",
+    "revision",
     "dtype",
     "categories",
     "labels",
@@ -199,6 +202,8 @@ def model_cases(folder: Path, checkpoint: Path) -> Iterator[Case]:
         f"{layer}B.weight": np.ones((8, 2), np.float32),
     }
     save_file(weights, lora)
+    single_file = folder / "model.safetensors"
+    write_single_file(checkpoint, single_file)
     parts = (
         "model_index.json",
         "unet/config.json",
@@ -220,6 +225,10 @@ def model_cases(folder: Path, checkpoint: Path) -> Iterator[Case]:
             yield Case((f"method.{name}.model",), overrides, checkpoint / part)
         overrides = (f"pipeline={{{recipe}, lora: {folder}/lora}}", *others)
         yield Case((f"method.{name}.lora",), overrides, lora)
+        single = recipe.replace(f"model: {checkpoint}", f"model: {single_file}")
+        overrides = (f"pipeline={{{single}, config: {checkpoint}}}", *others)
+        settings = checkpoint / "scheduler/scheduler_config.json"
+        yield Case((f"method.{name}.config",), overrides, settings)
     backgrounds = f"pipeline={{method: inpaint, background_model: {checkpoint}}}"
     for part in parts:
         yield Case(("method.inpaint.background_model",), (backgrounds,), checkpoint / part)
@@ -237,6 +246,12 @@ def verifier_cases(folder: Path) -> Iterator[Case]:
         for file in model.iterdir():
             yield Case(keys, (f"verify={recipe}",), file)
             yield Case(keys, (f"verify={{verifier: panel, of: [{recipe}]}}",), file)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use a cache of this test, because checkpoints in one file are converted into it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -258,7 +273,8 @@ def load_case(make_job: Callable[..., Job], case: Case) -> Job:
     if "method: grounded" in " ".join(case.overrides):
         recipe = parse_yaml(case.overrides[0].removeprefix("pipeline="), "").data
         spec = registry.load_spec_class("method", "grounded")
-        pipeline = spec(model=recipe["model"], lora=recipe.get("lora"))
+        keys = {key: recipe.get(key) for key in ("model", "lora", "config")}
+        pipeline = spec(**keys)
         return make_job().model_copy(update={"pipeline": pipeline})
     return make_job(*case.overrides)
 

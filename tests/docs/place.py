@@ -7,7 +7,7 @@ from zlib import crc32
 
 from synthgen.config import load_job
 from synthgen.engine.generation import run
-from synthgen.pipelines.diffusion.models import EMBEDDED
+from synthgen.pipelines.diffusion.sources import EMBEDDED
 from tests.conftest import save_tiny_checkpoint
 from tests.docs.commands import ROOT, TINY, find_blocks
 from tests.formats.sources import make_image, write_coco, write_lines, write_voc, write_yolo

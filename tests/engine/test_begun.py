@@ -24,7 +24,7 @@ from synthgen.dataset.former_defaults import (
     find_former_values,
     former_defaults,
 )
-from synthgen.dataset.info import ChangedJobError
+from synthgen.dataset.info import REVISIONS, ChangedJobError
 from synthgen.dataset.versions import read_versions
 from synthgen.engine.generation import run
 from synthgen.engine.repair import repair
@@ -219,6 +219,7 @@ FREE = {
     "batch_size",
     "chunk",
     "gpus",
+    "numerics",
     "stall_timeout",
     "spoken",
 }
@@ -285,10 +286,10 @@ def test_given_lists_the_keys_that_are_set(make_job: Callable[..., Job], tmp_pat
         ([], {}),
         (["layout={sampler: grid, objects: {dog: 2}}"], {}),
         (["layout={sampler: crowd, objects: {dog: 2}, max_iou: 0}"], {}),
-        (["layout={sampler: crowd, objects: {dog: 2}}"], {"pipeline.revision": 2}),
-        (["layout={sampler: perspective, objects: {dog: 2}}"], {"pipeline.revision": 2}),
+        (["layout={sampler: crowd, objects: {dog: 2}}"], {"pipeline.method_revision": 2}),
+        (["layout={sampler: perspective, objects: {dog: 2}}"], {"pipeline.method_revision": 2}),
         (["pipeline=mixture-tiny"], {}),
-        (["pipeline=regional-attention-tiny"], {"pipeline.revision": 2}),
+        (["pipeline=regional-attention-tiny"], {"pipeline.method_revision": 2}),
         (["verify={verifier: detector}"], {"verify.revision": 2}),
     ],
 )
@@ -296,9 +297,7 @@ def test_a_change_of_behaviour_without_a_key_has_a_revision(
     changes: list[str], revisions: dict[str, int], make_job: Callable[..., Job]
 ) -> None:
     fingerprint = make_job("layout.canvas=[512, 512]", *changes).fingerprint()
-    assert {
-        key: value for key, value in fingerprint.items() if key.endswith(".revision")
-    } == revisions
+    assert {key: fingerprint[key] for key in REVISIONS if key in fingerprint} == revisions
 
 
 def test_a_dataset_of_another_revision_is_refused(make_job: Callable[..., Job]) -> None:
@@ -307,9 +306,21 @@ def test_a_dataset_of_another_revision_is_refused(make_job: Callable[..., Job]) 
     run(job)
     about = Path(job.output.path) / "dataset.json"
     begun = json.loads(about.read_text())
-    del begun["fingerprint"]["pipeline.revision"]
+    del begun["fingerprint"]["pipeline.method_revision"]
     about.write_text(json.dumps(begun))
     with pytest.raises(
-        ChangedJobError, match=r"pipeline\.revision: was 1, is 2\. Give another output"
+        ChangedJobError, match=r"pipeline\.method_revision: was 1, is 2\. Give another output"
     ):
         run(make_job("images=4", overlapping))
+
+
+def test_a_revision_under_its_former_name_is_known(make_job: Callable[..., Job]) -> None:
+    overlapping = "layout={sampler: crowd, canvas: [256, 256], objects: {dog: 2}}"
+    job = make_job("images=2", overlapping)
+    run(job)
+    about = Path(job.output.path) / "dataset.json"
+    begun = json.loads(about.read_text())
+    fingerprint = begun["fingerprint"]
+    fingerprint["pipeline.revision"] = fingerprint.pop("pipeline.method_revision")
+    about.write_text(json.dumps(begun))
+    assert run(make_job("images=4", overlapping)).made == 2

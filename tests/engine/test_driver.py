@@ -86,6 +86,21 @@ def test_a_second_run_changes_nothing(make_job: Callable[..., Job]) -> None:
     assert snapshot(Path(make_job().output.path)) == before
 
 
+def test_a_strict_dataset_comes_from_one_kind_of_device(
+    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = iter(["card A", "card A", "card B", "card B"])
+    monkeypatch.setattr("synthgen.engine.worker.describe_hardware", lambda *given: next(names))
+    assert run(make_job("images=2", "numerics=strict")).made == 2
+    assert run(make_job("images=4", "numerics=strict")).made == 2
+    with pytest.raises(StoppedError, match="on card B, but this dataset was begun on card A"):
+        run(make_job("images=6", "numerics=strict"))
+    out = open_store(make_job().output.path)
+    assert not out.exists("shards/000002.tar")
+    assert run(make_job("images=6")).made == 2
+    assert check_dataset(out)[0] == []
+
+
 def test_shards_of_different_versions_are_not_mixed(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:

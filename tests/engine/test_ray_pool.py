@@ -3,7 +3,9 @@
 The nodes are real ones, on this machine.
 """
 
+import hashlib
 import socket
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -152,6 +154,28 @@ def test_a_new_node_gets_work_and_a_shard_of_a_lost_node_is_retried(
     assert cluster.first is None, "the new node got work"
     assert nodes[-1]
     assert nodes[-1] != nodes[0]
+
+
+def test_the_token_for_the_hub_reaches_the_workers_and_no_file(
+    cluster: Any,
+    make_job: Callable[..., Job],
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    token = f"hf_{uuid.uuid4().hex}"
+    monkeypatch.setenv("HF_TOKEN", token)
+    (tmp_path / "0").write_text("token")
+    job = make_job("images=2", "workers=1", f"pipeline={{method: mixture, model: {checkpoint}}}")
+    pool = RayPool(job, open_store(tmp_path), load=Stub)
+    list(pool.run([0]))
+    pool.close()
+    received = (tmp_path / "token").read_text()
+    assert received == hashlib.sha256(token.encode()).hexdigest()
+    logs = Path(cluster.head_node.get_session_dir_path()) / "logs"
+    files = [path for path in (*logs.rglob("*"), *tmp_path.rglob("*")) if path.is_file()]
+    assert files
+    assert not [path for path in files if token.encode() in path.read_bytes()]
 
 
 def test_the_run_ends_if_workers_do_not_start(

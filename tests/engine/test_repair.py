@@ -212,11 +212,11 @@ def test_a_repair_that_loses_its_lock_deletes_no_staged_file(
 def test_a_shard_is_generated_again_with_the_numerics_of_its_marker(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings: list[tuple[int, ...]] = []
+    settings: list[tuple[Any, ...]] = []
 
-    def create_worker(job: Job, store: Store, device: str) -> Worker:
+    def create_worker(job: Job, store: Store, device: str, tiled: bool) -> Worker:
         settings.append((job.batch_size, job.chunk, job.threads))
-        return Worker(job, store, device)
+        return Worker(job, store, device, tiled)
 
     monkeypatch.setattr("synthgen.engine.repair.Worker", create_worker)
     for number, chunk in ((0, 7), (1, 5), (2, 7)):

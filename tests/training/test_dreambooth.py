@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 from synthgen.config import ConfigError, Job, load_training
 from synthgen.dataset.check import check_dataset
 from synthgen.engine.generation import run
-from synthgen.pipelines.diffusion.models import find_lora
+from synthgen.pipelines.diffusion.sources import find_lora
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.report import write_report
 from synthgen.storage.location import open_store

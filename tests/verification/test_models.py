@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from synthgen import cli
-from synthgen.pipelines.diffusion.models import EMBEDDED
+from synthgen.pipelines.diffusion.sources import EMBEDDED
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

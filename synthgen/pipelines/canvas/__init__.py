@@ -9,13 +9,8 @@ from PIL import Image
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from synthgen.layouts.base import SamplerSpec
-from synthgen.pipelines.diffusion.models import (
-    ModelSpec,
-    SchedulerName,
-    compute_vae_factor,
-    find_canvas_problems,
-    read_config,
-)
+from synthgen.pipelines.diffusion.models import ModelSpec, SchedulerName, find_canvas_problems
+from synthgen.pipelines.diffusion.sizes import compute_vae_factor, read_config
 from synthgen.scenes.scene import SceneSpec, describe_damage
 from synthgen.spec import SpecModel
 

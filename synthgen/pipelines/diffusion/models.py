@@ -1,19 +1,14 @@
-"""Find checkpoints by name: shipped with the package, in a folder, or on the Hugging Face Hub.
+"""The recipes of methods that use a checkpoint, and why a method cannot use one.
 
-This module finds, checks and hashes files. It loads no weights and does not import torch.
+This module loads no weights and does not import torch.
 """
 
-import hashlib
-import json
-from functools import lru_cache
-from glob import escape
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from synthgen.file_hashes import hash_file
 from synthgen.layouts.base import SamplerSpec
 from synthgen.pipelines.base import MethodSpec, ModelNotFoundError
 from synthgen.pipelines.diffusion.checkpoint import (
@@ -22,31 +17,38 @@ from synthgen.pipelines.diffusion.checkpoint import (
     TWO_EVALUATION_SCHEDULERS,
     Checkpoint,
     find_input_problem,
-    read_checkpoint,
 )
-from synthgen.pipelines.diffusion.lora import ADAPTER, read_layers, reads_adapter_config
+from synthgen.pipelines.diffusion.lora import read_layers
 from synthgen.pipelines.diffusion.scaling import (
     LARGEST_SCALE,
     choose_scale,
     enlarge_canvas,
     measure_boxes,
 )
-from synthgen.pipelines.diffusion.weights import VariantNotFoundError, read_head, select_files
+from synthgen.pipelines.diffusion.sizes import (
+    compute_unet_multiple,
+    compute_vae_factor,
+    read_config,
+    read_native_windows,
+    read_object_sizes,
+)
+from synthgen.pipelines.diffusion.sources import (
+    RevisionNotFoundError,
+    find_checkpoint,
+    find_lora,
+    find_single_file,
+    hash_checkpoint,
+    hash_lora,
+    is_on_hub,
+)
+from synthgen.pipelines.diffusion.weights import VariantNotFoundError
 from synthgen.scenes.scene import SceneSpec
 from synthgen.spec import load_implementation
 
-EMBEDDED = Path(__file__).parents[2] / "weights"
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler")
-SIZES_FILE = "synthgen.json"  # lists the sizes that a checkpoint was trained for, in its folder
-CONCEPTS = "concepts.json"  # lists the classes of a checkpoint's identifiers, in its folder
 LICENCES = {"synthgen-tiny": "Apache-2.0"}
 # All classes that a checkpoint was trained on, for those that were trained on few.
 KNOWN_CLASSES = {"synthgen-tiny": ("dog", "cat", "ball", "tree")}
 SchedulerName = Literal["dpm++", "unipc", "ddim", "euler", "lms", "lcm"]
-SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
-# Longer sides of the objects that a checkpoint generates well, as shares of its native window.
-LEAST_OBJECT_SHARE = 0.4
-MOST_OBJECT_SHARE = 0.8
 # Boxes are warned of if they are smaller or larger than these multiples of the limits.
 FAR_BELOW = 0.75
 FAR_ABOVE = 1.5
@@ -70,7 +72,20 @@ class ModelSpec(MethodSpec):
     model: str = Field(
         "synthgen-tiny",
         min_length=1,
-        description="Embedded checkpoint, folder, or Hugging Face id.",
+        description="Embedded checkpoint, folder, .safetensors file, Hugging Face id "
+        "(owner/name), file of one (owner/name/FILE), or URL of a folder or file (s3://…).",
+    )
+    revision: str | None = Field(
+        None,
+        min_length=1,
+        description="Branch, tag or commit of the checkpoint on the Hugging Face Hub; null: its "
+        "default branch.",
+    )
+    config: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder or Hugging Face id of a checkpoint with the configurations of a "
+        "checkpoint in one file; null: those of its family.",
     )
     weights: str | None = Field(
         None,
@@ -87,8 +102,8 @@ class ModelSpec(MethodSpec):
     lora: str | None = Field(
         None,
         min_length=1,
-        description="LoRA that is merged into the checkpoint: a .safetensors file, its folder, or "
-        "a Hugging Face id.",
+        description="LoRA that is merged into the checkpoint: a .safetensors file, its folder, a "
+        "Hugging Face id (owner/name), a file of one (owner/name/FILE), or the URL of a file.",
     )
     lora_scale: Annotated[float, BeforeValidator(_refuse_boolean)] = Field(
         1.0, allow_inf_nan=False, description="Factor by which the LoRA is multiplied."
@@ -99,9 +114,16 @@ class ModelSpec(MethodSpec):
         "shrunk to its size. native: the smallest factor at which the checkpoint generates objects "
         "of these sizes well.",
     )
+    memory: Literal["fast", "balanced", "least"] = Field(
+        "fast",
+        description="Where the weights are on a GPU; fast: in its memory; balanced: each network "
+        "only while it is used; least: each layer only while it is used, and those of the UNet in "
+        "8 bits, which is slow.",
+    )
     compile: bool = Field(
         False,
-        description="Compile the UNet once per worker; faster on a GPU, for jobs of many images.",
+        description="Compile the UNet once per worker; faster on a GPU, for jobs of many images. "
+        "All passes then have one shape if the windows have one size.",
     )
 
     @property
@@ -143,13 +165,21 @@ class ModelSpec(MethodSpec):
         """Whether denoising starts within the schedule instead of at its first step."""
         return False
 
+    def checkpoint(self) -> Checkpoint:
+        """Return the checkpoint, with its configurations and headers.
+
+        Raises:
+            ModelNotFoundError: the checkpoint cannot be found or loaded.
+        """
+        return find_checkpoint(self.model, self.weights, self.revision, self.config)
+
     def folder(self) -> Path:
         """Return the local folder of the checkpoint.
 
         Raises:
             ModelNotFoundError: the checkpoint cannot be found or loaded.
         """
-        return find_checkpoint(self.model, self.weights).folder
+        return self.checkpoint().folder
 
     def fit_to_layouts(self, sampler: SamplerSpec) -> "ModelSpec":
         """Return the recipe with a number for the scale `native`.
@@ -180,11 +210,9 @@ class ModelSpec(MethodSpec):
         return enlarge_canvas(canvas, self.generation_scale(), factor)
 
     def fingerprint(self) -> dict[str, Any]:
-        folder = self.folder()
-        hashes = {"model_sha256": hash_folder(folder)}
-        index = folder / "model_index.json"  # says how the parts work together
-        if index.is_file():
-            hashes["model_index_sha256"] = hashlib.sha256(index.read_bytes()).hexdigest()
+        hashes: dict[str, Any] = dict(
+            hash_checkpoint(self.model, self.weights, self.revision, self.config)
+        )
         if self.lora is not None:
             hashes["lora_sha256"] = hash_lora(find_lora(self.lora))
         return hashes
@@ -262,7 +290,7 @@ class LayoutModelSpec(ModelSpec):
 
         This is concluded from the scheduler and the names.
         """
-        checkpoint = find_checkpoint(self.model, self.weights)
+        checkpoint = self.checkpoint()
         if checkpoint.configs["unet"].get("time_cond_proj_dim") is not None:
             return False  # it reads the guidance scale as a condition
         if self.scheduler == "lcm":
@@ -327,13 +355,17 @@ def find_canvas_problems(spec: ModelSpec, canvas: tuple[int, int]) -> list[str]:
 
 def find_model_problems(spec: ModelSpec) -> list[str]:
     """Return why a recipe's method cannot use its checkpoint or LoRA, each as `key: reason`."""
+    problems = _find_unused_keys(spec)
+    if problems:
+        return problems
     try:
-        checkpoint = find_checkpoint(spec.model, spec.weights)
+        checkpoint = spec.checkpoint()
     except VariantNotFoundError as error:
         return [f"weights: {error}"]
+    except RevisionNotFoundError as error:
+        return [f"revision: {error}"]
     except ModelNotFoundError as error:
         return [f"model: {error}"]
-    problems = []
     reason = find_input_problem(checkpoint, spec.reads_masks, spec.reads_masked_images)
     if reason is not None:
         problems.append(f"model: {spec.model}: {reason}")
@@ -342,12 +374,38 @@ def find_model_problems(spec: ModelSpec) -> list[str]:
             f"model: {spec.model} has two text encoders (SDXL), but {spec.method} reads "
             "checkpoints with one; use Stable Diffusion 1 or 2, or the method `mixture`"
         )
+    if spec.compile and spec.memory != "fast":
+        problems.append(
+            f"compile: a UNet that is not always on the GPU (memory: {spec.memory}) is not "
+            "compiled; omit one of the two"
+        )
     problems += _find_scheduler_problems(spec, checkpoint)
     if spec.lora is not None:
         try:
             read_layers(find_lora(spec.lora), checkpoint.shapes, checkpoint.configs["unet"])
         except ModelNotFoundError as error:
             problems.append(f"lora: {error}")
+    return problems
+
+
+def _find_unused_keys(spec: ModelSpec) -> list[str]:
+    """Return why keys that say where a checkpoint is have no meaning for this one."""
+    problems = []
+    if spec.revision is not None and not is_on_hub(spec.model):
+        problems.append(
+            f"revision: {spec.model} is not on the Hugging Face Hub, and has no revisions; "
+            "omit the key"
+        )
+    if spec.config is not None:
+        try:
+            is_single = find_single_file(spec.model, spec.revision) is not None
+        except ModelNotFoundError as error:
+            return [f"model: {error}"]
+        if not is_single:
+            problems.append(
+                f"config: {spec.model} has its own configurations; omit the key, which is for "
+                "checkpoints in one file"
+            )
     return problems
 
 
@@ -396,229 +454,3 @@ def _find_lcm_problems(spec: ModelSpec, checkpoint: Checkpoint) -> list[str]:
     if steps <= most:
         return []
     return [f"steps: {steps} are more than the {most} of the scheduler lcm; give 4 to 8"]
-
-
-def find_model(name: str, variant: str | None = None) -> Path:
-    """Return the local folder of a checkpoint, which is downloaded from the Hub if necessary.
-
-    Raises:
-        ModelNotFoundError: the checkpoint cannot be found or loaded.
-    """
-    return find_checkpoint(name, variant).folder
-
-
-def find_checkpoint(name: str, variant: str | None = None) -> Checkpoint:
-    """Return a checkpoint by name, with its configurations and headers.
-
-    It is downloaded from the Hub if necessary.
-
-    Raises:
-        ModelNotFoundError: the checkpoint cannot be found or loaded.
-        VariantNotFoundError: it has no weights of this variant.
-    """
-    folder = _find_folder(name, variant)
-    try:
-        return read_checkpoint(folder, variant)
-    except VariantNotFoundError:
-        raise
-    except ModelNotFoundError as error:
-        raise ModelNotFoundError(f"model {name!r}: {error}") from None
-
-
-def _find_folder(name: str, variant: str | None) -> Path:
-    """Return the local folder of a checkpoint."""
-    path = Path(name)
-    for folder in (EMBEDDED / name, path):
-        if (folder / "model_index.json").is_file():
-            return folder
-    if path.is_file():
-        raise ModelNotFoundError(f"model {name!r}: {_describe_single_file(path)}")
-    if path.is_dir() or not _is_hub_id(name) or name.endswith(SINGLE_FILES):
-        embedded = sorted(file.parent.name for file in EMBEDDED.glob("*/model_index.json"))
-        raise ModelNotFoundError(
-            f"model {name!r}: no folder of that name holds a model_index.json, "
-            f"and it is no Hugging Face id (owner/name); embedded: {', '.join(embedded)}"
-        )
-    return _download_checkpoint(name, variant)
-
-
-def _is_hub_id(name: str) -> bool:
-    """Return whether a name has the form of a Hugging Face id, owner/name."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
-
-
-def _describe_single_file(file: Path) -> str:
-    """Return the reason why a file cannot be used as a checkpoint, and the solution."""
-    if file.suffix != ".safetensors":
-        return (
-            "is a file; give a folder in diffusers' format (pickled and GGUF files are not loaded)"
-        )
-    names = read_head(file)[0]
-    if any("lora_" in name or ".lora" in name for name in names):
-        return "is a LoRA; give it as `pipeline.lora`, and its checkpoint as `pipeline.model`"
-    if any(name.startswith("conditioner.embedders.") for name in names):
-        return _describe_conversion("Stable Diffusion XL", "StableDiffusionXLPipeline")
-    if any(name.startswith("cond_stage_model.") for name in names):
-        return _describe_conversion("Stable Diffusion", "StableDiffusionPipeline")
-    return (
-        "is a file without the names of a Stable Diffusion checkpoint; "
-        "give a folder in diffusers' format"
-    )
-
-
-def _describe_conversion(kind: str, pipeline: str) -> str:
-    """Return how a checkpoint in one file is converted to a folder."""
-    command = f"diffusers.{pipeline}.from_single_file(FILE).save_pretrained(FOLDER)"
-    return (
-        f"is a {kind} checkpoint in one file, but only folders are read: "
-        f"convert it with `{command}`, then give FOLDER"
-    )
-
-
-def find_lora(name: str) -> Path:
-    """Return the file of a LoRA, which is downloaded from the Hub if necessary.
-
-    Raises:
-        ModelNotFoundError: it cannot be found, or there is not exactly one safetensors file.
-    """
-    path = Path(name)
-    if not path.exists() and _is_hub_id(name):
-        path = download_snapshot(name, ["*.safetensors", ADAPTER], [])
-    if path.is_file() and path.suffix == ".safetensors":
-        return path
-    files = sorted(path.glob("*.safetensors"))
-    if len(files) == 1:
-        return files[0]
-    reason = "no such .safetensors file, and it is no Hugging Face id"
-    if path.is_dir():
-        reason = f"{len(files)} .safetensors files"
-    raise ModelNotFoundError(
-        f"LoRA {name!r}: {reason}; give one file, or a folder or Hub id that holds one"
-    )
-
-
-def hash_lora(file: Path) -> str:
-    """Return the sha256 of a LoRA's file, and of the configuration beside it if it is read."""
-    digest = hashlib.sha256(file.read_bytes())
-    if reads_adapter_config(file, read_head(file)[0]):
-        digest.update((file.parent / ADAPTER).read_bytes())
-    return digest.hexdigest()
-
-
-@lru_cache
-def _download_checkpoint(name: str, variant: str | None) -> Path:
-    """Download the files from which a checkpoint is loaded, once per process."""
-    weights = select_files(_list_files(name), PARTS, variant)
-    files = ["model_index.json", SIZES_FILE, CONCEPTS, *weights]
-    return download_snapshot(name, [escape(file) for file in files], [])
-
-
-def _list_files(name: str) -> list[str]:
-    """Return the paths of a repository's files on the Hub, or in the local cache if it fails."""
-    from huggingface_hub import HfApi
-
-    try:
-        return list(HfApi().list_repo_files(name))
-    except Exception:
-        # Each version of the client has its own network errors; `download_snapshot` explains what
-        # is wrong.
-        folder = download_snapshot(name, [], [])
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    return [file.relative_to(folder).as_posix() for file in files]
-
-
-def download_snapshot(name: str, wanted: list[str], skipped: list[str]) -> Path:
-    """Return the local folder of a Hub repository's files, which are downloaded if necessary.
-
-    Args:
-        wanted: patterns of the files that are downloaded.
-        skipped: patterns of the files that are not.
-
-    Raises:
-        ModelNotFoundError: the files are not in the local cache and cannot be downloaded.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=skipped))
-    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        reason = str(error).splitlines()[0][:160]
-        raise ModelNotFoundError(
-            f"model {name!r}: not a local folder, not in the local cache, and it cannot be "
-            f"downloaded from the Hugging Face Hub ({type(error).__name__}: {reason}); "
-            "check the name and the network, or give a local folder"
-        ) from None
-
-
-def hash_folder(folder: Path) -> str:
-    """Return the sha256 over names and bytes of all files from which a checkpoint is loaded."""
-    digest = hashlib.sha256()
-    for part in PARTS:
-        for file in sorted((folder / part).glob("*")):
-            if file.suffix in (".json", ".txt", ".safetensors"):
-                digest.update(_hash_file(file, f"{part}/{file.name}"))
-    return digest.hexdigest()
-
-
-def hash_files(folder: Path, patterns: list[str]) -> str:
-    """Return the sha256 over names and bytes of the files of a folder that match a pattern."""
-    digest = hashlib.sha256()
-    files: list[Path] = []
-    for pattern in patterns:
-        files += folder.glob(pattern)
-    for file in sorted(files):
-        digest.update(_hash_file(file, file.name))
-    return digest.hexdigest()
-
-
-def _hash_file(file: Path, name: str) -> bytes:
-    """Return the name and the sha256 of a file, each followed by a zero byte."""
-    return f"{name}\0{hash_file(file)}\0".encode()
-
-
-def read_config(folder: Path, part: str) -> dict[str, Any]:
-    """Return the config.json of a part of a checkpoint."""
-    config: dict[str, Any] = json.loads((folder / part / "config.json").read_text())
-    return config
-
-
-def compute_vae_factor(config: dict[str, Any]) -> int:
-    """Return the px per latent cell: 2 to the number of the autoencoder's halvings."""
-    channels = config.get("block_out_channels") or config["encoder_block_out_channels"]
-    return int(2 ** (len(channels) - 1))
-
-
-def read_native_windows(folder: Path) -> tuple[int, int]:
-    """Return the least and largest side in px of the windows that a checkpoint was trained at."""
-    sizes = _read_sizes(folder)
-    if "window_sizes" in sizes:
-        least, most = sizes["window_sizes"]
-        return int(least), int(most)
-    cells = int(read_config(folder, "unet").get("sample_size") or 64)
-    side = cells * compute_vae_factor(read_config(folder, "vae"))
-    return side, side
-
-
-def read_object_sizes(folder: Path) -> tuple[float, float]:
-    """Return the limits in px of the longer sides of objects that a checkpoint generates well."""
-    sizes = _read_sizes(folder)
-    if "object_sizes" in sizes:
-        least, most = sizes["object_sizes"]
-        return float(least), float(most)
-    side, _ = read_native_windows(folder)
-    return LEAST_OBJECT_SHARE * side, MOST_OBJECT_SHARE * side
-
-
-def _read_sizes(folder: Path) -> dict[str, Any]:
-    """Return the sizes in a checkpoint's `synthgen.json`; {} if it has no such file."""
-    file = folder / SIZES_FILE
-    if not file.is_file():
-        return {}
-    sizes: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return sizes
-
-
-def compute_unet_multiple(config: dict[str, Any]) -> int:
-    """Return the multiple of window sides in cells: 2 to the number of the UNet's halvings."""
-    return int(2 ** (len(config["block_out_channels"]) - 1))

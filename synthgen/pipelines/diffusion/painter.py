@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from synthgen.pipelines.base import Numerics, Painting
+from synthgen.pipelines.diffusion.chunk_size import measure_chunk
 from synthgen.pipelines.diffusion.models import LayoutModelSpec
 from synthgen.pipelines.diffusion.pipeline import LatentPipeline, load_pipeline
 from synthgen.pipelines.diffusion.scaling import (
@@ -40,7 +41,13 @@ class LayoutPainter:
         """Use another number of windows per chunk, without loading the pipeline again."""
         self.numerics = replace(self.numerics, chunk=chunk)
         self.options["chunk"] = chunk
+        if self.spec.compile:
+            self.pipeline.padded_cells = self.pipeline.cells_at_once(chunk)
         self.__dict__.pop("mixture", None)  # its options contain the former number
+
+    def measure_chunk(self) -> int:
+        """Return the number of windows per chunk for the free memory of the GPU."""
+        return measure_chunk(self.pipeline)
 
     def __call__(
         self, scenes: Sequence[Scene], seeds: Sequence[np.random.SeedSequence]
@@ -64,6 +71,11 @@ class LayoutPainter:
             canvas = enlarge_canvas(size, scale, self.pipeline.factor)
             larger.append(enlarge_scene(scene, canvas))
         return larger
+
+    @property
+    def tiled(self) -> bool:
+        """Whether images larger than the autoencoder's own size are decoded in tiles."""
+        return bool(self.pipeline.tiled)
 
     @property
     def least_side(self) -> int:
@@ -113,6 +125,7 @@ class LayoutPainter:
         pipeline.set_progress_bar_config(disable=True)
         pipeline.embedded = {}
         pipeline.empty_is_none = True
+        pipeline.tiled = self.pipeline.tiled
         spec = MixtureSpec(
             model=self.spec.model, steps=self.spec.steps, guidance_scale=self.spec.guidance_scale
         )

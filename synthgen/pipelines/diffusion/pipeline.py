@@ -27,16 +27,14 @@ from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import IncompatibleLayoutError, ModelNotFoundError, Numerics
 from synthgen.pipelines.diffusion.checkpoint import PARTIAL_SCHEDULERS, Checkpoint
 from synthgen.pipelines.diffusion.cpu_layers import use_cpu_layers
+from synthgen.pipelines.diffusion.image_coding import DECODE_COST, ImageCoding, count_cells
 from synthgen.pipelines.diffusion.lora import LoraLayer, read_layers
-from synthgen.pipelines.diffusion.mixture import Conditions, Evaluate, Region
-from synthgen.pipelines.diffusion.models import (
-    ModelSpec,
-    compute_unet_multiple,
-    compute_vae_factor,
-    find_checkpoint,
-    find_lora,
-)
+from synthgen.pipelines.diffusion.mixture import Conditions, Evaluate, Region, select
+from synthgen.pipelines.diffusion.models import ModelSpec
+from synthgen.pipelines.diffusion.offloading import place_networks
 from synthgen.pipelines.diffusion.schedulers import SCHEDULERS
+from synthgen.pipelines.diffusion.sizes import compute_unet_multiple, compute_vae_factor
+from synthgen.pipelines.diffusion.sources import find_lora
 from synthgen.pipelines.diffusion.text_encoding import TextEncoding
 from synthgen.pipelines.diffusion.windows import place_background_windows
 
@@ -62,12 +60,12 @@ OLD_ATTENTION = {
 }
 LORA_PARTS = ("unet", "text_encoder", "text_encoder_2")
 LEAST_CELLS = 2048  # of a window in a chunk; the overhead of smaller chunks is large
-DECODE_COST = 2  # passes of the UNet that take as long as decoding the same latents, about
 TOLERANCE = 1e-3  # px by which a box may extend beyond its canvas, for float32
 
 
 class LatentPipeline(
     TextEncoding,
+    ImageCoding,
     DiffusionPipeline,  # type: ignore[misc]  # diffusers is untyped
     StableDiffusionLoraLoaderMixin,  # type: ignore[misc]
 ):
@@ -76,6 +74,10 @@ class LatentPipeline(
     Attributes:
         factor: px per latent cell.
         multiple: window sides are multiples of this many latent cells.
+        tiled: whether images larger than the autoencoder's own size are encoded and decoded in
+            tiles; those larger than `UNTILED_SIDE` always are.
+        padded_cells: latent cells of every pass, for a compiled UNet: smaller chunks are padded,
+            because another number of windows would compile it again. None: nothing is padded.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->unet->vae"
@@ -100,7 +102,8 @@ class LatentPipeline(
         self.register_to_config(force_zeros_for_empty_prompt=force_zeros_for_empty_prompt)
         self.factor = compute_vae_factor(vae.config)
         self.multiple = compute_unet_multiple(unet.config)
-        self.vae.enable_tiling()
+        self.tiled = False
+        self.padded_cells: int | None = None
 
     def check_layouts(self, layouts: Sequence[Layout]) -> None:
         """Raise IncompatibleLayoutError for layouts that this checkpoint cannot generate."""
@@ -148,7 +151,7 @@ class LatentPipeline(
             layouts[0].width // self.factor,
         )
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
-        expect(DECODE_COST * _count_cells(noise))  # what starts as noise is decoded at the end
+        expect(DECODE_COST * count_cells(noise))  # what starts as noise is decoded at the end
         return noise.to(self._execution_device)
 
     def cells(self, side: int) -> int:
@@ -213,9 +216,15 @@ class LatentPipeline(
             conditions: the values of the UNet's arguments, by name; a.b.c is the entry c of the
                 entry b of the argument a.
         """
+        count = len(x)
         x = x.to(self.unet.dtype, memory_format=torch.channels_last)
-        prediction: Tensor = self.unet(x, t, **_nest_conditions(conditions)).sample
-        record_beat(cost=_count_cells(x))
+        if self.padded_cells is not None:
+            wanted = max(1, self.padded_cells // x[0, 0].numel())
+            rows = torch.arange(max(count, wanted), device=x.device).clamp(max=count - 1)
+            x = x[rows]
+            conditions = select(conditions, rows)
+        prediction: Tensor = self.unet(x, t, **_nest_conditions(conditions)).sample[:count]
+        record_beat(cost=count_cells(x[:count]))
         return prediction
 
     def denoise(
@@ -342,70 +351,6 @@ class LatentPipeline(
             )
         super().load_lora_weights(*args, **options)
 
-    def encode_images(self, images: NDArray[np.uint8]) -> Tensor:
-        """Return the latents (B, C, h, w) float32 of images (B, H, W, 3)."""
-        dtype = self.vae.dtype
-        if self._needs_upcast:
-            self.vae.to(dtype=torch.float32)
-        channels_first = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-        pixels = channels_first.to(self.vae.device, self.vae.dtype) / 127.5 - 1
-        modes = [_compute_mode(self.vae.encode(image[None])) for image in pixels]
-        latents = torch.cat(modes).float()
-        if self.vae.dtype != dtype:
-            self.vae.to(dtype=dtype)
-        shift, spread = self._latent_statistics(latents)
-        return (latents - shift) / spread * self.vae.config.scaling_factor
-
-    def decode(self, latents: Tensor, cpu_vae: bool = False) -> NDArray[np.uint8]:
-        """Return the images (B, H, W, 3) of latents.
-
-        They are decoded one at a time, in overlapping tiles if they are large.
-
-        Args:
-            cpu_vae: decode on the CPU, in float32.
-        """
-        device = self.vae.device
-        dtype = self.vae.dtype
-        if cpu_vae or self._needs_upcast:
-            self.vae.to("cpu" if cpu_vae else device, torch.float32)
-        shift, spread = self._latent_statistics(latents)
-        scaled = latents / self.vae.config.scaling_factor * spread + shift
-        scaled = scaled.to(self.vae.device, self.vae.dtype)
-        begin_activity("decoding")
-        decoded = []
-        for z in scaled:
-            decoded.append(self.vae.decode(z[None]).sample.float().cpu())
-            record_beat(cost=DECODE_COST * _count_cells(z[None]))
-        pixels = torch.cat(decoded)
-        self.vae.to(device, dtype)
-        pixels = torch.nan_to_num((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
-        images: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        return images
-
-    @property
-    def _needs_upcast(self) -> bool:
-        """Whether the autoencoder overflows in float16, as SDXL's does.
-
-        Other checkpoints have the same setting by default, but their autoencoders do not overflow.
-        """
-        if self.text_encoder_2 is None:
-            return False
-        return bool(self.vae.config.force_upcast) and self.vae.dtype == torch.float16
-
-    def _latent_statistics(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """Return the shift and the scale of the autoencoder's latents.
-
-        Each is a tensor (1, C, 1, 1) with a value per channel, or a number for all channels.
-        """
-        config = self.vae.config
-        mean = getattr(config, "latents_mean", None)
-        std = getattr(config, "latents_std", None)
-        if mean is not None and std is not None:
-            shift = latents.new_tensor(mean)[None, :, None, None]
-            spread = latents.new_tensor(std)[None, :, None, None]
-            return shift, spread
-        return getattr(config, "shift_factor", None) or 0.0, 1.0
-
 
 def _check_boxes(layout: Layout, wrong: NDArray[np.bool_], number: int, reason: str) -> None:
     """Raise IncompatibleLayoutError for the first wrong box of a layout, if there is one.
@@ -454,8 +399,9 @@ def load_pipeline(
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     dtype = getattr(torch, numerics.dtype or spec.former_dtype(numerics.device))
-    checkpoint = find_checkpoint(spec.model, spec.weights)
-    pipeline = read_pipeline(kind, checkpoint, dtype).to(numerics.device)
+    pipeline = read_pipeline(kind, spec.checkpoint(), dtype)
+    if spec.memory == "fast":
+        pipeline.to(numerics.device)
     if scheduler is not None:
         pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
     if spec.lora is not None:
@@ -468,6 +414,10 @@ def load_pipeline(
             use_cpu_layers(network)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.embedded = {}
+    pipeline.tiled = numerics.tiled
+    if spec.compile:
+        pipeline.padded_cells = pipeline.cells_at_once(numerics.chunk)
+    place_networks(pipeline, numerics.device, spec.memory)
     return pipeline
 
 
@@ -521,17 +471,6 @@ def _compute_change(layer: LoraLayer, tensors: Any, scale: float, weight: Tensor
     if layer.alpha is not None:
         factor = float(tensors.get_tensor(layer.alpha)) / layer.rank
     return ((up @ down) * (factor * scale)).reshape(weight.shape)
-
-
-def _compute_mode(encoded: Any) -> Tensor:
-    """Return the latents of an encoded image; the tiny autoencoder encodes no distribution."""
-    mode: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-    return mode
-
-
-def _count_cells(latents: Tensor) -> int:
-    """Return the number of cells of latents (n, C, h, w)."""
-    return len(latents) * latents[0, 0].numel()
 
 
 def _nest_conditions(conditions: Conditions) -> dict[str, Any]:

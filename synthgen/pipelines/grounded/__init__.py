@@ -5,7 +5,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from synthgen.layouts.base import SamplerSpec
-from synthgen.pipelines.diffusion.models import LayoutModelSpec, read_config
+from synthgen.pipelines.diffusion.models import LayoutModelSpec
+from synthgen.pipelines.diffusion.sizes import read_config
 from synthgen.scenes.scene import COUNTS, Caption, SceneSpec
 
 

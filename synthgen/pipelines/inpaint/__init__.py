@@ -109,6 +109,8 @@ class Spec(LayoutModelSpec):
             "model": self.background_model,
             "background_model": None,
             "weights": None,
+            "revision": None,
+            "config": None,
             "lora": None,
         }
         return self.model_copy(update=update)

@@ -34,9 +34,18 @@ class InpaintPainter:
         """The loaded pipeline."""
         return self.loaded.pipeline
 
+    @property
+    def tiled(self) -> bool:
+        """Whether images larger than the autoencoder's own size are decoded in tiles."""
+        return self.loaded.tiled
+
     def use_chunk(self, chunk: int) -> None:
         """Use another number of windows per chunk, without loading the pipeline again."""
         self.loaded.use_chunk(chunk)
+
+    def measure_chunk(self) -> int:
+        """Return the number of windows per chunk for the free memory of the GPU."""
+        return self.loaded.measure_chunk()
 
     def use_verifier(self, find_failed: FindFailed) -> None:
         """Generate objects again that a verifier does not find in their enlarged crops."""

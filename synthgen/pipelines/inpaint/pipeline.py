@@ -11,9 +11,9 @@ from torch import Tensor
 from synthgen.heartbeat import expect
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.diffusion.blending import Reference
+from synthgen.pipelines.diffusion.image_coding import DECODE_COST
 from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, Region, find_guided_steps
 from synthgen.pipelines.diffusion.pipeline import (
-    DECODE_COST,
     Generators,
     Images,
     LatentPipeline,

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from synthgen.heartbeat import expect
 from synthgen.layouts.base import Layout
+from synthgen.pipelines.diffusion.image_coding import DECODE_COST
 from synthgen.pipelines.diffusion.mixture import Conditions, Evaluate, Mixture, select
 from synthgen.pipelines.diffusion.object_layers import (
     Group,
@@ -29,7 +30,6 @@ from synthgen.pipelines.diffusion.object_layers import (
     split_into_batches,
 )
 from synthgen.pipelines.diffusion.pipeline import (
-    DECODE_COST,
     Generators,
     Images,
     LatentPipeline,

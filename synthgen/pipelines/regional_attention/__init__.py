@@ -37,5 +37,5 @@ class Spec(LayoutModelSpec):
         0.25, ge=0, le=0.9, description="Share of a tile that the next one covers."
     )
 
-    def revision(self, sampler: SamplerSpec) -> int:
+    def method_revision(self, sampler: SamplerSpec) -> int:
         return 2  # gives a cell to every box that would have none

@@ -5,11 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from synthgen.layouts.base import SamplerSpec
-from synthgen.pipelines.diffusion.models import (
-    ModelSpec,
+from synthgen.pipelines.diffusion.models import ModelSpec, find_model_problems
+from synthgen.pipelines.diffusion.sizes import (
     compute_unet_multiple,
     compute_vae_factor,
-    find_model_problems,
     read_config,
 )
 from synthgen.pipelines.tiling.document import read_grid_job

@@ -11,12 +11,8 @@ from PIL import Image
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from synthgen.annotations import DEFAULT_PHRASE
-from synthgen.pipelines.diffusion.models import (
-    CONCEPTS,
-    compute_vae_factor,
-    find_model,
-    read_config,
-)
+from synthgen.pipelines.diffusion.sizes import compute_vae_factor, read_config
+from synthgen.pipelines.diffusion.sources import CONCEPTS, find_model
 from synthgen.scenes.scene import list_image_files
 from synthgen.spec import SpecModel
 from synthgen.training.base import TaskSpec

@@ -28,8 +28,8 @@ from synthgen.annotations import DEFAULT_PHRASE, build_default_phrase
 from synthgen.layouts.base import Layout
 from synthgen.layouts.scatter import Spec as ScatterSpec
 from synthgen.pipelines.base import Numerics
-from synthgen.pipelines.diffusion.models import CONCEPTS, find_checkpoint, find_model
 from synthgen.pipelines.diffusion.pipeline import load_pipeline, read_pipeline
+from synthgen.pipelines.diffusion.sources import CONCEPTS, find_checkpoint, find_model
 from synthgen.pipelines.mixture import Spec as MixtureSpec
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
 from synthgen.pipelines.paste import CutOut

@@ -2,7 +2,8 @@
 
 from typing import ClassVar, Literal
 
-from synthgen.pipelines.diffusion.models import find_model, read_config
+from synthgen.pipelines.diffusion.sizes import read_config
+from synthgen.pipelines.diffusion.sources import find_model
 from synthgen.training.box_conditioning_spec import BoxConditioningSpec
 
 

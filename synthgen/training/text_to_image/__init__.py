@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from synthgen.pipelines.diffusion.models import EMBEDDED
+from synthgen.pipelines.diffusion.sources import EMBEDDED
 from synthgen.training.base import TaskSpec
 from synthgen.training.vae import check_model
 from synthgen.verification.model_spec import find_weights_problem

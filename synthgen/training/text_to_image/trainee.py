@@ -12,7 +12,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from synthgen.errors import InputError
 from synthgen.pipelines.diffusion.checkpoint import Checkpoint
-from synthgen.pipelines.diffusion.models import compute_vae_factor, find_checkpoint
+from synthgen.pipelines.diffusion.sizes import compute_vae_factor
+from synthgen.pipelines.diffusion.sources import find_checkpoint
 from synthgen.training.scenes import Scenes, open_scenes
 from synthgen.training.text_to_image import Spec
 from synthgen.training.vae.trainee import to_pixels

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from synthgen.pipelines.base import ModelNotFoundError
 from synthgen.pipelines.diffusion.checkpoint import find_input_problem
-from synthgen.pipelines.diffusion.models import find_checkpoint
+from synthgen.pipelines.diffusion.sources import find_checkpoint
 from synthgen.pipelines.diffusion.weights import VariantNotFoundError
 from synthgen.training.base import TaskSpec
 

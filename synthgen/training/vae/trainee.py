@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synthgen.pipelines.diffusion.models import find_checkpoint
+from synthgen.pipelines.diffusion.sources import find_checkpoint
 from synthgen.randomness import Stream, seed_sequence
 from synthgen.training.augmentation import ImageArray
 from synthgen.training.dataset_scenes import MinimumSize

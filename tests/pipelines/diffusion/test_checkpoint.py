@@ -26,8 +26,9 @@ from synthgen.config import ConfigError, load_job
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.base import ModelNotFoundError, Numerics
 from synthgen.pipelines.diffusion.mixture import Mixture
-from synthgen.pipelines.diffusion.models import EMBEDDED, hash_folder
 from synthgen.pipelines.diffusion.pipeline import load_pipeline
+from synthgen.pipelines.diffusion.single_file import UNET_INPUT, VAE_INPUT
+from synthgen.pipelines.diffusion.sources import EMBEDDED, hash_folder
 from synthgen.pipelines.mixture import Spec as MixtureSpec
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
 
@@ -425,7 +426,7 @@ def single_file(*names: str) -> Callable[[Path], Path]:
     """Return a function that writes a file with tensors of these names to a folder."""
 
     def make(folder: Path) -> Path:
-        save_file({name: torch.zeros(1) for name in names}, folder / "v10.safetensors")
+        save_file({name: torch.zeros(4, 4, 3, 3) for name in names}, folder / "v10.safetensors")
         return folder / "v10.safetensors"
 
     return make
@@ -434,13 +435,11 @@ def single_file(*names: str) -> Callable[[Path], Path]:
 @pytest.mark.parametrize(
     ("make", "phrase"),
     [
+        (single_file(UNET_INPUT), "is a Stable Diffusion checkpoint without its autoencoder"),
+        (single_file(UNET_INPUT, VAE_INPUT), "Diffusion checkpoint without its text encoder"),
         (
-            single_file("model.diffusion_model.out.2.weight", "cond_stage_model.x"),
-            "is a Stable Diffusion checkpoint in one file",
-        ),
-        (
-            single_file("model.diffusion_model.out.2.weight", "conditioner.embedders.0.x"),
-            "StableDiffusionXLPipeline.from_single_file",
+            single_file(UNET_INPUT, VAE_INPUT, "conditioner.embedders.0.model.x"),
+            "is the refiner of Stable Diffusion XL",
         ),
         (single_file("lora_unet_x.lora_up.weight"), "is a LoRA; give it as `pipeline.lora`"),
         (single_file("double_blocks.0.x"), "without the names of a Stable Diffusion checkpoint"),

@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 
 from synthgen.pipelines.base import ModelNotFoundError
-from synthgen.pipelines.diffusion.models import (
-    EMBEDDED,
+from synthgen.pipelines.diffusion.sizes import (
     compute_unet_multiple,
     compute_vae_factor,
-    find_model,
-    hash_folder,
     read_config,
 )
+from synthgen.pipelines.diffusion.sources import EMBEDDED, find_model, hash_folder
 
 
 def test_a_folder_is_found_and_its_configuration_is_read(checkpoint: Path) -> None:

@@ -21,7 +21,6 @@ from synthgen.pipelines.annotation_mask import Spec as AnnotationMaskSpec
 from synthgen.pipelines.annotation_tokens import Spec as AnnotationTokensSpec
 from synthgen.pipelines.base import Numerics
 from synthgen.pipelines.canvas import Spec as CanvasSpec
-from synthgen.pipelines.diffusion.models import find_model, read_native_windows
 from synthgen.pipelines.diffusion.painter import generate
 from synthgen.pipelines.diffusion.scaling import (
     LARGEST_CANVAS,
@@ -33,6 +32,8 @@ from synthgen.pipelines.diffusion.scaling import (
     resize_images,
     shrink_changes,
 )
+from synthgen.pipelines.diffusion.sizes import read_native_windows
+from synthgen.pipelines.diffusion.sources import find_model
 from synthgen.pipelines.layered import Spec as LayeredSpec
 from synthgen.pipelines.mixture import Spec as MixtureSpec
 from synthgen.pipelines.regional_attention import Spec as RegionalSpec

@@ -19,6 +19,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from synthgen.config import ConfigError, load_job
@@ -26,8 +27,8 @@ from synthgen.layouts.base import Layout
 from synthgen.pipelines.annotation_tokens.pipeline import AnnotationTokensPipeline
 from synthgen.pipelines.base import IncompatibleLayoutError, ModelNotFoundError, Numerics
 from synthgen.pipelines.diffusion.mixture import Mixture
-from synthgen.pipelines.diffusion.models import find_lora
 from synthgen.pipelines.diffusion.pipeline import LatentPipeline, load_pipeline
+from synthgen.pipelines.diffusion.sources import find_lora
 from synthgen.pipelines.diffusion.text_encoding import CACHED_SETS
 from synthgen.pipelines.mixture import Spec as MixtureSpec
 from synthgen.pipelines.mixture.pipeline import MixturePipeline
@@ -336,3 +337,29 @@ def test_a_compiled_unet_generates_the_same_images(
         assert np.abs(plain.astype(int) - other).max() <= 1
     assert graph_counts[0] == 0
     assert 1 <= graph_counts[1] <= 6
+
+
+@torch.no_grad()
+def test_a_compiled_unet_has_one_shape_if_the_windows_have_one_size(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = CompileCounterWithBackend("eager")
+    compiled = partial(torch.nn.Module.compile, backend=counter)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled(self))
+    torch._dynamo.reset()
+    spec = MixtureSpec(
+        model=str(checkpoint), steps=3, compile=True, window=16, guidance_interval=(0.0, 0.5)
+    )
+    painter = spec.load(SceneSpec(background="sand"), Numerics(chunk=3))
+    shapes: list[tuple[int, ...]] = []
+    painter.pipeline.unet.register_forward_pre_hook(  # type: ignore[attr-defined]
+        lambda module, given: shapes.append(tuple(given[0].shape))
+    )
+    frames = []
+    for count in (1, 3, 2, 5):
+        painter([Scene(layout(count, 48), "sand")], [np.random.SeedSequence(count)])
+        frames.append(counter.frame_count)
+    assert len(set(shapes)) == 1
+    assert frames[0] > 0
+    assert frames == [frames[0]] * 4
+    torch._dynamo.reset()

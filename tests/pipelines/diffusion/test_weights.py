@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from synthgen.pipelines.base import ModelNotFoundError
-from synthgen.pipelines.diffusion import models
-from synthgen.pipelines.diffusion.models import PARTS, find_model
+from synthgen.pipelines.diffusion import sources
+from synthgen.pipelines.diffusion.sources import PARTS, find_model
 from synthgen.pipelines.diffusion.weights import Weights, choose_weights, select_files
 from tests.pipelines.diffusion.test_checkpoint import UNET, to_variant
 
@@ -175,7 +175,7 @@ def test_a_checkpoint_in_the_cache_is_found_without_a_network(
     (repository / "refs/main").write_text("a" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    models._download_checkpoint.cache_clear()
+    sources._download_checkpoint.cache_clear()
     assert find_model("owner/cached") == folder
     (folder / UNET.replace(".safetensors", ".fp16.safetensors")).write_bytes(b"cut")
     with pytest.raises(
