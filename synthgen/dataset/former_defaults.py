@@ -20,6 +20,7 @@ FORMER: dict[str, tuple[Any, ...]] = {
     "pipeline.scale": (1.0,),
     "pipeline.seed_tiles_noise": ("cut",),
     "pipeline.stages_rounding": ("up",),
+    "pipeline.statistics": ("object",),
     "pipeline.steps": (9, 12, 6),  # defaults of the recipes for synthgen-tiny
     "pipeline.window": (None, 512, 1024),  # of recipes that stated the size of the training
 }

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,12 @@ class ImageCoding:
         shift, spread = self._latent_statistics(latents)
         return (latents - shift) / spread * self.vae.config.scaling_factor
 
-    def decode(self, latents: Tensor, cpu_vae: bool = False) -> NDArray[np.uint8]:
+    def decode(
+        self,
+        latents: Tensor,
+        cpu_vae: bool = False,
+        norms: Sequence[AbstractContextManager[None]] | None = None,
+    ) -> NDArray[np.uint8]:
         """Return the images (B, H, W, 3) of latents.
 
         They are decoded one at a time, in overlapping tiles if they are very large or if memory
@@ -53,6 +59,8 @@ class ImageCoding:
 
         Args:
             cpu_vae: decode on the CPU, in float32.
+            norms: a context for each image, in which it is decoded
+                (`synthgen.pipelines.diffusion.norm_statistics`).
         """
         device = self._execution_device
         dtype = self.vae.dtype
@@ -64,8 +72,9 @@ class ImageCoding:
         scaled = latents / self.vae.config.scaling_factor * spread + shift
         begin_activity("decoding")
         decoded = []
-        for z in scaled.to("cpu" if cpu_vae else device):
-            decoded.append(self._decode_image(z[None]))
+        for k, z in enumerate(scaled.to("cpu" if cpu_vae else device)):
+            with nullcontext() if norms is None else norms[k]:
+                decoded.append(self._decode_image(z[None]))
             record_beat(cost=DECODE_COST * count_cells(z[None]))
         pixels = torch.cat(decoded)
         if cpu_vae:

@@ -82,6 +82,12 @@ class Spec(LayoutModelSpec):
         description="Share of the steps that run in the crops, from the noised background; "
         "1: from noise.",
     )
+    statistics: Literal["object", "background"] = Field(
+        "object",
+        description="Statistics with which the autoencoder decodes an object: its own, or those of "
+        "the background. A checkpoint that was trained on windows of larger images, such as "
+        "synthgen-tiny, needs those of the background, or dark objects become pale.",
+    )
     object_attempts: int = Field(
         2,
         ge=1,

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from synthgen.pipelines.diffusion.norm_statistics import Statistics
+
 Owners = NDArray[np.int32]
 """(H, W): the index of the box whose object covers a pixel, or -1."""
 
@@ -41,10 +43,13 @@ class Collage:
     Attributes:
         background: (H, W, 3) uint8.
         cutouts: the objects by the indices of their boxes, in the order in which they are pasted.
+        statistics: those with which the autoencoder decoded the background; None if they are not
+            known.
     """
 
     background: NDArray[np.uint8]
     cutouts: dict[int, Cutout] = field(default_factory=dict)
+    statistics: Statistics | None = field(default=None, repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -73,4 +78,4 @@ class Collage:
         cutouts = {}
         for number, cutout in self.cutouts.items():
             cutouts[number] = other.cutouts[number] if number in numbers else cutout
-        return Collage(self.background, cutouts)
+        return Collage(self.background, cutouts, self.statistics)

@@ -1,7 +1,9 @@
 """Inpainting for layouts: a diffusers pipeline that generates each object in an enlarged crop."""
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +15,11 @@ from synthgen.layouts.base import Layout
 from synthgen.pipelines.diffusion.blending import Reference
 from synthgen.pipelines.diffusion.image_coding import DECODE_COST
 from synthgen.pipelines.diffusion.mixture import Conditions, Mixture, Region, find_guided_steps
+from synthgen.pipelines.diffusion.norm_statistics import (
+    Statistics,
+    apply_statistics,
+    record_statistics,
+)
 from synthgen.pipelines.diffusion.pipeline import (
     Generators,
     Images,
@@ -92,6 +99,7 @@ class InpaintPipeline(LatentPipeline):
         object_share: float = 0.6,
         outset: float = 0.12,
         strength: float = 1.0,
+        statistics: Literal["object", "background"] = "object",
         object_attempts: int = 2,
         pictures: NDArray[np.uint8] | None = None,
         chunk: int = 32,
@@ -168,7 +176,7 @@ class InpaintPipeline(LatentPipeline):
         if noise is not None:
             if background_guidance_scale is None:
                 background_guidance_scale = guidance_scale
-            images = source.generate_backgrounds(
+            collages = source.generate_backgrounds(
                 noise,
                 backgrounds,
                 exclude_objects(negatives, layouts),
@@ -180,8 +188,11 @@ class InpaintPipeline(LatentPipeline):
                 generator,
                 callback_on_step_end,
             )
-            collages = [Collage(image) for image in images]
         assert collages is not None
+        if statistics == "object":
+            collages = [replace(collage, statistics=None) for collage in collages]
+        elif pictures is not None or background_pipeline is not None:
+            collages = self.measure_statistics(collages)
         for objects in rounds:
             self.generate_objects(
                 collages, objects, conditions, schedule, object_attempts, find_failed
@@ -207,8 +218,8 @@ class InpaintPipeline(LatentPipeline):
         chunk: int,
         generator: Generators,
         callback: StepEnd | None,
-    ) -> NDArray[np.uint8]:
-        """Return images (B, H, W, 3) without objects.
+    ) -> list[Collage]:
+        """Return images without objects, with the statistics of their decoding.
 
         Args:
             noise: (B, C, h, w), standard normal.
@@ -237,7 +248,23 @@ class InpaintPipeline(LatentPipeline):
         latents = self.denoise(
             noise, [mixture] * steps, callback, generator=generator, beside=beside
         )
-        return self.decode(latents)
+        return self.decode_backgrounds(latents)
+
+    def decode_backgrounds(self, latents: Tensor) -> list[Collage]:
+        """Return the images of latents (B, C, h, w), with the statistics of their decoding."""
+        statistics: list[Statistics] = [[] for _ in latents]
+        images = self.decode(latents, norms=[record_statistics(each) for each in statistics])
+        pairs = zip(images, statistics, strict=True)
+        return [Collage(image, statistics=recorded) for image, recorded in pairs]
+
+    def measure_statistics(self, collages: Sequence[Collage]) -> list[Collage]:
+        """Return collages with the statistics of their backgrounds, which are coded for it."""
+        measured = []
+        for collage in collages:
+            latents = self.encode_images(collage.background[None])
+            recorded = self.decode_backgrounds(latents)[0].statistics
+            measured.append(replace(collage, statistics=recorded))
+        return measured
 
     def plan_rounds(
         self,
@@ -323,13 +350,14 @@ class InpaintPipeline(LatentPipeline):
         area.
         """
         surroundings = cut_surroundings(collages, objects)
+        statistics = [collage.statistics for collage in collages]
         first_found: dict[WantedObject, Attempt] = {}
         for number in range(attempts):
             if number > 0:
                 expect(sum(self.count_cost(each.crop, schedule) for each in objects))
             missed = []
             for attempt in self.attempt_objects(
-                objects, surroundings, conditions, schedule, find_failed
+                objects, surroundings, conditions, schedule, find_failed, statistics
             ):
                 each = attempt.object
                 if attempt.mask is not None:
@@ -349,8 +377,13 @@ class InpaintPipeline(LatentPipeline):
         conditions: Conditions,
         schedule: _Schedule,
         find_failed: FindFailed | None,
+        statistics: Sequence[Statistics | None],
     ) -> list[Attempt]:
-        """Generate objects once, each into its surroundings (h, w, 3), and find them there."""
+        """Generate objects once, each into its surroundings (h, w, 3), and find them there.
+
+        Args:
+            statistics: for each image those with which its objects are decoded; None: their own.
+        """
         by_size: dict[tuple[int, int], list[WantedObject]] = {}
         for each in objects:
             by_size.setdefault(each.crop.size, []).append(each)
@@ -358,7 +391,8 @@ class InpaintPipeline(LatentPipeline):
         for size in sorted(by_size):
             group = by_size[size]
             befores = np.stack([surroundings[each] for each in group])
-            afters = self.generate_crops(befores, group, conditions, schedule)
+            norms = [statistics[each.image] for each in group]
+            afters = self.generate_crops(befores, group, conditions, schedule, norms)
             for each, before, after in zip(group, befores, afters, strict=True):
                 mask = find_object(each.crop, before, after)
                 attempts.append(Attempt(each, after, mask, mask is not None))
@@ -377,11 +411,13 @@ class InpaintPipeline(LatentPipeline):
         objects: Sequence[WantedObject],
         conditions: Conditions,
         schedule: _Schedule,
+        statistics: Sequence[Statistics | None],
     ) -> NDArray[np.uint8]:
         """Return crops (n, h, w, 3) with the objects in their areas.
 
         Args:
             before: (n, h, w, 3), the crops of equal size without the objects.
+            statistics: those with which each of the n crops is decoded; None: its own.
         """
         latents = self.encode_images(before)
         noise = torch.stack(
@@ -420,7 +456,10 @@ class InpaintPipeline(LatentPipeline):
             first=schedule.first,
             expected=True,
         )
-        return self.decode(denoised)
+        norms: list[AbstractContextManager[None]] = []
+        for recorded in statistics:
+            norms.append(apply_statistics(recorded) if recorded else nullcontext())
+        return self.decode(denoised, norms=norms)
 
 
 def exclude_objects(negatives: Sequence[str | None], layouts: Sequence[Layout]) -> list[str | None]:

@@ -116,9 +116,9 @@ def test_a_crop_follows_the_background_outside_the_area(
     decoded: list[Tensor] = []
     decode = pipeline.decode
 
-    def record(latents: Tensor) -> NDArray[np.uint8]:
+    def record(latents: Tensor, **options: Any) -> NDArray[np.uint8]:
         decoded.append(latents)
-        return decode(latents)
+        return decode(latents, **options)
 
     monkeypatch.setattr(inpaint, "find_object", lambda *given: crops.append(given))
     monkeypatch.setattr(pipeline, "decode", record)
@@ -206,7 +206,7 @@ def test_the_passes_of_a_hundred_objects_are_few(
         passes.append(len(x))
         return torch.zeros(len(x), pipeline.vae.config.latent_channels, *x.shape[2:])
 
-    def decode(latents: Tensor) -> NDArray[np.uint8]:
+    def decode(latents: Tensor, **options: Any) -> NDArray[np.uint8]:
         shape = (len(latents), latents.shape[2] * factor, latents.shape[3] * factor, 3)
         return np.zeros(shape, np.uint8)
 
@@ -413,3 +413,38 @@ def test_the_background_has_one_source(checkpoint: Path, tmp_path: Path) -> None
 def test_another_scale_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"scale: 2\.0 is not 1"):
         load_job("100dogs", ["pipeline=inpaint-tiny", "pipeline.scale=2"])
+
+
+def test_objects_are_decoded_with_the_statistics_of_their_own_background(
+    pipeline: InpaintPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of two is the two alone; repairs and the user's images use statistics, too."""
+    layouts = [make_layout((8, 8, 24, 24)), make_layout((30, 28, 52, 50))]
+
+    def run(*numbers: int, statistics: str = "background", **options: Any) -> Any:
+        return pipeline(
+            [layouts[k] for k in numbers],
+            "sand",
+            num_inference_steps=2,
+            statistics=statistics,  # type: ignore[arg-type]
+            generator=[torch.Generator().manual_seed(k) for k in numbers],
+            output_type="np",
+            return_collages=True,
+            **options,
+        )
+
+    images, collages = run(0, 1)
+    assert all(collage.statistics for collage in collages)
+    for k in (0, 1):
+        np.testing.assert_array_equal(run(k)[0][0], images[k])
+    own, plain = run(0, 1, statistics="object")
+    assert (own != images).any()
+    assert all(collage.statistics is None for collage in plain)
+    repaired, kept = run(0, 1, collages=collages, chosen=[[0], [0]])
+    assert [each.statistics for each in kept] == [each.statistics for each in collages]
+    without = run(0, 1, collages=plain, chosen=[[0], [0]], statistics="object")[0]
+    assert (repaired != without).any()
+    pictures = np.stack([collage.background for collage in collages])
+    painted, measured = run(0, 1, pictures=pictures)
+    assert all(collage.statistics for collage in measured)
+    assert (painted != run(0, 1, pictures=pictures, statistics="object")[0]).any()
