@@ -290,7 +290,7 @@ def test_given_lists_the_keys_that_are_set(make_job: Callable[..., Job], tmp_pat
         (["layout={sampler: perspective, objects: {dog: 2}}"], {"pipeline.method_revision": 2}),
         (["pipeline=mixture-tiny"], {}),
         (["pipeline=regional-attention-tiny"], {"pipeline.method_revision": 2}),
-        (["verify={verifier: detector}"], {"verify.revision": 2}),
+        (["verify={verifier: detector}"], {"verify.revision": 3}),
     ],
 )
 def test_a_change_of_behaviour_without_a_key_has_a_revision(

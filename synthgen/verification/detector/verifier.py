@@ -80,18 +80,17 @@ class DetectorVerifier:
         return list(dict.fromkeys(labels))
 
 
-def load_detector(spec: Spec, device: str, least: float | None = None) -> Detect:
+def load_detector(spec: Spec, device: str, least: float = LEAST_SCORE) -> Detect:
     """Load the project's own small detector, or one of transformers.
 
     Args:
         spec: the recipe.
         device: "cpu" or "cuda".
-        least: score below which detections are dropped; None: 0 for the small detector,
-            LEAST_SCORE for those of transformers.
+        least: score below which detections are dropped.
     """
     if "categories" in spec.config():
-        return _load_centernet(spec, device, least or 0.0)
-    return _load_transformers(spec, device, LEAST_SCORE if least is None else least)
+        return _load_centernet(spec, device, least)
+    return _load_transformers(spec, device, least)
 
 
 def _load_centernet(spec: Spec, device: str, least: float) -> Detect:
