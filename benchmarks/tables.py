@@ -125,11 +125,35 @@ def tabulate_small_boxes(rows: Rows) -> list[str]:
     return lines
 
 
+def tabulate_counts(rows: Rows) -> list[str]:
+    """Return the table of benchmarks/counts.py."""
+    lines = [
+        "| checkpoint, method | boxes | passes | TFLOP | A100, seconds | H100, seconds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        name = f"{row['checkpoint']}, {row['method']}"
+        work = f"{row['passes']:,.0f} | {row['TFLOP']:,.0f}"
+        seconds = f"{row['A100']:.3g} | {row['H100']:.3g}"
+        lines.append(f"| {name} | {row['dogs']} | {work} | {seconds} |")
+    return lines
+
+
+def tabulate_memory(rows: Rows) -> list[str]:
+    """Return the table of benchmarks/memory.py."""
+    lines = ["| `pipeline.memory` | GB of weights |", "| --- | --- |"]
+    for row in rows:
+        lines.append(f"| {row['memory']} | {row['GB']:.2f} |")
+    return lines
+
+
 TABLES: dict[str, Callable[[Rows], list[str]]] = {
     "methods": tabulate_methods,
     "small_boxes": tabulate_small_boxes,
     "encodings": tabulate_encodings,
     "speed": tabulate_speed,
+    "counts": tabulate_counts,
+    "memory": tabulate_memory,
 }
 
 

@@ -11,18 +11,24 @@ def add(commands: Commands) -> None:
         "plan", plan_command, "time a few images, and estimate the time and space of the whole job"
     )
     add_prompt_options(sub)
+    sub.add_argument(
+        "--count",
+        action="store_true",
+        help="load no weights and time nothing: count the passes of the network, and estimate the "
+        "time and price on several kinds of GPU",
+    )
     sub.add_argument("--address", help=argparse.SUPPRESS)
 
 
 def plan_command(args: argparse.Namespace) -> Result:
     """Run the command.
 
-    `--json`: the fields of `synthgen.engine.estimate.Plan`.
+    `--json`: the fields of `synthgen.engine.estimate.Plan`; with `--count` those of `CountedPlan`.
     """
     from dataclasses import asdict
 
     job, prompt_data = load_prompted_job(args)
-    from synthgen.engine.estimate import plan
+    from synthgen.engine.estimate import CountedPlan, Plan, count, plan
 
-    estimate = plan(job)
+    estimate: Plan | CountedPlan = count(job) if args.count else plan(job)
     return 0, {**asdict(estimate), **prompt_data}, estimate.lines()

@@ -47,6 +47,18 @@ def count_bytes(pipeline: Any) -> int:
     return total
 
 
+def call_before_forward(module: Any, function: Callable[..., None]) -> None:
+    """Call a function inside a layer; torch's own hooks run before its weights are moved."""
+    name = "_old_forward" if hasattr(module, "_old_forward") else "forward"
+    original = getattr(module, name)
+
+    def forward(*arguments: Any, **options: Any) -> Any:
+        function()
+        return original(*arguments, **options)
+
+    setattr(module, name, forward)
+
+
 def measure_peak(pipeline: Any) -> int:
     """Return the most bytes of weights that are on the device while an image is generated."""
     peak = 0
@@ -59,7 +71,7 @@ def measure_peak(pipeline: Any) -> int:
         network = getattr(pipeline, name)
         for module in () if network is None else network.modules():
             if not list(module.children()):
-                module.register_forward_pre_hook(record)
+                call_before_forward(module, record)
     generate(pipeline)
     return peak
 
@@ -72,7 +84,7 @@ def test_layers_that_are_moved_on_demand_need_little_memory(checkpoint: Path) ->
     move_layers_on_demand(pipeline, torch.device("cpu"))
     np.testing.assert_array_equal(generate(pipeline), expected)
     assert count_bytes(pipeline) == 0
-    assert measure_peak(pipeline) <= 0.4 * measure_peak(resident)
+    assert 0 < measure_peak(pipeline) <= 0.4 * measure_peak(resident)
 
 
 @torch.no_grad()
