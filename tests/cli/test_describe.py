@@ -43,6 +43,11 @@ def test_the_shell_is_told_what_could_come_next() -> None:
     )
     assert done.stdout.split("\n") == [
         "regional-attention-sd15",
+        "regional-attention-sd15-lcm",
+        "regional-attention-sd21",
+        "regional-attention-sdxl",
+        "regional-attention-sdxl-lcm",
         "regional-attention-tiny",
+        "regional-attention-turbo",
         "regional_attention",
     ]

@@ -58,7 +58,7 @@ def test_the_message_for_an_unknown_recipe_lists_the_known_ones(job_file: Path) 
     with pytest.raises(
         ConfigError,
         match=r"pipeline: pastes: no such pipeline; did you mean 'paste'\?; "
-        r"there are: .*mixture-tiny, paste.*looked in",
+        r"there are: .*mixture-tiny, mixture-turbo, paste.*looked in",
     ):
         load_job(str(job_file), ["pipeline=pastes"])
 

@@ -38,6 +38,7 @@ from synthgen.pipelines.inpaint import Spec as InpaintSpec
 from synthgen.pipelines.inpaint.collage import Collage
 from synthgen.pipelines.inpaint.objects import FindFailed, WantedObject
 from synthgen.pipelines.inpaint.pipeline import InpaintPipeline
+from synthgen.randomness import Stream, seed_sequence
 from synthgen.scenes.scene import Scene
 
 META = torch.device("meta")
@@ -296,13 +297,14 @@ def count_work(
         pipelines.append(build_pipeline(kind, background_spec))
         options["background_pipeline"] = pipelines[1]
         weight_bytes += count_weight_bytes(background_spec.checkpoint(), background_spec)
+    seed = seed_sequence(0, 0, Stream.NOISE)  # the work does not depend on it
     for scene in scenes:
         size = (scene.layout.width, scene.layout.height)
         width, height = enlarge_canvas(size, spec.generation_scale(), pipelines[0].factor)
         if has_backgrounds:
             options["pictures"] = np.zeros((1, height, width, 3), np.uint8)
         larger = enlarge_scene(scene, (width, height))
-        generate(pipelines[0], [larger], [np.random.SeedSequence(0)], **options)
+        generate(pipelines[0], [larger], [seed], **options)
     passes = sum(pipeline.record.passes.total() for pipeline in pipelines)
     unet_flop = sum(pipeline.count_unet_flop() for pipeline in pipelines)
     vae_flop = sum(pipeline.count_vae_flop() for pipeline in pipelines)
