@@ -143,6 +143,16 @@ def write_sdxl_form(folder: Path, sample_size: int, scheduler: Any) -> None:
     Args:
         sample_size: side of the windows that it was trained at, in latent cells.
     """
+    networks = make_sdxl_networks(sample_size)
+    write_checkpoint(folder, "StableDiffusionXLPipeline", networks, scheduler)
+
+
+def make_sdxl_networks(sample_size: int = 128) -> dict[str, Any]:
+    """Return the networks of SDXL by the names of their folders, on the meta device.
+
+    Args:
+        sample_size: side of the windows that they were trained at, in latent cells.
+    """
     second = make_text_config(
         hidden_size=1280,
         intermediate_size=5120,
@@ -164,13 +174,12 @@ def write_sdxl_form(folder: Path, sample_size: int, scheduler: Any) -> None:
             projection_class_embeddings_input_dim=2816,
             use_linear_projection=True,
         )
-        networks = {
+        return {
             "unet": unet,
             "vae": make_vae(1024),
             "text_encoder": CLIPTextModel(make_text_config()),
             "text_encoder_2": CLIPTextModelWithProjection(second),
         }
-    write_checkpoint(folder, "StableDiffusionXLPipeline", networks, scheduler)
 
 
 def make_vae(sample_size: int) -> AutoencoderKL:

@@ -20,14 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from counts import make_sdxl_networks
+from diffusers import EulerDiscreteScheduler
 from torch import nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-)
+from transformers import CLIPTokenizer
 
 from synthgen.layouts.base import Layout
 from synthgen.pipelines.diffusion.offloading import (
@@ -40,41 +36,6 @@ from synthgen.pipelines.mixture.pipeline import MixturePipeline
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 LAYOUT = Layout(256, 256, np.array([[64, 64, 192, 192]], np.float32), ("dog",))
-UNET = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "latent_channels": 4,
-    "sample_size": 1024,
-    "scaling_factor": 0.13025,
-}
-SMALL_TEXT = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-}
-LARGE_TEXT = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "projection_dim": 1280,
-}
 
 
 def main() -> None:
@@ -95,20 +56,14 @@ def main() -> None:
 def make_sdxl() -> Any:
     """Return a pipeline with networks of the sizes of SDXL and random weights in bfloat16."""
     tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "synthgen-tiny" / "tokenizer")
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**UNET)
-        vae = AutoencoderKL(**VAE)
-        first = CLIPTextModel(CLIPTextConfig(**SMALL_TEXT))
-        second = CLIPTextModelWithProjection(CLIPTextConfig(**LARGE_TEXT))
-    networks = [fill(network) for network in (vae, first, unet, second)]
+    networks: dict[str, Any] = {}
+    for part, network in make_sdxl_networks().items():
+        networks[part] = fill(network)
     pipeline = MixturePipeline(
-        vae=networks[0],
-        text_encoder=networks[1],
+        **networks,
         tokenizer=tokenizer,
-        unet=networks[2],
-        scheduler=EulerDiscreteScheduler(),
-        text_encoder_2=networks[3],
         tokenizer_2=tokenizer,
+        scheduler=EulerDiscreteScheduler(),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

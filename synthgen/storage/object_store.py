@@ -95,19 +95,19 @@ class ObjectStore(Store):
     def open(self, name: str) -> Iterator[BinaryIO]:
         """Open a copy of the file on this machine's disk, which is deleted when it is closed."""
         with tempfile.TemporaryFile() as file:
-            self._download(name, file)
+            self.download(name, file)
             yield file
 
     @contextmanager
     def open_table(self, name: str) -> Iterator[Any]:
         """Do the same for Arrow; the copy has a name until Arrow has opened it."""
         with tempfile.NamedTemporaryFile() as file:
-            self._download(name, file)
+            self.download(name, file)
             table = open_input(Path(file.name))
         with table:
             yield table
 
-    def _download(self, name: str, file: Any) -> None:
+    def download(self, name: str, file: Any) -> None:
         """Copy a file of the store to a file of this machine, and rewind that."""
 
         def attempt() -> None:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from synthgen.layouts.base import SamplerSpec
 from synthgen.pipelines.base import ModelNotFoundError
-from synthgen.pipelines.diffusion.sources import EMBEDDED, download_snapshot, hash_files
+from synthgen.pipelines.diffusion.sources import EMBEDDED, download_snapshot, hash_files, is_hub_id
 from synthgen.pipelines.diffusion.weights import choose_weights, read_json, read_shapes
 from synthgen.verification.base import VerifierSpec
 
@@ -29,8 +29,7 @@ def find_folder(name: str, files: list[str]) -> Path:
     for folder in (EMBEDDED / name, Path(name)):
         if (folder / "config.json").is_file():
             return folder
-    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    if Path(name).exists() or not is_hub_id:
+    if Path(name).exists() or not is_hub_id(name):
         embedded = sorted(file.parent.name for file in EMBEDDED.glob("*/config.json"))
         raise ModelNotFoundError(
             f"{name!r}: no folder of that name holds a config.json, "

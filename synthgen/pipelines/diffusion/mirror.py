@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-import shutil
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -15,13 +15,14 @@ from synthgen.pipelines.base import ModelNotFoundError
 from synthgen.pipelines.diffusion.weights import select_files
 from synthgen.storage.location import check_url
 
-BLOCK = 8 * 2**20  # bytes that are copied at a time
 
-
+@lru_cache
 def copy_checkpoint(
-    url: str, parts: Sequence[str], others: Sequence[str], variant: str | None
+    url: str, parts: tuple[str, ...], others: tuple[str, ...], variant: str | None
 ) -> Path:
     """Return the local copy of a checkpoint's folder, which is copied if it has changed.
+
+    Each process looks for changes once.
 
     Args:
         parts: names of the folders that are read.
@@ -39,8 +40,11 @@ def copy_checkpoint(
     return _copy(url, {name: versions[name] for name in names})
 
 
+@lru_cache
 def copy_file(url: str) -> Path:
     """Return the local copy of one file, which is copied if it has changed.
+
+    Each process looks for changes once.
 
     Raises:
         ModelNotFoundError: there is no such file, or the store cannot be read.
@@ -91,8 +95,8 @@ def _copy(url: str, versions: Mapping[str, str]) -> Path:
             path.parent.mkdir(exist_ok=True)
             temporary = path.with_name(f".{path.name}")
             try:
-                with store.open(name) as source, temporary.open("wb") as target:
-                    shutil.copyfileobj(source, target, BLOCK)
+                with temporary.open("wb") as file:
+                    store.download(name, file)
             except (StoreFailedError, StoreRefusedError) as error:
                 raise ModelNotFoundError(f"{url}/{name} cannot be copied: {error}") from None
             os.replace(temporary, path)

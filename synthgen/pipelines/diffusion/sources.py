@@ -128,12 +128,18 @@ def _find_config(family: Family, name: str | None) -> Path:
             f"`pipeline.config`: {name!r} is no folder with a {INDEX}, and no Hugging Face id"
         )
     try:
-        return download_snapshot(name or family.model, list(CONFIGURATIONS), [])
+        return _download_configurations(name or family.model)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(
             f"is a {family.name} checkpoint in one file, and its configurations are missing: "
             f"{error}; or give a folder with them as `pipeline.config`"
         ) from None
+
+
+@lru_cache
+def _download_configurations(name: str) -> Path:
+    """Download the configurations of a checkpoint without its weights, once per process."""
+    return download_snapshot(name, list(CONFIGURATIONS), [])
 
 
 def _find_folder(name: str, variant: str | None, revision: str | None) -> Path:
@@ -142,7 +148,7 @@ def _find_folder(name: str, variant: str | None, revision: str | None) -> Path:
         if (folder / INDEX).is_file():
             return folder
     if is_url(name):
-        return copy_checkpoint(name, PARTS, [INDEX, SIZES_FILE, CONCEPTS], variant)
+        return copy_checkpoint(name, PARTS, (INDEX, SIZES_FILE, CONCEPTS), variant)
     if name.endswith(SINGLE_FILES) and not Path(name).is_dir():
         raise ModelNotFoundError(f"model {name!r}: there is no such file")
     if Path(name).is_dir() or not is_hub_id(name):

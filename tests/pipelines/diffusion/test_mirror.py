@@ -10,6 +10,7 @@ from synthgen import cli
 from synthgen.config import Job
 from synthgen.engine.generation import run
 from synthgen.pipelines.base import ModelNotFoundError
+from synthgen.pipelines.diffusion.mirror import copy_checkpoint, copy_file
 from synthgen.pipelines.diffusion.sources import find_checkpoint, find_lora
 from synthgen.storage.location import open_store
 from synthgen.storage.object_store import ObjectStore
@@ -22,6 +23,13 @@ from tests.s3 import S3
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use a cache of this test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    forget_copies()
+
+
+def forget_copies() -> None:
+    """Look for changes in stores again, as a new process does."""
+    copy_checkpoint.cache_clear()
+    copy_file.cache_clear()
 
 
 def upload(folder: Path, url: str) -> None:
@@ -36,13 +44,13 @@ def upload(folder: Path, url: str) -> None:
 def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list to which the names of downloaded files are added."""
     names: list[str] = []
-    original = ObjectStore.open
+    original = ObjectStore.download
 
-    def record(self: ObjectStore, name: str) -> Any:
+    def record(self: ObjectStore, name: str, file: Any) -> None:
         names.append(name)
-        return original(self, name)
+        original(self, name, file)
 
-    monkeypatch.setattr(ObjectStore, "open", record)
+    monkeypatch.setattr(ObjectStore, "download", record)
     return names
 
 
@@ -70,10 +78,12 @@ def test_a_checkpoint_is_copied_once_and_again_when_it_changes(
     assert "unet/diffusion_pytorch_model.safetensors" in downloads
     assert "unet/diffusion_pytorch_model.bin" not in downloads
     count = len(downloads)
+    forget_copies()
     assert find_checkpoint(url).folder == first
     assert len(downloads) == count
     config = first / "scheduler/scheduler_config.json"
     open_store(url).write("scheduler/scheduler_config.json", config.read_bytes() + b" ")
+    forget_copies()
     second = find_checkpoint(url).folder
     assert second != first
     assert (second / "scheduler/scheduler_config.json").read_bytes().endswith(b" ")
@@ -84,15 +94,15 @@ def test_an_interrupted_copy_is_continued(
 ) -> None:
     url = s3.url("models/interrupted")
     upload(checkpoint, url)
-    working = ObjectStore.open
+    working = ObjectStore.download
 
-    def fail(self: ObjectStore, name: str) -> Any:
+    def fail(self: ObjectStore, name: str, file: Any) -> None:
         if name.startswith("vae/"):
             raise KeyboardInterrupt
-        return working(self, name)
+        working(self, name, file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ObjectStore, "open", fail)
+        patch.setattr(ObjectStore, "download", fail)
         with pytest.raises(KeyboardInterrupt):
             find_checkpoint(url)
     copied = set(downloads)

@@ -14,7 +14,7 @@ from synthgen import cli
 from synthgen.config import Job
 from synthgen.engine.generation import run
 from synthgen.pipelines.base import ModelNotFoundError, Numerics
-from synthgen.pipelines.diffusion import single_file
+from synthgen.pipelines.diffusion import single_file, sources
 from synthgen.pipelines.diffusion.pipeline import load_pipeline
 from synthgen.pipelines.diffusion.single_file import FAMILIES, convert_single_file, find_family
 from synthgen.pipelines.diffusion.sources import find_checkpoint
@@ -29,6 +29,7 @@ from tests.pipelines.single_file import write_single_file
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use a cache of this test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    sources._download_configurations.cache_clear()
 
 
 def make_folder(kind: str, checkpoint: Path, folder: Path) -> Path:
